@@ -1,0 +1,39 @@
+"""Command line: `python -m examples.finetune --help`."""
+
+import sys
+
+from transformers import HfArgumentParser
+
+from .config import Config
+from .figure import save_figure
+from .retrieval import metrics_table
+from .train import Interrupted, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fine-tune, print the metrics before and after, and save the figure."""
+    parser = HfArgumentParser(Config, prog="python -m examples.finetune", description=__doc__)
+    try:
+        (config,) = parser.parse_args_into_dataclasses(arguments)
+        config.output_path.mkdir(parents=True, exist_ok=True)
+        result = run(config)
+    except Interrupted as stop:
+        print(f"\n{stop}. Run the same command again to go on from there.", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. Run the same command again to go on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    figure = save_figure(result, config)
+    print(metrics_table(result.before, result.after))
+    print(f"Training took {result.seconds:.0f} s. Figure: {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""One run: data, encoders, training with checkpoints, metrics before and after.
+
+MFH and the CLIP baseline share everything but the loss and what it sees: the same encoders and
+initial weights, the same instances in every batch, the same number of optimiser steps, optimiser,
+schedule and learning rates. Not equal is the number of images and captions per step: MFH takes all
+that an instance has, the baseline draws one image and one caption of each at random, anew in every
+epoch; equal numbers of rows would mean unequal numbers of instances or of steps.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from mxm_kernels import fused_mfh_loss
+from safetensors.torch import save_model
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .checkpoint import Checkpoints
+from .config import Config
+from .data import load_splits
+from .data.multifold import (
+    Batch,
+    Instance,
+    MultifoldDataset,
+    Observations,
+    StepSampler,
+    collate,
+)
+from .dual_encoder import DualEncoder, Encoders
+from .interrupt import stop_on_signal
+from .observations import observe
+from .retrieval import Metrics, average, encode, evaluate
+from .teacher import make_teacher
+from .towers import build_encoders
+
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-4}
+
+
+class Interrupted(Exception):
+    """The user stopped the run; its last step is in a checkpoint."""
+
+
+@dataclass
+class Progress:
+    """What a run has done, as it is kept in a checkpoint."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    before: Metrics | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """State of a checkpoint."""
+        vars(self).update(state)
+
+
+@dataclass
+class Material:
+    """Inputs that do not depend on what is trained, so that several runs can share them."""
+
+    instances: list[Instance]  # of the evaluated split
+    train: Observations
+    evaluation: Observations
+
+
+@dataclass
+class Result:
+    """Outcome of a run, with what its figure shows."""
+
+    before: Metrics
+    after: Metrics
+    losses: list[float]
+    images: Tensor
+    texts: Tensor
+    material: Material
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for a JSON file."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "average_recall": average(self.after),
+            "losses": self.losses,
+            "training_seconds": self.seconds,
+        }
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate, with a batch shared between processes rather than one batch for each."""
+    return Accelerator(
+        mixed_precision=config.precision,
+        cpu=config.cpu,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+def make_material(config: Config, encoders: Encoders, accelerator: Accelerator) -> Material:
+    """Load the data and run the frozen trunks over it."""
+    splits = load_splits(config)
+    instances = getattr(splits, config.eval_split)
+    shown = accelerator.is_local_main_process
+    return Material(
+        instances,
+        observe(splits.train, encoders, accelerator.device, shown),
+        observe(instances, encoders, accelerator.device, shown),
+    )
+
+
+def run(config: Config, material: Material | None = None, progress_bar: bool = True) -> Result:
+    """Train and evaluate as the configuration says.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after the running step is in a checkpoint.
+    """
+    accelerator = make_accelerator(config)
+    set_seed(config.seed)
+    encoders = build_encoders(config)
+    material = material or make_material(config, encoders, accelerator)
+    trainer = Trainer(config, accelerator, encoders.model, material)
+    trainer.checkpoints.restore()
+    if trainer.progress.before is None:
+        trainer.progress.before, *_ = trainer.evaluate()
+    seconds = trainer.train(progress_bar)
+    after, images, texts = trainer.evaluate()
+    result = Result(
+        trainer.progress.before, after, trainer.progress.losses, images, texts, material, seconds
+    )
+    if accelerator.is_main_process:
+        save_model(trainer.student, str(config.output_path / "model.safetensors"))
+        text = json.dumps(result.summary(), indent=2)
+        (config.output_path / "metrics.json").write_text(text)
+    accelerator.free_memory()
+    return result
+
+
+class Trainer:
+    """Student, teacher, optimiser and schedule over the training instances."""
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: DualEncoder, material: Material
+    ) -> None:
+        self.config, self.accelerator, self.material = config, accelerator, material
+        self.progress = Progress()
+        single_pair = config.loss == "clip"
+        self.dataset = MultifoldDataset(material.train, config.seed, single_pair)
+        sampler = StepSampler(len(self.dataset), config.batch_size, 0, config.seed)
+        self.steps = config.epochs * sampler.steps_per_epoch
+        if config.max_steps:
+            self.steps = min(self.steps, config.max_steps)
+
+        model.to(accelerator.device)
+        groups = model.parameter_groups(config.lr, config.head_lr)
+        optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay, **ADAM)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
+        self.teacher: AveragedModel | None = None
+        if config.loss == "mfh":
+            self.teacher = make_teacher(model, config.teacher_decay)
+            accelerator.register_for_checkpointing(self.teacher)
+        accelerator.register_for_checkpointing(self.progress)
+        self.student = model
+        self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
+        self.checkpoints = Checkpoints(accelerator, config)
+
+    def loader(self) -> DataLoader:
+        """Batches of the steps that are left."""
+        size, seed = self.config.batch_size, self.config.seed
+        sampler = StepSampler(len(self.dataset), size, self.steps, seed, self.progress.step)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.config.num_workers,
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def train(self, progress_bar: bool) -> float:
+        """Run the steps that are left; returns the seconds they took."""
+        start = time.perf_counter()
+        self.model.train()
+        shown = progress_bar and self.accelerator.is_local_main_process
+        bar = tqdm(
+            total=self.steps, initial=self.progress.step, desc=self.config.loss, disable=not shown
+        )
+        with stop_on_signal() as stop, bar:
+            for batch in self.loader():
+                loss = self.train_step(batch)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+                done = self.progress.step == self.steps
+                if done or stop.requested or self.progress.step % self.config.checkpoint_every == 0:
+                    self.checkpoints.save(self.progress.step)
+                if stop.requested and not done:
+                    raise Interrupted(f"stopped after step {self.progress.step} of {self.steps}")
+        return time.perf_counter() - start
+
+    def train_step(self, batch: Batch) -> float:
+        """One optimiser step and one update of the teacher; returns the loss."""
+        # Dropout and pair selection depend on the step alone, not on what was drawn before it,
+        # so a resumed run needs no generator's state.
+        seed = step_seed(self.config.seed, self.progress.step, self.accelerator.process_index)
+        torch.manual_seed(seed)
+        loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.student)
+        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+        self.progress.losses.append(value)
+        self.progress.step += 1
+        return value
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """MFH over all observations, or CLIP's loss over one pair per instance."""
+        images, texts, scale = self.model(batch.images, batch.texts, batch.text_lengths)
+        if self.teacher is None:
+            return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
+        with torch.no_grad(), self.accelerator.autocast():
+            momentum = self.teacher(batch.images, batch.texts, batch.text_lengths)
+        return fused_mfh_loss(
+            images,
+            texts,
+            batch.folds,
+            logit_scale=scale,
+            teacher_image_features=momentum[0],
+            teacher_text_features=momentum[1],
+            hard_weight=self.config.hard_weight,
+            rounds=self.config.rounds or None,
+            generator=generator,
+        )
+
+    def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:
+        """Metrics of the student, with its image and caption features."""
+        data = self.material.evaluation
+        with self.accelerator.autocast():
+            images, texts = encode(self.student, data, self.accelerator.device)
+        return evaluate(images, texts, data), images, texts
+
+
+def step_seed(*words: int) -> int:
+    """Seed of one step on one process."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
