@@ -1,0 +1,165 @@
+"""The operator in plain PyTorch, tile by tile: any device, any dtype, float64 included.
+
+The readable definition of the algorithm, and the fallback everywhere. It holds three tiles
+of at most ``TILE`` numbers and the statistics, whatever M and N are. 16-bit features are
+widened tile by tile, so products accumulate in float32. On a GPU it waits for the device
+(the pairs of a tile are looked up on the host); the Triton backend never does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.tiles import GradientSum, Span, split
+
+TILE = 1 << 21  # numbers in a tile: 8 MiB of float32
+TILE_COLUMNS = 8192
+
+
+class _Tile(NamedTuple):
+    rows: Span
+    cols: Span
+    pairs: Tensor  # slots of the positive pairs inside the tile
+    places: Tensor  # where they are in the flattened tile
+
+
+def _tiles(problem: Problem):
+    """Tiles in row-block order, each with its positive pairs."""
+    rows, cols = problem.x.shape[0], problem.y.shape[0]
+    columns = list(split(cols, TILE_COLUMNS))
+    height = max(1, TILE // max(hi - lo for lo, hi in columns))
+    for r0, r1 in split(rows, height):
+        first, last = problem.image_offsets[[r0, r1]].tolist()
+        texts = problem.pair_texts[first:last]
+        places = problem.pair_images[first:last] - r0
+        for c0, c1 in columns:
+            inside = ((texts >= c0) & (texts < c1)).nonzero().squeeze(1)
+            place = places[inside] * (c1 - c0) + texts[inside] - c0
+            yield _Tile((r0, r1), (c0, c1), inside + first, place)
+
+
+class _Workspace:
+    """Three tiles of memory, cut to the shape of the tile at hand, and its two products."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        size = min(TILE, problem.x.shape[0] * problem.y.shape[0])
+        size = max(size, min(problem.y.shape[0], TILE_COLUMNS))
+        self.buffers = problem.x.new_empty((3, size), dtype=problem.accumulator)
+
+    def take(self, index: int, tile: _Tile) -> Tensor:
+        height, width = tile.rows[1] - tile.rows[0], tile.cols[1] - tile.cols[0]
+        return self.buffers[index, : height * width].view(height, width)
+
+    def logits(self, index: int, tile: _Tile, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """``scale * x y^T`` of the tile, into buffer ``index``."""
+        dtype = self.problem.accumulator
+        a = x[slice(*tile.rows)].to(dtype) * scale
+        b = y[slice(*tile.cols)].to(dtype)
+        return torch.mm(a, b.T, out=self.take(index, tile))
+
+    def student(self, tile: _Tile) -> Tensor:
+        p = self.problem
+        return self.logits(0, tile, p.x, p.y, p.scale)
+
+    def teacher(self, tile: _Tile) -> Tensor:
+        p = self.problem
+        assert p.teacher_x is not None and p.teacher_y is not None and p.teacher_scale is not None
+        return self.logits(1, tile, p.teacher_x, p.teacher_y, p.teacher_scale)
+
+
+class _Running:
+    """Online log-sum-exp of rows or columns: running maximum, sum, weighted sum of values."""
+
+    def __init__(self, length: int, like: Tensor) -> None:
+        self.top = like.new_full((length,), -torch.inf)
+        self.total = like.new_zeros(length)
+        self.weighted = like.new_zeros(length)
+
+    def add(self, span: Span, logits: Tensor, dim: int, values: Tensor | None, out: Tensor) -> None:
+        """Merge a tile, reducing over ``dim``; ``out`` is scratch of the tile's shape."""
+        part = slice(*span)
+        top = torch.maximum(self.top[part], logits.amax(dim))
+        safe = torch.where(top == -torch.inf, 0, top)
+        decay = (self.top[part] - safe).exp()
+        torch.sub(logits, safe.unsqueeze(dim), out=out).exp_()
+        self.total[part] = self.total[part] * decay + out.sum(dim)
+        if values is not None:
+            self.weighted[part] = self.weighted[part] * decay + out.mul_(values).sum(dim)
+        self.top[part] = top
+
+    def logsumexp(self) -> Tensor:
+        return self.top + self.total.log()
+
+    def average(self) -> Tensor:
+        return self.weighted / self.total
+
+
+class _Blocked:
+    """The backend: see the module's docstring."""
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
+
+    def forward(self, problem: Problem) -> Statistics:
+        work = _Workspace(problem)
+        rows, cols = problem.x.shape[0], problem.y.shape[0]
+        like = work.buffers
+        S_rows, S_cols = _Running(rows, like), _Running(cols, like)
+        T_rows, T_cols = _Running(rows, like), _Running(cols, like)
+        positives = like.new_empty(problem.pair_images.shape[0])
+        for tile in _tiles(problem):
+            S, scratch = work.student(tile), work.take(2, tile)
+            if problem.has_teacher:
+                T = work.teacher(tile)
+                T_rows.add(tile.rows, T, 1, S, scratch)
+                T_cols.add(tile.cols, T, 0, S, scratch)
+            flat = S.view(-1)
+            positives[tile.pairs] = flat[tile.places]
+            flat[tile.places] = -torch.inf
+            S_rows.add(tile.rows, S, 1, None, scratch)
+            S_cols.add(tile.cols, S, 0, None, scratch)
+        n_rows, n_cols = S_rows.logsumexp(), S_cols.logsumexp()
+        if not problem.has_teacher:
+            return Statistics(n_rows, n_cols, positives, *(like.new_empty(0) for _ in range(4)))
+        averages = T_rows.average(), T_cols.average()
+        return Statistics(
+            n_rows, n_cols, positives, *averages, T_rows.logsumexp(), T_cols.logsumexp()
+        )
+
+    def backward(
+        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    ) -> Gradients:
+        work, sums = _Workspace(problem), GradientSum(problem, needs)
+        # Scaled once here, dS below is the gradient of x y^T and the products need no scaling.
+        d = Upstream(*(g * problem.scale for g in upstream))
+        dscale = problem.scale.new_zeros((), dtype=torch.float64)
+        for tile in _tiles(problem):
+            S = work.student(tile)
+            T = work.teacher(tile) if problem.has_teacher else None
+            dS = _gradient_tile(tile, S, T, statistics, d, work.take(2, tile))
+            if needs.scale:
+                dscale += torch.dot(dS.view(-1), S.view(-1))
+            sums.add(dS, tile.rows, tile.cols)
+        return sums.finish((dscale / problem.scale**2).to(problem.scale.dtype))
+
+
+def _gradient_tile(
+    tile: _Tile, S: Tensor, T: Tensor | None, stats: Statistics, d: Upstream, dS: Tensor
+) -> Tensor:
+    """DS of one tile, into ``dS``; T is overwritten."""
+    r, c = slice(*tile.rows), slice(*tile.cols)
+    torch.sub(S, stats.n_rows[r, None], out=dS).exp_().mul_(d.n_rows[r, None])
+    dS += (S - stats.n_cols[c]).exp_().mul_(d.n_cols[c])
+    dS.view(-1)[tile.places] = d.positives[tile.pairs]
+    if T is not None:
+        dS += (T - stats.t_rows[r, None]).exp_().mul_(d.u_rows[r, None])
+        dS += T.sub_(stats.t_cols[c]).exp_().mul_(d.u_cols[c])
+    return dS
+
+
+backend = _Blocked()

@@ -1,0 +1,101 @@
+"""What the operator hands to a backend, and what it wants back.
+
+Symbols as in the operator: x (M, D) image features, y (N, D) text features, X and Y their
+momentum teacher's, s and t the two scales, P positive pairs.
+
+    S_ij = s <x_i, y_j>          T_ij = t <X_i, Y_j>
+
+    n_i = logsumexp_{j not in Pos(i)} S_ij           n_j  the same down column j
+    t_i = logsumexp_j T_ij                           t_j
+    u_i = sum_j softmax_j(T_i.) S_ij                 u_j
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """One batch: features, scales and where its positive pairs are."""
+
+    x: Tensor  # (M, D)
+    y: Tensor  # (N, D)
+    teacher_x: Tensor | None  # (M, D)
+    teacher_y: Tensor | None  # (N, D)
+    scale: Tensor  # (), float32 (float64 for float64 features)
+    teacher_scale: Tensor | None  # ()
+    image_groups: Tensor  # (M,) int32
+    text_groups: Tensor  # (N,) int32
+    image_offsets: Tensor  # (M + 1,) int64
+    text_ranks: Tensor  # (N,) int32
+    pair_images: Tensor  # (P,) int64
+    pair_texts: Tensor  # (P,) int64
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Dtype of everything after the products: float32, or float64 for float64 features."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether T exists."""
+        return self.teacher_x is not None
+
+
+class Statistics(NamedTuple):
+    """What forward returns: O(M + N + P) numbers. Without a teacher the last four are empty."""
+
+    n_rows: Tensor  # (M,) log-sum-exp over the negatives of each row
+    n_cols: Tensor  # (N,) the same for columns
+    positives: Tensor  # (P,) S of every positive pair, in slot order
+    u_rows: Tensor  # (M,) S averaged with the teacher's softmax over the row
+    u_cols: Tensor  # (N,)
+    t_rows: Tensor  # (M,) log-sum-exp of T over the row, kept for backward
+    t_cols: Tensor  # (N,)
+
+
+class Upstream(NamedTuple):
+    """Gradients of the loss with respect to the differentiable statistics."""
+
+    n_rows: Tensor
+    n_cols: Tensor
+    positives: Tensor
+    u_rows: Tensor
+    u_cols: Tensor
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted; a frozen tower costs no product."""
+
+    x: bool
+    y: bool
+    scale: bool
+
+
+class Gradients(NamedTuple):
+    """What backward returns; empty where not wanted."""
+
+    x: Tensor  # (M, D), dtype of the features
+    y: Tensor  # (N, D)
+    scale: Tensor  # ()
+
+
+class Backend(Protocol):
+    """One implementation of the operator."""
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
+        ...
+
+    def forward(self, problem: Problem) -> Statistics:
+        """Compute the statistics."""
+        ...
+
+    def backward(
+        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    ) -> Gradients:
+        """Compute the gradients."""
+        ...

@@ -1,0 +1,68 @@
+"""Walking the M x N plane tile by tile, and the gradient products of one tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Gradients, Needs, Problem
+
+Span = tuple[int, int]
+
+
+def split(length: int, most: int) -> Iterator[Span]:
+    """Cut ``range(length)`` into the fewest spans of at most ``most``, as equal as can be."""
+    pieces = -(-length // most)
+    edges = [length * k // pieces for k in range(pieces + 1)]
+    return zip(edges[:-1], edges[1:], strict=True)
+
+
+class GradientSum:
+    """Accumulates dx = dS y and dy = dS^T x over the tiles of dS, in the accumulator dtype.
+
+    Tiles come row block by row block; dx of a row block is stored once the block is done, so
+    only dy, which every row block adds to, is held in the accumulator dtype as a whole.
+    """
+
+    def __init__(self, problem: Problem, needs: Needs) -> None:
+        self.problem, self.needs = problem, needs
+        x, y = problem.x, problem.y
+        self.dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs.x else None
+        self.dy = y.new_zeros(y.shape, dtype=problem.accumulator) if needs.y else None
+
+    def add(self, dS: Tensor, rows: Span, cols: Span) -> None:
+        """Add one tile: dS (h, w) of image rows ``rows`` and text rows ``cols``."""
+        if self.dx is not None:
+            if cols[0] == 0:
+                shape = rows[1] - rows[0], self.dx.shape[1]
+                self._block = dS.new_zeros(shape, dtype=self.problem.accumulator)
+            add_product(self._block, dS, self.problem.y[slice(*cols)])
+            if cols[1] == self.problem.y.shape[0]:
+                self.dx[slice(*rows)] = self._block
+        if self.dy is not None:
+            add_product(self.dy[slice(*cols)], dS.T, self.problem.x[slice(*rows)])
+
+    def finish(self, dscale: Tensor) -> Gradients:
+        """Return the sums in the dtype of the features."""
+        absent = self.problem.x.new_empty(0)
+        return Gradients(
+            absent if self.dx is None else self.dx,
+            absent if self.dy is None else self.dy.to(self.problem.y.dtype),
+            dscale,
+        )
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a @ b`` with out in the accumulator dtype and no rounding in between.
+
+    On a GPU 16-bit factors go to the matrix unit as they are, with float32 results; a CPU
+    product of 16-bit factors would round its result to 16 bits, so there they are widened.
+    """
+    if out.dtype == a.dtype == b.dtype:
+        out.addmm_(a, b)
+    elif out.device.type == "cuda":
+        out += torch.mm(a, b.to(a.dtype), out_dtype=out.dtype)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype))

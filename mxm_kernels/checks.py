@@ -1,0 +1,125 @@
+"""Checks of the public arguments: each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_features(image_features: Tensor, text_features: Tensor) -> None:
+    """Two (rows, D) floating-point tensors of one dtype on one device, with rows in them."""
+    for name, features in (("image_features", image_features), ("text_features", text_features)):
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
+        if features.ndim != 2:
+            raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}")
+        if features.dtype not in FEATURE_DTYPES:
+            raise TypeError(
+                f"{name} must be float32, bfloat16, float16 or float64, got {features.dtype}"
+            )
+        if features.shape[0] == 0 or features.shape[1] == 0:
+            raise ValueError(
+                f"{name} must have at least one row and one dimension, got shape "
+                f"{tuple(features.shape)}"
+            )
+    if image_features.shape[1] != text_features.shape[1]:
+        raise ValueError(
+            "image_features and text_features must have the same dimension D, "
+            f"got {image_features.shape[1]} and {text_features.shape[1]}"
+        )
+    _check_alike("text_features", text_features, "image_features", image_features)
+
+
+def check_teacher(
+    image_features: Tensor, text_features: Tensor, teacher_image: object, teacher_text: object
+) -> tuple[Tensor, Tensor] | None:
+    """Both teacher tensors, with the rows, dtype and device of the student's, or neither."""
+    if teacher_image is None and teacher_text is None:
+        return None
+    named = (
+        ("teacher_image_features", teacher_image, "image_features", image_features),
+        ("teacher_text_features", teacher_text, "text_features", text_features),
+    )
+    for name, teacher, _, _ in named:
+        if teacher is None:
+            raise ValueError(
+                "teacher_image_features and teacher_text_features go together, "
+                f"got {name}=None beside the other"
+            )
+        if not isinstance(teacher, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
+    assert isinstance(teacher_image, Tensor) and isinstance(teacher_text, Tensor)
+    for name, teacher, student_name, student in named:
+        assert isinstance(teacher, Tensor)
+        if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
+            raise ValueError(
+                f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
+                f"{student_name}, got {tuple(teacher.shape)}"
+            )
+        _check_alike(name, teacher, student_name, student)
+    if teacher_image.shape[1] != teacher_text.shape[1] or teacher_image.shape[1] == 0:
+        raise ValueError(
+            "teacher_image_features and teacher_text_features must have the same dimension D "
+            f">= 1, got {teacher_image.shape[1]} and {teacher_text.shape[1]}"
+        )
+    return teacher_image.detach(), teacher_text.detach()
+
+
+def _check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
+        )
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}"
+        )
+
+
+def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale as a 0-d tensor of ``dtype`` beside ``like``; a tensor keeps its graph.
+
+    A number or a CPU tensor that is not positive is an error. Looking at a GPU tensor would
+    make the step wait for the GPU, so there it becomes NaN, and so does the loss.
+    """
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1 or scale.ndim > 1:
+            raise ValueError(f"{name} must be 0-d or of shape [1], got shape {tuple(scale.shape)}")
+        if not scale.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating-point tensor, got {scale.dtype}")
+        if scale.device != like.device:
+            raise ValueError(
+                f"{name} must be on the device of image_features, {like.device}, got {scale.device}"
+            )
+        if scale.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_positive(name, float(scale.detach()))
+        scale = scale.reshape(()).to(dtype)
+        return torch.where(scale > 0, scale, torch.nan)
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
+    _check_positive(name, float(scale))
+    return torch.full((), float(scale), dtype=dtype, device=like.device)
+
+
+def _check_positive(name: str, value: float) -> None:
+    # NaN passes: it came from training, and the loss will be NaN, not an error here.
+    if value <= 0 or math.isinf(value):
+        raise ValueError(f"{name} must be positive and finite (1 / temperature), got {value}")
+
+
+def check_options(hard_weight: object, rounds: object, reduction: object) -> None:
+    """The hyper-parameters of MFH."""
+    if isinstance(hard_weight, bool) or not isinstance(hard_weight, int | float):
+        raise TypeError(f"hard_weight must be a number, got {type(hard_weight).__name__}")
+    if not 0 <= hard_weight <= 1:
+        raise ValueError(f"hard_weight must be between 0 and 1, got {hard_weight}")
+    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int)):
+        raise TypeError(f"rounds must be an integer or None, got {type(rounds).__name__}")
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"rounds must be at least 1, or None for the expectation, got {rounds}")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")

@@ -1,0 +1,159 @@
+"""The positive pairs of a batch as sorted integer vectors: what the operator reads.
+
+O(M + N + P) integers for M image rows, N text rows and P positive pairs; no mask and no
+M x N index. A positive pair has a *slot*, its place when pairs are sorted by image row,
+then by text row. A slot follows from two vectors, which is how a kernel finds it in a tile:
+
+    slot(i, j) = image_offsets[i] + text_ranks[j]      where image_groups[i] == text_groups[j]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FoldTables:
+    """Groups, slots and both sort orders of the positive pairs."""
+
+    image_groups: Tensor  # (M,) int32, the instance of each image row
+    text_groups: Tensor  # (N,) int32, the instance of each text row, in the same numbering
+    image_offsets: Tensor  # (M + 1,) int64, row i owns slots image_offsets[i] : image_offsets[i+1]
+    text_offsets: Tensor  # (N + 1,) int64, the same for text rows in text-major order
+    text_ranks: Tensor  # (N,) int32, place of text j among the texts of its instance
+    pair_images: Tensor  # (P,) int64, image row of each slot
+    pair_texts: Tensor  # (P,) int64, text row of each slot
+    text_owners: Tensor  # (P,) int64, text row of each pair in text-major order
+    text_slots: Tensor  # (P,) int64, slot of each pair in text-major order
+    slot_places: Tensor  # (P,) int64, place in text-major order of each slot
+    images_with_positive: int
+    texts_with_positive: int
+
+    @property
+    def images(self) -> int:
+        """M, the number of image rows."""
+        return self.image_groups.shape[0]
+
+    @property
+    def texts(self) -> int:
+        """N, the number of text rows."""
+        return self.text_groups.shape[0]
+
+    @property
+    def pairs(self) -> int:
+        """P, the number of positive pairs."""
+        return self.pair_images.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors live."""
+        return self.image_groups.device
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> FoldTables:
+        """Return a copy with ``function`` applied to every vector."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return FoldTables(
+            **{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        )
+
+
+class _Members(NamedTuple):
+    """The rows of one modality, sorted by group."""
+
+    counts: Tensor  # (G,) rows of each group
+    starts: Tensor  # (G,) where each group begins in `order`
+    order: Tensor  # (rows,) row numbers, group after group
+    ranks: Tensor  # (rows,) place of each row within its group
+
+
+def _members(row_groups: Tensor, groups: int) -> _Members:
+    counts = torch.zeros(groups, dtype=torch.int64, device=row_groups.device)
+    counts.scatter_add_(0, row_groups, torch.ones_like(row_groups))
+    starts = counts.cumsum(0) - counts
+    order = row_groups.argsort(stable=True)
+    places = torch.arange(len(row_groups), device=row_groups.device)
+    ranks = torch.empty_like(order)
+    ranks[order] = places - starts[row_groups[order]]
+    return _Members(counts, starts, order, ranks)
+
+
+def _segments(lengths: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets (rows + 1,), and for each of ``total`` places its row and its lane in the row."""
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    rows = torch.arange(len(lengths), device=lengths.device)
+    owners = rows.repeat_interleave(lengths, output_size=total)
+    lanes = torch.arange(total, device=lengths.device) - offsets[owners]
+    return offsets, owners, lanes
+
+
+def _sort_pairs(
+    image_groups: Tensor,
+    text_groups: Tensor,
+    groups: int,
+    pairs: int,
+    with_positive: tuple[int, int],
+) -> FoldTables:
+    images, texts = _members(image_groups, groups), _members(text_groups, groups)
+    image_offsets, pair_images, lanes = _segments(texts.counts[image_groups], pairs)
+    pair_texts = texts.order[texts.starts[image_groups[pair_images]] + lanes]
+    text_offsets, text_owners, lanes = _segments(images.counts[text_groups], pairs)
+    partners = images.order[images.starts[text_groups[text_owners]] + lanes]
+    text_slots = image_offsets[partners] + texts.ranks[text_owners]
+    slot_places = torch.empty_like(text_slots)
+    slot_places[text_slots] = torch.arange(pairs, device=text_slots.device)
+    return FoldTables(
+        image_groups.to(torch.int32),
+        text_groups.to(torch.int32),
+        image_offsets,
+        text_offsets,
+        texts.ranks.to(torch.int32),
+        pair_images,
+        pair_texts,
+        text_owners,
+        text_slots,
+        slot_places,
+        *with_positive,
+    )
+
+
+def tables_from_ids(image_ids: Tensor, text_ids: Tensor) -> FoldTables:
+    """Tables of (M,) and (N,) int64 instance ids, in any order and number."""
+    names, groups = torch.unique(torch.cat([image_ids, text_ids]), return_inverse=True)
+    image_groups, text_groups = groups[: len(image_ids)], groups[len(image_ids) :]
+    image_counts = torch.zeros_like(names).scatter_add_(
+        0, image_groups, torch.ones_like(image_groups)
+    )
+    text_counts = torch.zeros_like(names).scatter_add_(0, text_groups, torch.ones_like(text_groups))
+    return _sort_pairs(
+        image_groups,
+        text_groups,
+        groups=len(names),
+        pairs=int((image_counts * text_counts).sum()),
+        with_positive=(
+            int(image_counts[text_counts > 0].sum()),
+            int(text_counts[image_counts > 0].sum()),
+        ),
+    )
+
+
+@lru_cache(maxsize=32)
+def tables_from_counts(
+    views: int, captions: int, instances: int, device: torch.device
+) -> FoldTables:
+    """Tables of a uniform batch, kept: a training run asks for the same ones at every step."""
+    numbers = torch.arange(instances, device=device)
+    rows = instances * views, instances * captions
+    return _sort_pairs(
+        numbers.repeat_interleave(views, output_size=rows[0]),
+        numbers.repeat_interleave(captions, output_size=rows[1]),
+        groups=instances,
+        pairs=instances * views * captions,
+        with_positive=rows,
+    )

@@ -1,0 +1,138 @@
+"""Which image rows and which text rows show the same instance: what a user builds.
+
+Build a ``Folds`` where the batch is built, in the collate function of a DataLoader on the
+CPU, and move it with the batch; the training step then never waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mxm_kernels.fold_tables import FoldTables, tables_from_counts, tables_from_ids
+
+Ids = Tensor | np.ndarray | Sequence[int]
+
+
+class Folds:
+    """The instances that image rows and text rows belong to.
+
+    Rows of one instance are each other's positives across the two modalities; all other
+    pairs are negatives. Build it with :meth:`uniform` or :meth:`from_ids`.
+
+    Example:
+        >>> from mxm_kernels import Folds
+        >>> Folds.from_ids(image_ids=[7, 7, 3], text_ids=[3, 7, 9])
+        Folds(images=3, texts=3, positives=3)
+        >>> Folds.uniform(views=6, captions=5)
+        Folds.uniform(views=6, captions=5)
+
+    """
+
+    def __init__(self, source: tuple[int, int] | FoldTables) -> None:
+        self._source = source
+
+    @classmethod
+    def uniform(cls, views: int, captions: int) -> Folds:
+        """Every instance has ``views`` consecutive image rows and ``captions`` text rows.
+
+        Image row i belongs to instance ``i // views``, text row j to ``j // captions``; the
+        number of instances comes from the features.
+
+        Raises:
+            ValueError: a count is not an integer of at least 1.
+
+        """
+        for name, count in (("views", views), ("captions", captions)):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
+        return cls((int(views), int(captions)))
+
+    @classmethod
+    def from_ids(cls, image_ids: Ids, text_ids: Ids) -> Folds:
+        """Rows with the same id show the same instance; any order, any counts.
+
+        Args:
+            image_ids: (M,) integers of any integer dtype: a tensor, an array or a sequence.
+            text_ids: (N,) integers; an id may occur on one side only.
+
+        Ids on a GPU work, but counting their pairs waits for the GPU.
+
+        Raises:
+            TypeError: the ids are not integers.
+            ValueError: the ids are not one-dimensional or are on different devices.
+
+        """
+        image, text = _as_ids("image_ids", image_ids), _as_ids("text_ids", text_ids)
+        if image.device != text.device:
+            raise ValueError(
+                f"image_ids and text_ids must be on one device, got {image.device} and {text.device}"
+            )
+        return cls(tables_from_ids(image, text))
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Folds:
+        """Return the same folds with their vectors on ``device``."""
+        if isinstance(self._source, tuple):
+            return self
+        return Folds(self._source.map(lambda t: t.to(device, non_blocking=non_blocking)))
+
+    def pin_memory(self) -> Folds:
+        """Return the same folds in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
+        if isinstance(self._source, tuple):
+            return self
+        return Folds(self._source.map(Tensor.pin_memory))
+
+    def tables(self, images: int, texts: int, device: torch.device) -> FoldTables:
+        """The positive pairs of ``images`` image rows and ``texts`` text rows on ``device``.
+
+        Raises:
+            ValueError: the folds describe other numbers of rows, or are on another device.
+
+        """
+        if isinstance(self._source, tuple):
+            views, captions = self._source
+            if images % views or texts % captions or images // views != texts // captions:
+                raise ValueError(
+                    f"folds: uniform folds need {views} image rows and {captions} text rows for "
+                    f"every instance, got {images} rows of image_features and {texts} rows of "
+                    "text_features"
+                )
+            return tables_from_counts(views, captions, images // views, device)
+        tables = self._source
+        if (tables.images, tables.texts) != (images, texts):
+            raise ValueError(
+                f"folds: expected ids for {images} rows of image_features and {texts} rows of "
+                f"text_features, got {tables.images} image ids and {tables.texts} text ids"
+            )
+        if tables.device != device:
+            raise ValueError(
+                f"folds must be on the device of the features, {device}, got {tables.device}; "
+                "call folds.to(device)"
+            )
+        return tables
+
+    def __repr__(self) -> str:
+        if isinstance(self._source, tuple):
+            views, captions = self._source
+            return f"Folds.uniform(views={views}, captions={captions})"
+        t = self._source
+        return f"Folds(images={t.images}, texts={t.texts}, positives={t.pairs})"
+
+
+def _as_ids(name: str, ids: Ids) -> Tensor:
+    """Any container of integers as an int64 vector; uint64 keeps its bits, so ids stay distinct."""
+    if not isinstance(ids, Tensor):
+        array = np.asarray(ids)
+        if array.size == 0:
+            array = array.astype(np.int64)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
+        ids = torch.from_numpy(array.astype(np.int64))
+    elif ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got dtype {ids.dtype}")
+    if ids.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
+    return ids.to(torch.int64)

@@ -1,0 +1,176 @@
+"""The one differentiable operator: features and groups in, O(M + N + P) statistics out.
+
+    (x, y, teacher x, teacher y, s, t, folds) -> (n, n', S_pos, u, u')
+
+Registered with torch.library, so it has fake kernels, works inside torch.compile and is
+checked by torch.library.opcheck. Its backward, with E = exp and every exponent <= 0:
+
+    dS_ij = dn_i E(S_ij - n_i) + dn'_j E(S_ij - n'_j)        where (i, j) is a negative pair
+            dS_pos                                           where it is a positive pair
+            + du_i E(T_ij - t_i) + du'_j E(T_ij - t'_j)      everywhere
+
+    dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
+
+It saves its inputs and the statistics, nothing of size M x N.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.fold_tables import FoldTables
+
+_INPUTS = (
+    "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale, "
+    "Tensor? teacher_scale, Tensor image_groups, Tensor text_groups, Tensor image_offsets, "
+    "Tensor text_ranks, Tensor pair_images, Tensor pair_texts"
+)
+_STATISTICS = (
+    "Tensor n_rows, Tensor n_cols, Tensor positives, Tensor u_rows, Tensor u_cols, "
+    "Tensor t_rows, Tensor t_cols"
+)
+_UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, Tensor du_cols"
+
+_library = torch.library.Library("mxm_kernels", "DEF")
+_library.define(
+    f"statistics({_INPUTS}, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"statistics_backward({_INPUTS}, {_STATISTICS}, {_UPSTREAM}, bool[] needs, str backend) -> "
+    "(Tensor, Tensor, Tensor)"
+)
+_PROBLEM = len(Problem._fields)
+
+
+def statistics(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables,
+    backend: str,
+) -> Statistics:
+    """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
+
+    Returns the statistics in float32 (float64 for float64 features), differentiable in x, y
+    and scale.
+    """
+    teacher_x, teacher_y = teacher if teacher is not None else (None, None)
+    outputs = torch.ops.mxm_kernels.statistics(
+        x,
+        y,
+        teacher_x,
+        teacher_y,
+        scale,
+        teacher_scale,
+        tables.image_groups,
+        tables.text_groups,
+        tables.image_offsets,
+        tables.text_ranks,
+        tables.pair_images,
+        tables.pair_texts,
+        backend,
+    )
+    return Statistics(*outputs)
+
+
+@torch.library.impl(_library, "statistics", "CompositeExplicitAutograd")
+def _forward(*arguments):
+    problem, backend = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM]
+    with _plain(problem):
+        result = backends.load(backend).forward(problem)
+        poison = _non_finite(problem)
+        return tuple(result._replace(n_rows=result.n_rows + poison, n_cols=result.n_cols + poison))
+
+
+@contextmanager
+def _plain(problem: Problem):
+    """No graph, and no autocast: it would round the products of a backend's tiles."""
+    with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
+        yield
+
+
+def _non_finite(problem: Problem) -> Tensor:
+    """0, or NaN if any feature is not finite.
+
+    A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
+    drop out of every sum.
+    """
+    features = (problem.x, problem.y, problem.teacher_x, problem.teacher_y)
+    totals = [f.sum(dtype=problem.accumulator) for f in features if f is not None]
+    return sum(totals[1:], totals[0]) * 0
+
+
+@torch.library.register_fake("mxm_kernels::statistics", lib=_library)
+def _fake_forward(*arguments):
+    problem = Problem(*arguments[:_PROBLEM])
+    rows, cols = problem.x.shape[0], problem.y.shape[0]
+    pairs = problem.pair_images.shape[0]
+    sizes = [rows, cols, pairs] + ([rows, cols] * 2 if problem.has_teacher else [0] * 4)
+    return tuple(problem.x.new_empty(size, dtype=problem.accumulator) for size in sizes)
+
+
+@torch.library.impl(_library, "statistics_backward", "CompositeExplicitAutograd")
+def _backward(*arguments):
+    problem, rest = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
+    result, upstream = Statistics(*rest[:7]), Upstream(*(g.contiguous() for g in rest[7:12]))
+    needs, backend = Needs(*rest[12]), rest[13]
+    with _plain(problem):
+        return tuple(backends.load(backend).backward(problem, result, upstream, needs))
+
+
+@torch.library.register_fake("mxm_kernels::statistics_backward", lib=_library)
+def _fake_backward(*arguments):
+    problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[_PROBLEM + 12])
+    x, y = problem.x, problem.y
+    return tuple(
+        Gradients(
+            x.new_empty(x.shape if needs.x else 0),
+            y.new_empty(y.shape if needs.y else 0),
+            problem.scale.new_empty(()),
+        )
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:_PROBLEM], *output)
+    ctx.mark_non_differentiable(*output[5:])
+    ctx.backend = inputs[_PROBLEM]
+
+
+def _differentiate(ctx, *grads):
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
+    dx, dy, ds = torch.ops.mxm_kernels.statistics_backward(
+        *ctx.saved_tensors, *grads[:5], needs, ctx.backend
+    )
+    nothing = [None] * (_PROBLEM - 5)
+    return (
+        dx if needs[0] else None,
+        dy if needs[1] else None,
+        None,
+        None,
+        ds if needs[2] else None,
+        *nothing,
+        None,
+    )
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "mxm_kernels losses have first derivatives only: call backward without create_graph=True"
+    )
+
+
+torch.library.register_autograd(
+    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=_library
+)
+torch.library.register_autograd(
+    "mxm_kernels::statistics_backward", _no_second_derivative, lib=_library
+)
