@@ -7,7 +7,7 @@ from transformers import HfArgumentParser
 from .config import Config
 from .figure import save_figure
 from .retrieval import metrics_table
-from .train import Interrupted, run
+from .train import InterruptedRunError, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         (config,) = parser.parse_args_into_dataclasses(arguments)
         config.output_path.mkdir(parents=True, exist_ok=True)
         result = run(config)
-    except Interrupted as stop:
+    except InterruptedRunError as stop:
         print(f"\n{stop}. Run the same command again to go on from there.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:

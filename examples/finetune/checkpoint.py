@@ -25,6 +25,7 @@ class Checkpoints:
         accelerator: holds what a checkpoint consists of, prepared or registered.
         config: options of the run; a checkpoint of other options is refused.
         keep: number of the newest checkpoints that are kept.
+
     """
 
     def __init__(self, accelerator: Accelerator, config: Config, keep: int = 2) -> None:

@@ -29,7 +29,9 @@ class Config:
     data_root: str = option("", "folder of Flickr30K or COCO (see the loaders' docstrings)")
     output_dir: str = option("runs/emoji", "folder of checkpoints, metrics and the figure")
 
-    model: str = option("packaged", "'packaged' (MiniLM and EfficientNet-Lite0) or an open_clip model")
+    model: str = option(
+        "packaged", "'packaged' (MiniLM and EfficientNet-Lite0) or an open_clip model"
+    )
     pretrained: str = option("", "open_clip weights: a tag of that model or a file; empty: random")
     unfreeze: Literal["top", "all", "heads"] = option(
         "top", "what is trained: the last layers and projections, everything, or projections"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 
 class DualEncoder(nn.Module):
@@ -18,6 +18,7 @@ class DualEncoder(nn.Module):
     Args:
         temperature: of the similarities at the start.
         fresh: prefixes of the names of parameters that start from noise and take the larger rate.
+
     """
 
     def __init__(self, temperature: float, fresh: set[str]) -> None:
@@ -40,11 +41,11 @@ class DualEncoder(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """L2-normalised features (M, D)."""
-        return F.normalize(self.image_features(images).float(), dim=-1)
+        return normalize(self.image_features(images).float(), dim=-1)
 
     def encode_texts(self, texts: Tensor, lengths: Tensor) -> Tensor:
         """L2-normalised features (N, D)."""
-        return F.normalize(self.text_features(texts, lengths).float(), dim=-1)
+        return normalize(self.text_features(texts, lengths).float(), dim=-1)
 
     def forward(self, images: Tensor, texts: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Image features (M, D), text features (N, D) and the logit scale."""

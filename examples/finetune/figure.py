@@ -1,4 +1,4 @@
-"""Figure of a run: loss curve, recall before and after, and queries with their five best answers."""
+"""Figure of a run: loss curve, metrics before and after, and queries with their best answers."""
 
 import textwrap
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from .config import Config
 from .data.multifold import ImageSource
-from .retrieval import DIRECTIONS, METRICS, RECALL_AT, Metrics
+from .retrieval import DIRECTIONS, METRICS, Metrics
 from .train import Result
 
 RIGHT, WRONG = "#1a9850", "#bdbdbd"
@@ -55,7 +55,11 @@ def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) ->
         (0.2, after, AFTER, "after"),
     ):
         bars = axes.bar(
-            places + offset, [metrics[direction][m] for m in METRICS], 0.38, color=colour, label=label
+            places + offset,
+            [metrics[direction][m] for m in METRICS],
+            0.38,
+            color=colour,
+            label=label,
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
     axes.set_xticks(places, METRICS)
@@ -70,7 +74,7 @@ def evenly_spaced(count: int, total: int) -> list[int]:
 
 
 def ranked(result: Result, from_text: bool, query: int) -> tuple[list[int], list[bool]]:
-    """The best answers to a query, and which of them are right."""
+    """Find the best answers to a query, and which of them are right."""
     data = result.material.evaluation
     if from_text:
         scores, right = result.images @ result.texts[query], data.image_ids == data.text_ids[query]
@@ -86,7 +90,9 @@ def draw_text_queries(panel: SubFigure, result: Result) -> None:
     sources = [s for instance in result.material.instances for s in instance.images]
     captions = [c for instance in result.material.instances for c in instance.captions]
     instances = evenly_spaced(QUERIES, len(result.material.instances))
-    grid = panel.subplots(len(instances), ANSWERS + 1, width_ratios=(1.6, *[1] * ANSWERS), squeeze=False)
+    grid = panel.subplots(
+        len(instances), ANSWERS + 1, width_ratios=(1.6, *[1] * ANSWERS), squeeze=False
+    )
     for row, instance in zip(grid, instances, strict=True):
         query = int((result.material.evaluation.text_ids == instance).nonzero()[0])
         draw_caption(row[0], captions[query], width=24)
@@ -123,14 +129,14 @@ def draw_image_queries(panel: SubFigure, result: Result) -> None:
 
 
 def draw_caption(axes: Axes, caption: str, width: int) -> None:
-    """A caption as a query."""
+    """Write a caption as a query."""
     axes.axis("off")
     text = textwrap.fill(textwrap.shorten(caption, 4 * width), width)
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
 
 
 def draw_image(axes: Axes, source: ImageSource, colour: str) -> None:
-    """An image in a frame."""
+    """Draw an image in a frame."""
     image = source.open()
     image.thumbnail((160, 160), Image.Resampling.LANCZOS)
     axes.imshow(image)

@@ -13,6 +13,7 @@ class StopRequest:
         self.requested = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -6,6 +6,7 @@ a linear map on top of each tower's features, which starts as the identity.
 """
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -19,7 +20,7 @@ from .towers import TextProjection, TwoTowers
 class OpenClipEncoder(DualEncoder):
     """An open_clip model, trained as it is."""
 
-    def __init__(self, clip: nn.Module, temperature: float) -> None:
+    def __init__(self, clip: Any, temperature: float) -> None:
         super().__init__(temperature, fresh=set())
         self.clip = clip
 
@@ -35,7 +36,7 @@ class OpenClipEncoder(DualEncoder):
 class ImageTower(nn.Module):
     """Pixels (M, 3, H, W) to features (M, D)."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         self.clip = clip
 
@@ -47,7 +48,7 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """Tokens (N, context length) to features (N, D); the model finds the lengths itself."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         self.clip = clip
 
@@ -66,11 +67,8 @@ def open_clip_encoders(config: Config) -> Encoders:
 
     if config.unfreeze != "heads":
         if config.unfreeze == "top":
-            clip.lock_image_tower(unlocked_groups=1)
-            clip.lock_text_tower(unlocked_layers=1)
-        return Encoders(
-            OpenClipEncoder(clip, config.temperature), preprocess, tokenize, None, None
-        )
+            lock_lower_layers(clip)
+        return Encoders(OpenClipEncoder(clip, config.temperature), preprocess, tokenize, None, None)
 
     width = feature_width(clip, tokenize("a"))
     heads = nn.Linear(width, width, bias=False), TextProjection(width, width, bias=False)
@@ -84,7 +82,9 @@ def open_clip_encoders(config: Config) -> Encoders:
 def load_open_clip(name: str, pretrained: str) -> tuple:
     """open_clip model and its evaluation transform."""
     if name not in open_clip.list_models() and not name.startswith(("hf-hub:", "local-dir:")):
-        raise ValueError(f"--model: open_clip has no {name!r}; 'packaged' or one of its list_models()")
+        raise ValueError(
+            f"--model: open_clip has no {name!r}; 'packaged' or one of its list_models()"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(f"--pretrained: {pretrained!r} is no file and no tag of {name}: {tags}")
@@ -96,7 +96,16 @@ def load_open_clip(name: str, pretrained: str) -> tuple:
     return clip, preprocess
 
 
-def feature_width(clip: nn.Module, tokens: Tensor) -> int:
+def lock_lower_layers(clip: Any) -> None:
+    """Freeze all but each tower's last block and projection, which open_clip counts as two."""
+    try:
+        clip.lock_image_tower(unlocked_groups=2)
+        clip.lock_text_tower(unlocked_layers=2)
+    except AssertionError as error:
+        raise ValueError(f"--unfreeze top: open_clip says: {error}; try all or heads") from error
+
+
+def feature_width(clip: Any, tokens: Tensor) -> int:
     """Width of the model's shared space."""
     with torch.no_grad():
         return clip.eval().encode_text(tokens[None]).shape[-1]

@@ -56,6 +56,7 @@ def retrieval_metrics(
         answers: features (A, D).
         query_ids: instance of each query (Q,).
         answer_ids: instance of each answer (A,).
+
     """
     rows = []
     for query, instance in zip(queries, query_ids, strict=True):

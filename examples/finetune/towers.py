@@ -62,7 +62,7 @@ class ChannelsLast(nn.Module):
 
 
 def padding_mask(lengths: Tensor, size: int) -> Tensor:
-    """True where a padded sequence holds a token: (N, size)."""
+    """Mark where a padded sequence holds a token: (N, size)."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
@@ -169,8 +169,12 @@ def efficientnet_stages(image_size: int) -> tuple[list[nn.Module], int]:
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     blocks = list(net._blocks)
     net.to(memory_format=torch.channels_last)
-    lower = nn.Sequential(ChannelsLast(), net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:-TOP_IMAGE_BLOCKS])
-    upper = nn.Sequential(ChannelsLast(), *blocks[-TOP_IMAGE_BLOCKS:], net._conv_head, net._bn1, nn.ReLU6())
+    lower = nn.Sequential(
+        ChannelsLast(), net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:-TOP_IMAGE_BLOCKS]
+    )
+    upper = nn.Sequential(
+        ChannelsLast(), *blocks[-TOP_IMAGE_BLOCKS:], net._conv_head, net._bn1, nn.ReLU6()
+    )
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return [lower, upper, pool], net._bn1.num_features
 
@@ -199,7 +203,7 @@ def minilm_stages() -> tuple[list[nn.Module], int, Callable[[str], Tensor]]:
 
 
 def build_encoders(config: Config) -> Encoders:
-    """Encoders that the configuration names."""
+    """Build the encoders that the configuration names."""
     if config.model == "packaged":
         return packaged_encoders(config)
     from .open_clip_towers import open_clip_encoders

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from mxm_kernels import fused_mfh_loss
 from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+
+from mxm_kernels import fused_mfh_loss
 
 from .checkpoint import Checkpoints
 from .config import Config
@@ -41,10 +42,9 @@ from .retrieval import Metrics, average, encode, evaluate
 from .teacher import make_teacher
 from .towers import build_encoders
 
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-4}
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """The user stopped the run; its last step is in a checkpoint."""
 
 
@@ -122,7 +122,8 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     """Train and evaluate as the configuration says.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after the running step is in a checkpoint.
+        InterruptedRunError: on SIGINT or SIGTERM, after the running step is in a checkpoint.
+
     """
     accelerator = make_accelerator(config)
     set_seed(config.seed)
@@ -162,7 +163,9 @@ class Trainer:
 
         model.to(accelerator.device)
         groups = model.parameter_groups(config.lr, config.head_lr)
-        optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay, **ADAM)
+        optimizer = torch.optim.Adam(
+            groups, betas=(0.9, 0.999), eps=1e-4, weight_decay=config.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
         self.teacher: AveragedModel | None = None
         if config.loss == "mfh":
@@ -202,7 +205,7 @@ class Trainer:
                 if done or stop.requested or self.progress.step % self.config.checkpoint_every == 0:
                     self.checkpoints.save(self.progress.step)
                 if stop.requested and not done:
-                    raise Interrupted(f"stopped after step {self.progress.step} of {self.steps}")
+                    raise InterruptedRunError(f"stopped after step {self.progress.step} of {self.steps}")
         return time.perf_counter() - start
 
     def train_step(self, batch: Batch) -> float:

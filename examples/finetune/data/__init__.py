@@ -8,7 +8,7 @@ from .multifold import Splits, random_splits
 
 
 def load_splits(config: Config) -> Splits:
-    """Splits of the data set that the configuration names."""
+    """Load the data set that the configuration names."""
     if config.data == "emoji":
         if config.data_root:
             raise ValueError("--data_root: the emoji come from packages, not from a folder")

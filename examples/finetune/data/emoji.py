@@ -32,7 +32,9 @@ def package_file(package: str, name: str) -> Path:
     """Path of a file that a package of the `examples` extra carries."""
     path = Path(str(files(package) / name))
     if not path.is_file():
-        raise FileNotFoundError(f"--data emoji: {package} has no {name}; install mxm-kernels[examples]")
+        raise FileNotFoundError(
+            f"--data emoji: {package} has no {name}; install mxm-kernels[examples]"
+        )
     return path
 
 
@@ -113,7 +115,9 @@ def code_points(font: Path) -> set[int]:
 def load_keywords() -> dict[str, list[str]]:
     """Names and keywords of em-keyboard by character."""
     entries = json.loads(package_file("em", "emojis.json").read_text(encoding="utf-8"))
-    return {character.replace(VARIATION_SELECTOR, ""): words for character, words in entries.items()}
+    return {
+        character.replace(VARIATION_SELECTOR, ""): words for character, words in entries.items()
+    }
 
 
 def twemoji_pictures(character: str) -> list[ImageSource]:

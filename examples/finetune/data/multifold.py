@@ -7,11 +7,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from mxm_kernels import Folds
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
+
+from mxm_kernels import Folds
 
 T = TypeVar("T")
 
