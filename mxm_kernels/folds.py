@@ -29,7 +29,6 @@ class Folds:
         Folds(images=3, texts=3, positives=3)
         >>> Folds.uniform(views=6, captions=5)
         Folds.uniform(views=6, captions=5)
-
     """
 
     def __init__(self, source: tuple[int, int] | FoldTables) -> None:
@@ -44,7 +43,6 @@ class Folds:
 
         Raises:
             ValueError: a count is not an integer of at least 1.
-
         """
         for name, count in (("views", views), ("captions", captions)):
             if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
@@ -64,12 +62,12 @@ class Folds:
         Raises:
             TypeError: the ids are not integers.
             ValueError: the ids are not one-dimensional or are on different devices.
-
         """
         image, text = _as_ids("image_ids", image_ids), _as_ids("text_ids", text_ids)
         if image.device != text.device:
             raise ValueError(
-                f"image_ids and text_ids must be on one device, got {image.device} and {text.device}"
+                "image_ids and text_ids must be on one device, "
+                f"got {image.device} and {text.device}"
             )
         return cls(tables_from_ids(image, text))
 
@@ -90,7 +88,6 @@ class Folds:
 
         Raises:
             ValueError: the folds describe other numbers of rows, or are on another device.
-
         """
         if isinstance(self._source, tuple):
             views, captions = self._source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.losses import Direction, directions, hard_rows, soft_rows
 from mxm_kernels.operator import statistics
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 FoldsLike = Folds | tuple[int, int] | tuple[Ids, Ids]
 
@@ -84,13 +86,12 @@ def fused_mfh_loss(
         >>> from torch.nn.functional import normalize
         >>> from mxm_kernels import fused_mfh_loss
         >>> _ = torch.manual_seed(0)
-        >>> images = normalize(torch.randn(12, 64), dim=1).requires_grad_()  # 2 instances x 6 views
-        >>> texts = normalize(torch.randn(10, 64), dim=1).requires_grad_()  # 2 instances x 5 captions
+        >>> images = normalize(torch.randn(12, 64)).requires_grad_()  # 2 instances x 6 views
+        >>> texts = normalize(torch.randn(10, 64)).requires_grad_()  # 2 instances x 5 captions
         >>> loss = fused_mfh_loss(images, texts, (6, 5), logit_scale=1 / 0.03)
         >>> loss.backward()
         >>> images.grad.shape
         torch.Size([12, 64])
-
     """
     x, y = _autocast(image_features), _autocast(text_features)
     teachers = _autocast(teacher_image_features), _autocast(teacher_text_features)
@@ -154,7 +155,6 @@ def draw_selection(
         ... )
         >>> to_text
         tensor([[1, 0]])
-
     """
     checks.check_features(image_features, text_features)
     checks.check_options(1.0, rounds, "mean")
@@ -164,13 +164,13 @@ def draw_selection(
     return torch.where(slots < 0, -1, texts), torch.where(places < 0, -1, images)
 
 
-def _autocast(features: Tensor | None) -> Tensor | None:
+def _autocast(features: _MaybeTensor) -> _MaybeTensor:
     """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
     if not isinstance(features, Tensor) or not torch.is_autocast_enabled(features.device.type):
         return features
     if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
         return features
-    return features.to(torch.get_autocast_dtype(features.device.type))
+    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(features.device.type)))
 
 
 def _tables(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:

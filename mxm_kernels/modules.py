@@ -26,7 +26,6 @@ class MFHLoss(nn.Module):
         >>> images, texts = normalize(torch.eye(6)), normalize(torch.eye(6))
         >>> criterion(images, texts, (1, 1), logit_scale=20.0) < 1e-6
         tensor(True)
-
     """
 
     def __init__(

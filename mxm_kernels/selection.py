@@ -81,7 +81,6 @@ def given_weights(
     Raises:
         ValueError: a shape is wrong or an entry is outside its row's group. Inside
             torch.compile, where data cannot be looked at, such an entry makes the loss NaN.
-
     """
     image_to_text, text_to_image = selection
     _check_entries("selection[0]", image_to_text, tables.images, tables.device)

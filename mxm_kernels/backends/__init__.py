@@ -33,7 +33,6 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     Raises:
         ValueError: no backend has that name.
         BackendUnavailableError: the named backend cannot run; the message says why.
-
     """
     if name is None:
         on_gpu = device.type == "cuda" and dtype != torch.float64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def split(length: int, most: int) -> Iterator[Span]:
     """Cut ``range(length)`` into the fewest spans of at most ``most``, as equal as can be."""
     pieces = -(-length // most)
     edges = [length * k // pieces for k in range(pieces + 1)]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return pairwise(edges)
 
 
 class GradientSum:
@@ -24,10 +25,11 @@ class GradientSum:
 
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
+    ``unit`` is a factor that the tiles carry and the sums must lose.
     """
 
-    def __init__(self, problem: Problem, needs: Needs) -> None:
-        self.problem, self.needs = problem, needs
+    def __init__(self, problem: Problem, needs: Needs, unit: Tensor | None = None) -> None:
+        self.problem, self.unit = problem, unit
         x, y = problem.x, problem.y
         self.dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs.x else None
         self.dy = y.new_zeros(y.shape, dtype=problem.accumulator) if needs.y else None
@@ -40,7 +42,7 @@ class GradientSum:
                 self._block = dS.new_zeros(shape, dtype=self.problem.accumulator)
             add_product(self._block, dS, self.problem.y[slice(*cols)])
             if cols[1] == self.problem.y.shape[0]:
-                self.dx[slice(*rows)] = self._block
+                self.dx[slice(*rows)] = self._without_unit(self._block)
         if self.dy is not None:
             add_product(self.dy[slice(*cols)], dS.T, self.problem.x[slice(*rows)])
 
@@ -49,9 +51,12 @@ class GradientSum:
         absent = self.problem.x.new_empty(0)
         return Gradients(
             absent if self.dx is None else self.dx,
-            absent if self.dy is None else self.dy.to(self.problem.y.dtype),
+            absent if self.dy is None else self._without_unit(self.dy).to(self.problem.y.dtype),
             dscale,
         )
+
+    def _without_unit(self, total: Tensor) -> Tensor:
+        return total if self.unit is None else total.div_(self.unit)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,0 +1,167 @@
+"""Backward: a kernel writes tiles of dS into a bounded workspace, BLAS multiplies them.
+
+Recomputing S (and T) once and handing dS in the dtype of the features to the vendor's matrix
+product costs 4 products without a teacher and 6 with one; recomputing it inside each of two
+gradient kernels would cost 6 and 8.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.tiles import GradientSum, split
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.tile import has_any, logits
+
+
+@triton.jit
+def _two_sided(values, rows, cols, d_rows, d_cols):
+    """d_i exp(values_ij - rows_i) + d_j exp(values_ij - cols_j), (BLOCK_M, BLOCK_N)."""
+    by_row = tl.exp(values - rows[:, None]) * d_rows[:, None]
+    return by_row + tl.exp(values - cols[None, :]) * d_cols[None, :]
+
+
+@triton.jit
+def _load_normaliser(pointer, index):
+    """A log-sum-exp; +inf instead of -inf, so that exp(S - it) vanishes where nothing is summed."""
+    value = tl.load(pointer + index)
+    return tl.where(value == float("-inf"), float("inf"), value)
+
+
+@triton.jit
+def gradient_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    teacher_x,  # (M, TEACHER_D)
+    teacher_y,  # (N, TEACHER_D)
+    scale,  # ()
+    teacher_scale,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    image_offsets,  # (M + 1,) int64
+    text_ranks,  # (N,) int32
+    n_rows,  # (M,)
+    n_cols,  # (N,)
+    t_rows,  # (M,)
+    t_cols,  # (N,)
+    dn_rows,  # (M,)
+    dn_cols,  # (N,)
+    dpositives,  # (pairs,)
+    du_rows,  # (M,)
+    du_cols,  # (N,)
+    unit,  # () factor of dS as it is stored
+    dS,  # (height, stride) out
+    dscale,  # (programs,) out, sum of dS S over the tile
+    D,
+    TEACHER_D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    TEACHER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Tile of unit * dS, one a program: rows first_row:last_row and columns first_col:last_col."""
+    # Row blocks vary fastest: programs that run together share a block of y.
+    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
+    program = tl.program_id(0)
+    rows = first_row + (program % row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = first_col + (program // row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+
+    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
+    grad = _two_sided(
+        S,
+        _load_normaliser(n_rows, row),
+        _load_normaliser(n_cols, col),
+        tl.load(dn_rows + row),
+        tl.load(dn_cols + col),
+    )
+    same = inside & (tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :])
+    if has_any(same):
+        slot = tl.load(image_offsets + row)[:, None] + tl.load(text_ranks + col)[None, :]
+        grad = tl.where(same, tl.load(dpositives + slot, mask=same, other=0.0), grad)
+    if TEACHER:
+        t = tl.load(teacher_scale)
+        T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
+        grad += _two_sided(
+            T,
+            tl.load(t_rows + row),
+            tl.load(t_cols + col),
+            tl.load(du_rows + row),
+            tl.load(du_cols + col),
+        )
+    grad = tl.where(inside, grad, 0.0)
+    tl.store(dscale + program, tl.sum(tl.sum(grad * S, axis=1), axis=0))
+    place = (rows - first_row).to(tl.int64)[:, None] * stride + (cols - first_col)[None, :]
+    stored = (grad * tl.load(unit)).to(dS.dtype.element_ty)
+    tl.store(dS + place, stored, mask=inside)
+
+
+def workspace_shape(problem: Problem) -> tuple[int, int]:
+    """Rows and columns of dS that are held at a time; rows are padded to whole cache lines."""
+    numbers = launch.WORKSPACE_BYTES // problem.x.element_size()
+    rows, cols = problem.x.shape[0], problem.y.shape[0]
+    width = min(cols, numbers // 1024)
+    return min(rows, numbers // _padded(width)), width
+
+
+def _padded(width: int) -> int:
+    return triton.cdiv(width, 64) * 64
+
+
+def _unit(problem: Problem, upstream: Upstream) -> Tensor:
+    """The factor that dS carries in the workspace: s, and for float16 a power of two besides.
+
+    Entries of dS are a mean's share of a probability, far below float16's smallest number
+    (6e-8); the largest upstream gradient is raised to 2**12, whence 19 decades remain.
+    """
+    if problem.x.dtype != torch.float16:
+        return problem.scale
+    largest = torch.stack([g.abs().amax() if g.numel() else g.new_zeros(()) for g in upstream])
+    room = torch.where(largest.amax() > 0, largest.amax() * problem.scale, 1.0)
+    return problem.scale * torch.exp2(12 - torch.ceil(torch.log2(room)))
+
+
+def backward(
+    problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+) -> Gradients:
+    """Walk the workspace over the M x N plane: no wait for the device."""
+    p = problem._replace(x=problem.x.contiguous(), y=problem.y.contiguous())
+    teacher, device, dtype = p.has_teacher, p.x.device, p.x.dtype
+    setting = launch.pick("gradient", device, dtype, teacher)
+    teacher_x = p.teacher_x.contiguous() if p.teacher_x is not None else p.x
+    teacher_y = p.teacher_y.contiguous() if p.teacher_y is not None else p.y
+    teacher_scale = p.teacher_scale if p.teacher_scale is not None else p.scale
+    unit = _unit(p, upstream)
+    sums = GradientSum(p, needs, unit=unit / p.scale)
+    height, width = workspace_shape(p)
+    stride = _padded(width)
+    workspace = p.x.new_empty((height, stride))
+    partial = []
+    for rows in split(p.x.shape[0], height):
+        for cols in split(p.y.shape[0], width):
+            h, w = rows[1] - rows[0], cols[1] - cols[0]
+            programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
+            partial.append(p.x.new_empty(programs, dtype=torch.float32))
+            gradient_kernel[(programs,)](
+                p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
+                p.image_groups, p.text_groups, p.image_offsets, p.text_ranks,
+                statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
+                *upstream, unit, workspace, partial[-1],
+                p.x.shape[1], teacher_x.shape[1], *rows, *cols, stride,
+                TEACHER=teacher, **setting.tile(),
+                **launch.product_options(dtype, device), **setting.options(),
+            )  # fmt: skip
+            sums.add(workspace[:h, :w], rows, cols)
+    return sums.finish(torch.cat(partial).sum() / p.scale)

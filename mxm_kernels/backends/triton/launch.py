@@ -1,0 +1,165 @@
+"""Launch settings of every kernel on every target: one table of frozen dataclasses.
+
+The numbers are chosen so that the compiled kernels neither spill registers nor pass the
+target's shared memory (tests/backends/test_machine_code.py compiles every entry).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from triton import knobs
+
+WORKSPACE_BYTES = 256 << 20  # bound of every scratch buffer, whatever the batch
+
+Target = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
+Phase = Literal["statistics", "gradient"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of S that one program computes at a time, and how."""
+
+    rows: int
+    cols: int
+    depth: int  # slice of D per step of the product
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """Compiler options of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+    def tile(self) -> dict[str, int]:
+        """Tile shape as constexpr arguments."""
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.cols, "BLOCK_D": self.depth}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Launches of one phase, by width of the features in bits and presence of a teacher."""
+
+    student_16: Launch
+    teacher_16: Launch
+    student_32: Launch
+    teacher_32: Launch
+
+    def pick(self, dtype: torch.dtype, teacher: bool) -> Launch:
+        """The launch for ``dtype`` features with or without a teacher."""
+        if dtype == torch.float32:
+            return self.teacher_32 if teacher else self.student_32
+        return self.teacher_16 if teacher else self.student_16
+
+
+_TINY = Launch(16, 16, 16, warps=1, stages=1)
+
+SETTINGS: dict[Target, dict[Phase, Setting]] = {
+    "sm_80": {
+        "statistics": Setting(
+            student_16=Launch(128, 128, 32, warps=8, stages=3),
+            teacher_16=Launch(128, 64, 32, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+        "gradient": Setting(
+            student_16=Launch(128, 128, 32, warps=8, stages=3),
+            teacher_16=Launch(128, 64, 32, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+    },
+    "sm_90": {
+        "statistics": Setting(
+            student_16=Launch(128, 128, 64, warps=8, stages=3),
+            teacher_16=Launch(128, 128, 64, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+        "gradient": Setting(
+            student_16=Launch(128, 128, 64, warps=8, stages=3),
+            teacher_16=Launch(128, 128, 64, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+    },
+    "sm_100": {
+        "statistics": Setting(
+            student_16=Launch(128, 128, 64, warps=8, stages=3),
+            teacher_16=Launch(128, 128, 64, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+        "gradient": Setting(
+            student_16=Launch(128, 128, 64, warps=8, stages=3),
+            teacher_16=Launch(128, 128, 64, warps=8, stages=3),
+            student_32=Launch(64, 64, 32, warps=4, stages=3),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=3),
+        ),
+    },
+    "gfx942": {
+        "statistics": Setting(
+            student_16=Launch(128, 128, 32, warps=8, stages=2),
+            teacher_16=Launch(128, 64, 32, warps=8, stages=2),
+            student_32=Launch(64, 64, 32, warps=4, stages=2),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=2),
+        ),
+        "gradient": Setting(
+            student_16=Launch(128, 128, 32, warps=8, stages=2),
+            teacher_16=Launch(128, 64, 32, warps=8, stages=2),
+            student_32=Launch(64, 64, 32, warps=4, stages=2),
+            teacher_32=Launch(64, 64, 32, warps=8, stages=2),
+        ),
+    },
+    "interpreter": {
+        "statistics": Setting(_TINY, _TINY, _TINY, _TINY),
+        "gradient": Setting(_TINY, _TINY, _TINY, _TINY),
+    },
+}
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels on the CPU instead of compiling them."""
+    return knobs.runtime.interpret
+
+
+@cache
+def target(device: torch.device) -> Target:
+    """The row of the table for ``device``."""
+    if device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    # Consumer Blackwell (12.x) has the shared memory and the instructions of sm_80's row.
+    by_major: dict[int, Target] = {9: "sm_90", 10: "sm_100", 11: "sm_100"}
+    return by_major.get(major, "sm_80")
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Programs that run at once. The interpreter gets 2, so that tests merge partial results."""
+    if device.type == "cpu":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def pick(phase: Phase, device: torch.device, dtype: torch.dtype, teacher: bool) -> Launch:
+    """The launch of ``phase`` for features of ``dtype`` on ``device``."""
+    return SETTINGS[target(device)][phase].pick(dtype, teacher)
+
+
+def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """How tiles are multiplied, as constexpr arguments of the kernels.
+
+    float32 features follow torch.get_float32_matmul_precision(). The interpreter returns
+    garbage for bfloat16 products (Triton 3.7.1 and 3.9.0), so there, and only there, the
+    factors are widened first.
+    """
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return {
+        "PRECISION": "ieee" if exact else "tf32",
+        "WIDEN": device.type == "cpu" and dtype == torch.bfloat16,
+    }
