@@ -2,9 +2,7 @@
 
 import sys
 
-from transformers import HfArgumentParser
-
-from .config import Config
+from .config import Config, OptionError, parse
 from .figure import save_figure
 from .retrieval import metrics_table
 from .train import InterruptedRunError, run
@@ -12,9 +10,8 @@ from .train import InterruptedRunError, run
 
 def main(arguments: list[str] | None = None) -> int:
     """Fine-tune, print the metrics before and after, and save the figure."""
-    parser = HfArgumentParser(Config, prog="python -m examples.finetune", description=__doc__)
     try:
-        (config,) = parser.parse_args_into_dataclasses(arguments)
+        (config,) = parse(arguments, [Config], "python -m examples.finetune", main.__doc__)
         config.output_path.mkdir(parents=True, exist_ok=True)
         result = run(config)
     except InterruptedRunError as stop:
@@ -26,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     figure = save_figure(result, config)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .config import Config
+from .config import Config, OptionError
 
 PREFIX, TEMPORARY = "step_", ".writing_"
 OPTIONS_FILE = "options.json"
@@ -79,7 +79,7 @@ class Checkpoints:
             if stored.get(name) != wanted.get(name)
         ]
         if differences:
-            raise ValueError(
+            raise OptionError(
                 f"{checkpoint} belongs to a run with other options ({'; '.join(differences)}). "
                 "Name another --output_dir, or start over with --resume false."
             )

@@ -12,14 +12,13 @@ import statistics
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from transformers import HfArgumentParser
 
 import mxm_kernels
 
-from .config import Config, option
+from .config import Config, option, parse
 from .retrieval import DIRECTIONS, METRICS, Metrics, average
 from .towers import build_encoders
 from .train import Material, make_accelerator, make_material, run
@@ -171,10 +170,8 @@ def report_of(config: Config, comparison: Comparison, runs: list[dict[str, Any]]
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and write the JSON file and the table."""
-    parser = HfArgumentParser(
-        [Config, Comparison], prog="python -m examples.finetune.compare", description=__doc__
-    )
-    config, comparison = parser.parse_args_into_dataclasses(arguments)
+    types = [Config, Comparison]
+    config, comparison = parse(arguments, types, "python -m examples.finetune.compare", __doc__)
     report = compare(config, comparison)
     folder = Path(comparison.results_dir)
     folder.mkdir(parents=True, exist_ok=True)

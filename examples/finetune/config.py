@@ -2,11 +2,17 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from transformers import HfArgumentParser
 
 # Options that change where or how often things are written, or how fast, never the numbers.
 # A checkpoint may be resumed under other values of these, and of no other option.
 NEUTRAL_OPTIONS = frozenset({"output_dir", "resume", "checkpoint_every", "num_workers"})
+
+
+class OptionError(ValueError):
+    """An option that cannot be met; the message names it."""
 
 
 def option(default: Any, help_text: str) -> Any:
@@ -66,16 +72,16 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "embed_dim", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+                raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
         for name in ("limit", "max_steps", "rounds", "num_workers"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
+                raise OptionError(f"--{name} must not be negative, not {getattr(self, name)}")
         if self.temperature <= 0:
-            raise ValueError(f"--temperature must be positive, not {self.temperature}")
+            raise OptionError(f"--temperature must be positive, not {self.temperature}")
         if not 0 <= self.teacher_decay <= 1:
-            raise ValueError(f"--teacher_decay must lie in [0, 1], not {self.teacher_decay}")
+            raise OptionError(f"--teacher_decay must lie in [0, 1], not {self.teacher_decay}")
         if self.model == "packaged" and self.pretrained:
-            raise ValueError("--pretrained goes with an open_clip --model")
+            raise OptionError("--pretrained goes with an open_clip --model")
 
     @property
     def output_path(self) -> Path:
@@ -85,3 +91,14 @@ class Config:
     def numeric_options(self) -> dict[str, Any]:
         """Options that the numbers of a run depend on."""
         return {k: v for k, v in asdict(self).items() if k not in NEUTRAL_OPTIONS}
+
+
+def parse(
+    arguments: list[str] | None, types: list[type], prog: str, description: str | None
+) -> Any:
+    """Parse a command line, of this process if it is None, to instances of dataclasses."""
+    parser = HfArgumentParser(cast(Any, types), prog=prog, description=description)
+    *options, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options

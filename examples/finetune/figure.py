@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,8 @@ def save_figure(result: Result, config: Config) -> Path:
     """Draw the figure and save it in the output folder."""
     matplotlib.use("Agg")
     figure = Figure(figsize=(13, 13), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(3, 4.6, 4.2), hspace=0.03)
+    panels: Any = figure.subfigures(3, 1, height_ratios=(3, 4.6, 4.2), hspace=0.03)
+    top, middle, bottom = panels
     loss_axes, *recall_axes = top.subplots(1, 3)
     draw_losses(loss_axes, result.losses)
     for axes, direction in zip(recall_axes, DIRECTIONS, strict=True):

@@ -12,7 +12,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, OptionError
 from .dual_encoder import DualEncoder, Encoders
 from .towers import TextProjection, TwoTowers
 
@@ -82,12 +82,12 @@ def open_clip_encoders(config: Config) -> Encoders:
 def load_open_clip(name: str, pretrained: str) -> tuple:
     """open_clip model and its evaluation transform."""
     if name not in open_clip.list_models() and not name.startswith(("hf-hub:", "local-dir:")):
-        raise ValueError(
+        raise OptionError(
             f"--model: open_clip has no {name!r}; 'packaged' or one of its list_models()"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(f"--pretrained: {pretrained!r} is no file and no tag of {name}: {tags}")
+        raise OptionError(f"--pretrained: {pretrained!r} is no file and no tag of {name}: {tags}")
     clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained or None)
     # The dual encoder has its own temperature, at the paper's value.
     for unused in ("logit_scale", "logit_bias"):
@@ -102,7 +102,7 @@ def lock_lower_layers(clip: Any) -> None:
         clip.lock_image_tower(unlocked_groups=2)
         clip.lock_text_tower(unlocked_layers=2)
     except AssertionError as error:
-        raise ValueError(f"--unfreeze top: open_clip says: {error}; try all or heads") from error
+        raise OptionError(f"--unfreeze top: open_clip says: {error}; try all or heads") from error
 
 
 def feature_width(clip: Any, tokens: Tensor) -> int:

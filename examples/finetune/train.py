@@ -43,7 +43,6 @@ from .teacher import make_teacher
 from .towers import build_encoders
 
 
-
 class InterruptedRunError(Exception):
     """The user stopped the run; its last step is in a checkpoint."""
 
@@ -205,7 +204,9 @@ class Trainer:
                 if done or stop.requested or self.progress.step % self.config.checkpoint_every == 0:
                     self.checkpoints.save(self.progress.step)
                 if stop.requested and not done:
-                    raise InterruptedRunError(f"stopped after step {self.progress.step} of {self.steps}")
+                    raise InterruptedRunError(
+                        f"stopped after step {self.progress.step} of {self.steps}"
+                    )
         return time.perf_counter() - start
 
     def train_step(self, batch: Batch) -> float:

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from examples.finetune.config import Config
+from examples.finetune.config import Config, OptionError
 from examples.finetune.data import load_splits
 from examples.finetune.data.coco import load_coco
 from examples.finetune.data.flickr30k import load_flickr30k
@@ -101,11 +101,11 @@ def test_coco_with_karpathys_splits(tmp_path):
 
 @pytest.mark.parametrize("data", ["flickr30k", "coco"])
 def test_errors_name_the_argument(data, tmp_path):
-    with pytest.raises(ValueError, match="--data_root"):
+    with pytest.raises(OptionError, match="--data_root"):
         load_splits(Config(data=data))
-    with pytest.raises(FileNotFoundError, match=r"--data_root: .*nowhere"):
+    with pytest.raises(OptionError, match=r"--data_root: .*nowhere"):
         load_splits(Config(data=data, data_root=str(tmp_path / "nowhere")))
-    with pytest.raises(FileNotFoundError, match=r"--data_root: .* has none of"):
+    with pytest.raises(OptionError, match=r"--data_root: .* has none of"):
         load_splits(Config(data=data, data_root=str(tmp_path)))
 
 
@@ -113,14 +113,14 @@ def test_broken_files_are_named(tmp_path):
     draw(tmp_path / "images", "1.jpg")
     file = tmp_path / "dataset_flickr30k.json"
     file.write_text("{")
-    with pytest.raises(ValueError, match=r"--data_root: .*dataset_flickr30k.json is not JSON"):
+    with pytest.raises(OptionError, match=r"--data_root: .*dataset_flickr30k.json is not JSON"):
         load_flickr30k(str(tmp_path))
     file.write_text("{}")
-    with pytest.raises(ValueError, match="has no 'images'"):
+    with pytest.raises(OptionError, match="has no 'images'"):
         load_flickr30k(str(tmp_path))
     file.write_text(json.dumps(karpathy([("2.jpg", "train", 5)])))
-    with pytest.raises(FileNotFoundError, match=r"2.jpg does not exist"):
+    with pytest.raises(OptionError, match=r"2.jpg does not exist"):
         load_flickr30k(str(tmp_path))
     file.write_text(json.dumps(karpathy([("1.jpg", "train", 5)])))
-    with pytest.raises(ValueError, match="test split is empty"):
+    with pytest.raises(OptionError, match="test split is empty"):
         load_splits(Config(data="flickr30k", data_root=str(tmp_path)))

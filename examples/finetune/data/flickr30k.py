@@ -10,6 +10,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
+from ..config import OptionError
 from .karpathy import first_existing, load_karpathy, require, require_folder
 from .multifold import ImageFile, Instance, Splits, random_splits
 
@@ -61,5 +62,5 @@ def read_token(path: Path) -> dict[str, list[str]]:
 def check(path: Path, captions: dict[str, list[str]]) -> dict[str, list[str]]:
     """Refuse a file without captions."""
     if not captions:
-        raise ValueError(f"--data_root: {path} has no captions")
+        raise OptionError(f"--data_root: {path} has no captions")
     return captions

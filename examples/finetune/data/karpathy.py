@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..config import OptionError
 from .multifold import ImageFile, Instance, Splits
 
 # COCO's "restval" are the validation images that the split file adds to the training set.
@@ -27,25 +28,25 @@ def read_json(path: Path, key: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"--data_root: {path} is not JSON: {error}") from error
+        raise OptionError(f"--data_root: {path} is not JSON: {error}") from error
     if not isinstance(content, dict) or key not in content:
-        raise ValueError(f"--data_root: {path} has no {key!r}")
+        raise OptionError(f"--data_root: {path} has no {key!r}")
     return content
 
 
 def require(path: Path) -> Path:
     """Return a path that exists, else say which option pointed to it."""
     if not path.exists():
-        raise FileNotFoundError(f"--data_root: {path} does not exist")
+        raise OptionError(f"--data_root: {path} does not exist")
     return path
 
 
 def require_folder(root: str) -> Path:
     """Return the data folder that the user named."""
     if not root:
-        raise ValueError("--data_root: name the folder of the data set")
+        raise OptionError("--data_root: name the folder of the data set")
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"--data_root: {root} is not a folder")
+        raise OptionError(f"--data_root: {root} is not a folder")
     return Path(root)
 
 
@@ -54,4 +55,4 @@ def first_existing(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    raise FileNotFoundError(f"--data_root: {root} has none of {', '.join(names)}")
+    raise OptionError(f"--data_root: {root} has none of {', '.join(names)}")
