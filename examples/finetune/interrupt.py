@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class InterruptedRunError(Exception):
+    """The user stopped the run; its last step is in a checkpoint."""
+
+
 class StopRequest:
     """Whether SIGINT or SIGTERM has arrived. The second one interrupts at once."""
 

@@ -36,15 +36,11 @@ from .data.multifold import (
     collate,
 )
 from .dual_encoder import DualEncoder, Encoders
-from .interrupt import stop_on_signal
+from .interrupt import InterruptedRunError, stop_on_signal
 from .observations import observe
 from .retrieval import Metrics, average, encode, evaluate
 from .teacher import make_teacher
 from .towers import build_encoders
-
-
-class InterruptedRunError(Exception):
-    """The user stopped the run; its last step is in a checkpoint."""
 
 
 @dataclass
@@ -84,6 +80,7 @@ class Result:
     texts: Tensor
     material: Material
     seconds: float
+    is_main_process: bool
 
     def summary(self) -> dict[str, Any]:
         """Numbers for a JSON file."""
@@ -124,6 +121,7 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
         InterruptedRunError: on SIGINT or SIGTERM, after the running step is in a checkpoint.
 
     """
+    config.output_path.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     encoders = build_encoders(config)
@@ -135,7 +133,14 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     seconds = trainer.train(progress_bar)
     after, images, texts = trainer.evaluate()
     result = Result(
-        trainer.progress.before, after, trainer.progress.losses, images, texts, material, seconds
+        before=trainer.progress.before,
+        after=after,
+        losses=trainer.progress.losses,
+        images=images,
+        texts=texts,
+        material=material,
+        seconds=seconds,
+        is_main_process=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
         save_model(trainer.student, str(config.output_path / "model.safetensors"))

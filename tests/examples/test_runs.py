@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from examples.finetune.__main__ import main
 from examples.finetune.checkpoint import Checkpoints
 from examples.finetune.config import Config, OptionError
+from examples.finetune.interrupt import InterruptedRunError
 from examples.finetune.towers import build_encoders
 from examples.finetune.train import (
-    InterruptedRunError,
     Trainer,
     make_accelerator,
     make_material,
@@ -131,7 +131,7 @@ def test_sigint_finishes_the_step_and_says_how_to_resume(tiny, material, monkeyp
             run(Config(**tiny), material)
         assert steps(tiny)[-1] == "step_00000003"
         # A second run of the same command, interrupted again at once, through the command line.
-        patch.setattr("examples.finetune.__main__.run", raise_interrupted)
+        patch.setattr("examples.finetune.train.run", raise_interrupted)
         assert main(arguments(tiny)) == 130
     assert "Run the same command again" in capsys.readouterr().err
     assert len(run(Config(**tiny), material).losses) == 5
