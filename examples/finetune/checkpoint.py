@@ -95,9 +95,6 @@ def publish(temporary: Path, final: Path) -> None:
     """Flush a folder to the disk and give it its final name."""
     for path in [*temporary.rglob("*"), temporary]:
         flush(path)
-    if final.exists():
-        # A run that was interrupted right after saving this step, and saves it again.
-        shutil.rmtree(final)
     os.replace(temporary, final)
     flush(final.parent)
 

@@ -50,6 +50,7 @@ class Progress:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     before: Metrics | None = None
+    seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
@@ -130,7 +131,7 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     trainer.checkpoints.restore()
     if trainer.progress.before is None:
         trainer.progress.before, *_ = trainer.evaluate()
-    seconds = trainer.train(progress_bar)
+    trainer.train(progress_bar)
     after, images, texts = trainer.evaluate()
     result = Result(
         before=trainer.progress.before,
@@ -139,7 +140,7 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
         images=images,
         texts=texts,
         material=material,
-        seconds=seconds,
+        seconds=trainer.progress.seconds,
         is_main_process=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
@@ -192,27 +193,33 @@ class Trainer:
         )
         return self.accelerator.prepare_data_loader(loader)
 
-    def train(self, progress_bar: bool) -> float:
-        """Run the steps that are left; returns the seconds they took."""
-        start = time.perf_counter()
+    def train(self, progress_bar: bool) -> None:
+        """Run the steps that are left."""
         self.model.train()
         shown = progress_bar and self.accelerator.is_local_main_process
         bar = tqdm(
             total=self.steps, initial=self.progress.step, desc=self.config.loss, disable=not shown
         )
         with stop_on_signal() as stop, bar:
+            start = time.perf_counter()
             for batch in self.loader():
                 loss = self.train_step(batch)
+                now = time.perf_counter()
+                self.progress.seconds, start = self.progress.seconds + now - start, now
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}")
-                done = self.progress.step == self.steps
-                if done or stop.requested or self.progress.step % self.config.checkpoint_every == 0:
-                    self.checkpoints.save(self.progress.step)
-                if stop.requested and not done:
-                    raise InterruptedRunError(
-                        f"stopped after step {self.progress.step} of {self.steps}"
-                    )
-        return time.perf_counter() - start
+                if stop.requested:
+                    self.accelerator.set_trigger()
+                # All processes stop at the same step, whichever of them got the signal first.
+                self.save_if_due(stopping=self.accelerator.check_trigger())
+
+    def save_if_due(self, stopping: bool) -> None:
+        """Save a checkpoint at its time, at the last step and before stopping."""
+        step = self.progress.step
+        if stopping or step == self.steps or step % self.config.checkpoint_every == 0:
+            self.checkpoints.save(step)
+        if stopping and step < self.steps:
+            raise InterruptedRunError(f"stopped after step {step} of {self.steps}")
 
     def train_step(self, batch: Batch) -> float:
         """One optimiser step and one update of the teacher; returns the loss."""
