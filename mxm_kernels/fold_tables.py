@@ -10,9 +10,9 @@ then by text row. A slot follows from two vectors, which is how a kernel finds i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,9 +58,8 @@ class FoldTables:
     def map(self, function: Callable[[Tensor], Tensor]) -> FoldTables:
         """Return a copy with ``function`` applied to every vector."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return FoldTables(
-            **{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        vectors: Any = {name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **vectors)
 
 
 class _Members(NamedTuple):

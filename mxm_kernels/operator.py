@@ -28,7 +28,7 @@ from mxm_kernels.fold_tables import FoldTables
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale, "
     "Tensor? teacher_scale, Tensor image_groups, Tensor text_groups, Tensor image_offsets, "
-    "Tensor text_ranks, Tensor pair_images, Tensor pair_texts"
+    "Tensor pair_images, Tensor pair_texts"
 )
 _STATISTICS = (
     "Tensor n_rows, Tensor n_cols, Tensor positives, Tensor u_rows, Tensor u_cols, "
@@ -73,7 +73,6 @@ def statistics(
         tables.image_groups,
         tables.text_groups,
         tables.image_offsets,
-        tables.text_ranks,
         tables.pair_images,
         tables.pair_texts,
         backend,

@@ -30,7 +30,6 @@ class Problem(NamedTuple):
     image_groups: Tensor  # (M,) int32
     text_groups: Tensor  # (N,) int32
     image_offsets: Tensor  # (M + 1,) int64
-    text_ranks: Tensor  # (N,) int32
     pair_images: Tensor  # (P,) int64
     pair_texts: Tensor  # (P,) int64
 
@@ -43,6 +42,16 @@ class Problem(NamedTuple):
     def has_teacher(self) -> bool:
         """Whether T exists."""
         return self.teacher_x is not None
+
+    def contiguous(self) -> Problem:
+        """The same problem with every feature matrix laid out row after row."""
+        teacher_x, teacher_y = self.teacher_x, self.teacher_y
+        return self._replace(
+            x=self.x.contiguous(),
+            y=self.y.contiguous(),
+            teacher_x=None if teacher_x is None else teacher_x.contiguous(),
+            teacher_y=None if teacher_y is None else teacher_y.contiguous(),
+        )
 
 
 class Statistics(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.backends.tiles import GradientSum, split
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.tile import has_any, logits
+from mxm_kernels.backends.triton.positives import positive_gradients
+from mxm_kernels.backends.triton.tile import logits, teacher_arguments
 
 
 @triton.jit
@@ -42,20 +43,17 @@ def gradient_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    image_offsets,  # (M + 1,) int64
-    text_ranks,  # (N,) int32
     n_rows,  # (M,)
     n_cols,  # (N,)
     t_rows,  # (M,)
     t_cols,  # (N,)
     dn_rows,  # (M,)
     dn_cols,  # (N,)
-    dpositives,  # (pairs,)
     du_rows,  # (M,)
     du_cols,  # (N,)
     unit,  # () factor of dS as it is stored
     dS,  # (height, stride) out
-    dscale,  # (programs,) out, sum of dS S over the tile
+    dscale,  # (programs,) out, sum over the negatives of the tile of their own dS times S
     D,
     TEACHER_D,
     first_row,
@@ -70,12 +68,16 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Tile of unit * dS, one a program: rows first_row:last_row and columns first_col:last_col."""
+    """Tiles of unit * dS, one a program, of rows first_row:last_row, columns first_col:last_col.
+
+    The positives' own gradient is missing here; ``positives`` overwrites their entries.
+    """
     # Row blocks vary fastest: programs that run together share a block of y.
     row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
     program = tl.program_id(0)
-    rows = first_row + (program % row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = first_col + (program // row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_block, col_block = program % row_blocks, program // row_blocks
+    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
@@ -87,10 +89,9 @@ def gradient_kernel(
         tl.load(dn_rows + row),
         tl.load(dn_cols + col),
     )
-    same = inside & (tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :])
-    if has_any(same):
-        slot = tl.load(image_offsets + row)[:, None] + tl.load(text_ranks + col)[None, :]
-        grad = tl.where(same, tl.load(dpositives + slot, mask=same, other=0.0), grad)
+    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
+    grad = tl.where(same | ~inside, 0.0, grad)
+    tl.store(dscale + program, tl.sum(tl.sum(grad * S, axis=1), axis=0))
     if TEACHER:
         t = tl.load(teacher_scale)
         T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
@@ -101,11 +102,10 @@ def gradient_kernel(
             tl.load(du_rows + row),
             tl.load(du_cols + col),
         )
-    grad = tl.where(inside, grad, 0.0)
-    tl.store(dscale + program, tl.sum(tl.sum(grad * S, axis=1), axis=0))
-    place = (rows - first_row).to(tl.int64)[:, None] * stride + (cols - first_col)[None, :]
-    stored = (grad * tl.load(unit)).to(dS.dtype.element_ty)
-    tl.store(dS + place, stored, mask=inside)
+    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
+    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
+    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(tile + place, (grad * tl.load(unit)).to(dS.dtype.element_ty), mask=inside)
 
 
 def workspace_shape(problem: Problem) -> tuple[int, int]:
@@ -137,31 +137,35 @@ def backward(
     problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
-    p = problem._replace(x=problem.x.contiguous(), y=problem.y.contiguous())
-    teacher, device, dtype = p.has_teacher, p.x.device, p.x.dtype
+    p, teacher = problem.contiguous(), problem.has_teacher
+    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
+    device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher)
-    teacher_x = p.teacher_x.contiguous() if p.teacher_x is not None else p.x
-    teacher_y = p.teacher_y.contiguous() if p.teacher_y is not None else p.y
-    teacher_scale = p.teacher_scale if p.teacher_scale is not None else p.scale
     unit = _unit(p, upstream)
     sums = GradientSum(p, needs, unit=unit / p.scale)
     height, width = workspace_shape(p)
-    stride = _padded(width)
-    workspace = p.x.new_empty((height, stride))
-    partial = []
+    workspace = p.x.new_empty((height, _padded(width)))
+    # sum dS S: the positives' and, since u is an average of S, the teacher's share are known
+    # from the statistics; the tiles add the negatives'.
+    known = [(upstream.positives, statistics.positives)]
+    if teacher:
+        known += [(upstream.u_rows, statistics.u_rows), (upstream.u_cols, statistics.u_cols)]
+    dscale = [torch.dot(gradient, value).view(1) for gradient, value in known]
     for rows in split(p.x.shape[0], height):
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
             programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            partial.append(p.x.new_empty(programs, dtype=torch.float32))
+            dscale.append(p.x.new_empty(programs, dtype=torch.float32))
             gradient_kernel[(programs,)](
                 p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-                p.image_groups, p.text_groups, p.image_offsets, p.text_ranks,
+                p.image_groups, p.text_groups,
                 statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
-                *upstream, unit, workspace, partial[-1],
-                p.x.shape[1], teacher_x.shape[1], *rows, *cols, stride,
+                upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
+                unit, workspace, dscale[-1],
+                p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
                 TEACHER=teacher, **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
+            positive_gradients(p, statistics, upstream, unit, workspace, rows, cols)
             sums.add(workspace[:h, :w], rows, cols)
-    return sums.finish(torch.cat(partial).sum() / p.scale)
+    return sums.finish(torch.cat(dscale).sum() / p.scale)

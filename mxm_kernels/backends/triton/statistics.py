@@ -20,46 +20,61 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.tile import has_any, logits
+from mxm_kernels.backends.triton.positives import positive_logits
+from mxm_kernels.backends.triton.tile import logits, teacher_arguments
 
 
 @triton.jit
-def _accumulate(top, total, weighted, values, weights, axis: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Merge a tile of values into running (maximum, sum, weighted sum) over ``axis``."""
-    raised = tl.maximum(top, tl.max(values, axis))
+def _summarise(values, weights, axis: tl.constexpr, WEIGHTED: tl.constexpr):
+    """(maximum, sum of exp, weighted sum of exp) of a tile over ``axis``."""
+    top = tl.max(values, axis)
     # An empty row has maximum -inf; exp(-inf - -inf) would be NaN.
-    safe = tl.where(raised == float("-inf"), 0.0, raised)
-    decay = tl.exp(top - safe)
+    safe = tl.where(top == float("-inf"), 0.0, top)
     share = tl.exp(values - tl.expand_dims(safe, axis))
-    total = total * decay + tl.sum(share, axis)
+    total = tl.sum(share, axis)
+    weighted = total
     if WEIGHTED:
-        weighted = weighted * decay + tl.sum(share * weights, axis)
-    return raised, total, weighted
+        weighted = tl.sum(share * weights, axis)
+    return top, total, weighted
 
 
 @triton.jit
-def _load_state(state, length, index, known, TEACHER: tl.constexpr):
-    """Five running numbers of each index; their neutral values where not ``known``."""
-    n_top = tl.load(state + index, mask=known, other=float("-inf"))
-    n_sum = tl.load(state + length + index, mask=known, other=0.0)
-    t_top, t_sum, t_weighted = n_top, n_sum, n_sum
-    if TEACHER:
-        t_top = tl.load(state + 2 * length + index, mask=known, other=float("-inf"))
-        t_sum = tl.load(state + 3 * length + index, mask=known, other=0.0)
-        t_weighted = tl.load(state + 4 * length + index, mask=known, other=0.0)
-    return n_top, n_sum, t_top, t_sum, t_weighted
+def _join(a_top, a_sum, a_weighted, b_top, b_sum, b_weighted):
+    """Merge two partial statistics."""
+    top = tl.maximum(a_top, b_top)
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    a, b = tl.exp(a_top - safe), tl.exp(b_top - safe)
+    return top, a_sum * a + b_sum * b, a_weighted * a + b_weighted * b
 
 
 @triton.jit
-def _store_state(
-    state, length, index, inside, n_top, n_sum, t_top, t_sum, t_weighted, TEACHER: tl.constexpr
+def _load_partial(state, length, index, known, WEIGHTED: tl.constexpr):
+    """(maximum, sum, weighted sum) of each index; the neutral values where not ``known``."""
+    top = tl.load(state + index, mask=known, other=float("-inf"))
+    total = tl.load(state + length + index, mask=known, other=0.0)
+    weighted = total
+    if WEIGHTED:
+        weighted = tl.load(state + 2 * length + index, mask=known, other=0.0)
+    return top, total, weighted
+
+
+@triton.jit
+def _store_partial(state, length, index, inside, top, total, weighted, WEIGHTED: tl.constexpr):
+    tl.store(state + index, top, mask=inside)
+    tl.store(state + length + index, total, mask=inside)
+    if WEIGHTED:
+        tl.store(state + 2 * length + index, weighted, mask=inside)
+
+
+@triton.jit
+def _join_line(
+    state, length, index, inside, known, values, weights, axis: tl.constexpr, WEIGHTED: tl.constexpr
 ):
-    tl.store(state + index, n_top, mask=inside)
-    tl.store(state + length + index, n_sum, mask=inside)
-    if TEACHER:
-        tl.store(state + 2 * length + index, t_top, mask=inside)
-        tl.store(state + 3 * length + index, t_sum, mask=inside)
-        tl.store(state + 4 * length + index, t_weighted, mask=inside)
+    """Merge a tile into a line of scratch, starting it where nothing is ``known``."""
+    a_top, a_sum, a_weighted = _summarise(values, weights, axis, WEIGHTED)
+    b_top, b_sum, b_weighted = _load_partial(state, length, index, known, WEIGHTED)
+    top, total, weighted = _join(b_top, b_sum, b_weighted, a_top, a_sum, a_weighted)
+    _store_partial(state, length, index, inside, top, total, weighted, WEIGHTED)
 
 
 @triton.jit
@@ -72,9 +87,6 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    image_offsets,  # (M + 1,) int64
-    text_ranks,  # (N,) int32
-    positives,  # (pairs,) out
     row_state,  # (Q, 2 or 5, M) out
     col_state,  # (P, 2 or 5, width) out
     M,
@@ -90,7 +102,7 @@ def statistics_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Running statistics of rows 0:M and columns first:first + width, and S at the positives."""
+    """Running statistics of rows 0:M and columns first:first + width."""
     FIELDS: tl.constexpr = 5 if TEACHER else 2
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
@@ -102,46 +114,35 @@ def statistics_kernel(
         row_inside = rows < M
         row = tl.minimum(rows, M - 1)
         row_group = tl.load(image_groups + row)
-        row_offset = tl.load(image_offsets + row)
-        known = rows < tl.where(first > 0, M, 0)
-        rn_top, rn_sum, rt_top, rt_sum, rt_weighted = _load_state(row_line, M, rows, known, TEACHER)
+        resumed = rows < tl.where(first > 0, M, 0)
+        n_top, n_sum, _ = _load_partial(row_line, M, rows, resumed, False)
+        t_top, t_sum, t_weighted = n_top, n_sum, n_sum
+        if TEACHER:
+            t_top, t_sum, t_weighted = _load_partial(row_line + 2 * M, M, rows, resumed, True)
         for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
             places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
             col_inside = places < width
             col = tl.minimum(first + places, N - 1)
             inside = row_inside[:, None] & col_inside[None, :]
+            # The column line was last written by this program, for its previous row block.
+            known = places < tl.where(row_block != p, width, 0)
+
             S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
-            T = S
+            same = row_group[:, None] == tl.load(text_groups + col)[None, :]
+            negatives = tl.where(same | ~inside, float("-inf"), S)
+            a_top, a_sum, _ = _summarise(negatives, S, 1, False)
+            n_top, n_sum, _ = _join(n_top, n_sum, n_sum, a_top, a_sum, a_sum)
+            _join_line(col_line, width, places, col_inside, known, negatives, S, 0, False)
             if TEACHER:
                 T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
                 T = tl.where(inside, T, float("-inf"))
-            same = inside & (row_group[:, None] == tl.load(text_groups + col)[None, :])
-            if has_any(same):
-                slot = row_offset[:, None] + tl.load(text_ranks + col)[None, :]
-                tl.store(positives + slot, S, mask=same)
-            negatives = tl.where(same | ~inside, float("-inf"), S)
-
-            # The column line was last written by this program, for its previous row block.
-            known = places < tl.where(row_block != p, width, 0)
-            cn_top, cn_sum, ct_top, ct_sum, ct_weighted = _load_state(
-                col_line, width, places, known, TEACHER
-            )
-            rn_top, rn_sum, _ = _accumulate(rn_top, rn_sum, rn_sum, negatives, S, 1, False)
-            cn_top, cn_sum, _ = _accumulate(cn_top, cn_sum, cn_sum, negatives, S, 0, False)
-            if TEACHER:
-                rt_top, rt_sum, rt_weighted = _accumulate(
-                    rt_top, rt_sum, rt_weighted, T, S, 1, True
-                )
-                ct_top, ct_sum, ct_weighted = _accumulate(
-                    ct_top, ct_sum, ct_weighted, T, S, 0, True
-                )
-            _store_state(
-                col_line, width, places, col_inside,
-                cn_top, cn_sum, ct_top, ct_sum, ct_weighted, TEACHER,
-            )  # fmt: skip
-        _store_state(
-            row_line, M, rows, row_inside, rn_top, rn_sum, rt_top, rt_sum, rt_weighted, TEACHER
-        )
+                a_top, a_sum, a_weighted = _summarise(T, S, 1, True)
+                t_top, t_sum, t_weighted = _join(t_top, t_sum, t_weighted, a_top, a_sum, a_weighted)
+                t_line = col_line + 2 * width
+                _join_line(t_line, width, places, col_inside, known, T, S, 0, True)
+        _store_partial(row_line, M, rows, row_inside, n_top, n_sum, n_sum, False)
+        if TEACHER:
+            _store_partial(row_line + 2 * M, M, rows, row_inside, t_top, t_sum, t_weighted, True)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
 
@@ -161,26 +162,21 @@ def merge_kernel(
     FIELDS: tl.constexpr = 5 if TEACHER else 2
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
-    n_top, n_sum, t_top, t_sum, t_weighted = _load_state(state, length, index, inside, TEACHER)
+    n_top, n_sum, _ = _load_partial(state, length, index, inside, False)
     for line in range(1, lines):
         there = state + tl.cast(line, tl.int64) * FIELDS * length
-        a_top, a_sum, b_top, b_sum, b_weighted = _load_state(there, length, index, inside, TEACHER)
+        a_top, a_sum, _ = _load_partial(there, length, index, inside, False)
         n_top, n_sum, _ = _join(n_top, n_sum, n_sum, a_top, a_sum, a_sum)
-        if TEACHER:
-            t_top, t_sum, t_weighted = _join(t_top, t_sum, t_weighted, b_top, b_sum, b_weighted)
     tl.store(n + index, n_top + tl.log(n_sum), mask=inside)
     if TEACHER:
+        state += 2 * length
+        t_top, t_sum, t_weighted = _load_partial(state, length, index, inside, True)
+        for line in range(1, lines):
+            there = state + tl.cast(line, tl.int64) * FIELDS * length
+            b_top, b_sum, b_weighted = _load_partial(there, length, index, inside, True)
+            t_top, t_sum, t_weighted = _join(t_top, t_sum, t_weighted, b_top, b_sum, b_weighted)
         tl.store(u + index, t_weighted / t_sum, mask=inside)
         tl.store(t + index, t_top + tl.log(t_sum), mask=inside)
-
-
-@triton.jit
-def _join(a_top, a_sum, a_weighted, b_top, b_sum, b_weighted):
-    """Merge two partial statistics."""
-    top = tl.maximum(a_top, b_top)
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    a, b = tl.exp(a_top - safe), tl.exp(b_top - safe)
-    return top, a_sum * a + b_sum * b, a_weighted * a + b_weighted * b
 
 
 MERGE_BLOCK = 128
@@ -209,8 +205,8 @@ def merge(state: Tensor, n: Tensor, u: Tensor, t: Tensor, teacher: bool) -> None
 
 def forward(problem: Problem) -> Statistics:
     """Allocate, launch, merge: no wait for the device."""
-    p = problem._replace(x=problem.x.contiguous(), y=problem.y.contiguous())
-    teacher = p.has_teacher
+    p, teacher = problem.contiguous(), problem.has_teacher
+    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     setting = launch.pick("statistics", p.x.device, p.x.dtype, teacher)
     rows, cols, fields = p.x.shape[0], p.y.shape[0], 5 if teacher else 2
 
@@ -221,9 +217,6 @@ def forward(problem: Problem) -> Statistics:
     out = Statistics(
         empty(rows), empty(cols), empty(p.pair_images.shape[0]), *(empty(e) for e in extra * 2)
     )
-    teacher_x = p.teacher_x.contiguous() if p.teacher_x is not None else p.x
-    teacher_y = p.teacher_y.contiguous() if p.teacher_y is not None else p.y
-    teacher_scale = p.teacher_scale if p.teacher_scale is not None else p.scale
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
     row_state = empty(Q, fields, rows)
@@ -232,8 +225,7 @@ def forward(problem: Problem) -> Statistics:
         col_state = empty(P, fields, width)
         statistics_kernel[(P, Q)](
             p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-            p.image_groups, p.text_groups, p.image_offsets, p.text_ranks,
-            out.positives, row_state, col_state,
+            p.image_groups, p.text_groups, row_state, col_state,
             rows, cols, p.x.shape[1], teacher_x.shape[1], first, width,
             TEACHER=teacher, **setting.tile(),
             **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
@@ -241,4 +233,5 @@ def forward(problem: Problem) -> Statistics:
         u_cols, t_cols = (v[first:last] if teacher else v for v in (out.u_cols, out.t_cols))
         merge(col_state, out.n_cols[first:last], u_cols, t_cols, teacher)
     merge(row_state, out.n_rows, out.u_rows, out.t_rows, teacher)
+    positive_logits(p, out.positives)
     return out

@@ -1,9 +1,12 @@
-"""What every kernel does with a tile: its logits, its mask of positives."""
+"""What the tile kernels share: the logits of a tile, and the layout of their arguments."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Problem
 
 
 @triton.jit
@@ -34,7 +37,8 @@ def logits(
     return total * scale
 
 
-@triton.jit
-def has_any(mask):
-    """Whether any entry of a tile is true, as a scalar to branch on."""
-    return tl.max(tl.max(mask.to(tl.int32), axis=1), axis=0) > 0
+def teacher_arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Teacher features and scale; without a teacher the student's stand in, never read."""
+    if problem.teacher_x is None or problem.teacher_y is None or problem.teacher_scale is None:
+        return problem.x, problem.y, problem.scale
+    return problem.teacher_x, problem.teacher_y, problem.teacher_scale

@@ -1,0 +1,1 @@
+"""Speed, memory and machine code of the package, measured."""

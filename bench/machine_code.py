@@ -1,0 +1,167 @@
+"""Compile every Triton kernel in every shipped launch setting, without a GPU, and report it.
+
+    python -m bench.machine_code [--out FILE] [TARGET ...]
+
+For each kernel: registers, spilled bytes, shared memory against the target's limit, and the
+matrix instructions in the machine code. The tests hold these to their limits; the table in
+bench/results is this program's output. Run it without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.gradient import gradient_kernel
+from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes of shared memory one program may use: CUDA programming guide, table of technical
+# specifications per compute capability, and the CDNA3 instruction set guide (LDS). sm_80's
+# row also serves 8.6, 8.9 and 12.x, whose limit is 99 KiB.
+SHARED_LIMIT = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+MATRIX_INSTRUCTION = {
+    "sm_80": r"\bmma\.sync",
+    "sm_90": r"\bwgmma\.mma_async",
+    "sm_100": r"\btcgen05\.mma",
+    "gfx942": r"\bv_mfma_",
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS"}
+_INT_POINTERS = {
+    "image_groups": "*i32",
+    "text_groups": "*i32",
+    "pair_images": "*i64",
+    "pair_texts": "*i64",
+}
+_DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
+_INTEGERS = {
+    "M", "N", "first", "width", "lines", "length",
+    "first_row", "last_row", "first_col", "last_col",
+} | _DIVISIBLE  # fmt: skip
+
+
+def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
+    """Every kernel of every setting of the table, and the merge of partial statistics."""
+    for target in targets:
+        for teacher in (False, True):
+            yield {"target": target, "kernel": "merge", "dtype": "fp32", "teacher": teacher}
+            for kernel in ("statistics", "gradient"):
+                for dtype in DTYPES:
+                    yield {"target": target, "kernel": kernel, "dtype": dtype, "teacher": teacher}
+
+
+def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
+    teacher, dtype = config["teacher"], config["dtype"]
+    if config["kernel"] == "merge":
+        kernel: Any = merge_kernel
+        constants: dict[str, Any] = {"TEACHER": teacher, "BLOCK": MERGE_BLOCK}
+        options: dict[str, int] = {}
+    else:
+        kernel = {"statistics": statistics_kernel, "gradient": gradient_kernel}[config["kernel"]]
+        setting = launch.SETTINGS[config["target"]][config["kernel"]].pick(DTYPES[dtype], teacher)
+        constants = {"TEACHER": teacher, "PRECISION": "ieee", "WIDEN": False, **setting.tile()}
+        options = setting.options()
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _INTEGERS:
+            signature[name] = "i32"
+        else:
+            signature[name] = f"*{dtype}" if name in _FEATURES else _INT_POINTERS.get(name, "*fp32")
+        if signature[name].startswith("*") or name in _DIVISIBLE:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return source, options
+
+
+def compile_one(config: dict[str, Any]) -> dict[str, Any]:
+    """Compile one kernel and read what the compiler made of it."""
+    source, options = _source(config)
+    target = config["target"]
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    text = compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]
+    usage = _amd_usage(text) if target.startswith("gfx") else _cuda_usage(compiled.asm["cubin"])
+    return {
+        **config,
+        **options,
+        **usage,
+        "shared": compiled.metadata.shared,
+        "shared_limit": SHARED_LIMIT[target],
+        "matrix_instructions": len(re.findall(MATRIX_INSTRUCTION[target], text)),
+    }
+
+
+def _cuda_usage(cubin: bytes) -> dict[str, int]:
+    """Registers and spilled bytes of the (single) function, from cuobjdump."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage:\n{report}")
+    return {"registers": int(found[1]), "spilled": int(found[2])}
+
+
+def _amd_usage(assembly: str) -> dict[str, int]:
+    """Vector registers and spilled registers, from the metadata of the assembly."""
+    numbers = dict(
+        re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", assembly)
+    )
+    spilled = int(numbers["vgpr_spill_count"]) + int(numbers["sgpr_spill_count"])
+    return {"registers": int(numbers["vgpr_count"]), "spilled": spilled}
+
+
+def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
+    """Compile everything for ``targets``."""
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(compile_one, configurations(targets)))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--out", type=Path, help="write the records as JSON")
+    arguments = parser.parse_args()
+    if launch.interpreted():
+        sys.exit("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled")
+    unknown = set(arguments.targets) - set(TARGETS)
+    if unknown:
+        parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
+    records = report(arguments.targets or list(TARGETS))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(records, indent=1) + "\n")
+    columns = list(records[0] | records[-1])
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for record in records:
+        print("| " + " | ".join(str(record.get(column, "")) for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The positive pairs, apart from the tiles: P numbers need no M x N walk.
+
+Inside the tile kernels a positive only has to be left out. Storing S and loading its gradient
+there, through a tile of pointers, made every setting spill registers (840 to 1,936 bytes per
+thread on sm_90); a kernel over blocks of pairs costs 2 P D operations and balances itself
+however uneven the groups are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Problem, Statistics, Upstream
+from mxm_kernels.backends.tiles import Span
+from mxm_kernels.backends.triton.tile import teacher_arguments
+
+BLOCK = {"BLOCK_P": 32, "BLOCK_D": 128}
+
+
+@triton.jit
+def _pair_logits(
+    x,  # (M, D)
+    y,  # (N, D)
+    images,  # (BLOCK_P,) int64
+    texts,  # (BLOCK_P,) int64
+    inside,  # (BLOCK_P,)
+    D,
+    scale,
+    BLOCK_D: tl.constexpr,
+):
+    """Logits scale <x_i, y_j> of a block of pairs, (BLOCK_P,) float32."""
+    lane = tl.arange(0, BLOCK_D)
+    total = tl.zeros((images.shape[0], BLOCK_D), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        mask = inside[:, None] & (lane[None, :] < D - start)
+        a = tl.load(x + images[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
+        b = tl.load(y + texts[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
+        total += a.to(tl.float32) * b.to(tl.float32)
+    return tl.sum(total, axis=1) * scale
+
+
+@triton.jit
+def positives_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    scale,  # ()
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
+    positives,  # (pairs,) out
+    pairs,
+    D,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """S of every positive pair."""
+    slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = slot < pairs
+    i = tl.load(pair_images + slot, mask=inside, other=0)
+    j = tl.load(pair_texts + slot, mask=inside, other=0)
+    S = _pair_logits(x, y, i, j, inside, D, tl.load(scale), BLOCK_D)
+    tl.store(positives + slot, S, mask=inside)
+
+
+@triton.jit
+def pair_gradient_kernel(
+    teacher_x,  # (M, TEACHER_D)
+    teacher_y,  # (N, TEACHER_D)
+    teacher_scale,  # ()
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
+    t_rows,  # (M,)
+    t_cols,  # (N,)
+    dpositives,  # (pairs,)
+    du_rows,  # (M,)
+    du_cols,  # (N,)
+    unit,  # ()
+    dS,  # (height, stride) out
+    pairs,
+    TEACHER_D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    TEACHER: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Positive pairs of the workspace: unit * dS, summed in float32 before rounding."""
+    slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = slot < pairs
+    i = tl.load(pair_images + slot, mask=inside, other=-1)
+    j = tl.load(pair_texts + slot, mask=inside, other=-1)
+    here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
+    if tl.max(here.to(tl.int32), axis=0) > 0:
+        grad = tl.load(dpositives + slot, mask=here, other=0.0)
+        if TEACHER:
+            t = tl.load(teacher_scale)
+            T = _pair_logits(teacher_x, teacher_y, i, j, here, TEACHER_D, t, BLOCK_D)
+            row_share = tl.exp(T - tl.load(t_rows + i, mask=here, other=0.0))
+            col_share = tl.exp(T - tl.load(t_cols + j, mask=here, other=0.0))
+            grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)
+            grad += col_share * tl.load(du_cols + j, mask=here, other=0.0)
+        stored = (grad * tl.load(unit)).to(dS.dtype.element_ty)
+        tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
+
+
+def positive_logits(problem: Problem, out: Tensor) -> None:
+    """Write S of every positive pair to ``out`` (pairs,)."""
+    p, pairs = problem, out.shape[0]
+    positives_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
+        p.x, p.y, p.scale, p.pair_images, p.pair_texts, out, pairs, p.x.shape[1], **BLOCK
+    )
+
+
+def positive_gradients(
+    problem: Problem,
+    statistics: Statistics,
+    upstream: Upstream,
+    unit: Tensor,
+    workspace: Tensor,
+    rows: Span,
+    cols: Span,
+) -> None:
+    """Write unit * dS of the positive pairs into ``workspace``, which holds rows x cols of dS."""
+    p, pairs = problem, problem.pair_images.shape[0]
+    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
+    pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
+        teacher_x, teacher_y, teacher_scale, p.pair_images, p.pair_texts,
+        statistics.t_rows, statistics.t_cols, upstream.positives, upstream.u_rows,
+        upstream.u_cols, unit, workspace, pairs, teacher_x.shape[1], *rows, *cols,
+        workspace.stride(0), TEACHER=p.has_teacher, **BLOCK,
+    )  # fmt: skip
