@@ -6,7 +6,6 @@ convolution of EfficientNet-Lite0, and the projections; with `all` there is no t
 the trunk is everything but the projections.
 """
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -15,9 +14,6 @@ from torchvision.transforms import v2
 
 from .config import Config
 from .dual_encoder import DualEncoder, Encoders
-
-# The weights are files of installed packages; a look at the hub could only fail or delay.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TOP_TEXT_LAYERS = 1
 TOP_IMAGE_BLOCKS = 1

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,25 @@ def test_learning_reduces_the_loss(tiny, material):
     options = {**tiny, "max_steps": 0, "epochs": 12, "batch_size": 9, "checkpoint_every": 100}
     losses = run(Config(**options), material).losses
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_two_processes_share_the_batches(tiny):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options = {**tiny, "limit": 8, "batch_size": 4}
+    command = [sys.executable, *launch, "--main_process_port", port, "-m", "examples.finetune"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments(options)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| text to image | after |") == 1
+    metrics = json.loads((Path(tiny["output_dir"]) / "metrics.json").read_text())
+    assert len(metrics["losses"]) == 5
+    assert steps(tiny) == ["step_00000004", "step_00000005"]
 
 
 def test_help_lists_the_options():
