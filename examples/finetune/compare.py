@@ -19,9 +19,10 @@ import torch
 import mxm_kernels
 
 from .config import Config, option, parse
+from .observations import Material
 from .retrieval import DIRECTIONS, METRICS, Metrics, average
 from .towers import build_encoders
-from .train import Material, make_accelerator, make_material, run
+from .train import make_accelerator, make_material, run
 
 LOSSES: tuple[Literal["mfh", "clip"], ...] = ("mfh", "clip")
 PACKAGES = (

@@ -54,7 +54,7 @@ class Config:
 
     epochs: int = option(10, "passes over the training instances")
     batch_size: int = option(70, "instances per optimiser step, over all processes")
-    lr: float = option(1e-4, "learning rate of the pretrained layers")
+    lr: float = option(1e-4, "rate of pretrained layers (the paper, from CLIP: 1e-5 or 1e-6)")
     head_lr: float = option(1e-3, "learning rate of fresh projections and the temperature")
     weight_decay: float = option(0.01, "weight decay of Adam")
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from .config import Config
-from .data.multifold import ImageSource
+from .data.instances import ImageSource
 from .retrieval import DIRECTIONS, METRICS, Metrics
 from .train import Result
 

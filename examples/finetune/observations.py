@@ -1,23 +1,27 @@
 """Run the frozen trunks once over a split, and keep their activations in memory."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.multifold import (
-    ImageSource,
-    Instance,
-    LazyInputs,
-    Observations,
-    flatten,
-    pad_texts,
-)
+from .data.instances import ImageSource, Instance
+from .data.multifold import LazyInputs, Observations, flatten, pad_texts
 from .dual_encoder import Encoders
 
 CHUNK = 64
+
+
+@dataclass
+class Material:
+    """Inputs that do not depend on what is trained, so that several runs can share them."""
+
+    instances: list[Instance]  # of the evaluated split
+    train: Observations
+    evaluation: Observations
 
 
 def observe(

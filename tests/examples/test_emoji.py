@@ -7,6 +7,7 @@ import torch
 from examples.finetune.config import Config
 from examples.finetune.data import load_splits
 from examples.finetune.data.emoji import load_emoji, make_captions, readable
+from examples.finetune.data.instances import random_splits
 from examples.finetune.data.multifold import (
     LazyInputs,
     MultifoldDataset,
@@ -14,7 +15,6 @@ from examples.finetune.data.multifold import (
     StepSampler,
     collate,
     flatten,
-    random_splits,
 )
 from mxm_kernels import fused_mfh_loss
 

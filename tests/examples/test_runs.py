@@ -16,26 +16,22 @@ from examples.finetune.checkpoint import Checkpoints
 from examples.finetune.config import Config, OptionError
 from examples.finetune.interrupt import InterruptedRunError
 from examples.finetune.towers import build_encoders
-from examples.finetune.train import (
-    Trainer,
-    make_accelerator,
-    make_material,
-    run,
-)
+from examples.finetune.train import make_accelerator, make_material, run
+from examples.finetune.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
 CRASH_AT_STEP = """
 import os, signal, sys, torch
-from examples.finetune import train
+from examples.finetune import trainer
 from examples.finetune.__main__ import main
 torch.set_num_threads(1)
-step = train.Trainer.train_step
+step = trainer.Trainer.train_step
 def crash(self, batch):
     if self.progress.step == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch)
-train.Trainer.train_step = crash
+trainer.Trainer.train_step = crash
 main(sys.argv[1:])
 """
 

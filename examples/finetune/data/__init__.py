@@ -4,7 +4,7 @@ from ..config import Config, OptionError
 from .coco import load_coco
 from .emoji import load_emoji
 from .flickr30k import load_flickr30k
-from .multifold import Splits, random_splits
+from .instances import Splits, random_splits
 
 
 def load_splits(config: Config) -> Splits:

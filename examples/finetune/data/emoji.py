@@ -21,7 +21,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from ..config import OptionError
-from .multifold import ImageFile, ImageSource, Instance
+from .instances import ImageFile, ImageSource, Instance
 
 VARIATION_SELECTOR = "\ufe0f"
 SKIN_TONES = ("1f3fb", "1f3ff")

@@ -11,8 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..config import OptionError
+from .instances import ImageFile, Instance, Splits, random_splits
 from .karpathy import first_existing, load_karpathy, require, require_folder
-from .multifold import ImageFile, Instance, Splits, random_splits
 
 HELD_OUT = 1000
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import OptionError
-from .multifold import ImageFile, Instance, Splits
+from .instances import ImageFile, Instance, Splits
 
 # COCO's "restval" are the validation images that the split file adds to the training set.
 SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
