@@ -26,6 +26,11 @@ def save_figure(result: Result, config: Config) -> Path:
     figure = Figure(figsize=(13, 13), layout="constrained")
     panels: Any = figure.subfigures(3, 1, height_ratios=(3, 4.6, 4.2), hspace=0.03)
     top, middle, bottom = panels
+    top.suptitle(
+        f"{config.loss.upper()} on {config.data}, {config.eval_split} split: "
+        f"{len(result.material.instances)} instances",
+        fontsize=13,
+    )
     loss_axes, *recall_axes = top.subplots(1, 3)
     draw_losses(loss_axes, result.losses)
     for axes, direction in zip(recall_axes, DIRECTIONS, strict=True):
@@ -72,7 +77,8 @@ def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) ->
 
 def evenly_spaced(count: int, total: int) -> list[int]:
     """Instances to show: not chosen by how well they do."""
-    return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))})
+    shown = min(count, total)
+    return [(2 * i + 1) * total // (2 * shown) for i in range(shown)]
 
 
 def ranked(result: Result, from_text: bool, query: int) -> tuple[list[int], list[bool]]:
