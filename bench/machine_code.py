@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from triton.compiler import ASTSource
 
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import gradient_kernel
+from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
+from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
 from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
 
 TARGETS = {
@@ -45,7 +48,12 @@ MATRIX_INSTRUCTION = {
     "sm_100": r"\btcgen05\.mma",
     "gfx942": r"\bv_mfma_",
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+}
 
 _FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS"}
 _INT_POINTERS = {
@@ -56,42 +64,58 @@ _INT_POINTERS = {
 }
 _DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
 _INTEGERS = {
-    "M", "N", "first", "width", "lines", "length",
+    "M", "N", "first", "width", "lines", "length", "pairs",
     "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
 
+KERNELS = {
+    "statistics": statistics_kernel,
+    "merge": merge_kernel,
+    "positives": positives_kernel,
+    "gradient": gradient_kernel,
+    "pair_gradient": pair_gradient_kernel,
+}
+PRODUCTS = ("statistics", "gradient")  # the kernels that multiply matrices
+
+
 def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
-    """Every kernel of every setting of the table, and the merge of partial statistics."""
-    for target in targets:
-        for teacher in (False, True):
-            yield {"target": target, "kernel": "merge", "dtype": "fp32", "teacher": teacher}
-            for kernel in ("statistics", "gradient"):
-                for dtype in DTYPES:
-                    yield {"target": target, "kernel": kernel, "dtype": dtype, "teacher": teacher}
+    """Every kernel in every setting that the launchers use."""
+    for target, kernel, teacher, dtype in product(targets, KERNELS, (False, True), DTYPES):
+        if dtype != "fp32" and kernel == "merge":
+            continue
+        if (dtype == "tf32" and kernel not in PRODUCTS) or (teacher and kernel == "positives"):
+            continue
+        yield {"target": target, "kernel": kernel, "dtype": dtype, "teacher": teacher}
 
 
 def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
-    teacher, dtype = config["teacher"], config["dtype"]
-    if config["kernel"] == "merge":
-        kernel: Any = merge_kernel
-        constants: dict[str, Any] = {"TEACHER": teacher, "BLOCK": MERGE_BLOCK}
-        options: dict[str, int] = {}
-    else:
-        kernel = {"statistics": statistics_kernel, "gradient": gradient_kernel}[config["kernel"]]
-        setting = launch.SETTINGS[config["target"]][config["kernel"]].pick(DTYPES[dtype], teacher)
-        constants = {"TEACHER": teacher, "PRECISION": "ieee", "WIDEN": False, **setting.tile()}
+    name, teacher, dtype = config["kernel"], config["teacher"], config["dtype"]
+    kernel: Any = KERNELS[name]
+    constants: dict[str, Any] = {"TEACHER": teacher}
+    options: dict[str, int] = {}
+    if name in PRODUCTS:
+        setting = launch.SETTINGS[config["target"]][name].pick(DTYPES[dtype], teacher)
+        precision = "tf32" if dtype == "tf32" else "ieee"
+        constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
         options = setting.options()
+    elif name == "merge":
+        constants["BLOCK"] = MERGE_BLOCK
+    else:
+        constants |= PAIR_BLOCK
+    features = "fp32" if dtype == "tf32" else dtype
     signature, attributes = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in _INTEGERS:
-            signature[name] = "i32"
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            kind = "constexpr"
+        elif argument in _INTEGERS:
+            kind = "i32"
         else:
-            signature[name] = f"*{dtype}" if name in _FEATURES else _INT_POINTERS.get(name, "*fp32")
-        if signature[name].startswith("*") or name in _DIVISIBLE:
+            kind = f"*{features}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
+        signature[argument] = kind
+        if kind.startswith("*") or argument in _DIVISIBLE:
             attributes[(place,)] = [["tt.divisibility", 16]]
+    constants = {key: constants[key] for key in constants if key in kernel.arg_names}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     return source, options
 
@@ -128,12 +152,12 @@ def _cuda_usage(cubin: bytes) -> dict[str, int]:
 
 
 def _amd_usage(assembly: str) -> dict[str, int]:
-    """Vector registers and spilled registers, from the metadata of the assembly."""
-    numbers = dict(
-        re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", assembly)
-    )
-    spilled = int(numbers["vgpr_spill_count"]) + int(numbers["sgpr_spill_count"])
-    return {"registers": int(numbers["vgpr_count"]), "spilled": spilled}
+    """Vector registers, and bytes of scratch memory that a lane spills to."""
+    numbers = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", assembly))
+    return {
+        "registers": int(numbers["vgpr_count"]),
+        "spilled": int(numbers["private_segment_fixed_size"]),
+    }
 
 
 def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
