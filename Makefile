@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a fresh machine: they build the virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint compare machine-code clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	sys.exit(f"Python 3.10 or newer is needed, {v.major}.{v.minor} was found: make PYTHON=python3.12") if v < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minutes on a CPU)
+	$(BIN)/python -m examples.finetune
+
+test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+lint: $(INSTALLED) ## linter, formatter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/finetune/results
+	$(BIN)/python -m examples.finetune.compare
+
+machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
+	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json
+
+clean: ## remove the virtual environment and build products
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
