@@ -6,29 +6,34 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mxm_kernels import Folds, MFHLoss
 
-torch.manual_seed(0)
+
+class Towers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = torch.nn.Linear(32, 16), torch.nn.Linear(32, 16)
+
+    def forward(self, images, texts):
+        return normalize(self.image(images)), normalize(self.text(texts))
+
+
 instances, views, captions = 70, 6, 5
 ideas = torch.randn(instances, 32)  # what an instance is about; its observations are noisy
 images = ideas.repeat_interleave(views, 0) + 0.5 * torch.randn(instances * views, 32)
 texts = ideas.repeat_interleave(captions, 0) + 0.5 * torch.randn(instances * captions, 32)
 folds = Folds.uniform(views, captions)  # ragged data: Folds.from_ids(image_ids, text_ids)
-
-student = torch.nn.ModuleDict({"image": torch.nn.Linear(32, 16), "text": torch.nn.Linear(32, 16)})
+student, log_scale = Towers(), torch.nn.Parameter(torch.tensor(1 / 0.03).log())
 teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-log_scale = torch.nn.Parameter(torch.tensor(1 / 0.03).log())
 optimizer = torch.optim.Adam([*student.parameters(), log_scale], lr=1e-2)
 criterion = MFHLoss(hard_weight=0.6, rounds=10)
-
 for step in range(60):
-    x, y = normalize(student["image"](images)), normalize(student["text"](texts))
+    x, y = student(images, texts)
     with torch.no_grad():
-        tx = normalize(teacher.module["image"](images))
-        ty = normalize(teacher.module["text"](texts))
+        tx, ty = teacher(images, texts)
     loss = criterion(x, y, folds, logit_scale=log_scale.exp(),
                      teacher_image_features=tx, teacher_text_features=ty)  # fmt: skip
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     teacher.update_parameters(student)
     if step % 20 == 0 or step == 59:
         print(f"step {step:2d}  loss {loss.item():.3f}")

@@ -4,10 +4,13 @@ import re
 import runpy
 from pathlib import Path
 
+import torch
+
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 
 def test_quickstart(capsys):
+    torch.manual_seed(0)
     runpy.run_path(str(QUICKSTART))
     losses = [float(v) for v in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 4
