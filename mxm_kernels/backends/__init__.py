@@ -1,8 +1,8 @@
 """The implementations of the operator, found by name and loaded on first use.
 
 ``choose`` applies the rule of the public functions: the backend that was asked for, or an
-error that says why it cannot run; without a request, Triton for GPU tensors (float64:
-blocked) and blocked for the rest.
+error that says why it cannot run; without a request, Triton for tensors on a GPU where it
+can run (it takes no float64), and blocked for the rest.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        on_gpu = device.type == "cuda" and dtype != torch.float64
-        return "triton" if on_gpu else "blocked"
+        on_gpu = device.type == "cuda"
+        if on_gpu and load("triton").unavailable(device, dtype) is None:
+            return "triton"
+        return "blocked"
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     reason = load(name).unavailable(device, dtype)
