@@ -43,10 +43,11 @@ class Batch:
             return normalize(centre[ids] + 2 * noise(len(ids)), dim=1).to(case.torch_dtype)
 
         x, y = features(image_ids), features(text_ids)
-        teachers = (features(image_ids), features(text_ids)) if case.teacher else (None, None)
-        scale = torch.tensor(1 / TEMPERATURE, device=device)
-        leaves = (tensor.requires_grad_() for tensor in (x, y, scale))
-        return cls(case, *leaves, *teachers, image_ids, text_ids)
+        teacher_x = features(image_ids) if case.teacher else None
+        teacher_y = features(text_ids) if case.teacher else None
+        scale = torch.tensor(1 / TEMPERATURE, device=device, requires_grad=True)
+        x, y = x.requires_grad_(), y.requires_grad_()
+        return cls(case, x, y, scale, teacher_x, teacher_y, image_ids, text_ids)
 
     def with_leaves(self, dtype: torch.dtype | None = None) -> Batch:
         """The same numbers in leaves of their own, so that providers share no gradient."""

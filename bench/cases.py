@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -100,9 +101,9 @@ def cpu_suite(cores: int) -> list[Group]:
     threads = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
     return [
         Group("large", (LARGE,), seconds=45),
-        Group("large bfloat16", (replace(LARGE, dtype="bfloat16"),), (*OURS, "dense"), 25, 2),
+        Group("large bfloat16", (replace(LARGE, dtype="bfloat16"),), (*OURS, "dense eager"), 25, 2),
         *_each(_paper(512), "paper", seconds=4),
-        *_each(_paper(1024), "paper", seconds=3, providers=(*OURS, "dense", "chunked")),
+        *_each(_paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
         *_each(
             tuple(
                 replace(PAPER, teacher=teacher, dtype=dtype)
@@ -111,7 +112,7 @@ def cpu_suite(cores: int) -> list[Group]:
             ),
             "paper",
             seconds=3,
-            providers=(*OURS, "dense", "chunked"),
+            providers=(*OURS, "dense eager", "chunked"),
         ),
         Group("no teacher", (replace(LARGE, teacher=False),), (*OURS, "chunked"), 10),
         Group(
@@ -141,7 +142,7 @@ def cpu_suite(cores: int) -> list[Group]:
 
 def gpu_suite(cores: int) -> list[Group]:
     """The groups of ``bench/gpu.sh``, most important first: what is not reached is not there."""
-    bf16 = {"dtype": "bfloat16"}
+    bf16: dict[str, Any] = {"dtype": "bfloat16"}
     squares = [pairs(n, 768, **bf16) for n in (4096, 8192, 16_384)]
     folds = Case(32_766, 27_305, 768, **bf16)
     return [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.batch import Batch
+from bench.machine import free_bytes
 from bench.providers.provider import Mark
 
 NAME = "floor"
@@ -65,7 +66,8 @@ def choose_height(batch: Batch) -> tuple[Floor, dict[str, float]]:
     """The fastest floor, and the seconds per thousand rows of each height that fits."""
     rows = len(batch.x)
     heights = [h for h in HEIGHTS if h < rows]
-    if fits(rows * len(batch.y) * batch.x.element_size() * (2 if batch.case.teacher else 1), batch):
+    whole = rows * len(batch.y) * batch.x.element_size() * (2 if batch.case.teacher else 1)
+    if whole <= free_bytes(batch.x.device) // 4:
         heights.append(rows)
     seconds = {}
     for height in heights:
@@ -86,10 +88,3 @@ def _time(floor: Floor, rows: int) -> float:
     floor.step(lambda: None, rows)
     synchronize()
     return perf_counter() - start
-
-
-def fits(size: int, batch: Batch) -> bool:
-    """Whether a workspace of ``size`` bytes is at most a quarter of what is there."""
-    from bench.machine import free_bytes
-
-    return size <= free_bytes(batch.x.device) // 4

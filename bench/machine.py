@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "memeff", "inf-cl")
-PACKAGES += ("cut-cross-entropy", "liger-kernel", "pytest-benchmark")
+PACKAGES = (
+    *("torch", "triton", "numpy", "pytest-benchmark"),
+    *("open_clip_torch", "memeff", "inf-cl", "cut-cross-entropy", "liger-kernel"),
+)
 
 
 def cpu_model() -> str:

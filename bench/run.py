@@ -11,11 +11,11 @@ from bench.batch import Batch
 from bench.cases import Case, Group
 from bench.gate import Gate, WrongAnswerError
 from bench.machine import free_bytes
+from bench.memory import peaks
 from bench.providers import Provider, matching
 from bench.providers.dense import DENSE
 from bench.results_file import Record
 from bench.timing import PHASES, Entry, measure, ratios, summary
-from tests.support.memory import peak_bytes
 
 
 def prepare(
@@ -79,7 +79,7 @@ def run_group(group: Group, device: torch.device, benchmark: Any) -> list[Record
     records = [timed_record(group.name, entry, entries) for entry in entries]
     for record, entry in zip(records, entries, strict=True):
         if entry.provider != floor.NAME:
-            record["peak_bytes"] = peak(entry)
+            record.update(peaks(entry))
     return records + [refused_record(group.name, *refused) for refused in out]
 
 
@@ -108,7 +108,7 @@ def timed_record(group: str, entry: Entry, entries: list[Entry]) -> Record:
 def memory_record(group: str, entry: Entry) -> Record:
     """The peak memory of an entry that was not timed."""
     head = _head(group, entry.case, entry.provider)
-    return {**head, "peak_bytes": peak(entry), "gate": entry.gate}
+    return {**head, **peaks(entry), "gate": entry.gate}
 
 
 def refused_record(group: str, case: Case, provider: str, reason: str) -> Record:
@@ -119,12 +119,3 @@ def refused_record(group: str, case: Case, provider: str, reason: str) -> Record
 def _head(group: str, case: Case, provider: str) -> Record:
     threads = case.threads or torch.get_num_threads()
     return {"group": group, "provider": provider, "case": case.as_dict(), "threads": threads}
-
-
-def peak(entry: Entry) -> int:
-    """Most bytes allocated during one step, beyond inputs and gradients."""
-    entry.ready()
-    device = entry.batch.x.device
-    most = peak_bytes(lambda: entry.step(lambda: None), device)
-    gradients = (leaf.grad for leaf in entry.batch.leaves.values())
-    return max(0, most - sum(g.nbytes for g in gradients if g is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def _compiled():
     return torch.compile(_mfh, fullgraph=True, dynamic=False)
 
 
-def _arguments(batch: Batch) -> tuple:
+def _arguments(batch: Batch) -> tuple[Any, ...]:
     b = batch
     return b.x, b.y, b.scale, b.teacher_x, b.teacher_y, b.image_ids, b.text_ids
 
@@ -75,7 +76,7 @@ def _bytes(case: Case) -> int:
 
 
 def _eager(batch: Batch, selection: Selection) -> Tensor:
-    return _mfh(*_arguments(batch), *selection)
+    return _mfh(*(*_arguments(batch), *selection))
 
 
 def _run_compiled(batch: Batch, selection: Selection) -> Tensor:
