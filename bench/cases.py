@@ -101,7 +101,7 @@ def cpu_suite(cores: int) -> list[Group]:
     threads = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
     return [
         Group("large", (LARGE,), seconds=45),
-        Group("large bfloat16", (replace(LARGE, dtype="bfloat16"),), (*OURS, "dense eager"), 25, 2),
+        Group("bfloat16", (replace(LARGE, dtype="bfloat16"),), (*OURS, "dense eager"), 25, 2),
         *_each(_paper(512), "paper", seconds=4),
         *_each(_paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
         *_each(
@@ -140,7 +140,7 @@ def cpu_suite(cores: int) -> list[Group]:
     ]
 
 
-def gpu_suite(cores: int) -> list[Group]:
+def gpu_suite() -> list[Group]:
     """The groups of ``bench/gpu.sh``, most important first: what is not reached is not there."""
     bf16: dict[str, Any] = {"dtype": "bfloat16"}
     squares = [pairs(n, 768, **bf16) for n in (4096, 8192, 16_384)]
@@ -166,8 +166,21 @@ def gpu_suite(cores: int) -> list[Group]:
     ]
 
 
-def memory_suite(device: torch.device) -> list[Case]:
+def smoke_suite(device: torch.device) -> list[Group]:
+    """A few seconds that touch everything: does the benchmark itself run?"""
+    ours = "triton" if device.type == "cuda" else "blocked"
+    providers = (ours, "floor", "dense eager", "chunked")
+    return [
+        Group("large", (Case(24, 20, 16),), providers, 0.2),
+        Group("rounds", tuple(Case(24, 20, 16, rounds=n) for n in (1, 10)), (ours,), 0.1),
+        Group("pairs", (pairs(24, 16, teacher=False),), (*providers, "open_clip"), 0.1),
+    ]
+
+
+def memory_suite(name: str, device: torch.device) -> list[Case]:
     """Batches whose peak memory is measured without timing them."""
+    if name == "smoke":
+        return [Case(24, 20, 16)]
     if device.type == "cuda":
         return [pairs(n, 768, dtype="bfloat16") for n in (4096, 16_384, 65_536)]
     return [Case(6 * n, 5 * n, 512) for n in (70, 280, 820, 1640)]

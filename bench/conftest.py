@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench import machine as machines
-from bench.cases import Group, cpu_suite, gpu_suite
+from bench.cases import Group, cpu_suite, gpu_suite, memory_suite, smoke_suite
+from bench.interleaved import apart
 from bench.results_file import RESULTS, Record, Results
 
 
@@ -17,15 +18,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of ``pytest bench``."""
     group = parser.getgroup("mxm_kernels benchmarks")
     group.addoption("--bench-device", default="cpu", help="cpu or cuda")
+    group.addoption("--bench-suite", default="full", choices=("full", "smoke"))
     group.addoption("--bench-out", type=Path, default=RESULTS, help="folder of the results")
     group.addoption(
         "--bench-minutes", type=float, default=15.0, help="no group starts after this time"
     )
 
 
-def suite(device: str) -> list[Group]:
-    """The groups of a device."""
-    return gpu_suite(machines.cores()) if device == "cuda" else cpu_suite(machines.cores())
+def suite(name: str, device: torch.device) -> list[Group]:
+    """The groups that are measured on a device."""
+    if name == "smoke":
+        return smoke_suite(device)
+    return gpu_suite() if device.type == "cuda" else cpu_suite(machines.cores())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,10 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for every group, in the order of importance."""
+    """One test for every group, in the order of importance, and for every batch of memory."""
+    option = metafunc.config.getoption
+    name, device = option("--bench-suite"), torch.device(option("--bench-device"))
     if "group" in metafunc.fixturenames:
-        groups = suite(metafunc.config.getoption("--bench-device"))
-        metafunc.parametrize("group", groups, ids=str)
+        metafunc.parametrize("group", suite(name, device), ids=str)
+    if "memory_case" in metafunc.fixturenames:
+        cases = memory_suite(name, device)
+        metafunc.parametrize("memory_case", cases, ids=[case.name for case in cases])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_group_stats(benchmarks: list[dict]) -> list[tuple[str, list[dict]]]:
+    """The tables in the terminal: one for each group, one line for each provider and case."""
+    return [(b["name"], apart(b, flat=True)) for b in benchmarks]
+
+
+def pytest_benchmark_update_json(output_json: dict) -> None:
+    """What ``--benchmark-json`` writes: one benchmark for each provider and case."""
+    output_json["benchmarks"] = [one for b in output_json["benchmarks"] for one in apart(b)]
 
 
 _START = pytest.StashKey[float]()

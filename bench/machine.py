@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import os
 import platform
 import re
@@ -108,3 +110,14 @@ def slug(machine: dict) -> str:
     name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
     name = re.sub(r"\((r|tm)\)", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def main() -> None:
+    """Print the description as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    print(json.dumps(describe(torch.device(parser.parse_args().device)), indent=1))
+
+
+if __name__ == "__main__":
+    main()

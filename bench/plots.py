@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bench.results_file import Record
-from bench.tables import timed
+from bench.results_file import Record, timed
 
 _FAMILY = ("D", "rounds", "teacher", "dtype", "threads")
 Point = tuple[float, float]
@@ -87,7 +87,9 @@ def draw(records: list[Record], folder: Path, prefix: str) -> list[Path]:
     for name, (lines, x_label, y_label) in plots(records).items():
         figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         for provider, points in lines.items():
-            style = {"color": "black", "linestyle": "--"} if provider == "floor" else {}
+            style: dict[str, Any] = (
+                {"color": "black", "linestyle": "--"} if provider == "floor" else {}
+            )
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=provider, **style)
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axes.grid(alpha=0.3)

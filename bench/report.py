@@ -3,8 +3,8 @@
     python -m bench.report [--results FOLDER] [--readme FILE]
 
 For every results file NAME.json: NAME.md with all tables and NAME-*.svg, beside it. In the
-README, what stands between ``<!-- bench:begin NAME TABLE -->`` and
-``<!-- bench:end NAME TABLE -->`` is replaced by that table of that machine.
+README, what stands between ``<!-- bench:begin NAME/TABLE -->`` and
+``<!-- bench:end NAME/TABLE -->`` is replaced by that table of that machine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from bench.plots import draw
 from bench.results_file import RESULTS, Record, read
 from bench.tables import TABLES
 
-_MARKED = re.compile(
-    r"(<!-- bench:begin (\S+) (\S+) -->\n).*?(<!-- bench:end \2 \3 -->)", re.DOTALL
-)
+_MARKED = re.compile(r"(<!-- bench:begin (\S+) -->\n).*?(<!-- bench:end \2 -->)", re.DOTALL)
 
 
 def results_files(folder: Path) -> list[Path]:
@@ -41,7 +39,7 @@ def page(name: str, records: list[Record], images: list[Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def fill(text: str, tables: dict[tuple[str, str], str]) -> str:
+def fill(text: str, tables: dict[str, str]) -> str:
     """``text`` with its marked places filled.
 
     Raises:
@@ -49,21 +47,22 @@ def fill(text: str, tables: dict[tuple[str, str], str]) -> str:
     """
 
     def replaced(match: re.Match) -> str:
-        return f"{match[1]}\n{tables[match[2], match[3]]}\n\n{match[4]}"
+        return f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}"
 
     return _MARKED.sub(replaced, text)
 
 
-def report(folder: Path, readme: Path | None) -> list[Path]:
+def report(folder: Path, readme: Path | None = None, with_plots: bool = True) -> list[Path]:
     """Write everything; the files written."""
-    written, tables = [], {}
+    written: list[Path] = []
+    tables: dict[str, str] = {}
     for path in results_files(folder):
         records = read(path)
-        images = draw(records, folder, path.stem)
+        images = draw(records, folder, path.stem) if with_plots else []
         out = path.with_suffix(".md")
         out.write_text(page(path.stem, records, images))
         written += [out, *images]
-        tables |= {(path.stem, name): make(records) for name, make in TABLES.items()}
+        tables |= {f"{path.stem}/{name}": make(records) for name, make in TABLES.items()}
     if readme is not None and readme.exists():
         filled = fill(readme.read_text(), tables)
         if filled != readme.read_text():
@@ -77,8 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--no-plots", action="store_true", help="tables only")
     arguments = parser.parse_args()
-    for path in report(arguments.results, arguments.readme):
+    for path in report(arguments.results, arguments.readme, not arguments.no_plots):
         print(path)
 
 

@@ -27,12 +27,24 @@ class Results:
         """Replace the records of the same group, case and provider, or append."""
         keys = {_key(record) for record in new}
         self.records = [r for r in self.records if _key(r) not in keys] + new
-        lines = ",\n".join(json.dumps(record) for record in self.records)
+        lines = ",\n".join(json.dumps(_short(record)) for record in self.records)
         text = f'{{"schema": {SCHEMA}, "records": [\n{lines}\n]}}\n'
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.replace(self.path)
+
+
+def _short(value: Any) -> Any:
+    """Five significant digits: what lies behind them is noise."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def timed(records: list[Record]) -> list[Record]:
+    """Those that were timed."""
+    return [r for r in records if "seconds" in r]
 
 
 def read(path: Path) -> list[Record]:

@@ -10,12 +10,14 @@ from bench import floor
 from bench.batch import Batch
 from bench.cases import Case, Group
 from bench.gate import Gate, WrongAnswerError
+from bench.interleaved import note_turns
 from bench.machine import free_bytes
 from bench.memory import peaks
 from bench.providers import Provider, matching
 from bench.providers.dense import DENSE
 from bench.results_file import Record
 from bench.timing import PHASES, Entry, measure, ratios, summary
+from mxm_kernels.backends import NAMES
 
 
 def prepare(
@@ -61,21 +63,26 @@ def _entry(provider: Provider, gate: Gate, device: torch.device) -> Entry:
         raise _Refused(f"wrong answer: {wrong}") from wrong
     except torch.OutOfMemoryError as full:
         raise _Refused("does not fit: out of memory") from full
-    except Exception as failure:  # a peer that fails must not end the run
-        if provider.name in OURS:
-            raise
+    except Exception as failure:  # one that fails must not take the others' results along
         raise _Refused(f"failed: {type(failure).__name__}: {str(failure)[:200]}") from failure
     return Entry(provider.name, case, batch, step, passed, phases=provider.phases)
 
 
-OURS = ("native", "blocked", "triton")  # whose failures are bugs of this repository
+def broken(records: list[Record]) -> list[str]:
+    """What of this repository failed or was wrong; that of other packages is only recorded."""
+    return [
+        f"{r['provider']} on {r['case']['name']}: {r['refused']}"
+        for r in records
+        if r["provider"] in NAMES and r.get("refused", "").startswith(("failed", "wrong answer"))
+    ]
 
 
 def run_group(group: Group, device: torch.device, benchmark: Any) -> list[Record]:
     """Time a group and measure its memory; the records, those of the refused included."""
     entries, out = prepare(group.cases, group.providers, device)
     if entries:
-        measure(entries, benchmark, group.seconds, group.fewest)
+        order = measure(entries, benchmark, group.seconds, group.fewest)
+        note_turns(benchmark, entries, order)
     records = [timed_record(group.name, entry, entries) for entry in entries]
     for record, entry in zip(records, entries, strict=True):
         if entry.provider != floor.NAME:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from statistics import median
+from collections.abc import Callable
 
-from bench.results_file import Record
+from bench import targets
+from bench.markdown import seconds, table
+from bench.results_file import Record, timed
 
 NOT_THIS_LOSS = "does not compute this loss"
-
-
-def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def _grid(records: list[Record], cell: Callable[[Record], str]) -> str:
@@ -26,24 +22,11 @@ def _grid(records: list[Record], cell: Callable[[Record], str]) -> str:
         if case not in seen:  # a case of two groups is shown once, as in the more important one
             seen.add(case)
             rows.append([case] + [found.get((group, case, p), "") for p in providers])
-    return _markdown(["case", *providers], rows)
-
-
-def seconds(value: float) -> str:
-    """Three significant digits and a unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} µs"
+    return table(["case", *providers], rows)
 
 
 def _mebibytes(value: int) -> str:
     return f"{value / 2**20:,.0f} MiB" if value >= 10 << 20 else f"{value / 2**20:.1f} MiB"
-
-
-def timed(records: list[Record]) -> list[Record]:
-    """Those that were timed."""
-    return [r for r in records if "seconds" in r]
 
 
 def speed(records: list[Record]) -> str:
@@ -74,7 +57,7 @@ def phases(records: list[Record]) -> str:
         rows.append([record["case"]["name"], record["provider"], repeats, *spread])
     note = "Median (0.1 to 0.9 quantile).\n\n"
     head = ["case", "provider", "repeats", "forward", "backward", "both"]
-    return note + _markdown(head, rows)
+    return note + table(head, rows)
 
 
 def memory(records: list[Record]) -> str:
@@ -99,7 +82,7 @@ def rounds(records: list[Record]) -> str:
             value = record["seconds"]["both"]["median"]
             ratio = f"{value / one[0]:.3f}"
             rows.append([record["case"]["name"], record["provider"], seconds(value), ratio])
-    return _markdown(["case", "provider", "both", "against R 1"], rows)
+    return table(["case", "provider", "both", "against R 1"], rows)
 
 
 def refused(records: list[Record]) -> str:
@@ -109,7 +92,7 @@ def refused(records: list[Record]) -> str:
         for r in records
         if r.get("refused", NOT_THIS_LOSS) != NOT_THIS_LOSS
     ]
-    return _markdown(["case", "provider", "why it has no time"], rows)
+    return table(["case", "provider", "why it has no time"], rows)
 
 
 def machine(records: list[Record]) -> str:
@@ -123,19 +106,12 @@ def machine(records: list[Record]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
         commit = m["commit"] or f"source {m['source']}"
         rows.append([where, f"Python {m['python']}, {versions}", commit, m["date"]])
-    return _markdown(["machine", "versions", "commit", "date"], rows)
-
-
-def ratio_of_medians(records: list[Record], one: str, other: str) -> float | None:
-    """Median over the cases that both have: time of ``one`` over time of ``other``."""
-    times = {(r["case"]["name"], r["provider"]): r["seconds"]["both"]["median"] for r in records}
-    cases = {case for case, _ in times}
-    found = [times[c, one] / times[c, other] for c in cases if {(c, one), (c, other)} <= set(times)]
-    return median(found) if found else None
+    return table(["machine", "versions", "commit", "date"], rows)
 
 
 TABLES: dict[str, Callable[[list[Record]], str]] = {
     "machine": machine,
+    "targets": targets.table,
     "speed": speed,
     "rounds": rounds,
     "memory": memory,

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
-from bench.cases import OURS, memory_suite
-from bench.run import memory_record, prepare, refused_record
+from bench.run import broken, memory_record, prepare, refused_record
 
 GROUP = "memory"
-PROVIDERS = (*OURS[:3], "dense eager", "chunked")
+PROVIDERS = ("native", "blocked", "triton", "dense eager", "chunked")
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_memory(index, device, in_time, keep):
+def test_memory(memory_case, device, in_time, keep):
     """Measure one step of each provider on one batch."""
-    cases = memory_suite(device)
-    if index >= len(cases):
-        pytest.skip("no such batch")
-    entries, out = prepare((cases[index],), PROVIDERS, device)
-    keep(
-        [memory_record(GROUP, entry) for entry in entries]
-        + [refused_record(GROUP, *refused) for refused in out]
-    )
+    entries, out = prepare((memory_case,), PROVIDERS, device)
+    records = [memory_record(GROUP, entry) for entry in entries]
+    records += [refused_record(GROUP, *refused) for refused in out]
+    keep(records)
+    assert not broken(records)

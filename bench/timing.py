@@ -109,8 +109,12 @@ def schedule(seconds: list[float], budget: float, fewest: int) -> list[int]:
     return [index for _, index in sorted(turns)]
 
 
-def measure(entries: list[Entry], benchmark: Any, budget: float, fewest: int) -> None:
-    """Time all ``entries``, interleaved; ``benchmark`` is pytest-benchmark's fixture."""
+def measure(entries: list[Entry], benchmark: Any, budget: float, fewest: int) -> list[int]:
+    """Time all ``entries``, interleaved; ``benchmark`` is pytest-benchmark's fixture.
+
+    Returns:
+        The index of the entry whose turn each round was.
+    """
     order = schedule([entry.warm_up() for entry in entries], budget, fewest)
     turns = iter(order)
 
@@ -126,6 +130,7 @@ def measure(entries: list[Entry], benchmark: Any, budget: float, fewest: int) ->
     finally:
         gc.enable()
         torch.set_num_threads(DEFAULT_THREADS)
+    return order
 
 
 def summary(samples: list[float]) -> dict:
