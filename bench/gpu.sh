@@ -48,26 +48,22 @@ step() {
     echo "$name: exit $status, $((SECONDS - began)) s" | tee -a "$out/steps.txt"
 }
 
-# Settings of pytest plugins that need not be there would be errors under --strict-config.
-pytest() {
-    "$python" -m pytest -o addopts= -o timeout=0 -p no:cacheprovider "$@"
-}
+# Without addopts: settings of plugins that need not be there are errors under --strict-config.
+pytest=("$python" -m pytest -o addopts= -p no:cacheprovider -v)
 
 : >"$out/steps.txt"
 "$python" -m bench.machine --device "$device" >"$out/machine.json" 2>"$out/machine.log"
 [ -s "$out/machine.log" ] || rm -f "$out/machine.log"
 
-export -f pytest
-export python
-step benchmark 320 bash -c 'pytest "$@"' - bench/test_speed.py bench/test_memory.py \
+step benchmark 320 "${pytest[@]}" bench/test_speed.py bench/test_memory.py \
     --bench-device "$device" --bench-suite "${BENCH_SUITE:-full}" --bench-out "$out" \
-    --bench-minutes 4.5 --benchmark-quiet -v
+    --bench-minutes 4.5 --benchmark-quiet
 
 # The backends on this device first: what is cut off by the limit is the least of it.
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8 --dist loadgroup)
 read -r -a tests <<<"${BENCH_TESTS:-tests/backends/test_backends.py tests --ignore=tests/examples}"
-step tests $((limit - SECONDS - 20)) bash -c 'pytest "$@"' - "${tests[@]}" "${workers[@]}" -v
+step tests $((limit - SECONDS - 20)) "${pytest[@]}" "${tests[@]}" "${workers[@]}"
 
 limit=$((limit + 15))  # kept back for the tables
 step report 15 "$python" -m bench.report --results "$out" --readme /dev/null --no-plots

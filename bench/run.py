@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench import floor
+from bench import floor, timing
 from bench.batch import Batch
 from bench.cases import Case, Group
 from bench.gate import Gate, WrongAnswerError
@@ -80,13 +80,17 @@ def broken(records: list[Record]) -> list[str]:
 def run_group(group: Group, device: torch.device, benchmark: Any) -> list[Record]:
     """Time a group and measure its memory; the records, those of the refused included."""
     entries, out = prepare(group.cases, group.providers, device)
-    if entries:
-        order = measure(entries, benchmark, group.seconds, group.fewest)
-        note_turns(benchmark, entries, order)
-    records = [timed_record(group.name, entry, entries) for entry in entries]
-    for record, entry in zip(records, entries, strict=True):
-        if entry.provider != floor.NAME:
-            record.update(peaks(entry))
+    threads = torch.get_num_threads()
+    try:
+        if entries:
+            order = measure(entries, benchmark, group.seconds, group.fewest)
+            note_turns(benchmark, entries, order)
+        records = [timed_record(group.name, entry, entries) for entry in entries]
+        for record, entry in zip(records, entries, strict=True):
+            if entry.provider != floor.NAME:
+                record.update(peaks(entry))
+    finally:
+        torch.set_num_threads(threads)  # a case may have its own number
     return records + [refused_record(group.name, *refused) for refused in out]
 
 
@@ -124,5 +128,5 @@ def refused_record(group: str, case: Case, provider: str, reason: str) -> Record
 
 
 def _head(group: str, case: Case, provider: str) -> Record:
-    threads = case.threads or torch.get_num_threads()
+    threads = case.threads or timing.DEFAULT_THREADS
     return {"group": group, "provider": provider, "case": case.as_dict(), "threads": threads}

@@ -39,7 +39,9 @@ class Entry:
 
     def ready(self) -> None:
         """What a step must not pay for: threads, gradients of the last step, work in flight."""
-        torch.set_num_threads(self.case.threads or DEFAULT_THREADS)
+        threads = self.case.threads or DEFAULT_THREADS
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         self.batch.clear()
         if self.batch.x.is_cuda:
             torch.cuda.synchronize()
@@ -129,7 +131,6 @@ def measure(entries: list[Entry], benchmark: Any, budget: float, fewest: int) ->
         benchmark.pedantic(Entry.run, setup=setup, rounds=len(order), iterations=1)
     finally:
         gc.enable()
-        torch.set_num_threads(DEFAULT_THREADS)
     return order
 
 
