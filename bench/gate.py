@@ -20,7 +20,7 @@ from bench.providers.provider import Step
 from reference.mfh import mfh_loss
 from tests.support.compare import allowed, error
 
-NAIVE_LIMIT = 3e8  # every round of every row of the reference differentiates an M x N matrix
+NAIVE_LIMIT = 2e7  # every round of every row of the reference differentiates an M x N matrix
 SEED = 1
 
 Answer = dict[str, Tensor]  # loss and gradients by name

@@ -87,12 +87,16 @@ def rounds(records: list[Record]) -> str:
 
 def refused(records: list[Record]) -> str:
     """Who was not timed, and why."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for r in records:
+        if r.get("refused", NOT_THIS_LOSS) != NOT_THIS_LOSS:
+            reason = r["refused"].replace("|", "/").replace("\n", " ")
+            cases.setdefault((r["provider"], reason), []).append(r["case"]["name"])
     rows = [
-        [r["case"]["name"], r["provider"], r["refused"].replace("|", "/").replace("\n", " ")]
-        for r in records
-        if r.get("refused", NOT_THIS_LOSS) != NOT_THIS_LOSS
+        [provider, reason, names[0] if len(names) == 1 else f"{len(names)} cases"]
+        for (provider, reason), names in cases.items()
     ]
-    return table(["case", "provider", "why it has no time"], rows)
+    return table(["provider", "why it has no time", "on"], rows)
 
 
 def machine(records: list[Record]) -> str:
