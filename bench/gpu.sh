@@ -57,7 +57,7 @@ pytest=("$python" -m pytest -o addopts= -p no:cacheprovider -v)
 
 step benchmark 320 "${pytest[@]}" bench/test_speed.py bench/test_memory.py \
     --bench-device "$device" --bench-suite "${BENCH_SUITE:-full}" --bench-out "$out" \
-    --bench-minutes 4.5 --benchmark-quiet
+    --bench-minutes 5 --benchmark-quiet
 
 # The backends on this device first: what is cut off by the limit is the least of it.
 workers=()

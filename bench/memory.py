@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.timing import Entry
@@ -26,23 +25,17 @@ def peaks(entry: Entry) -> dict[str, int]:
         entry.step(lambda: None)
 
     entry.ready()
-    most = peak_bytes(step, entry.batch.x.device)
-    gradients = sum(
-        leaf.grad.nbytes for leaf in entry.batch.leaves.values() if leaf.grad is not None
-    )
-    found = {"peak_bytes": max(0, most - gradients)}
-    entry.ready()
-    if not entry.batch.x.is_cuda and (_PROCESS / "clear_refs").exists():
-        found["peak_resident_bytes"] = max(0, _resident_growth(step) - gradients)
-    return found
-
-
-def _resident_growth(run: Callable[[], None]) -> int:
-    """How far the process' resident memory rose during ``run``."""
-    (_PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    resident = not entry.batch.x.is_cuda and (_PROCESS / "clear_refs").exists()
+    before = 0
+    if resident:
+        (_PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+        before = _status("VmRSS")
+    most = {"peak_bytes": peak_bytes(step, entry.batch.x.device)}
+    if resident:
+        most["peak_resident_bytes"] = _status("VmHWM") - before
+    leaves = entry.batch.leaves.values()
+    gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
+    return {name: max(0, size - gradients) for name, size in most.items()}
 
 
 def _status(name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.run import broken, memory_record, prepare, refused_record
 
 GROUP = "memory"
-PROVIDERS = ("native", "blocked", "triton", "dense eager", "chunked")
+PROVIDERS = ("native", "blocked", "triton", "chunked")
 
 
 def test_memory(memory_case, device, in_time, keep):
