@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.results_file import Record, timed
 
-_FAMILY = ("D", "rounds", "teacher", "dtype", "threads")
+_FAMILY = ("D", "views", "captions", "rounds", "teacher", "dtype", "threads")
 Point = tuple[float, float]
 Lines = dict[str, list[Point]]
 
@@ -34,9 +34,7 @@ def largest_family(records: list[Record]) -> list[Record]:
     families: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
         case = record["case"]
-        shape = case["M"] * case["captions"] == case["N"] * case["views"]
-        key = (shape, case["views"], case["captions"], *(case[name] for name in _FAMILY))
-        families[key].append(record)
+        families[tuple(case[name] for name in _FAMILY)].append(record)
     if not families:
         return []
     return max(families.values(), key=lambda family: len({r["case"]["M"] for r in family}))
