@@ -1,8 +1,8 @@
 """The implementations of the operator, found by name and loaded on first use.
 
 ``choose`` applies the rule of the public functions: the backend that was asked for, or an
-error that says why it cannot run; without a request, Triton for GPU tensors (float64:
-blocked) and blocked for the rest.
+error that says why it cannot run; without a request, Triton for GPU tensors, native for CPU
+tensors where the extension was built, and blocked for the rest, float64 among it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from mxm_kernels.backends.problem import Backend
 
-NAMES = ("triton", "blocked")
+NAMES = ("triton", "native", "blocked")
 
 
 class BackendUnavailableError(RuntimeError):
@@ -35,8 +35,9 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        on_gpu = device.type == "cuda" and dtype != torch.float64
-        return "triton" if on_gpu else "blocked"
+        if device.type == "cuda" and dtype != torch.float64:
+            return "triton"
+        return "blocked" if load("native").unavailable(device, dtype) else "native"
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     reason = load(name).unavailable(device, dtype)

@@ -1,0 +1,284 @@
+// Forward sweep of a tile: row and column statistics and the positives, in one reading.
+//
+// A strip of kStrip rows is cut into chunks of kChunk columns, which stay in the L2 cache for
+// the two readings of a chunk: its maximum c, then exp(S - c), which rows and columns share. A
+// row or column far below c would lose its sum to underflow; that is checked on the sums, and
+// such a chunk is done again with an exponential for each side.
+
+#pragma once
+
+#include <algorithm>
+
+#include "passes.h"
+#include "running.h"
+#include "threads.h"
+#include "vector.h"
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+constexpr int kStrip = 32;
+constexpr int kChunk = 512;
+// Terms below exp(-87) vanish. Of a sum of at least 2^-80 and kChunk terms, that is less than
+// kChunk * 2^-125 / 2^-80 = 2^-36 of it, far below rounding.
+constexpr float kLeastTotal = 0x1p-80f;
+
+constexpr int kRowsAtOnce = kLanes >= 16 ? 4 : 2;  // their row sums stay in registers
+
+// Sums of one chunk, relative to a reference of each row and column.
+template <int kLength>
+struct alignas(64) Sums {
+  float top[kLength];
+  float total[kLength];
+  float weighted[kLength];
+
+  void clear(std::int64_t length) {
+    std::fill_n(total, length, 0.0f);
+    std::fill_n(weighted, length, 0.0f);
+  }
+  bool ample(std::int64_t length) const {
+    bool enough = true;
+    for (std::int64_t k = 0; k < length; ++k) enough &= total[k] >= kLeastTotal;
+    return enough;  // false for NaN
+  }
+};
+
+struct Chunk {
+  const float* student;
+  const float* teacher;
+  std::int64_t stride;
+  int rows;
+  int cols;
+  const std::int32_t* row_groups;
+  const std::int32_t* col_groups;
+  float scale;
+  float teacher_scale;
+
+  bool has_teacher() const { return teacher != nullptr; }
+  std::int64_t at(int i, int j) const { return i * stride + j; }
+  Ints outside(int j) const { return lane_numbers() >= cols - j; }
+  // Lanes of row i that are positives or beyond the chunk.
+  Ints hidden(int i, int j) const {
+    return (load(col_groups + j) == row_groups[i]) | outside(j);
+  }
+};
+
+// References of a chunk: the greatest negative of S and the greatest T.
+struct References {
+  float S;
+  float T;
+};
+
+inline References references(const Chunk& chunk) {
+  const Floats nothing = fill(kNothing);
+  Floats S = nothing, T = nothing;
+  for (int i = 0; i < chunk.rows; ++i) {
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats s = load(chunk.student + chunk.at(i, j));
+      S = maximum(S, chunk.hidden(i, j) ? nothing : s);
+      if (!chunk.has_teacher()) continue;
+      const Floats t = load(chunk.teacher + chunk.at(i, j));
+      T = maximum(T, chunk.outside(j) ? nothing : t);
+    }
+  }
+  const float top = largest(S);  // scaled only if it is a product: kNothing must stay as it is
+  return {top > kNothing ? top * chunk.scale : kNothing, largest(T) * chunk.teacher_scale};
+}
+
+struct ChunkSums {
+  Sums<kStrip> S_rows, T_rows;
+  Sums<kChunk> S_cols, T_cols;
+};
+
+// Sums of rows i .. i + kRows with the chunk's own references.
+template <int kRows, bool kTeacher>
+inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums& sums) {
+  Floats S_rows[kRows] = {}, T_rows[kRows] = {}, W_rows[kRows] = {};
+  for (int j = 0; j < chunk.cols; j += kLanes) {
+    const bool partial = j + kLanes > chunk.cols;
+    const Ints groups = load(chunk.col_groups + j);
+    Floats S_col = load(sums.S_cols.total + j);
+    Floats T_col{}, W_col{};
+    if (kTeacher) {
+      T_col = load(sums.T_cols.total + j);
+      W_col = load(sums.T_cols.weighted + j);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      Floats S = load(chunk.student + chunk.at(i + r, j)) * chunk.scale;
+      Ints hidden = groups == chunk.row_groups[i + r];
+      if (partial) {
+        S = chunk.outside(j) ? Floats{} : S;
+        hidden |= chunk.outside(j);
+      }
+      const Floats e = hidden ? Floats{} : exponential(S - top.S);
+      S_rows[r] += e;
+      S_col += e;
+      if (kTeacher) {
+        const Floats T = load(chunk.teacher + chunk.at(i + r, j)) * chunk.teacher_scale;
+        Floats f = exponential(T - top.T);
+        if (partial) f = chunk.outside(j) ? Floats{} : f;
+        const Floats weighted = f * S;
+        T_rows[r] += f;
+        W_rows[r] += weighted;
+        T_col += f;
+        W_col += weighted;
+      }
+    }
+    store(sums.S_cols.total + j, S_col);
+    if (kTeacher) {
+      store(sums.T_cols.total + j, T_col);
+      store(sums.T_cols.weighted + j, W_col);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    sums.S_rows.total[i + r] = sum(S_rows[r]);
+    if (!kTeacher) continue;
+    sums.T_rows.total[i + r] = sum(T_rows[r]);
+    sums.T_rows.weighted[i + r] = sum(W_rows[r]);
+  }
+}
+
+template <bool kTeacher>
+inline void add_chunk(const Chunk& chunk, const References& top, ChunkSums& sums) {
+  int i = 0;
+  for (; i + kRowsAtOnce <= chunk.rows; i += kRowsAtOnce) {
+    add_rows<kRowsAtOnce, kTeacher>(chunk, i, top, sums);
+  }
+  for (; i < chunk.rows; ++i) add_rows<1, kTeacher>(chunk, i, top, sums);
+}
+
+// The logits of S (negatives only) or of T, kNothing elsewhere.
+template <bool kStudent>
+inline Floats logits(const Chunk& chunk, int i, int j) {
+  const Floats product = load((kStudent ? chunk.student : chunk.teacher) + chunk.at(i, j));
+  const Floats value = product * (kStudent ? chunk.scale : chunk.teacher_scale);
+  const Ints absent = kStudent ? chunk.hidden(i, j) : chunk.outside(j);
+  return absent ? fill(kNothing) : value;
+}
+
+// The sums of S, or of T and weighted by S, with the maximum of each row and column.
+template <bool kStudent>
+void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
+  const std::int64_t width = padded(chunk.cols);
+  std::fill_n(cols.top, width, kNothing);
+  cols.clear(width);
+  for (int i = 0; i < chunk.rows; ++i) {
+    Floats top = fill(kNothing);
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats value = logits<kStudent>(chunk, i, j);
+      top = maximum(top, value);
+      store(cols.top + j, maximum(load(cols.top + j), value));
+    }
+    rows.top[i] = largest(top);
+  }
+  for (int i = 0; i < chunk.rows; ++i) {
+    Floats total{}, weighted{};
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats value = logits<kStudent>(chunk, i, j);
+      const Ints absent = value == kNothing;
+      const Floats row = absent ? Floats{} : exponential(value - rows.top[i]);
+      const Floats col = absent ? Floats{} : exponential(value - load(cols.top + j));
+      total += row;
+      store(cols.total + j, load(cols.total + j) + col);
+      if (kStudent) continue;
+      const Floats product = load(chunk.student + chunk.at(i, j));
+      const Floats S = chunk.outside(j) ? Floats{} : product * chunk.scale;
+      weighted += row * S;
+      store(cols.weighted + j, load(cols.weighted + j) + col * S);
+    }
+    rows.total[i] = sum(total);
+    rows.weighted[i] = sum(weighted);
+  }
+}
+
+inline void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
+  const std::int64_t width = padded(chunk.cols);
+  const References top = references(chunk);
+  sums.S_cols.clear(width);
+  std::fill_n(sums.S_cols.top, width, top.S);
+  std::fill_n(sums.S_rows.top, kStrip, top.S);
+  if (!chunk.has_teacher()) {
+    add_chunk<false>(chunk, top, sums);
+  } else {
+    sums.T_cols.clear(width);
+    std::fill_n(sums.T_cols.top, width, top.T);
+    std::fill_n(sums.T_rows.top, kStrip, top.T);
+    add_chunk<true>(chunk, top, sums);
+    if (!sums.T_rows.ample(chunk.rows) || !sums.T_cols.ample(chunk.cols)) {
+      add_apart<false>(chunk, sums.T_rows, sums.T_cols);
+    }
+  }
+  if (!sums.S_rows.ample(chunk.rows) || !sums.S_cols.ample(chunk.cols)) {
+    add_apart<true>(chunk, sums.S_rows, sums.S_cols);
+  }
+}
+
+inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Statistics& cols) {
+  const Problem& p = pass.problem;
+  ChunkSums sums;
+  Chunk chunk;
+  chunk.stride = tile.stride;
+  chunk.rows = rows;
+  chunk.row_groups = p.image_groups + tile.row + first;
+  chunk.scale = p.scale;
+  chunk.teacher_scale = p.teacher_scale;
+  for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
+    chunk.cols = static_cast<int>(std::min<std::int64_t>(kChunk, tile.cols - j));
+    chunk.student = tile.student + first * tile.stride + j;
+    chunk.teacher = tile.teacher ? tile.teacher + first * tile.stride + j : nullptr;
+    chunk.col_groups = p.text_groups.data() + tile.col + j;
+    sum_chunk(chunk, sums);
+    merge(pass.rows.S, tile.row + first, sums.S_rows, rows);
+    merge(cols.S, j, sums.S_cols, chunk.cols);
+    if (!chunk.has_teacher()) continue;
+    merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
+    merge(cols.T, j, sums.T_cols, chunk.cols);
+  }
+}
+
+inline void gather_positives(Forward& pass, const Tile& tile, int first, int rows) {
+  const Problem& p = pass.problem;
+  for (int i = first; i < first + rows; ++i) {
+    const std::int64_t row = tile.row + i;
+    for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
+      const std::int64_t j = p.pair_texts[slot] - tile.col;
+      if (j < 0 || j >= tile.cols) continue;
+      pass.positives[slot] = tile.student[i * tile.stride + j] * p.scale;
+    }
+  }
+}
+
+// The column statistics of [from, to) of a tile: every thread's, in the order of the threads.
+inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_t from,
+                          std::int64_t to) {
+  for (int thread = 0; thread < team; ++thread) {
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T}) {
+      const Running& sums = pass.partials[thread].*part;
+      if (sums.top.empty()) continue;
+      const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
+      merge(pass.cols.*part, tile.col + from, sums.top.data() + from, sums.total.data() + from,
+            weighted, to - from);
+    }
+  }
+}
+
+inline void forward_tile(Forward& pass, const Tile& tile) {
+  const std::int64_t strips = (tile.rows + kStrip - 1) / kStrip;
+#pragma omp parallel num_threads(pass.problem.threads)
+  {
+    const int team = team_size(), thread = thread_number();
+    Statistics& cols = pass.partials[thread];
+    cols.clear(tile.cols);
+    for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
+      const int first = static_cast<int>(k * kStrip);
+      const int rows = static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first));
+      sweep_strip(pass, tile, first, rows, cols);
+      gather_positives(pass, tile, first, rows);
+    }
+#pragma omp barrier
+    merge_columns(pass, tile, team, tile.cols * thread / team, tile.cols * (thread + 1) / team);
+  }
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

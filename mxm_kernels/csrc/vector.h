@@ -1,0 +1,88 @@
+// Vectors of MXM_LANES floats on the compiler's vector extension, so that one source serves
+// every instruction set. Included once for each level, inside that level's namespace.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+constexpr int kLanes = MXM_LANES;
+
+typedef float Floats __attribute__((vector_size(MXM_LANES * sizeof(float))));
+typedef std::int32_t Ints __attribute__((vector_size(MXM_LANES * sizeof(std::int32_t))));
+
+inline Floats load(const float* from) {
+  Floats value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Ints load(const std::int32_t* from) {
+  Ints value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+// The first `count` lanes only; the others are 0.
+inline Floats load(const float* from, std::int64_t count) {
+  if (count >= kLanes) return load(from);
+  Floats value{};
+  std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
+inline void store(float* to, Floats value, std::int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  std::memcpy(to, &value, count * sizeof(float));
+}
+
+inline Floats fill(float value) { return value - Floats{}; }  // x - 0 keeps the sign of zero
+
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Ints lane_numbers() {
+  Ints lanes;
+  for (int k = 0; k < kLanes; ++k) lanes[k] = k;
+  return lanes;
+}
+
+// Lane by lane in order, for the same bits at every call.
+inline float sum(Floats value) {
+  float total = 0;
+  for (int k = 0; k < kLanes; ++k) total += value[k];
+  return total;
+}
+
+inline float largest(Floats value) {
+  float top = value[0];
+  for (int k = 1; k < kLanes; ++k) top = value[k] > top ? value[k] : top;
+  return top;
+}
+
+// exp(x) for x <= 88, within 2 units in the last place; 0 below -87 (-inf included), where
+// the result would leave the normal range; NaN for NaN. It writes x = k ln 2 + r with
+// |r| <= ln 2 / 2, and exp(r) = 1 + r + r^2 q(r) with a minimax q: 3e-9 relative error.
+inline Floats exponential(Floats x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kLog2High = 0.693359375f;  // 9 bits: k * kLog2High is exact, FMA or not
+  constexpr float kLog2Low = -2.12194440e-4f;
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats k = shifted - kRound;
+  const Floats r = (x - k * kLog2High) - k * kLog2Low;
+  Floats q = r * 0.00138144672f + 0.00836878084f;
+  q = q * r + 0.0416683927f;
+  q = q * r + 0.166665196f;
+  q = q * r + 0.49999994f;
+  const Floats mantissa = (q * r) * r + r + 1.0f;
+  const Ints power = (reinterpret_cast<Ints>(shifted) + (127 - 0x4B400000)) << 23;
+  return x < -87.0f ? Floats{} : mantissa * reinterpret_cast<Floats>(power);
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm
