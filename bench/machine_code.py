@@ -160,6 +160,20 @@ def _amd_usage(assembly: str) -> dict[str, int]:
     }
 
 
+def faults(record: dict[str, Any]) -> list[str]:
+    """What is wrong with a compiled kernel: spills, shared memory, no matrix instructions."""
+    found = []
+    if record["spilled"]:
+        found.append(f"spills {record['spilled']} bytes")
+    if record["shared"] > record["shared_limit"]:
+        found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")
+    # Exact float32 products have no matrix instruction on NVIDIA.
+    multiplies = record["kernel"] in PRODUCTS and record["dtype"] != "fp32"
+    if multiplies and not record["matrix_instructions"]:
+        found.append("no matrix instruction")
+    return found
+
+
 def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
     """Compile everything for ``targets``."""
     with ProcessPoolExecutor(workers) as pool:

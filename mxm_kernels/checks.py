@@ -101,14 +101,29 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
         return torch.where(scale > 0, scale, torch.nan)
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
+    if math.isnan(scale):
+        raise ValueError(f"{name} must be positive and finite (1 / temperature), got {scale}")
     _check_positive(name, float(scale))
     return torch.full((), float(scale), dtype=dtype, device=like.device)
 
 
 def _check_positive(name: str, value: float) -> None:
-    # NaN passes: it came from training, and the loss will be NaN, not an error here.
+    # A NaN tensor passes: it came from training, and the loss shows it.
     if value <= 0 or math.isinf(value):
         raise ValueError(f"{name} must be positive and finite (1 / temperature), got {value}")
+
+
+def check_draw(generator: object, selection: object) -> None:
+    """Where the drawn positives come from; the entries of a selection are checked later."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
+    if selection is not None and not (isinstance(selection, tuple | list) and len(selection) == 2):
+        raise TypeError(
+            "selection must be a pair (image_to_text, text_to_image), "
+            f"got {type(selection).__name__}"
+        )
 
 
 def check_options(hard_weight: object, rounds: object, reduction: object) -> None:

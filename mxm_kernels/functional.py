@@ -97,12 +97,15 @@ def fused_mfh_loss(
     teachers = _autocast(teacher_image_features), _autocast(teacher_text_features)
     checks.check_features(x, y)
     checks.check_options(hard_weight, rounds, reduction)
+    checks.check_draw(generator, selection)
     teacher = checks.check_teacher(x, y, *teachers)
     if teacher is None and hard_weight == 0:
         raise ValueError(
             "hard_weight=0 is the soft loss alone, which needs teacher_image_features and "
             "teacher_text_features"
         )
+    if teacher is None and teacher_logit_scale is not None:
+        raise ValueError("teacher_logit_scale was given without teacher features")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     s = checks.as_scale("logit_scale", logit_scale, x, dtype)
     t = s.detach()
@@ -166,11 +169,14 @@ def draw_selection(
 
 def _autocast(features: _MaybeTensor) -> _MaybeTensor:
     """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
-    if not isinstance(features, Tensor) or not torch.is_autocast_enabled(features.device.type):
+    if not isinstance(features, Tensor):
+        return features
+    device = features.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return features
     if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
         return features
-    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(features.device.type)))
+    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
 
 
 def _tables(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:

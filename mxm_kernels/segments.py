@@ -53,16 +53,16 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets, owners):
         top = _reduce(values, offsets, "max", -torch.inf)
-        shifted = values - top[owners]
-        total = _reduce(shifted.exp(), offsets, "sum", 0.0)
-        result = torch.where(total == 0, -torch.inf, top + total.log())
-        ctx.save_for_backward(values, result, owners)
-        return result
+        share = (values - top[owners]).exp()
+        total = _reduce(share, offsets, "sum", 0.0)
+        # Not from the rounded result: exp(values - result) is off by its last place, times it.
+        ctx.save_for_backward(share, total, owners)
+        return torch.where(total == 0, -torch.inf, top + total.log())
 
     @staticmethod
     def backward(ctx, grad):
-        values, result, owners = ctx.saved_tensors
-        return grad[owners] * (values - result[owners]).exp(), None, None
+        share, total, owners = ctx.saved_tensors
+        return share * (grad[owners] / total[owners]), None, None
 
 
 class _Permute(torch.autograd.Function):

@@ -27,6 +27,7 @@ def load(name: str) -> Backend:
     return import_module(f"mxm_kernels.backends.{name}").backend
 
 
+@torch.compiler.assume_constant_result
 def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that runs ``dtype`` features on ``device``.
 

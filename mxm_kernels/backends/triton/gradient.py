@@ -108,16 +108,20 @@ def gradient_kernel(
     tl.store(tile + place, (grad * tl.load(unit)).to(dS.dtype.element_ty), mask=inside)
 
 
-def workspace_shape(problem: Problem) -> tuple[int, int]:
-    """Rows and columns of dS that are held at a time; rows are padded to whole cache lines."""
-    numbers = launch.WORKSPACE_BYTES // problem.x.element_size()
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    width = min(cols, numbers // 1024)
-    return min(rows, numbers // _padded(width)), width
+LEAST_ROWS = 1024  # of a chunk: fewer would starve the product with x
+ALIGNMENT = 64  # rows of the workspace start on whole cache lines
 
 
 def _padded(width: int) -> int:
-    return triton.cdiv(width, 64) * 64
+    return triton.cdiv(width, ALIGNMENT) * ALIGNMENT
+
+
+def workspace_shape(problem: Problem) -> tuple[int, int]:
+    """Rows and columns of dS that are held at a time."""
+    numbers = launch.WORKSPACE_BYTES // problem.x.element_size()
+    rows, cols = problem.x.shape[0], problem.y.shape[0]
+    width = min(cols, max(ALIGNMENT, numbers // LEAST_ROWS))
+    return min(rows, max(1, numbers // _padded(width))), width
 
 
 def _unit(problem: Problem, upstream: Upstream) -> Tensor:

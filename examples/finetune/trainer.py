@@ -1,0 +1,162 @@
+"""The training loop: student, teacher, optimiser, schedule and checkpoints."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from mxm_kernels import fused_mfh_loss
+
+from .checkpoint import Checkpoints
+from .config import Config
+from .data.multifold import Batch, MultifoldDataset, StepSampler, collate
+from .dual_encoder import DualEncoder
+from .interrupt import InterruptedRunError, stop_on_signal
+from .observations import Material
+from .retrieval import Metrics, encode, evaluate
+from .teacher import make_teacher
+
+
+@dataclass
+class Progress:
+    """What a run has done, as it is kept in a checkpoint."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    before: Metrics | None = None
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """State of a checkpoint."""
+        vars(self).update(state)
+
+
+class Trainer:
+    """Student, teacher, optimiser and schedule over the training instances."""
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: DualEncoder, material: Material
+    ) -> None:
+        self.config, self.accelerator, self.material = config, accelerator, material
+        self.progress = Progress()
+        single_pair = config.loss == "clip"
+        self.dataset = MultifoldDataset(material.train, config.seed, single_pair)
+        sampler = StepSampler(len(self.dataset), config.batch_size, 0, config.seed)
+        self.steps = config.epochs * sampler.steps_per_epoch
+        if config.max_steps:
+            self.steps = min(self.steps, config.max_steps)
+
+        model.to(accelerator.device)
+        groups = model.parameter_groups(config.lr, config.head_lr)
+        optimizer = torch.optim.Adam(
+            groups, betas=(0.9, 0.999), eps=1e-4, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
+        self.teacher: AveragedModel | None = None
+        if config.loss == "mfh":
+            self.teacher = make_teacher(model, config.teacher_decay)
+            accelerator.register_for_checkpointing(self.teacher)
+        accelerator.register_for_checkpointing(self.progress)
+        self.student = model
+        self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
+        self.checkpoints = Checkpoints(accelerator, config)
+
+    def loader(self) -> DataLoader:
+        """Batches of the steps that are left."""
+        size, seed = self.config.batch_size, self.config.seed
+        sampler = StepSampler(len(self.dataset), size, self.steps, seed, self.progress.step)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.config.num_workers,
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def train(self, progress_bar: bool) -> None:
+        """Run the steps that are left."""
+        self.model.train()
+        shown = progress_bar and self.accelerator.is_local_main_process
+        bar = tqdm(
+            total=self.steps, initial=self.progress.step, desc=self.config.loss, disable=not shown
+        )
+        with stop_on_signal() as stop, bar:
+            start = time.perf_counter()
+            for batch in self.loader():
+                loss = self.train_step(batch)
+                now = time.perf_counter()
+                self.progress.seconds, start = self.progress.seconds + now - start, now
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+                if stop.requested:
+                    self.accelerator.set_trigger()
+                # All processes stop at the same step, whichever of them got the signal first.
+                self.save_if_due(stopping=self.accelerator.check_trigger())
+
+    def save_if_due(self, stopping: bool) -> None:
+        """Save a checkpoint at its time, at the last step and before stopping."""
+        step = self.progress.step
+        if stopping or step == self.steps or step % self.config.checkpoint_every == 0:
+            self.checkpoints.save(step)
+        if stopping and step < self.steps:
+            raise InterruptedRunError(f"stopped after step {step} of {self.steps}")
+
+    def train_step(self, batch: Batch) -> float:
+        """One optimiser step and one update of the teacher; returns the loss."""
+        # Dropout and pair selection depend on the step alone, not on what was drawn before it,
+        # so a resumed run needs no generator's state.
+        seed = step_seed(self.config.seed, self.progress.step, self.accelerator.process_index)
+        torch.manual_seed(seed)
+        loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.student)
+        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+        self.progress.losses.append(value)
+        self.progress.step += 1
+        return value
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """MFH over all observations, or CLIP's loss over one pair per instance."""
+        images, texts, scale = self.model(batch.images, batch.texts, batch.text_lengths)
+        if self.teacher is None:
+            return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
+        with torch.no_grad(), self.accelerator.autocast():
+            momentum = self.teacher(batch.images, batch.texts, batch.text_lengths)
+        return fused_mfh_loss(
+            images,
+            texts,
+            batch.folds,
+            logit_scale=scale,
+            teacher_image_features=momentum[0],
+            teacher_text_features=momentum[1],
+            hard_weight=self.config.hard_weight,
+            rounds=self.config.rounds or None,
+            generator=generator,
+        )
+
+    def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:
+        """Metrics of the student, with its image and caption features."""
+        data = self.material.evaluation
+        with self.accelerator.autocast():
+            images, texts = encode(self.student, data, self.accelerator.device)
+        return evaluate(images, texts, data), images, texts
+
+
+def step_seed(*words: int) -> int:
+    """Seed of one step on one process."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])

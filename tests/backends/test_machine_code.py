@@ -1,0 +1,67 @@
+"""Every kernel in every shipped launch setting, compiled to machine code without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from bench.machine_code import TARGETS, configurations, faults
+
+pytestmark = pytest.mark.xdist_group("machine_code")  # one process compiles for all
+ROOT = Path(__file__).parents[2]
+CONFIGURATIONS = list(configurations(list(TARGETS)))
+
+
+def _key(record) -> tuple:
+    return tuple(record[name] for name in ("target", "kernel", "dtype", "teacher"))
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """One compilation for all tests, in a process where kernels are not interpreted."""
+    out = tmp_path_factory.mktemp("machine_code") / "records.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.machine_code", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {_key(record): record for record in json.loads(out.read_text())}
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: "-".join(map(str, _key(c))))
+def test_no_spill_shared_memory_within_the_target_and_matrix_instructions(configuration, compiled):
+    assert not faults(compiled[_key(configuration)])
+
+
+GOOD = {
+    "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
+    "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix_instructions": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"spilled": 8}, "spills 8 bytes"),
+        ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
+        ({"matrix_instructions": 0}, "no matrix instruction"),
+        ({"dtype": "fp32", "matrix_instructions": 0}, None),
+        ({"kernel": "positives", "matrix_instructions": 0}, None),
+    ],
+)
+def test_the_check_can_fail(change, fault):
+    assert faults(GOOD | change) == ([] if fault is None else [fault])
+
+
+def test_the_list_of_configurations_covers_the_launch_table():
+    from mxm_kernels.backends.triton.launch import SETTINGS
+
+    covered = {(c["target"], c["kernel"], c["teacher"]) for c in CONFIGURATIONS}
+    for target, phases in SETTINGS.items():
+        if target != "interpreter":
+            for phase in phases:
+                assert {(target, phase, True), (target, phase, False)} <= covered

@@ -1,0 +1,50 @@
+"""The walk over the plane: every column chunk, row chunk and merge, forced on small batches."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxm_kernels.backends import blocked, tiles
+from tests.support.cases import NAMED_CASES, run_fused
+from tests.support.compare import assert_as_good
+
+CASE = NAMED_CASES["several tiles and tails"]
+
+
+@given(st.integers(1, 1000), st.integers(1, 200))
+def test_split_covers_evenly(length, most):
+    spans = list(tiles.split(length, most))
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
+    sizes = {hi - lo for lo, hi in spans}
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture
+def small_workspace(monkeypatch, backend):
+    """Workspaces of a few hundred numbers: tens of chunks where there was one."""
+    if backend.name == "blocked":
+        monkeypatch.setattr(blocked, "TILE", 70)
+        monkeypatch.setattr(blocked, "TILE_COLUMNS", 9)
+    else:
+        from mxm_kernels.backends.triton import gradient, launch
+
+        size = 64 * 64 * 64 if backend.device.type == "cuda" else 1024
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", size)
+        monkeypatch.setattr(gradient, "LEAST_ROWS", 16)
+        monkeypatch.setattr(gradient, "ALIGNMENT", 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_chunks_change_nothing(dtype, backend, request):
+    whole = run_fused(CASE, dtype, backend)
+    request.getfixturevalue("small_workspace")
+    chunked = run_fused(CASE, dtype, backend)
+    for name, value in chunked.named():
+        expected = getattr(whole, name)
+        assert_as_good(name, value, expected.double(), expected, dtype)

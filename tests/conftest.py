@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: one feeds every backend to every test that asks for it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Before any kernel is imported: without a GPU Triton interprets the kernels on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mxm_kernels import backends
+from tests.support.backend import BackendUnderTest
+
+settings.register_profile(
+    "mxm",
+    deadline=None,  # the interpreter is slow, and so is a shared machine
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("mxm")
+
+_GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BACKENDS = [
+    BackendUnderTest("blocked", torch.device("cpu")),
+    BackendUnderTest("blocked", torch.device("cuda")),
+    BackendUnderTest("triton", _GPU),
+]
+
+
+@pytest.fixture(params=BACKENDS, ids=str)
+def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
+    """Every backend in turn; one that cannot run here is skipped with its reason."""
+    candidate: BackendUnderTest = request.param
+    if candidate.device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"{candidate}: no CUDA device")
+    reason = backends.load(candidate.name).unavailable(candidate.device, torch.float32)
+    if reason is not None:
+        pytest.skip(f"{candidate}: {reason}")
+    return candidate
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill every empty allocation with NaN, so that an unwritten output cannot pass."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Start every test from the same random state."""
+    torch.manual_seed(0)

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from examples.finetune.__main__ import main
+from examples.finetune.checkpoint import Checkpoints
+from examples.finetune.config import Config, OptionError
+from examples.finetune.interrupt import InterruptedRunError
+from examples.finetune.towers import build_encoders
+from examples.finetune.train import make_accelerator, make_material, run
+from examples.finetune.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+
+CRASH_AT_STEP = """
+import os, signal, sys, torch
+from examples.finetune import trainer
+from examples.finetune.__main__ import main
+torch.set_num_threads(1)
+step = trainer.Trainer.train_step
+def crash(self, batch):
+    if self.progress.step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+trainer.Trainer.train_step = crash
+main(sys.argv[1:])
+"""
+
+CRASH_IN_SAVE = """
+import os, signal, sys, torch
+from examples.finetune import checkpoint
+from examples.finetune.__main__ import main
+torch.set_num_threads(1)
+flush = checkpoint.flush
+def crash(path):
+    if "step_00000004" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+checkpoint.flush = crash
+main(sys.argv[1:])
+"""
+
+
+def arguments(options):
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def weights(options):
+    return load_file(Path(options["output_dir"]) / "model.safetensors")
+
+
+def steps(options):
+    return sorted(p.name for p in (Path(options["output_dir"]) / "checkpoints").iterdir())
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    config = Config(limit=9, image_size=32, cpu=True)
+    return make_material(config, build_encoders(config), make_accelerator(config))
+
+
+@pytest.mark.parametrize("loss", ["mfh", "clip"])
+def test_a_crash_at_any_step_changes_no_number(loss, tiny, tmp_path, material):
+    whole = {**tiny, "loss": loss, "output_dir": str(tmp_path / "whole")}
+    want = run(Config(**whole), material)
+    crashed = {**tiny, "loss": loss}
+    script = CRASH_AT_STEP.format(step=3) if loss == "mfh" else CRASH_IN_SAVE
+    command = [sys.executable, "-c", script, *arguments(crashed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    # Steps 2 and, where the crash was in writing step 4, a part of that one.
+    assert [name for name in steps(crashed) if name.startswith("step")] == ["step_00000002"]
+    got = run(Config(**crashed), material)
+    assert steps(crashed) == ["step_00000004", "step_00000005"]
+    assert got.losses == want.losses
+    assert got.before == want.before
+    assert got.after == want.after
+    assert_same(weights(crashed), weights(whole))
+
+
+def test_a_failed_save_leaves_the_last_good_checkpoint(tiny, material, monkeypatch):
+    config = Config(**tiny)
+
+    def full(path):
+        raise OSError("No space left on device")
+
+    publish = "examples.finetune.checkpoint.flush"
+    run(Config(**{**tiny, "checkpoint_every": 5}), material)
+    accelerator = make_accelerator(config)
+    trainer = Trainer(config, accelerator, build_encoders(config).model, material)
+    assert trainer.checkpoints.restore()
+    assert trainer.progress.step == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, full)
+        with pytest.raises(OSError, match="No space"):
+            trainer.checkpoints.save(6)
+    assert steps(tiny) == [".writing_step_00000006", "step_00000005"]
+    assert trainer.checkpoints.restore()
+    assert steps(tiny) == ["step_00000005"]
+
+
+def test_sigint_finishes_the_step_and_says_how_to_resume(tiny, material, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def interrupt(self, batch):
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt)
+        with pytest.raises(InterruptedRunError, match="after step 3 of 5"):
+            run(Config(**tiny), material)
+        assert steps(tiny)[-1] == "step_00000003"
+        # A second run of the same command, interrupted again at once, through the command line.
+        patch.setattr("examples.finetune.train.run", raise_interrupted)
+        assert main(arguments(tiny)) == 130
+    assert "Run the same command again" in capsys.readouterr().err
+    assert len(run(Config(**tiny), material).losses) == 5
+
+
+def raise_interrupted(config):
+    raise InterruptedRunError("stopped after step 3 of 5")
+
+
+def test_other_options_are_refused_unless_told_to_start_over(tiny, material):
+    run(Config(**tiny), material)
+    other = {**tiny, "lr": 1e-3}
+    with pytest.raises(OptionError, match=r"--lr 0.* there, 0.001 now.*--resume false"):
+        run(Config(**other), material)
+    assert len(run(Config(**other, resume=False), material).losses) == 5
+    checkpoint = Checkpoints(make_accelerator(Config(**other)), Config(**other)).complete()[-1]
+    assert json.loads((checkpoint / "options.json").read_text())["lr"] == 1e-3
+
+
+def test_command_line_writes_figure_table_and_metrics(tiny, capsys):
+    assert main(arguments(tiny)) == 0
+    folder = Path(tiny["output_dir"])
+    assert "| text to image | after |" in capsys.readouterr().out
+    with Image.open(folder / "finetune.png") as figure:
+        assert min(figure.size) > 1000
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(metrics["losses"]) == 5
+    assert set(metrics["after"]) == {"text_to_image", "image_to_text"}
+
+
+@pytest.mark.parametrize("unfreeze", ["all", "heads"])
+def test_other_parts_can_be_trained(unfreeze, tiny):
+    config = Config(**{**tiny, "unfreeze": unfreeze, "max_steps": 2, "limit": 4, "batch_size": 2})
+    result = run(config)
+    assert len(result.losses) == 2
+    names = set(weights(tiny))
+    assert any("embeddings" in name for name in names) == (unfreeze == "all")
+    assert len(names) == 3 or unfreeze == "all"
+
+
+def test_learning_reduces_the_loss(tiny, material):
+    options = {**tiny, "max_steps": 0, "epochs": 12, "batch_size": 9, "checkpoint_every": 100}
+    losses = run(Config(**options), material).losses
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_two_processes_share_the_batches(tiny):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options = {**tiny, "limit": 8, "batch_size": 4}
+    command = [sys.executable, *launch, "--main_process_port", port, "-m", "examples.finetune"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments(options)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| text to image | after |") == 1
+    metrics = json.loads((Path(tiny["output_dir"]) / "metrics.json").read_text())
+    assert len(metrics["losses"]) == 5
+    assert steps(tiny) == ["step_00000004", "step_00000005"]
+
+
+def test_help_lists_the_options():
+    command = [sys.executable, "-m", "examples.finetune", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in ("--loss {mfh,clip}", "--model", "--pretrained", "--teacher_decay"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "coco", "data_root": "nowhere"}, "--data_root: nowhere"),
+        ({"model": "no-such-model"}, "--model: open_clip has no 'no-such-model'"),
+        ({"model": "RN50", "pretrained": "no-such-tag"}, "--pretrained: 'no-such-tag'"),
+        ({"temperature": 0}, "--temperature"),
+        ({"batch_size": 0}, "--batch_size"),
+        ({"pretrained": "openai"}, "--pretrained goes with"),
+    ],
+)
+def test_user_errors_name_the_argument(options, message, tmp_path, capsys):
+    options = {"output_dir": tmp_path / "run", **options}
+    assert main(arguments(options)) == 2
+    assert message in capsys.readouterr().err
