@@ -9,8 +9,6 @@ same bits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,9 +16,9 @@ from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, 
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 
 try:
-    from mxm_kernels import _native
+    import mxm_kernels._native as _native
 except ImportError as error:  # built without a compiler: the package is whole without it
-    _native = None
+    _native = None  # type: ignore[assignment]
     _missing = str(error)
 
 TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB

@@ -26,32 +26,37 @@ inline void widen(const Side& side, std::int64_t length, float& least, float& mo
   }
 }
 
-inline void prepare_side(Side& side, std::int64_t length, bool shared, float c, float scale) {
+inline void prepare_side(Side& side, std::int64_t length, const Term& term, float scale) {
   side.factor.assign(length + kPad, 0.0f);
   side.shift.assign(length + kPad, 0.0f);
   for (std::int64_t k = 0; k < length; ++k) {
     const float l = side.normaliser[k];
     side.shift[k] = l;
     side.factor[k] = side.upstream[k] * scale;
-    if (shared) side.factor[k] *= l == -INFINITY ? 0.0f : std::exp(c - l);
+    if (term.shared) side.factor[k] *= l == -INFINITY ? 0.0f : std::exp(term.reference - l);
   }
 }
 
-// Chooses the common reference where the normalisers are close enough together for one.
-// Not shared at all where another term is not: one sweep serves both.
-inline void prepare_term(Term& term, const Problem& p) {
+// Finds the common reference; true if the normalisers are close enough together for it.
+inline bool share(Term& term, const Problem& p) {
   float least = INFINITY, most = -INFINITY;
   widen(term.rows, p.rows, least, most);
   widen(term.cols, p.cols, least, most);
-  term.shared = most - least <= kWidestRange;  // false where it is NaN
-  term.reference = term.shared && least < INFINITY ? least : 0.0f;
-  prepare_side(term.rows, p.rows, term.shared, term.reference, p.scale);
-  prepare_side(term.cols, p.cols, term.shared, term.reference, p.scale);
+  term.reference = least < INFINITY ? least : 0.0f;
+  return most - least <= kWidestRange;  // -inf without any negative: nothing is out of range
 }
 
+// One sweep serves both terms, so they share their exponentials together or not at all.
 inline void prepare(Backward& pass) {
-  prepare_term(pass.student, pass.problem);
-  if (pass.problem.has_teacher) prepare_term(pass.teacher, pass.problem);
+  const Problem& p = pass.problem;
+  bool shared = share(pass.student, p);
+  if (p.has_teacher) shared &= share(pass.teacher, p);
+  for (Term* term : {&pass.student, &pass.teacher}) {
+    if (term == &pass.teacher && !p.has_teacher) continue;
+    term->shared = shared;
+    prepare_side(term->rows, p.rows, *term, p.scale);
+    prepare_side(term->cols, p.cols, *term, p.scale);
+  }
 }
 
 // The columns' side of the terms, kLanes columns of it.
@@ -126,7 +131,7 @@ using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
 
 inline RowSweep row_sweep(const Backward& pass) {
   const bool has_teacher = pass.problem.has_teacher;
-  const bool shared = pass.student.shared && (!has_teacher || pass.teacher.shared);
+  const bool shared = pass.student.shared;
   if (has_teacher) return shared ? sweep_row<true, true> : sweep_row<false, true>;
   return shared ? sweep_row<true, false> : sweep_row<false, false>;
 }
