@@ -25,7 +25,7 @@ constexpr float kLeastTotal = 0x1p-80f;
 
 constexpr int kRowsAtOnce = kLanes >= 16 ? 4 : 2;  // their row sums stay in registers
 
-// Sums of one chunk, relative to a reference of each row and column.
+// Sums of one chunk, relative to a reference of each row and column; `weighted` by products.
 template <int kLength>
 struct alignas(64) Sums {
   float top[kLength];
@@ -54,7 +54,6 @@ struct Chunk {
   float scale;
   float teacher_scale;
 
-  bool has_teacher() const { return teacher != nullptr; }
   std::int64_t at(int i, int j) const { return i * stride + j; }
   Ints outside(int j) const { return lane_numbers() >= cols - j; }
   // Lanes of row i that are positives or beyond the chunk.
@@ -69,17 +68,23 @@ struct References {
   float T;
 };
 
-inline References references(const Chunk& chunk) {
+template <bool kTeacher>
+References references(const Chunk& chunk) {
   const Floats nothing = fill(kNothing);
+  const int whole = chunk.cols / kLanes * kLanes;
   Floats S = nothing, T = nothing;
   for (int i = 0; i < chunk.rows; ++i) {
-    for (int j = 0; j < chunk.cols; j += kLanes) {
-      const Floats s = load(chunk.student + chunk.at(i, j));
-      S = maximum(S, chunk.hidden(i, j) ? nothing : s);
-      if (!chunk.has_teacher()) continue;
-      const Floats t = load(chunk.teacher + chunk.at(i, j));
-      T = maximum(T, chunk.outside(j) ? nothing : t);
+    const float* const student = chunk.student + i * chunk.stride;
+    const float* const teacher = kTeacher ? chunk.teacher + i * chunk.stride : nullptr;
+    const Ints group = Ints{} + chunk.row_groups[i];
+    for (int j = 0; j < whole; j += kLanes) {
+      const Ints positive = load(chunk.col_groups + j) == group;
+      S = maximum(positive ? nothing : load(student + j), S);
+      if (kTeacher) T = maximum(load(teacher + j), T);
     }
+    if (whole == chunk.cols) continue;
+    S = maximum(chunk.hidden(i, whole) ? nothing : load(student + whole), S);
+    if (kTeacher) T = maximum(chunk.outside(whole) ? nothing : load(teacher + whole), T);
   }
   const float top = largest(S);  // scaled only if it is a product: kNothing must stay as it is
   return {top > kNothing ? top * chunk.scale : kNothing, largest(T) * chunk.teacher_scale};
@@ -90,51 +95,64 @@ struct ChunkSums {
   Sums<kChunk> S_cols, T_cols;
 };
 
+// Row sums on the way through a chunk, in registers.
+template <int kRows>
+struct RowSums {
+  Floats S[kRows] = {};
+  Floats T[kRows] = {};
+  Floats weighted[kRows] = {};
+};
+
+// Columns j .. j + kLanes of rows i .. i + kRows, the last few of them absent if kPartial.
+template <int kRows, bool kTeacher, bool kPartial>
+inline void add_vector(const Chunk& chunk, int i, int j, const References& top,
+                       RowSums<kRows>& rows, ChunkSums& sums) {
+  const Ints groups = load(chunk.col_groups + j);
+  const Ints outside = kPartial ? chunk.outside(j) : Ints{};
+  Floats S_col = load(sums.S_cols.total + j);
+  Floats T_col{}, weighted_col{};
+  if (kTeacher) {
+    T_col = load(sums.T_cols.total + j);
+    weighted_col = load(sums.T_cols.weighted + j);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    Floats product = load(chunk.student + chunk.at(i + r, j));
+    Ints hidden = groups == chunk.row_groups[i + r];
+    if (kPartial) {
+      product = outside ? Floats{} : product;
+      hidden |= outside;
+    }
+    const Floats e = hidden ? Floats{} : exponential(product * chunk.scale - top.S);
+    rows.S[r] += e;
+    S_col += e;
+    if (!kTeacher) continue;
+    Floats f = exponential(load(chunk.teacher + chunk.at(i + r, j)) * chunk.teacher_scale - top.T);
+    if (kPartial) f = outside ? Floats{} : f;
+    rows.T[r] += f;
+    rows.weighted[r] += f * product;
+    T_col += f;
+    weighted_col += f * product;
+  }
+  store(sums.S_cols.total + j, S_col);
+  if (!kTeacher) return;
+  store(sums.T_cols.total + j, T_col);
+  store(sums.T_cols.weighted + j, weighted_col);
+}
+
 // Sums of rows i .. i + kRows with the chunk's own references.
 template <int kRows, bool kTeacher>
 inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums& sums) {
-  Floats S_rows[kRows] = {}, T_rows[kRows] = {}, W_rows[kRows] = {};
-  for (int j = 0; j < chunk.cols; j += kLanes) {
-    const bool partial = j + kLanes > chunk.cols;
-    const Ints groups = load(chunk.col_groups + j);
-    Floats S_col = load(sums.S_cols.total + j);
-    Floats T_col{}, W_col{};
-    if (kTeacher) {
-      T_col = load(sums.T_cols.total + j);
-      W_col = load(sums.T_cols.weighted + j);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      Floats S = load(chunk.student + chunk.at(i + r, j)) * chunk.scale;
-      Ints hidden = groups == chunk.row_groups[i + r];
-      if (partial) {
-        S = chunk.outside(j) ? Floats{} : S;
-        hidden |= chunk.outside(j);
-      }
-      const Floats e = hidden ? Floats{} : exponential(S - top.S);
-      S_rows[r] += e;
-      S_col += e;
-      if (kTeacher) {
-        const Floats T = load(chunk.teacher + chunk.at(i + r, j)) * chunk.teacher_scale;
-        Floats f = exponential(T - top.T);
-        if (partial) f = chunk.outside(j) ? Floats{} : f;
-        const Floats weighted = f * S;
-        T_rows[r] += f;
-        W_rows[r] += weighted;
-        T_col += f;
-        W_col += weighted;
-      }
-    }
-    store(sums.S_cols.total + j, S_col);
-    if (kTeacher) {
-      store(sums.T_cols.total + j, T_col);
-      store(sums.T_cols.weighted + j, W_col);
-    }
+  RowSums<kRows> rows;
+  int j = 0;
+  for (; j + kLanes <= chunk.cols; j += kLanes) {
+    add_vector<kRows, kTeacher, false>(chunk, i, j, top, rows, sums);
   }
+  if (j < chunk.cols) add_vector<kRows, kTeacher, true>(chunk, i, j, top, rows, sums);
   for (int r = 0; r < kRows; ++r) {
-    sums.S_rows.total[i + r] = sum(S_rows[r]);
+    sums.S_rows.total[i + r] = sum(rows.S[r]);
     if (!kTeacher) continue;
-    sums.T_rows.total[i + r] = sum(T_rows[r]);
-    sums.T_rows.weighted[i + r] = sum(W_rows[r]);
+    sums.T_rows.total[i + r] = sum(rows.T[r]);
+    sums.T_rows.weighted[i + r] = sum(rows.weighted[r]);
   }
 }
 
@@ -182,33 +200,32 @@ void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
       store(cols.total + j, load(cols.total + j) + col);
       if (kStudent) continue;
       const Floats product = load(chunk.student + chunk.at(i, j));
-      const Floats S = chunk.outside(j) ? Floats{} : product * chunk.scale;
-      weighted += row * S;
-      store(cols.weighted + j, load(cols.weighted + j) + col * S);
+      const Floats inside = chunk.outside(j) ? Floats{} : product;
+      weighted += row * inside;
+      store(cols.weighted + j, load(cols.weighted + j) + col * inside);
     }
     rows.total[i] = sum(total);
     rows.weighted[i] = sum(weighted);
   }
 }
 
-inline void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
+template <bool kTeacher>
+void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
   const std::int64_t width = padded(chunk.cols);
-  const References top = references(chunk);
+  const References top = references<kTeacher>(chunk);
   sums.S_cols.clear(width);
   std::fill_n(sums.S_cols.top, width, top.S);
   std::fill_n(sums.S_rows.top, kStrip, top.S);
-  if (!chunk.has_teacher()) {
-    add_chunk<false>(chunk, top, sums);
-  } else {
+  if (kTeacher) {
     sums.T_cols.clear(width);
     std::fill_n(sums.T_cols.top, width, top.T);
     std::fill_n(sums.T_rows.top, kStrip, top.T);
-    add_chunk<true>(chunk, top, sums);
-    if (!sums.T_rows.ample(chunk.rows) || !sums.T_cols.ample(chunk.cols)) {
-      add_apart<false>(chunk, sums.T_rows, sums.T_cols);
-    }
   }
-  if (!sums.S_rows.ample(chunk.rows) || !sums.S_cols.ample(chunk.cols)) {
+  add_chunk<kTeacher>(chunk, top, sums);
+  if (kTeacher && !(sums.T_rows.ample(chunk.rows) && sums.T_cols.ample(chunk.cols))) {
+    add_apart<false>(chunk, sums.T_rows, sums.T_cols);
+  }
+  if (!(sums.S_rows.ample(chunk.rows) && sums.S_cols.ample(chunk.cols))) {
     add_apart<true>(chunk, sums.S_rows, sums.S_cols);
   }
 }
@@ -227,10 +244,14 @@ inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, St
     chunk.student = tile.student + first * tile.stride + j;
     chunk.teacher = tile.teacher ? tile.teacher + first * tile.stride + j : nullptr;
     chunk.col_groups = p.text_groups.data() + tile.col + j;
-    sum_chunk(chunk, sums);
+    if (tile.teacher != nullptr) {
+      sum_chunk<true>(chunk, sums);
+    } else {
+      sum_chunk<false>(chunk, sums);
+    }
     merge(pass.rows.S, tile.row + first, sums.S_rows, rows);
     merge(cols.S, j, sums.S_cols, chunk.cols);
-    if (!chunk.has_teacher()) continue;
+    if (tile.teacher == nullptr) continue;
     merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
     merge(cols.T, j, sums.T_cols, chunk.cols);
   }

@@ -13,7 +13,8 @@ namespace mxm {
 struct Kernels {
   const char* level;
   void (*forward_tile)(Forward& pass, const Tile& tile);
-  void (*finish)(const Running& running, float* logsumexp, float* average, std::int64_t length);
+  void (*finish)(const Running& running, float scale, float* logsumexp, float* average,
+                 std::int64_t length);
   void (*prepare)(Backward& pass);
   void (*backward_tile)(Backward& pass, const Tile& tile);
   void (*exponential)(const float* from, float* to, std::int64_t length);

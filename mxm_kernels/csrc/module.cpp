@@ -55,11 +55,11 @@ class ForwardPass {
   void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
               std::uintptr_t u_cols, std::uintptr_t t_rows, std::uintptr_t t_cols) {
     const Problem& p = pass_.problem;
-    kernels_.finish(pass_.rows.S, at<float>(n_rows), nullptr, p.rows);
-    kernels_.finish(pass_.cols.S, at<float>(n_cols), nullptr, p.cols);
+    kernels_.finish(pass_.rows.S, p.scale, at<float>(n_rows), nullptr, p.rows);
+    kernels_.finish(pass_.cols.S, p.scale, at<float>(n_cols), nullptr, p.cols);
     if (!p.has_teacher) return;
-    kernels_.finish(pass_.rows.T, at<float>(t_rows), at<float>(u_rows), p.rows);
-    kernels_.finish(pass_.cols.T, at<float>(t_cols), at<float>(u_cols), p.cols);
+    kernels_.finish(pass_.rows.T, p.scale, at<float>(t_rows), at<float>(u_rows), p.rows);
+    kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
   }
 
  private:

@@ -37,7 +37,8 @@ struct Running {
   std::vector<float> weighted;
 };
 
-// Running statistics of S over the negatives, and of T, by which S is weighted.
+// Running statistics of S over the negatives, and of T, by which the products of S, not yet
+// scaled, are weighted.
 struct Statistics {
   Statistics(std::int64_t length, bool has_teacher)
       : S(length), T(has_teacher ? length : 0, has_teacher) {}

@@ -34,11 +34,12 @@ inline void merge(Running& running, std::int64_t first, const Sums& sums, std::i
   merge(running, first, sums.top, sums.total, sums.weighted, length);
 }
 
-inline void finish(const Running& running, float* logsumexp, float* average,
+// Log-sum-exp, and `scale` times the weighted average where it is wanted.
+inline void finish(const Running& running, float scale, float* logsumexp, float* average,
                    std::int64_t length) {
   for (std::int64_t k = 0; k < length; ++k) {
     logsumexp[k] = running.top[k] + std::log(running.total[k]);
-    if (average != nullptr) average[k] = running.weighted[k] / running.total[k];
+    if (average != nullptr) average[k] = scale * running.weighted[k] / running.total[k];
   }
 }
 
