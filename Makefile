@@ -1,14 +1,36 @@
-PYTHON ?= python
+# `make demo` and `make test` work on a fresh machine: they build the virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 
-.PHONY: sanitize
-# The native tests once, on an extension built with AddressSanitizer and
-# UndefinedBehaviorSanitizer. The interpreter is not instrumented, hence the preloaded
-# runtimes; it never frees at exit, hence no leak check.
-sanitize:
+.PHONY: help demo test sanitize lint compare machine-code clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	sys.exit(f"Python 3.10 or newer is needed, {v.major}.{v.minor} was found: make PYTHON=python3.12") if v < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minutes on a CPU)
+	$(BIN)/python -m examples.finetune
+
+test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# The interpreter is not instrumented, hence the preloaded runtimes; it never frees at exit,
+# hence no leak check.
+sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)
-	$(PYTHON) -m pip install --quiet --no-deps --target $(SANITIZED)/tree . \
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED)/tree . \
 	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=RelWithDebInfo \
 	  -C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)"
 	ls $(SANITIZED)/tree/mxm_kernels/_native.*.so  # built, not left out
@@ -16,4 +38,18 @@ sanitize:
 	cd $(SANITIZED)/tree && \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 \
-	  $(PYTHON) -m pytest -q -p no:cacheprovider tests/backends/test_native.py
+	  $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/backends/test_native.py
+
+lint: $(INSTALLED) ## linter, formatter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/finetune/results
+	$(BIN)/python -m examples.finetune.compare
+
+machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
+	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json
+
+clean: ## remove the virtual environment and build products
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

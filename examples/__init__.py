@@ -1,1 +1,1 @@
-"""Runnable examples of mxm_kernels."""
+"""Programs that use the package: a quick start and a real fine-tuning run."""

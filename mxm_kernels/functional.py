@@ -169,10 +169,10 @@ def draw_selection(
 
 def _autocast(features: _MaybeTensor) -> _MaybeTensor:
     """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
-    if not isinstance(features, Tensor):
+    if not isinstance(features, Tensor) or features.is_meta:
         return features
     device = features.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return features
     if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
         return features

@@ -26,9 +26,10 @@ def allowed(
 ) -> float:
     """The error allowed to a result computed from ``dtype`` features.
 
-    The largest of: the relative bound (1e-10 for float64, 1e-5 for float32, one rounding of
-    the result for 16 bits) of ||expected||; twice the error of the naive dense computation in
-    the same dtype, except in float64; and the rounding of the terms that are summed,
+    The largest of: the relative bound (1e-10 for float64, 1e-5 for float32, two roundings for
+    16 bits, of dS in the workspace and of the result) of ||expected||; twice the error of the
+    naive dense computation in the same dtype, except in float64; and the rounding of the terms
+    that are summed,
     ``rounding`` units of float32 (float64) of their ``magnitude``. And the reference rounds
     too: it forms 1 - p where a probability p is almost 1, so ``largest``, the size a gradient
     could have, is known to it within 1e-14.
@@ -37,7 +38,7 @@ def allowed(
     if dtype == torch.float64:
         relative, naive_error = FLOAT64_BOUND, 0.0
     else:
-        relative = FLOAT32_BOUND if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        relative = FLOAT32_BOUND if dtype == torch.float32 else torch.finfo(dtype).eps
     terms = rounding * torch.finfo(wide).eps * magnitude
     return max(relative * expected, 2 * naive_error, terms, 1e-14 * largest)
 

@@ -53,7 +53,7 @@ def gradient_kernel(
     du_cols,  # (N,)
     unit,  # () factor of dS as it is stored
     dS,  # (height, stride) out
-    dscale,  # (programs,) out, sum over the negatives of the tile of their own dS times S
+    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' own dS times S
     D,
     TEACHER_D,
     first_row,
@@ -91,7 +91,7 @@ def gradient_kernel(
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     grad = tl.where(same | ~inside, 0.0, grad)
-    tl.store(dscale + program, tl.sum(tl.sum(grad * S, axis=1), axis=0))
+    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(grad * S, axis=1))
     if TEACHER:
         t = tl.load(teacher_scale)
         T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
@@ -148,7 +148,7 @@ def backward(
     unit = _unit(p, upstream)
     sums = GradientSum(p, needs, unit=unit / p.scale)
     height, width = workspace_shape(p)
-    workspace = p.x.new_empty((height, _padded(width)))
+    workspace = p.x.new_empty((height, _padded(width)), dtype=launch.workspace_dtype(dtype, device))
     # sum dS S: the positives' and, since u is an average of S, the teacher's share are known
     # from the statistics; the tiles add the negatives'.
     known = [(upstream.positives, statistics.positives)]
@@ -159,7 +159,7 @@ def backward(
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
             programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            dscale.append(p.x.new_empty(programs, dtype=torch.float32))
+            dscale.append(p.x.new_empty(programs * setting.rows, dtype=torch.float32))
             gradient_kernel[(programs,)](
                 p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
                 p.image_groups, p.text_groups,

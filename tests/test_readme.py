@@ -1,0 +1,39 @@
+"""The README's numbers are those of committed files, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"<!-- results: (\S+) -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("source", "block"), BLOCKS, ids=lambda v: v[:40])
+def test_results_are_those_of_their_file(source, block):
+    assert block == (ROOT / source).read_text().strip()
+
+
+def test_there_are_results():
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?://)([^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("target", re.findall(r"`make ([a-z-]+)`", README))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_workspaces_are_those_of_the_code():
+    from mxm_kernels.backends import blocked
+
+    assert 3 * 4 * blocked.TILE == 24 << 20
+    pytest.importorskip("triton")
+    from mxm_kernels.backends.triton import launch
+
+    assert launch.WORKSPACE_BYTES == 256 << 20
