@@ -23,6 +23,7 @@ except ImportError as error:  # built without a compiler: the package is whole w
 
 TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
 TILE_COLUMNS = 8192
+FUSED_COLUMNS = 512  # kChunk in mxm_kernels/csrc/forward.h
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PAD = 16  # floats in the widest vector of the sweep
 
@@ -95,6 +96,7 @@ class _Native:
 
     def __init__(self, level: str | None = None) -> None:
         self.level = level or (_native.levels()[0] if _native is not None else "")
+        self.fuse = level is None and _native is not None and _native.has_matrix_unit()
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if _native is None:
@@ -105,24 +107,31 @@ class _Native:
             return f"it runs float32, bfloat16 and float16 features, not {dtype}"
         return None
 
+    def _fuses(self, problem: Problem) -> bool:
+        """Whether the extension does the products too, on the matrix unit."""
+        return self.fuse and problem.x.dtype == torch.bfloat16
+
     def forward(self, problem: Problem) -> Statistics:
         rows, cols = problem.x.shape[0], problem.y.shape[0]
         sizes = [rows, cols, problem.pair_images.shape[0]]
         sizes += [rows, cols] * 2 if problem.has_teacher else [0] * 4
         result = Statistics(*(problem.x.new_empty(n, dtype=torch.float32) for n in sizes))
-        plane = _Plane(problem)
-        sweep = _native.ForwardPass(
-            self.level, _native_problem(problem), result.positives.data_ptr(), plane.widest
-        )
-        for rows, cols in plane:
-            sweep.sweep(*plane.addresses(rows, cols))
+        fuse, positives = self._fuses(problem), result.positives.data_ptr()
+        plane = None if fuse else _Plane(problem)
+        widest = FUSED_COLUMNS if plane is None else plane.widest
+        sweep = _native.ForwardPass(self.level, _native_problem(problem), positives, widest)
+        if plane is None:
+            problem = problem.contiguous()
+            sweep.fused(_features(problem))
+        else:
+            for rows, cols in plane:
+                sweep.sweep(*plane.addresses(rows, cols))
         sweep.finish(*(s.data_ptr() for s in result[:2] + result[3:]))
         return result
 
     def backward(
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
     ) -> Gradients:
-        plane, sums = _Plane(problem), GradientSum(problem, needs)
         s = statistics
         saved = s.n_rows, s.n_cols, s.positives, s.t_rows, s.t_cols
         # The pass scales the upstream gradients by s: dS is the gradient of x y^T, and the
@@ -133,11 +142,40 @@ class _Native:
             [v.data_ptr() for v in saved],
             [g.data_ptr() for g in upstream],
         )
-        for rows, cols in plane:
-            sweep.sweep(*plane.addresses(rows, cols))
-            sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)
+        products = _fused_gradients if self._fuses(problem) else _tiled_gradients
+        gradients = products(problem, needs, sweep)
         scale = problem.scale.item()
-        return sums.finish(problem.scale.new_tensor(sweep.dscale / scale**2))
+        return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
+
+
+def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
+    plane, sums = _Plane(problem), GradientSum(problem, needs)
+    for rows, cols in plane:
+        sweep.sweep(*plane.addresses(rows, cols))
+        sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)
+    return sums.finish(problem.scale)
+
+
+def _fused_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
+    p = problem.contiguous()
+    dx = torch.empty_like(p.x) if needs.x else p.x.new_empty(0)
+    dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
+    sweep.fused(_features(p), dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
+    return Gradients(dx, dy, problem.scale)
+
+
+def _features(p: Problem):
+    assert (p.teacher_x is None) == (p.teacher_y is None)
+    if p.teacher_x is None or p.teacher_y is None:
+        return _native.Features.make(p.x.data_ptr(), p.y.data_ptr(), p.x.shape[1], 0, 0, 0)
+    return _native.Features.make(
+        p.x.data_ptr(),
+        p.y.data_ptr(),
+        p.x.shape[1],
+        p.teacher_x.data_ptr(),
+        p.teacher_y.data_ptr(),
+        p.teacher_x.shape[1],
+    )
 
 
 backend = _Native()

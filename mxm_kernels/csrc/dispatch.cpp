@@ -2,7 +2,14 @@
 
 #include <stdexcept>
 
+#include "fused.h"
 #include "kernels.h"
+
+#ifdef MXM_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace mxm {
 
@@ -47,5 +54,33 @@ const Kernels& kernels(const std::string& level) {
   }
   throw std::invalid_argument("no level " + level + " on this machine");
 }
+
+#ifdef MXM_AMX
+namespace {
+
+bool has_instructions() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool tiles = (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
+  __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  return tiles && (a >> 5 & 1) != 0;  // AVX512-BF16
+}
+
+// Linux saves the tile registers of a process only after it has asked for them.
+bool request_permission() {
+  constexpr long kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+}  // namespace
+
+bool has_matrix_unit() {
+  static const bool found = levels().front() == "avx512" && has_instructions() &&
+                            request_permission();
+  return found;
+}
+#else
+bool has_matrix_unit() { return false; }
+#endif
 
 }  // namespace mxm

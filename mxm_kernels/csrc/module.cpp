@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "fused.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -41,6 +42,16 @@ Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stri
   return {at<float>(student), at<float>(teacher), stride, row, col, rows, cols};
 }
 
+Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
+                       std::uintptr_t teacher_x, std::uintptr_t teacher_y, std::int64_t E) {
+  return {at<const std::uint16_t>(x),
+          at<const std::uint16_t>(y),
+          at<const std::uint16_t>(teacher_x),
+          at<const std::uint16_t>(teacher_y),
+          D,
+          E};
+}
+
 class ForwardPass {
  public:
   ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
@@ -50,6 +61,12 @@ class ForwardPass {
   void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
              std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
     kernels_.forward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void fused(const Features& features) {
+#ifdef MXM_AMX
+    amx::forward(pass_, features);
+#endif
   }
 
   void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
@@ -96,6 +113,12 @@ class BackwardPass {
     kernels_.backward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
   }
 
+  void fused(const Features& features, std::uintptr_t dx, std::uintptr_t dy) {
+#ifdef MXM_AMX
+    amx::backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
+#endif
+  }
+
   double dscale() const { return pass_.dscale; }
 
  private:
@@ -108,20 +131,24 @@ class BackwardPass {
 NB_MODULE(_native, m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("levels", levels);
+  m.def("has_matrix_unit", has_matrix_unit);
   m.def("exponential", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
                           std::int64_t length) {
     kernels(level).exponential(at<const float>(from), at<float>(to), length);
   });
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
+  nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t>())
       .def("sweep", &ForwardPass::sweep, Release())
+      .def("fused", &ForwardPass::fused, Release())
       .def("finish", &ForwardPass::finish, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
                     const std::vector<std::uintptr_t>&>(),
            Release())
       .def("sweep", &BackwardPass::sweep, Release())
+      .def("fused", &BackwardPass::fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
 }
 
