@@ -2,9 +2,10 @@
 
 The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers; the
 extension (``mxm_kernels/csrc``) then reads a tile once, with all threads, for everything that
-``blocked`` needs a dozen PyTorch calls for. 16-bit features are widened tile by tile, so
-products accumulate and stay in float32. Two runs with the same number of threads give the
-same bits.
+``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return float32 from 16-bit factors
+on a CPU, so these are widened tile by tile; where the CPU has a matrix unit (AMX), bfloat16
+products are the extension's own, with dS rounded to bfloat16 as a factor of the gradients. S
+and T are float32 on either way. Two runs with the same number of threads give the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ except ImportError as error:  # built without a compiler: the package is whole w
 
 TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
 TILE_COLUMNS = 8192
-FUSED_COLUMNS = 512  # kChunk in mxm_kernels/csrc/forward.h
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PAD = 16  # floats in the widest vector of the sweep
 
@@ -87,8 +87,13 @@ def _native_problem(p: Problem):
         p.text_groups.data_ptr(),
         p.image_offsets.data_ptr(),
         p.pair_texts.data_ptr(),
-        torch.get_num_threads(),
+        _threads(p.x.shape[0] * p.y.shape[0]),
     )
+
+
+def _threads(elements: int) -> int:
+    """Torch's number of threads, fewer where a thread has less to do than starting it costs."""
+    return max(1, min(torch.get_num_threads(), elements >> 14))
 
 
 class _Native:
@@ -118,7 +123,7 @@ class _Native:
         result = Statistics(*(problem.x.new_empty(n, dtype=torch.float32) for n in sizes))
         fuse, positives = self._fuses(problem), result.positives.data_ptr()
         plane = None if fuse else _Plane(problem)
-        widest = FUSED_COLUMNS if plane is None else plane.widest
+        widest = _native.CHUNK if plane is None else plane.widest
         sweep = _native.ForwardPass(self.level, _native_problem(problem), positives, widest)
         if plane is None:
             problem = problem.contiguous()

@@ -166,13 +166,17 @@ inline __m512i pairs(__m256i low, __m256i high) {
                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
+// Both halves of two rows as pairs: 16 columns at `to`, the next 16 `step` numbers on.
+inline void store_pairs(__m512i even, __m512i odd, Half* to, std::int64_t step) {
+  const __m256i low = _mm512_castsi512_si256(even), high = _mm512_extracti64x4_epi64(even, 1);
+  _mm512_store_si512(to, pairs(low, _mm512_castsi512_si256(odd)));
+  _mm512_store_si512(to + step, pairs(high, _mm512_extracti64x4_epi64(odd, 1)));
+}
+
 // Tiles of B = m for columns 32 p .. 32 p + 32, over `depth` tiles of m's rows.
 inline void pack_pairs(const Matrix& m, std::int64_t p, std::int64_t depth, Half* to) {
   for (std::int64_t k = 0; k < depth * 16; ++k, to += 32) {
-    const __m512i low = m.load(2 * k, p * 32), high = m.load(2 * k + 1, p * 32);
-    _mm512_store_si512(to, pairs(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
-    _mm512_store_si512(to + depth * kTile, pairs(_mm512_extracti64x4_epi64(low, 1),
-                                                 _mm512_extracti64x4_epi64(high, 1)));
+    store_pairs(m.load(2 * k, p * 32), m.load(2 * k + 1, p * 32), to, depth * kTile);
   }
 }
 
@@ -196,21 +200,23 @@ inline void pack_columns(const Matrix& m, std::int64_t p, std::int64_t depth, Ha
   }
 }
 
+inline __m512i rounded(const float* from) {
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+}
+
 // Rounds 32 rows of `width` numbers, a multiple of 32, to bfloat16: as the tiles of A, and as
 // those of B at `pairs_to`, whose next 16 columns are `pairs_step` numbers on.
 inline void pack_rounded(const float* from, std::int64_t stride, std::int64_t width, Half* to,
                          Half* pairs_to, std::int64_t pairs_step) {
-  const std::int64_t half = width / kTileDepth * kTile;  // tiles of 16 rows
-  for (std::int64_t row = 0; row < kBlock; row += 2) {
-    Half* const line = to + row / 16 * half + row % 16 * 32;
-    for (std::int64_t j = 0; j < width; j += 16) {
-      const float* const place = from + row * stride + j;
-      const __m256i even = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(place));
-      const __m256i odd = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(place + stride));
-      Half* const tile = line + j / 32 * kTile + j % 32;
-      _mm256_store_si256(reinterpret_cast<__m256i*>(tile), even);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(tile + 32), odd);
-      _mm512_store_si512(pairs_to + j / 16 * pairs_step + row / 2 * 32, pairs(even, odd));
+  const std::int64_t below = width / kTileDepth * kTile;  // the tiles of rows 16 and on
+  for (std::int64_t j = 0; j < width; j += kTileDepth) {
+    for (std::int64_t row = 0; row < kBlock; row += 2) {
+      const __m512i even = rounded(from + row * stride + j);
+      const __m512i odd = rounded(from + (row + 1) * stride + j);
+      Half* const line = to + row / 16 * below + j / kTileDepth * kTile + row % 16 * 32;
+      _mm512_store_si512(line, even);
+      _mm512_store_si512(line + 32, odd);
+      store_pairs(even, odd, pairs_to + j / 16 * pairs_step + row / 2 * 32, pairs_step);
     }
   }
 }

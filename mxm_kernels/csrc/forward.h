@@ -17,8 +17,6 @@
 namespace mxm {
 namespace MXM_LEVEL {
 
-constexpr int kStrip = 32;
-constexpr int kChunk = 512;
 // Terms below exp(-87) vanish. Of a sum of at least 2^-80 and kChunk terms, that is less than
 // kChunk * 2^-125 / 2^-80 = 2^-36 of it, far below rounding.
 constexpr float kLeastTotal = 0x1p-80f;

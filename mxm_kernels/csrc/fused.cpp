@@ -10,15 +10,20 @@ namespace mxm {
 namespace amx {
 namespace {
 
-constexpr int kRowBlock = 1024;           // rows of dS held at once
-constexpr int kStripStride = kChunk + 16;  // a multiple of 4 KiB would share cache sets
+// Columns at hand, whose packed features stay in the L2 cache: in backward three matrices and
+// their part of dy, for which 512 columns take a quarter more time than 256.
+constexpr int kForwardColumns = kChunk;
+constexpr int kBackwardColumns = 256;
+constexpr int kColumns = kForwardColumns;
+constexpr int kRowBlock = 1024;            // rows of dS held at once
+constexpr int kStripStride = kColumns + 16;  // a multiple of 4 KiB would share cache sets
 
 // The features of one pair, student or teacher, and the packed columns at hand.
 struct Pair {
   Pair(const Half* x, const Half* y, std::int64_t rows, std::int64_t cols, std::int64_t D)
       : x{x, x == nullptr ? 0 : rows, D},
         y{y, y == nullptr ? 0 : cols, D},
-        packed(this->x.rows == 0 ? 0 : kChunk * this->x.depth() * kTileDepth) {}
+        packed(this->x.rows == 0 ? 0 : kColumns * this->x.depth() * kTileDepth) {}
 
   bool exists() const { return x.rows > 0; }
 
@@ -109,8 +114,8 @@ void forward(Forward& pass, const Features& features) {
     const Strip strip(deepest(student, teacher));
     const int team = team_size(), thread = thread_number();
     Statistics& partial = pass.partials[thread];
-    for (std::int64_t col = 0; col < p.cols; col += kChunk) {
-      const std::int64_t cols = std::min<std::int64_t>(kChunk, p.cols - col);
+    for (std::int64_t col = 0; col < p.cols; col += kForwardColumns) {
+      const std::int64_t cols = std::min<std::int64_t>(kForwardColumns, p.cols - col);
       student.pack(col, cols);
       teacher.pack(col, cols);
       partial.clear(cols);
@@ -138,26 +143,28 @@ struct Products {
       : x(student.x),
         y(student.y),
         wide(round_up(x.cols, kBlock)),
-        long_(round_up(y.rows, kBlock) + 16),
+        dx_stride(wide + 16),
+        dy_stride(round_up(y.rows, kBlock) + 16),
         want_x(gradients.x != nullptr),
         want_y(gradients.y != nullptr),
-        y_pairs(want_x ? kChunk * wide : 0),
+        y_pairs(want_x ? kBackwardColumns * wide : 0),
         x_columns(want_y ? kRowBlock * wide : 0),
-        dS(kRowBlock * kChunk),
-        dx(want_x ? kRowBlock * wide : 0),
-        dy(want_y ? wide * long_ : 0) {}
+        dS(kRowBlock * kBackwardColumns),
+        dx(want_x ? kRowBlock * dx_stride : 0),
+        dy(want_y ? wide * dy_stride : 0) {}
 
   Matrix x;
   Matrix y;
-  std::int64_t wide;   // D, padded
-  std::int64_t long_;  // from row to row of dy transposed
+  std::int64_t wide;       // D, padded
+  std::int64_t dx_stride;  // neither is a multiple of 4 KiB
+  std::int64_t dy_stride;  // of dy transposed
   bool want_x;
   bool want_y;
   Buffer<Half> y_pairs;    // right factor of dx = dS y
   Buffer<Half> x_columns;  // left factor of dy^T = x^T dS
   Buffer<Half> dS;         // right factor of the same
-  Buffer<float> dx;        // (kRowBlock, wide)
-  Buffer<float> dy;        // (wide, long_)
+  Buffer<float> dx;        // (kRowBlock, dx_stride)
+  Buffer<float> dy;        // (wide, dy_stride)
 };
 
 // dx of 32 rows += their dS times the columns at hand.
@@ -167,7 +174,7 @@ inline void add_to_dx(const Products& g, const Half* dS, std::int64_t width, std
   const Left left{dS, dS + depth * kTile, 64, kTile};
   for (std::int64_t d = 0; d < g.wide; d += kBlock) {
     multiply_block(left, g.y_pairs.get() + d * depth * kTileDepth, depth,
-                   g.dx.get() + row * g.wide + d, g.wide, !first);
+                   g.dx.get() + row * g.dx_stride + d, g.dx_stride, !first);
   }
 }
 
@@ -181,7 +188,7 @@ inline void add_to_dy(const Products& g, std::int64_t depth, std::int64_t col,
     const Half* const rows = g.x_columns.get() + d * kBlock * kRowBlock;
     const Left left{rows, rows + depth * kTile, 64, kTile};
     multiply_block(left, g.dS.get() + j * 2 * depth * kTile, depth,
-                   g.dy.get() + d * kBlock * g.long_ + col + j * kBlock, g.long_, !first);
+                   g.dy.get() + d * kBlock * g.dy_stride + col + j * kBlock, g.dy_stride, !first);
   }
 }
 
@@ -199,7 +206,7 @@ inline void store_dy(const Products& g, Half* to) {
   for (std::int64_t n = 0; n < g.y.rows; n += 16) {
     for (std::int64_t d = 0; d < g.x.cols; d += 16) {
       __m512i block[16];
-      for (int k = 0; k < 16; ++k) block[k] = _mm512_loadu_si512(&g.dy.get()[(d + k) * g.long_ + n]);
+      for (int k = 0; k < 16; ++k) block[k] = _mm512_loadu_si512(&g.dy.get()[(d + k) * g.dy_stride + n]);
       transpose(block);
       for (int k = 0; k < 16 && n + k < g.y.rows; ++k) {
         alignas(64) float row[16];
@@ -240,8 +247,8 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
       pack_columns(g.x.part(row, rows), d, strips, g.x_columns.get() + d * kBlock * kRowBlock);
     }
   }
-  for (std::int64_t col = 0; col < p.cols; col += kChunk) {
-    const std::int64_t cols = std::min<std::int64_t>(kChunk, p.cols - col);
+  for (std::int64_t col = 0; col < p.cols; col += kBackwardColumns) {
+    const std::int64_t cols = std::min<std::int64_t>(kBackwardColumns, p.cols - col);
     const std::int64_t width = round_up(cols, kBlock), depth = width / kTileDepth;
     student.pack(col, cols);
     teacher.pack(col, cols);
@@ -279,7 +286,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   {
     const Tiles tiles;
     const Strip strip(deepest(student, teacher));
-    const Buffer<Half> rounded(kBlock * kChunk);
+    const Buffer<Half> rounded(kBlock * kBackwardColumns);
     double total = 0;
     for (std::int64_t row = 0; row < p.rows; row += kRowBlock) {
       const std::int64_t rows = std::min<std::int64_t>(kRowBlock, p.rows - row);
@@ -287,7 +294,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
       if (!g.want_x) continue;
 #pragma omp for schedule(static)
       for (std::int64_t i = 0; i < rows; ++i) {
-        store_rounded(g.dx.get() + i * g.wide, gradients.x + (row + i) * g.x.cols, g.x.cols);
+        store_rounded(g.dx.get() + i * g.dx_stride, gradients.x + (row + i) * g.x.cols, g.x.cols);
       }
     }
     if (g.want_y) store_dy(g, gradients.y);

@@ -130,6 +130,7 @@ class BackwardPass {
 
 NB_MODULE(_native, m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.attr("CHUNK") = kChunk;
   m.def("levels", levels);
   m.def("has_matrix_unit", has_matrix_unit);
   m.def("exponential", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,

@@ -12,6 +12,8 @@
 namespace mxm {
 
 constexpr std::int64_t kPad = 16;  // floats in the widest vector
+constexpr int kStrip = 32;         // rows and columns that the forward sweep sums at once
+constexpr int kChunk = 512;
 
 inline std::int64_t padded(std::int64_t length) { return (length + kPad - 1) / kPad * kPad; }
 

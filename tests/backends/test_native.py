@@ -36,6 +36,12 @@ def _problem(
     return Problem(x, y, *teacher, *scales, *tables)
 
 
+def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
+    """The features in another dtype."""
+    names = [n for n in ("x", "y", "teacher_x", "teacher_y") if getattr(problem, n) is not None]
+    return problem._replace(**{n: getattr(problem, n).to(dtype) for n in names})
+
+
 def _upstream(statistics: Statistics) -> Upstream:
     g = torch.Generator().manual_seed(1)
     drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:5])
@@ -91,6 +97,42 @@ def test_every_level_agrees_with_float64(level, with_teacher, scale, spread):
 
 
 @extension
+@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "cols", "D"),
+    [(203, 157, 24), (1100, 700, 64), (1056, 513, 32), (33, 31, 7), (3, 2, 1)],
+    ids=str,
+)
+def test_the_matrix_unit_agrees_with_widened_features(rows, cols, D, with_teacher):
+    if not native._native.has_matrix_unit():
+        pytest.skip("no AMX on this machine")
+    problem = _problem(rows, cols, D, with_teacher=with_teacher)
+    problem = _cast(problem, torch.bfloat16)
+    apart, fused = (native._Native(level) for level in (LEVELS[0], None))
+    assert fused._fuses(problem) and not apart._fuses(problem)
+    results = _run(fused, problem), _run(apart, problem)
+    for got, expected in zip(*results, strict=True):
+        largest = expected.abs().amax().item() if expected.numel() else 0
+        # Gradients: dS and the result are rounded to 8 bits, in sums of many terms.
+        relative = 2**-7 if expected.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(got, expected, rtol=0, atol=relative * largest + 1e-30)
+
+
+@extension
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_only_the_gradients_that_are_wanted(needs, dtype):
+    problem = _problem()
+    problem = _cast(problem, dtype)
+    statistics = native.backend.forward(problem)
+    upstream = _upstream(statistics)
+    whole = native.backend.backward(problem, statistics, upstream, Needs(True, True, True))
+    part = native.backend.backward(problem, statistics, upstream, Needs(*needs, True))
+    for got, expected, wanted in zip(part, whole, (*needs, True), strict=True):
+        assert torch.equal(got, expected) if wanted else got.numel() == 0
+
+
+@extension
 def test_a_wide_range_is_not_shared():
     """The third case above takes the other path: its normalisers are more than 40 apart."""
     n_rows = native.backend.forward(_problem(scale=100.0, spread=4.0)).n_rows
@@ -98,12 +140,15 @@ def test_a_wide_range_is_not_shared():
 
 
 @extension
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_same_bits_twice(threads):
+def test_the_same_bits_twice(threads, dtype):
+    problem = _problem(500, 300)
+    problem = _cast(problem, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        first, second = (_run(native.backend, _problem()) for _ in range(2))
+        first, second = (_run(native.backend, problem) for _ in range(2))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -118,7 +163,7 @@ def test_uses_the_threads_that_torch_was_given(threads):
         "torch.set_num_threads(1)\n"  # torch itself starts none
         "from tests.backends.test_native import _problem\n"
         "from mxm_kernels.backends.native import backend\n"
-        "p, count = _problem(), lambda: len(os.listdir('/proc/self/task'))\n"
+        "p, count = _problem(400, 300), lambda: len(os.listdir('/proc/self/task'))\n"
         "before = count()\n"
         f"torch.get_num_threads = lambda: {threads}\n"
         "backend.forward(p)\n"
