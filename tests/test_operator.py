@@ -53,6 +53,15 @@ def test_gradcheck(backend):
     torch.autograd.gradcheck(differentiable, (x, y, s))
 
 
+@pytest.fixture
+def compiler():
+    """A compiler that has not met our functions: PyTorch gives up after 8 variants of one."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("rounds", [None, 3])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiled_whole(rounds, reduction, backend):
@@ -76,6 +85,7 @@ def test_compiled_whole(rounds, reduction, backend):
         torch.testing.assert_close(fused, eager)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_with_uniform_folds_and_a_draw(backend):
     x, y = (normalize(torch.randn(n, 8)).to(backend.device) for n in (12, 10))
     compiled = torch.compile(fused_mfh_loss, fullgraph=True)
@@ -87,6 +97,22 @@ def test_compiled_with_uniform_folds_and_a_draw(backend):
     torch.testing.assert_close(drawn, eager, rtol=0.2, atol=0)
 
 
+@pytest.mark.usefixtures("compiler")
+def test_compiled_ragged_batches_of_changing_sizes(backend):
+    """No recompilation per batch: the third size of everything is a variant already known."""
+    compiled = torch.compile(MFHLoss(rounds=None, backend=backend.name), fullgraph=True)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(12):
+        image_ids = torch.randint(0, 6, (11 + 3 * step,), generator=generator)
+        text_ids = torch.randint(0, 6, (9 + 2 * step,), generator=generator)
+        x, y = (normalize(torch.randn(len(i), 8)).to(backend.device) for i in (image_ids, text_ids))
+        folds = Folds.from_ids(image_ids, text_ids).to(backend.device)
+        loss = compiled(x, y, folds, logit_scale=20.0)
+        eager = fused_mfh_loss(x, y, folds, logit_scale=20.0, rounds=None, backend=backend.name)
+        torch.testing.assert_close(loss, eager)
+
+
+@pytest.mark.usefixtures("compiler")
 def test_a_wrong_selection_inside_a_compiled_region_gives_nan(backend):
     x, y, _, s, _ = batch(backend)
     folds = Folds.from_ids(*RAGGED.ids).to(backend.device)

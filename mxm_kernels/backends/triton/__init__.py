@@ -36,14 +36,16 @@ class _Triton:
     def forward(self, problem: Problem) -> Statistics:
         from mxm_kernels.backends.triton import statistics
 
-        return statistics.forward(problem)
+        with torch.cuda.device_of(problem.x):  # Triton launches on the current device
+            return statistics.forward(problem)
 
     def backward(
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
     ) -> Gradients:
         from mxm_kernels.backends.triton import gradient
 
-        return gradient.backward(problem, statistics, upstream, needs)
+        with torch.cuda.device_of(problem.x):
+            return gradient.backward(problem, statistics, upstream, needs)
 
 
 backend = _Triton()
