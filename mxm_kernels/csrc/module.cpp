@@ -9,6 +9,10 @@
 #include "fused.h"
 #include "kernels.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace nb = nanobind;
 
 namespace mxm {
@@ -17,6 +21,20 @@ namespace {
 template <class T>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// Asks for large pages under the pages that lie whole in a workspace. Only advice: a system
+// that refuses it gives small pages, each zeroed by a fault of its own.
+void advise_large_pages(std::uintptr_t address, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t first = (address + kPage - 1) / kPage * kPage;
+  const std::uintptr_t last = (address + bytes) / kPage * kPage;
+  if (first < last) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
+#else
+  static_cast<void>(address);
+  static_cast<void>(bytes);
+#endif
 }
 
 Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float teacher_scale,
@@ -66,6 +84,8 @@ class ForwardPass {
   void fused(const Features& features) {
 #ifdef MXM_AMX
     amx::forward(pass_, features);
+#else
+    static_cast<void>(features);
 #endif
   }
 
@@ -116,6 +136,8 @@ class BackwardPass {
   void fused(const Features& features, std::uintptr_t dx, std::uintptr_t dy) {
 #ifdef MXM_AMX
     amx::backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
+#else
+    static_cast<void>(features), static_cast<void>(dx), static_cast<void>(dy);
 #endif
   }
 
@@ -132,6 +154,7 @@ NB_MODULE(_native, m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.attr("CHUNK") = kChunk;
   m.def("levels", levels);
+  m.def("advise_large_pages", advise_large_pages);
   m.def("has_matrix_unit", has_matrix_unit);
   m.def("exponential", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
                           std::int64_t length) {
