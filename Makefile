@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 
-.PHONY: help demo test lint compare machine-code bench bench-report clean
+.PHONY: help demo test sanitize lint compare machine-code bench bench-report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -23,6 +25,20 @@ demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minu
 
 test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# The interpreter is not instrumented, hence the preloaded runtimes; it never frees at exit,
+# hence no leak check.
+sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf $(SANITIZED)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED)/tree . \
+	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=RelWithDebInfo \
+	  -C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)"
+	ls $(SANITIZED)/tree/mxm_kernels/_native.*.so  # built, not left out
+	cp -r reference bench tests pyproject.toml $(SANITIZED)/tree
+	cd $(SANITIZED)/tree && \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 \
+	  $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/backends/test_native.py
 
 lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff check .

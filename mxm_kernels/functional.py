@@ -72,7 +72,7 @@ def fused_mfh_loss(
             waits for a GPU.
         reduction: "mean", or "none" for the mixed losses of each row, a pair
             (per_image (M,), per_text (N,)); a row without a positive has hard loss 0 there.
-        backend: "triton", "blocked", or None to choose by device.
+        backend: "triton", "native", "blocked", or None to choose by device.
 
     Returns:
         A 0-d tensor, or the pair for ``reduction="none"``; float32 (float64 for float64

@@ -16,7 +16,7 @@ class MFHLoss(nn.Module):
         hard_weight: a, the share of the hard loss, in [0, 1].
         rounds: R >= 1 random selections, or None for their exact expectation.
         reduction: "mean" or "none".
-        backend: "triton", "blocked", or None to choose by device.
+        backend: "triton", "native", "blocked", or None to choose by device.
 
     Example:
         >>> import torch

@@ -29,6 +29,7 @@ _GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = [
     BackendUnderTest("blocked", torch.device("cpu")),
     BackendUnderTest("blocked", torch.device("cuda")),
+    BackendUnderTest("native", torch.device("cpu")),
     BackendUnderTest("triton", _GPU),
 ]
 

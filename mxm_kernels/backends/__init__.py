@@ -1,8 +1,8 @@
 """The implementations of the operator, found by name and loaded on first use.
 
 ``choose`` applies the rule of the public functions: the backend that was asked for, or an
-error that says why it cannot run; without a request, Triton for tensors on a GPU where it
-can run (it takes no float64), and blocked for the rest.
+error that says why it cannot run; without a request, Triton on a GPU and native on a CPU where
+they can run (they take no float64), and blocked for the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from mxm_kernels.backends.problem import Backend
 
-NAMES = ("triton", "blocked")
+NAMES = ("triton", "native", "blocked")
 
 
 class BackendUnavailableError(RuntimeError):
@@ -36,10 +36,9 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        on_gpu = device.type == "cuda"
-        if on_gpu and load("triton").unavailable(device, dtype) is None:
-            return "triton"
-        return "blocked"
+        preferred = {"cuda": "triton", "cpu": "native"}.get(device.type, "blocked")
+        can_run = load(preferred).unavailable(device, dtype) is None
+        return preferred if can_run else "blocked"
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     reason = load(name).unavailable(device, dtype)

@@ -32,19 +32,27 @@ class GradientSum:
         self.problem, self.unit = problem, unit
         x, y = problem.x, problem.y
         self.dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs.x else None
-        self.dy = y.new_zeros(y.shape, dtype=problem.accumulator) if needs.y else None
+        self.dy = y.new_empty(y.shape, dtype=problem.accumulator) if needs.y else None
 
     def add(self, dS: Tensor, rows: Span, cols: Span) -> None:
         """Add one tile: dS (h, w) of image rows ``rows`` and text rows ``cols``."""
+        first_row, first_col = rows[0] == 0, cols[0] == 0
         if self.dx is not None:
-            if cols[0] == 0:
-                shape = rows[1] - rows[0], self.dx.shape[1]
-                self._block = dS.new_zeros(shape, dtype=self.problem.accumulator)
-            add_product(self._block, dS, self.problem.y[slice(*cols)])
+            if first_col:
+                self._block = self._room(self.dx[slice(*rows)])
+            add_product(self._block, dS, self.problem.y[slice(*cols)], first=first_col)
             if cols[1] == self.problem.y.shape[0]:
-                self.dx[slice(*rows)] = self._without_unit(self._block)
+                done = self._without_unit(self._block)
+                if done.dtype != self.dx.dtype:
+                    self.dx[slice(*rows)] = done
         if self.dy is not None:
-            add_product(self.dy[slice(*cols)], dS.T, self.problem.x[slice(*rows)])
+            x = self.problem.x[slice(*rows)]
+            add_product(self.dy[slice(*cols)], dS.T, x, first=first_row)
+
+    def _room(self, dx: Tensor) -> Tensor:
+        """Where a row block of dx is summed: in place if its dtype is the accumulator's."""
+        dtype = self.problem.accumulator
+        return dx if dx.dtype == dtype else dx.new_empty(dx.shape, dtype=dtype)
 
     def finish(self, dscale: Tensor) -> Gradients:
         """Return the sums in the dtype of the features."""
@@ -59,15 +67,14 @@ class GradientSum:
         return total if self.unit is None else total.div_(self.unit)
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out += a @ b`` with out in the accumulator dtype and no rounding in between.
+def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """``out += a @ b`` (``=`` if first) with out in the accumulator dtype, unrounded in between.
 
     On a GPU 16-bit factors go to the matrix unit as they are, with float32 results; a CPU
     product of 16-bit factors would round its result to 16 bits, so there they are widened.
     """
-    if out.dtype == a.dtype == b.dtype:
-        out.addmm_(a, b)
-    elif out.device.type == "cuda":
-        out += torch.mm(a, b.to(a.dtype), out_dtype=out.dtype)
+    if out.device.type == "cuda" and out.dtype != a.dtype:
+        product = torch.mm(a, b.to(a.dtype), out_dtype=out.dtype)
+        out.copy_(product) if first else out.add_(product)
     else:
-        out.addmm_(a.to(out.dtype), b.to(out.dtype))
+        out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=0 if first else 1)

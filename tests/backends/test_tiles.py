@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mxm_kernels.backends import blocked, tiles
+from mxm_kernels.backends import blocked, native, tiles
 from tests.support.cases import NAMED_CASES, run_fused
 from tests.support.compare import assert_as_good
 
@@ -31,6 +31,9 @@ def small_workspace(monkeypatch, backend):
     if backend.name == "blocked":
         monkeypatch.setattr(blocked, "TILE", 70)
         monkeypatch.setattr(blocked, "TILE_COLUMNS", 9)
+    elif backend.name == "native":
+        monkeypatch.setattr(native, "TILE", 70)
+        monkeypatch.setattr(native, "TILE_COLUMNS", 9)
     else:
         from mxm_kernels.backends.triton import gradient, launch
 

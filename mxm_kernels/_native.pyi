@@ -1,0 +1,44 @@
+"""The C++ extension; mxm_kernels/csrc/module.cpp says what the numbers are."""
+
+CHUNK: int  # columns that the fused forward pass has at hand
+
+def levels() -> list[str]: ...
+def advise_large_pages(address: int, size: int, /) -> None: ...
+def has_matrix_unit() -> bool: ...
+def exponential(level: str, source: int, target: int, length: int, /) -> None: ...
+
+class Problem:
+    @staticmethod
+    def make(
+        rows: int,
+        cols: int,
+        scale: float,
+        teacher_scale: float,
+        has_teacher: bool,
+        image_groups: int,
+        text_groups: int,
+        image_offsets: int,
+        pair_texts: int,
+        threads: int,
+        /,
+    ) -> Problem: ...
+
+class Features:
+    @staticmethod
+    def make(
+        x: int, y: int, D: int, teacher_x: int, teacher_y: int, teacher_D: int, /
+    ) -> Features: ...
+
+class ForwardPass:
+    def __init__(self, level: str, problem: Problem, positives: int, widest: int, /) -> None: ...
+    def sweep(self, *tile: int) -> None: ...
+    def fused(self, features: Features, /) -> None: ...
+    def finish(self, *statistics: int) -> None: ...
+
+class BackwardPass:
+    dscale: float
+    def __init__(
+        self, level: str, problem: Problem, statistics: list[int], upstream: list[int], /
+    ) -> None: ...
+    def sweep(self, *tile: int) -> None: ...
+    def fused(self, features: Features, dx: int, dy: int, /) -> None: ...

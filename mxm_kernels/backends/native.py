@@ -1,0 +1,190 @@
+"""The operator in C++ for the CPU: products by the BLAS behind torch, the rest in one sweep.
+
+The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers; the
+extension (``mxm_kernels/csrc``) then reads a tile once, with all threads, for everything that
+``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return float32 from 16-bit factors
+on a CPU, so these are widened tile by tile; where the CPU has a matrix unit (AMX), bfloat16
+products are the extension's own, with dS rounded to bfloat16 as a factor of the gradients. S
+and T are float32 on either way. Two runs with the same number of threads give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.tiles import GradientSum, Span, split
+
+try:
+    import mxm_kernels._native as _native
+except ImportError as error:  # built without a compiler: the package is whole without it
+    _native = None  # type: ignore[assignment]
+    _missing = str(error)
+
+TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
+TILE_COLUMNS = 4608  # at D = 1024 their widened features are 18 MiB
+LARGE = 8 << 20  # bytes from which a workspace asks for large pages
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PAD = 16  # floats in the widest vector of the sweep
+
+
+class _Plane:
+    """Walks the M x N plane and multiplies features into its two tiles."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        rows, cols = problem.x.shape[0], problem.y.shape[0]
+        self.columns = list(split(cols, TILE_COLUMNS))
+        self.widest = max(hi - lo for lo, hi in self.columns)
+        self.stride = _stride(self.widest)
+        self.rows = list(split(rows, max(1, TILE // self.stride)))
+        height = max(hi - lo for lo, hi in self.rows)
+        shape = (2 if problem.has_teacher else 1, height, self.stride)
+        self.buffers = problem.x.new_empty(shape, dtype=torch.float32)
+        if self.buffers.nbytes > LARGE:
+            # 20,000 faults on small pages take 4% of the largest benchmark.
+            _native.advise_large_pages(self.buffers.data_ptr(), self.buffers.nbytes)
+
+    def __iter__(self):
+        """Tiles in row-block order, each with S and T multiplied out, not yet scaled."""
+        p, S = self.problem, self.buffers[0]
+        for rows in self.rows:
+            for cols in self.columns:
+                self._multiply(S, p.x, p.y, rows, cols)
+                if p.teacher_x is not None and p.teacher_y is not None:
+                    self._multiply(self.buffers[1], p.teacher_x, p.teacher_y, rows, cols)
+                yield rows, cols
+
+    def _multiply(self, out: Tensor, x: Tensor, y: Tensor, rows: Span, cols: Span) -> None:
+        a, b = x[slice(*rows)].float(), y[slice(*cols)].float()
+        torch.mm(a, b.T, out=self.cut(out, rows, cols))
+
+    def cut(self, buffer: Tensor, rows: Span, cols: Span) -> Tensor:
+        """The part of a buffer that a tile fills."""
+        return buffer[: rows[1] - rows[0], : cols[1] - cols[0]]
+
+    def addresses(self, rows: Span, cols: Span) -> tuple[int, ...]:
+        """The tile as the extension takes it."""
+        teacher = self.buffers[1].data_ptr() if self.problem.has_teacher else 0
+        place = rows[0], rows[1] - rows[0], cols[0], cols[1] - cols[0]
+        return self.buffers.data_ptr(), teacher, self.stride, *place
+
+
+def _stride(width: int) -> int:
+    """Floats from row to row: whole vectors, and not a multiple of 4 KiB.
+
+    Rows a multiple of 4 KiB apart share the sets of the L1 cache.
+    """
+    stride = -(-width // _PAD) * _PAD
+    return stride + _PAD if stride % 1024 == 0 else stride
+
+
+def _native_problem(p: Problem):
+    return _native.Problem.make(
+        p.x.shape[0],
+        p.y.shape[0],
+        p.scale.item(),
+        0.0 if p.teacher_scale is None else p.teacher_scale.item(),
+        p.has_teacher,
+        p.image_groups.data_ptr(),
+        p.text_groups.data_ptr(),
+        p.image_offsets.data_ptr(),
+        p.pair_texts.data_ptr(),
+        _threads(p.x.shape[0] * p.y.shape[0]),
+    )
+
+
+def _threads(elements: int) -> int:
+    """Torch's number of threads, fewer where a thread has less to do than starting it costs."""
+    return max(1, min(torch.get_num_threads(), elements >> 14))
+
+
+class _Native:
+    """The backend: see the module's docstring."""
+
+    def __init__(self, level: str | None = None) -> None:
+        self.level = level or (_native.levels()[0] if _native is not None else "")
+        self.fuse = level is None and _native is not None and _native.has_matrix_unit()
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if _native is None:
+            return f"this installation was built without a C++ compiler ({_missing})"
+        if device.type != "cpu":
+            return f"it runs on the CPU, not on {device.type}"
+        if dtype not in DTYPES:
+            return f"it runs float32, bfloat16 and float16 features, not {dtype}"
+        return None
+
+    def _fuses(self, problem: Problem) -> bool:
+        """Whether the extension does the products too, on the matrix unit."""
+        return self.fuse and problem.x.dtype == torch.bfloat16
+
+    def forward(self, problem: Problem) -> Statistics:
+        rows, cols = problem.x.shape[0], problem.y.shape[0]
+        sizes = [rows, cols, problem.pair_images.shape[0]]
+        sizes += [rows, cols] * 2 if problem.has_teacher else [0] * 4
+        result = Statistics(*(problem.x.new_empty(n, dtype=torch.float32) for n in sizes))
+        fuse, positives = self._fuses(problem), result.positives.data_ptr()
+        plane = None if fuse else _Plane(problem)
+        widest = _native.CHUNK if plane is None else plane.widest
+        sweep = _native.ForwardPass(self.level, _native_problem(problem), positives, widest)
+        if plane is None:
+            problem = problem.contiguous()
+            sweep.fused(_features(problem))
+        else:
+            for rows, cols in plane:
+                sweep.sweep(*plane.addresses(rows, cols))
+        sweep.finish(*(s.data_ptr() for s in result[:2] + result[3:]))
+        return result
+
+    def backward(
+        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    ) -> Gradients:
+        s = statistics
+        saved = s.n_rows, s.n_cols, s.positives, s.t_rows, s.t_cols
+        # The pass scales the upstream gradients by s: dS is the gradient of x y^T, and the
+        # products need no scaling.
+        sweep = _native.BackwardPass(
+            self.level,
+            _native_problem(problem),
+            [v.data_ptr() for v in saved],
+            [g.data_ptr() for g in upstream],
+        )
+        products = _fused_gradients if self._fuses(problem) else _tiled_gradients
+        gradients = products(problem, needs, sweep)
+        scale = problem.scale.item()
+        return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
+
+
+def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
+    plane, sums = _Plane(problem), GradientSum(problem, needs)
+    for rows, cols in plane:
+        sweep.sweep(*plane.addresses(rows, cols))
+        sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)
+    return sums.finish(problem.scale)
+
+
+def _fused_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
+    p = problem.contiguous()
+    dx = torch.empty_like(p.x) if needs.x else p.x.new_empty(0)
+    dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
+    sweep.fused(_features(p), dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
+    return Gradients(dx, dy, problem.scale)
+
+
+def _features(p: Problem):
+    assert (p.teacher_x is None) == (p.teacher_y is None)
+    if p.teacher_x is None or p.teacher_y is None:
+        return _native.Features.make(p.x.data_ptr(), p.y.data_ptr(), p.x.shape[1], 0, 0, 0)
+    return _native.Features.make(
+        p.x.data_ptr(),
+        p.y.data_ptr(),
+        p.x.shape[1],
+        p.teacher_x.data_ptr(),
+        p.teacher_y.data_ptr(),
+        p.teacher_x.shape[1],
+    )
+
+
+backend = _Native()

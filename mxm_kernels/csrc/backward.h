@@ -1,0 +1,156 @@
+// Backward sweep of a tile: dS over the student's products, and the sum of dS * S.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "passes.h"
+#include "threads.h"
+#include "vector.h"
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+// With c the least normaliser, exp(L - c) is at most exp(range) and exp(c - l) at least
+// exp(-range): at 40 neither overflows, and 2^-58 times an upstream gradient stays a normal
+// number. What vanishes, L < c - 87, is below exp(-87) of its row and column.
+constexpr float kWidestRange = 40.0f;
+
+inline void widen(const Side& side, std::int64_t length, float& least, float& most) {
+  for (std::int64_t k = 0; k < length; ++k) {
+    const float l = side.normaliser[k];
+    if (l == -INFINITY) continue;  // a row without negatives has no terms to scale
+    least = std::min(least, l);
+    most = std::max(most, l);
+  }
+}
+
+inline void prepare_side(Side& side, std::int64_t length, const Term& term, float scale) {
+  side.factor.assign(length + kPad, 0.0f);
+  side.shift.assign(length + kPad, 0.0f);
+  for (std::int64_t k = 0; k < length; ++k) {
+    const float l = side.normaliser[k];
+    side.shift[k] = l;
+    side.factor[k] = side.upstream[k] * scale;
+    if (term.shared) side.factor[k] *= l == -INFINITY ? 0.0f : std::exp(term.reference - l);
+  }
+}
+
+// Finds the common reference; true if the normalisers are close enough together for it.
+inline bool share(Term& term, const Problem& p) {
+  float least = INFINITY, most = -INFINITY;
+  widen(term.rows, p.rows, least, most);
+  widen(term.cols, p.cols, least, most);
+  term.reference = least < INFINITY ? least : 0.0f;
+  return most - least <= kWidestRange;  // -inf without any negative: nothing is out of range
+}
+
+// One sweep serves both terms, so they share their exponentials together or not at all.
+inline void prepare(Backward& pass) {
+  const Problem& p = pass.problem;
+  bool shared = share(pass.student, p);
+  if (p.has_teacher) shared &= share(pass.teacher, p);
+  for (Term* term : {&pass.student, &pass.teacher}) {
+    if (term == &pass.teacher && !p.has_teacher) continue;
+    term->shared = shared;
+    prepare_side(term->rows, p.rows, *term, p.scale);
+    prepare_side(term->cols, p.cols, *term, p.scale);
+  }
+}
+
+// The columns' side of the terms, kLanes columns of it.
+struct Columns {
+  Columns(const Backward& pass, std::int64_t j)
+      : groups(load(pass.problem.text_groups.data() + j)),
+        S_factor(load(pass.student.cols.factor.data() + j)),
+        S_shift(load(pass.student.cols.shift.data() + j)) {
+    if (!pass.problem.has_teacher) return;
+    T_factor = load(pass.teacher.cols.factor.data() + j);
+    T_shift = load(pass.teacher.cols.shift.data() + j);
+  }
+
+  Ints groups;
+  Floats S_factor, S_shift;
+  Floats T_factor{}, T_shift{};
+};
+
+// Both softmax terms of row i: d_i exp(L - l_i) + d_j exp(L - l_j).
+template <bool kShared>
+inline Floats both_terms(const Term& term, std::int64_t i, Floats L, Floats factor,
+                         Floats shift) {
+  const float row = term.rows.factor[i];
+  if (kShared) return exponential(L - term.reference) * (row + factor);
+  return exponential(L - term.rows.shift[i]) * row + exponential(L - shift) * factor;
+}
+
+// dS of row i of the tile, over its products, the positives' own gradient left out. Returns
+// the sum of dS * products.
+template <bool kShared, bool kTeacher>
+float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
+  const Problem& p = pass.problem;
+  const std::int64_t row = tile.row + i;
+  float* const student = tile.student + i * tile.stride;
+  const float* const teacher = kTeacher ? tile.teacher + i * tile.stride : nullptr;
+  Floats total{};
+  for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
+    const Columns columns(pass, tile.col + j);
+    const Floats product = load(student + j);
+    const Floats negative = both_terms<kShared>(pass.student, row, product * p.scale,
+                                                columns.S_factor, columns.S_shift);
+    Floats dS = columns.groups == p.image_groups[row] ? Floats{} : negative;
+    if (kTeacher) {
+      dS += both_terms<kShared>(pass.teacher, row, load(teacher + j) * p.teacher_scale,
+                                columns.T_factor, columns.T_shift);
+    }
+    store(student + j, dS);
+    const Floats share = dS * product;
+    total += j + kLanes <= tile.cols
+                 ? share
+                 : (lane_numbers() < static_cast<std::int32_t>(tile.cols - j) ? share : Floats{});
+  }
+  return sum(total);
+}
+
+// Adds the positives' own gradients to row i; returns the sum of those times S.
+inline double add_positives(const Backward& pass, const Tile& tile, std::int64_t i) {
+  const Problem& p = pass.problem;
+  const std::int64_t row = tile.row + i;
+  double total = 0;
+  for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
+    const std::int64_t j = p.pair_texts[slot] - tile.col;
+    if (j < 0 || j >= tile.cols) continue;
+    const float gradient = pass.dpositives[slot] * p.scale;
+    tile.student[i * tile.stride + j] += gradient;
+    total += static_cast<double>(gradient) * pass.positives[slot];
+  }
+  return total;
+}
+
+using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
+
+inline RowSweep row_sweep(const Backward& pass) {
+  const bool has_teacher = pass.problem.has_teacher;
+  const bool shared = pass.student.shared;
+  if (has_teacher) return shared ? sweep_row<true, true> : sweep_row<false, true>;
+  return shared ? sweep_row<true, false> : sweep_row<false, false>;
+}
+
+inline void backward_tile(Backward& pass, const Tile& tile) {
+  const RowSweep sweep = row_sweep(pass);
+  std::vector<double> totals(pass.problem.threads, 0.0);
+#pragma omp parallel num_threads(pass.problem.threads)
+  {
+    const int team = team_size(), thread = thread_number();
+    double total = 0;
+    for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
+      total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
+      total += add_positives(pass, tile, i);
+    }
+    totals[thread] = total;
+  }
+  for (const double total : totals) pass.dscale += total;
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

@@ -1,0 +1,303 @@
+// Forward sweep of a tile: row and column statistics and the positives, in one reading.
+//
+// A strip of kStrip rows is cut into chunks of kChunk columns, which stay in the L2 cache for
+// the two readings of a chunk: its maximum c, then exp(S - c), which rows and columns share. A
+// row or column far below c would lose its sum to underflow; that is checked on the sums, and
+// such a chunk is done again with an exponential for each side.
+
+#pragma once
+
+#include <algorithm>
+
+#include "passes.h"
+#include "running.h"
+#include "threads.h"
+#include "vector.h"
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+// Terms below exp(-87) vanish. Of a sum of at least 2^-80 and kChunk terms, that is less than
+// kChunk * 2^-125 / 2^-80 = 2^-36 of it, far below rounding.
+constexpr float kLeastTotal = 0x1p-80f;
+
+constexpr int kRowsAtOnce = kLanes >= 16 ? 4 : 2;  // their row sums stay in registers
+
+// Sums of one chunk, relative to a reference of each row and column; `weighted` by products.
+template <int kLength>
+struct alignas(64) Sums {
+  float top[kLength];
+  float total[kLength];
+  float weighted[kLength];
+
+  void clear(std::int64_t length) {
+    std::fill_n(total, length, 0.0f);
+    std::fill_n(weighted, length, 0.0f);
+  }
+  bool ample(std::int64_t length) const {
+    bool enough = true;
+    for (std::int64_t k = 0; k < length; ++k) enough &= total[k] >= kLeastTotal;
+    return enough;  // false for NaN
+  }
+};
+
+struct Chunk {
+  const float* student;
+  const float* teacher;
+  std::int64_t stride;
+  int rows;
+  int cols;
+  const std::int32_t* row_groups;
+  const std::int32_t* col_groups;
+  float scale;
+  float teacher_scale;
+
+  std::int64_t at(int i, int j) const { return i * stride + j; }
+  Ints outside(int j) const { return lane_numbers() >= cols - j; }
+  // Lanes of row i that are positives or beyond the chunk.
+  Ints hidden(int i, int j) const {
+    return (load(col_groups + j) == row_groups[i]) | outside(j);
+  }
+};
+
+// References of a chunk: the greatest negative of S and the greatest T.
+struct References {
+  float S;
+  float T;
+};
+
+template <bool kTeacher>
+References references(const Chunk& chunk) {
+  const Floats nothing = fill(kNothing);
+  const int whole = chunk.cols / kLanes * kLanes;
+  Floats S = nothing, T = nothing;
+  for (int i = 0; i < chunk.rows; ++i) {
+    const float* const student = chunk.student + i * chunk.stride;
+    const float* const teacher = kTeacher ? chunk.teacher + i * chunk.stride : nullptr;
+    const Ints group = Ints{} + chunk.row_groups[i];
+    for (int j = 0; j < whole; j += kLanes) {
+      const Ints positive = load(chunk.col_groups + j) == group;
+      S = maximum(positive ? nothing : load(student + j), S);
+      if (kTeacher) T = maximum(load(teacher + j), T);
+    }
+    if (whole == chunk.cols) continue;
+    S = maximum(chunk.hidden(i, whole) ? nothing : load(student + whole), S);
+    if (kTeacher) T = maximum(chunk.outside(whole) ? nothing : load(teacher + whole), T);
+  }
+  const float top = largest(S);  // scaled only if it is a product: kNothing must stay as it is
+  return {top > kNothing ? top * chunk.scale : kNothing, largest(T) * chunk.teacher_scale};
+}
+
+struct ChunkSums {
+  Sums<kStrip> S_rows, T_rows;
+  Sums<kChunk> S_cols, T_cols;
+};
+
+// Row sums on the way through a chunk, in registers.
+template <int kRows>
+struct RowSums {
+  Floats S[kRows] = {};
+  Floats T[kRows] = {};
+  Floats weighted[kRows] = {};
+};
+
+// Columns j .. j + kLanes of rows i .. i + kRows, the last few of them absent if kPartial.
+template <int kRows, bool kTeacher, bool kPartial>
+inline void add_vector(const Chunk& chunk, int i, int j, const References& top,
+                       RowSums<kRows>& rows, ChunkSums& sums) {
+  const Ints groups = load(chunk.col_groups + j);
+  const Ints outside = kPartial ? chunk.outside(j) : Ints{};
+  Floats S_col = load(sums.S_cols.total + j);
+  Floats T_col{}, weighted_col{};
+  if (kTeacher) {
+    T_col = load(sums.T_cols.total + j);
+    weighted_col = load(sums.T_cols.weighted + j);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    Floats product = load(chunk.student + chunk.at(i + r, j));
+    Ints hidden = groups == chunk.row_groups[i + r];
+    if (kPartial) {
+      product = outside ? Floats{} : product;
+      hidden |= outside;
+    }
+    const Floats e = hidden ? Floats{} : exponential(product * chunk.scale - top.S);
+    rows.S[r] += e;
+    S_col += e;
+    if (!kTeacher) continue;
+    Floats f = exponential(load(chunk.teacher + chunk.at(i + r, j)) * chunk.teacher_scale - top.T);
+    if (kPartial) f = outside ? Floats{} : f;
+    rows.T[r] += f;
+    rows.weighted[r] += f * product;
+    T_col += f;
+    weighted_col += f * product;
+  }
+  store(sums.S_cols.total + j, S_col);
+  if (!kTeacher) return;
+  store(sums.T_cols.total + j, T_col);
+  store(sums.T_cols.weighted + j, weighted_col);
+}
+
+// Sums of rows i .. i + kRows with the chunk's own references.
+template <int kRows, bool kTeacher>
+inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums& sums) {
+  RowSums<kRows> rows;
+  int j = 0;
+  for (; j + kLanes <= chunk.cols; j += kLanes) {
+    add_vector<kRows, kTeacher, false>(chunk, i, j, top, rows, sums);
+  }
+  if (j < chunk.cols) add_vector<kRows, kTeacher, true>(chunk, i, j, top, rows, sums);
+  for (int r = 0; r < kRows; ++r) {
+    sums.S_rows.total[i + r] = sum(rows.S[r]);
+    if (!kTeacher) continue;
+    sums.T_rows.total[i + r] = sum(rows.T[r]);
+    sums.T_rows.weighted[i + r] = sum(rows.weighted[r]);
+  }
+}
+
+template <bool kTeacher>
+inline void add_chunk(const Chunk& chunk, const References& top, ChunkSums& sums) {
+  int i = 0;
+  for (; i + kRowsAtOnce <= chunk.rows; i += kRowsAtOnce) {
+    add_rows<kRowsAtOnce, kTeacher>(chunk, i, top, sums);
+  }
+  for (; i < chunk.rows; ++i) add_rows<1, kTeacher>(chunk, i, top, sums);
+}
+
+// The logits of S (negatives only) or of T, kNothing elsewhere.
+template <bool kStudent>
+inline Floats logits(const Chunk& chunk, int i, int j) {
+  const Floats product = load((kStudent ? chunk.student : chunk.teacher) + chunk.at(i, j));
+  const Floats value = product * (kStudent ? chunk.scale : chunk.teacher_scale);
+  const Ints absent = kStudent ? chunk.hidden(i, j) : chunk.outside(j);
+  return absent ? fill(kNothing) : value;
+}
+
+// The sums of S, or of T and weighted by S, with the maximum of each row and column.
+template <bool kStudent>
+void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
+  const std::int64_t width = padded(chunk.cols);
+  std::fill_n(cols.top, width, kNothing);
+  cols.clear(width);
+  for (int i = 0; i < chunk.rows; ++i) {
+    Floats top = fill(kNothing);
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats value = logits<kStudent>(chunk, i, j);
+      top = maximum(top, value);
+      store(cols.top + j, maximum(load(cols.top + j), value));
+    }
+    rows.top[i] = largest(top);
+  }
+  for (int i = 0; i < chunk.rows; ++i) {
+    Floats total{}, weighted{};
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats value = logits<kStudent>(chunk, i, j);
+      const Ints absent = value == kNothing;
+      const Floats row = absent ? Floats{} : exponential(value - rows.top[i]);
+      const Floats col = absent ? Floats{} : exponential(value - load(cols.top + j));
+      total += row;
+      store(cols.total + j, load(cols.total + j) + col);
+      if (kStudent) continue;
+      const Floats product = load(chunk.student + chunk.at(i, j));
+      const Floats inside = chunk.outside(j) ? Floats{} : product;
+      weighted += row * inside;
+      store(cols.weighted + j, load(cols.weighted + j) + col * inside);
+    }
+    rows.total[i] = sum(total);
+    rows.weighted[i] = sum(weighted);
+  }
+}
+
+template <bool kTeacher>
+void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
+  const std::int64_t width = padded(chunk.cols);
+  const References top = references<kTeacher>(chunk);
+  sums.S_cols.clear(width);
+  std::fill_n(sums.S_cols.top, width, top.S);
+  std::fill_n(sums.S_rows.top, kStrip, top.S);
+  if (kTeacher) {
+    sums.T_cols.clear(width);
+    std::fill_n(sums.T_cols.top, width, top.T);
+    std::fill_n(sums.T_rows.top, kStrip, top.T);
+  }
+  add_chunk<kTeacher>(chunk, top, sums);
+  if (kTeacher && !(sums.T_rows.ample(chunk.rows) && sums.T_cols.ample(chunk.cols))) {
+    add_apart<false>(chunk, sums.T_rows, sums.T_cols);
+  }
+  if (!(sums.S_rows.ample(chunk.rows) && sums.S_cols.ample(chunk.cols))) {
+    add_apart<true>(chunk, sums.S_rows, sums.S_cols);
+  }
+}
+
+inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Statistics& cols) {
+  const Problem& p = pass.problem;
+  ChunkSums sums;
+  Chunk chunk;
+  chunk.stride = tile.stride;
+  chunk.rows = rows;
+  chunk.row_groups = p.image_groups + tile.row + first;
+  chunk.scale = p.scale;
+  chunk.teacher_scale = p.teacher_scale;
+  for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
+    chunk.cols = static_cast<int>(std::min<std::int64_t>(kChunk, tile.cols - j));
+    chunk.student = tile.student + first * tile.stride + j;
+    chunk.teacher = tile.teacher ? tile.teacher + first * tile.stride + j : nullptr;
+    chunk.col_groups = p.text_groups.data() + tile.col + j;
+    if (tile.teacher != nullptr) {
+      sum_chunk<true>(chunk, sums);
+    } else {
+      sum_chunk<false>(chunk, sums);
+    }
+    merge(pass.rows.S, tile.row + first, sums.S_rows, rows);
+    merge(cols.S, j, sums.S_cols, chunk.cols);
+    if (tile.teacher == nullptr) continue;
+    merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
+    merge(cols.T, j, sums.T_cols, chunk.cols);
+  }
+}
+
+inline void gather_positives(Forward& pass, const Tile& tile, int first, int rows) {
+  const Problem& p = pass.problem;
+  for (int i = first; i < first + rows; ++i) {
+    const std::int64_t row = tile.row + i;
+    for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
+      const std::int64_t j = p.pair_texts[slot] - tile.col;
+      if (j < 0 || j >= tile.cols) continue;
+      pass.positives[slot] = tile.student[i * tile.stride + j] * p.scale;
+    }
+  }
+}
+
+// The column statistics of [from, to) of a tile: every thread's, in the order of the threads.
+inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_t from,
+                          std::int64_t to) {
+  for (int thread = 0; thread < team; ++thread) {
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T}) {
+      const Running& sums = pass.partials[thread].*part;
+      if (sums.top.empty()) continue;
+      const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
+      merge(pass.cols.*part, tile.col + from, sums.top.data() + from, sums.total.data() + from,
+            weighted, to - from);
+    }
+  }
+}
+
+inline void forward_tile(Forward& pass, const Tile& tile) {
+  const std::int64_t strips = (tile.rows + kStrip - 1) / kStrip;
+#pragma omp parallel num_threads(pass.problem.threads)
+  {
+    const int team = team_size(), thread = thread_number();
+    Statistics& cols = pass.partials[thread];
+    cols.clear(tile.cols);
+    for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
+      const int first = static_cast<int>(k * kStrip);
+      const int rows = static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first));
+      sweep_strip(pass, tile, first, rows, cols);
+      gather_positives(pass, tile, first, rows);
+    }
+#pragma omp barrier
+    merge_columns(pass, tile, team, tile.cols * thread / team, tile.cols * (thread + 1) / team);
+  }
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

@@ -1,0 +1,307 @@
+// Compiled for machines with AMX and AVX-512, MXM_LEVEL amx.
+
+#include "fused.h"
+
+#include "amx.h"
+#include "backward.h"
+#include "forward.h"
+
+namespace mxm {
+namespace amx {
+namespace {
+
+// Columns at hand, whose packed features stay in the L2 cache: in backward three matrices and
+// their part of dy, for which 512 columns take a quarter more time than 256.
+constexpr int kForwardColumns = kChunk;
+constexpr int kBackwardColumns = 256;
+constexpr int kColumns = kForwardColumns;
+constexpr int kRowBlock = 1024;            // rows of dS held at once
+constexpr int kStripStride = kColumns + 16;  // a multiple of 4 KiB would share cache sets
+
+// The features of one pair, student or teacher, and the packed columns at hand.
+struct Pair {
+  Pair(const Half* x, const Half* y, std::int64_t rows, std::int64_t cols, std::int64_t D)
+      : x{x, x == nullptr ? 0 : rows, D},
+        y{y, y == nullptr ? 0 : cols, D},
+        packed(this->x.rows == 0 ? 0 : kColumns * this->x.depth() * kTileDepth) {}
+
+  bool exists() const { return x.rows > 0; }
+
+  // This thread's share of the columns col .. col + cols as the right factor.
+  void pack(std::int64_t col, std::int64_t cols) const {
+    if (!exists()) return;
+    const Matrix part = y.part(col, cols);
+    const std::int64_t panels = round_up(cols, kBlock) / kTileRows;
+#pragma omp for schedule(static) nowait
+    for (std::int64_t p = 0; p < panels; ++p) {
+      pack_transposed(part, p, packed.get() + p * x.depth() * kTile);
+    }
+  }
+
+  Matrix x;
+  Matrix y;
+  Buffer<Half> packed;
+};
+
+// What one thread works in: 32 rows of S and of T, and rows that need padding.
+struct Strip {
+  explicit Strip(std::int64_t depth)
+      : S(kBlock * kStripStride), T(kBlock * kStripStride), rows(2 * depth * kTile) {}
+
+  Buffer<float> S;
+  Buffer<float> T;
+  Buffer<Half> rows;
+};
+
+// 32 rows of m from `first` on, in place where they can be read as they are.
+inline Left left_rows(const Matrix& m, std::int64_t first, Half* scratch) {
+  const std::int64_t bytes = m.cols * sizeof(Half);
+  if (m.cols % kTileDepth == 0 && first + kBlock <= m.rows) {
+    const Half* const rows = m.data + first * m.cols;
+    return {rows, rows + kTileRows * m.cols, bytes, kTileDepth};
+  }
+  const std::int64_t half = m.depth() * kTile;
+  for (std::int64_t i = 0; i < kBlock; ++i) {
+    for (std::int64_t k = 0; k < m.depth(); ++k) {
+      _mm512_store_si512(scratch + i / 16 * half + k * kTile + i % 16 * 32,
+                         m.load(first + i, k * kTileDepth));
+    }
+  }
+  return {scratch, scratch + half, 64, kTile};
+}
+
+// Products of rows `first` .. + 32 with the packed columns.
+inline void multiply_strip(const Pair& pair, std::int64_t first, std::int64_t cols,
+                           Half* scratch, float* to) {
+  const std::int64_t depth = pair.x.depth();
+  const Left left = left_rows(pair.x, first, scratch);
+  for (std::int64_t j = 0; j < cols; j += kBlock) {
+    multiply_block(left, pair.packed.get() + j * depth * kTileDepth, depth, to + j,
+                   kStripStride, false);
+  }
+}
+
+inline Tile multiply_both(const Pair& student, const Pair& teacher, std::int64_t row,
+                          std::int64_t rows, std::int64_t col, std::int64_t cols,
+                          const Strip& strip) {
+  multiply_strip(student, row, cols, strip.rows.get(), strip.S.get());
+  if (teacher.exists()) multiply_strip(teacher, row, cols, strip.rows.get(), strip.T.get());
+  return {strip.S.get(), teacher.exists() ? strip.T.get() : nullptr, kStripStride, row, col,
+          rows,          cols};
+}
+
+inline std::int64_t deepest(const Pair& student, const Pair& teacher) {
+  return std::max(student.x.depth(), teacher.x.depth());
+}
+
+inline Pair student_of(const Features& f, const Problem& p) {
+  return {f.x, f.y, p.rows, p.cols, f.D};
+}
+
+inline Pair teacher_of(const Features& f, const Problem& p) {
+  return {f.teacher_x, f.teacher_y, p.rows, p.cols, f.E};
+}
+
+}  // namespace
+
+void forward(Forward& pass, const Features& features) {
+  const Problem& p = pass.problem;
+  const Pair student = student_of(features, p), teacher = teacher_of(features, p);
+  const std::int64_t strips = (p.rows + kStrip - 1) / kStrip;
+#pragma omp parallel num_threads(p.threads)
+  {
+    const Tiles tiles;
+    const Strip strip(deepest(student, teacher));
+    const int team = team_size(), thread = thread_number();
+    Statistics& partial = pass.partials[thread];
+    for (std::int64_t col = 0; col < p.cols; col += kForwardColumns) {
+      const std::int64_t cols = std::min<std::int64_t>(kForwardColumns, p.cols - col);
+      student.pack(col, cols);
+      teacher.pack(col, cols);
+      partial.clear(cols);
+#pragma omp barrier
+      for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
+        const std::int64_t row = k * kStrip, rows = std::min<std::int64_t>(kStrip, p.rows - row);
+        const Tile tile = multiply_both(student, teacher, row, rows, col, cols, strip);
+        sweep_strip(pass, tile, 0, static_cast<int>(rows), partial);
+        gather_positives(pass, tile, 0, static_cast<int>(rows));
+      }
+#pragma omp barrier
+      const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};
+      merge_columns(pass, block, team, cols * thread / team, cols * (thread + 1) / team);
+#pragma omp barrier
+    }
+  }
+}
+
+namespace {
+
+// The gradient products. dx of a block of rows is summed over the columns; dy, transposed,
+// over the whole plane.
+struct Products {
+  Products(const Pair& student, const FeatureGradients& gradients)
+      : x(student.x),
+        y(student.y),
+        wide(round_up(x.cols, kBlock)),
+        dx_stride(wide + 16),
+        dy_stride(round_up(y.rows, kBlock) + 16),
+        want_x(gradients.x != nullptr),
+        want_y(gradients.y != nullptr),
+        y_pairs(want_x ? kBackwardColumns * wide : 0),
+        x_columns(want_y ? kRowBlock * wide : 0),
+        dS(kRowBlock * kBackwardColumns),
+        dx(want_x ? kRowBlock * dx_stride : 0),
+        dy(want_y ? wide * dy_stride : 0) {}
+
+  Matrix x;
+  Matrix y;
+  std::int64_t wide;       // D, padded
+  std::int64_t dx_stride;  // neither is a multiple of 4 KiB
+  std::int64_t dy_stride;  // of dy transposed
+  bool want_x;
+  bool want_y;
+  Buffer<Half> y_pairs;    // right factor of dx = dS y
+  Buffer<Half> x_columns;  // left factor of dy^T = x^T dS
+  Buffer<Half> dS;         // right factor of the same
+  Buffer<float> dx;        // (kRowBlock, dx_stride)
+  Buffer<float> dy;        // (wide, dy_stride)
+};
+
+// dx of 32 rows += their dS times the columns at hand.
+inline void add_to_dx(const Products& g, const Half* dS, std::int64_t width, std::int64_t row,
+                      bool first) {
+  const std::int64_t depth = width / kTileDepth;
+  const Left left{dS, dS + depth * kTile, 64, kTile};
+  for (std::int64_t d = 0; d < g.wide; d += kBlock) {
+    multiply_block(left, g.y_pairs.get() + d * depth * kTileDepth, depth,
+                   g.dx.get() + row * g.dx_stride + d, g.dx_stride, !first);
+  }
+}
+
+// dy^T += x^T dS for the columns at hand; each thread its own part.
+inline void add_to_dy(const Products& g, std::int64_t depth, std::int64_t col,
+                      std::int64_t width, bool first) {
+  const std::int64_t across = width / kBlock;
+#pragma omp for schedule(static)
+  for (std::int64_t k = 0; k < g.wide / kBlock * across; ++k) {
+    const std::int64_t d = k / across, j = k % across;
+    const Half* const rows = g.x_columns.get() + d * kBlock * kRowBlock;
+    const Left left{rows, rows + depth * kTile, 64, kTile};
+    multiply_block(left, g.dS.get() + j * 2 * depth * kTile, depth,
+                   g.dy.get() + d * kBlock * g.dy_stride + col + j * kBlock, g.dy_stride, !first);
+  }
+}
+
+inline void store_rounded(const float* from, Half* to, std::int64_t count) {
+  for (std::int64_t k = 0; k < count; k += kLanes) {
+    const Floats value = load(from + k, count - k);
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(to + k, &rounded, std::min<std::int64_t>(kLanes, count - k) * sizeof(Half));
+  }
+}
+
+// Rows of dy from its transpose, 16 x 16 at a time.
+inline void store_dy(const Products& g, Half* to) {
+#pragma omp for schedule(static)
+  for (std::int64_t n = 0; n < g.y.rows; n += 16) {
+    for (std::int64_t d = 0; d < g.x.cols; d += 16) {
+      __m512i block[16];
+      for (int k = 0; k < 16; ++k) block[k] = _mm512_loadu_si512(&g.dy.get()[(d + k) * g.dy_stride + n]);
+      transpose(block);
+      for (int k = 0; k < 16 && n + k < g.y.rows; ++k) {
+        alignas(64) float row[16];
+        _mm512_store_si512(row, block[k]);
+        store_rounded(row, to + (n + k) * g.x.cols + d, std::min<std::int64_t>(16, g.x.cols - d));
+      }
+    }
+  }
+}
+
+// dS of one strip in float32, zero beyond its rows and columns; returns the sum of dS * S.
+inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sweep,
+                             std::int64_t width) {
+  double total = 0;
+  for (std::int64_t i = 0; i < tile.rows; ++i) {
+    total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
+    total += add_positives(pass, tile, i);
+    std::fill_n(tile.student + i * tile.stride + tile.cols, width - tile.cols, 0.0f);
+  }
+  for (std::int64_t i = tile.rows; i < kBlock; ++i) {
+    std::fill_n(tile.student + i * tile.stride, width, 0.0f);
+  }
+  return total;
+}
+
+// The tiles of dS and of both gradients in rows `row` .. + `rows`, called by every thread.
+double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher,
+                  const Products& g, const Strip& strip, Half* rounded, std::int64_t row,
+                  std::int64_t rows) {
+  const Problem& p = pass.problem;
+  const RowSweep sweep = row_sweep(pass);
+  const int team = team_size(), thread = thread_number();
+  const std::int64_t strips = (rows + kBlock - 1) / kBlock;
+  double total = 0;
+  if (g.want_y) {
+#pragma omp for schedule(static) nowait
+    for (std::int64_t d = 0; d < g.wide / kBlock; ++d) {
+      pack_columns(g.x.part(row, rows), d, strips, g.x_columns.get() + d * kBlock * kRowBlock);
+    }
+  }
+  for (std::int64_t col = 0; col < p.cols; col += kBackwardColumns) {
+    const std::int64_t cols = std::min<std::int64_t>(kBackwardColumns, p.cols - col);
+    const std::int64_t width = round_up(cols, kBlock), depth = width / kTileDepth;
+    student.pack(col, cols);
+    teacher.pack(col, cols);
+    if (g.want_x) {
+#pragma omp for schedule(static) nowait
+      for (std::int64_t d = 0; d < g.wide / kBlock; ++d) {
+        pack_pairs(g.y.part(col, cols), d, depth, g.y_pairs.get() + d * kBlock * width);
+      }
+    }
+#pragma omp barrier
+    for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
+      const std::int64_t first = row + k * kBlock;
+      const std::int64_t count = std::min<std::int64_t>(kBlock, row + rows - first);
+      const Tile tile = multiply_both(student, teacher, first, count, col, cols, strip);
+      total += sweep_gradient(pass, tile, sweep, width);
+      pack_rounded(tile.student, kStripStride, width, rounded, g.dS.get() + k * kTile,
+                   strips * kTile);
+      if (g.want_x) add_to_dx(g, rounded, width, k * kBlock, col == 0);
+    }
+#pragma omp barrier
+    if (g.want_y) add_to_dy(g, strips, col, width, row == 0);
+  }
+  return total;
+}
+
+}  // namespace
+
+void backward(Backward& pass, const Features& features, const FeatureGradients& gradients) {
+  const Problem& p = pass.problem;
+  const Pair student = student_of(features, p), teacher = teacher_of(features, p);
+  const Products g(student, gradients);
+  prepare(pass);
+  std::vector<double> totals(p.threads, 0.0);
+#pragma omp parallel num_threads(p.threads)
+  {
+    const Tiles tiles;
+    const Strip strip(deepest(student, teacher));
+    const Buffer<Half> rounded(kBlock * kBackwardColumns);
+    double total = 0;
+    for (std::int64_t row = 0; row < p.rows; row += kRowBlock) {
+      const std::int64_t rows = std::min<std::int64_t>(kRowBlock, p.rows - row);
+      total += sweep_rows(pass, student, teacher, g, strip, rounded.get(), row, rows);
+      if (!g.want_x) continue;
+#pragma omp for schedule(static)
+      for (std::int64_t i = 0; i < rows; ++i) {
+        store_rounded(g.dx.get() + i * g.dx_stride, gradients.x + (row + i) * g.x.cols, g.x.cols);
+      }
+    }
+    if (g.want_y) store_dy(g, gradients.y);
+    totals[thread_number()] = total;
+  }
+  for (const double total : totals) pass.dscale += total;
+}
+
+}  // namespace amx
+}  // namespace mxm

@@ -1,0 +1,25 @@
+// One level: compiled with that level's flags, MXM_LEVEL its name and MXM_LANES its width.
+
+#include "kernels.h"
+
+#include "backward.h"
+#include "forward.h"
+
+#define MXM_TEXT(name) #name
+#define MXM_NAME(name) MXM_TEXT(name)
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+void exponentials(const float* from, float* to, std::int64_t length) {
+  for (std::int64_t k = 0; k < length; k += kLanes) {
+    store(to + k, exponential(load(from + k, length - k)), length - k);
+  }
+}
+
+extern const Kernels kernels;
+const Kernels kernels = {MXM_NAME(MXM_LEVEL), forward_tile,  finish,
+                         prepare,             backward_tile, exponentials};
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

@@ -1,0 +1,179 @@
+// The Python module. Tensors come as addresses of contiguous float32, int32 and int64 memory,
+// which backends/native.py vouches for: a DLPack exchange for each of a dozen tensors would
+// cost more than the whole sweep of a small batch.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "fused.h"
+#include "kernels.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace mxm {
+namespace {
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Asks for large pages under the pages that lie whole in a workspace. Only advice: a system
+// that refuses it gives small pages, each zeroed by a fault of its own.
+void advise_large_pages(std::uintptr_t address, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t first = (address + kPage - 1) / kPage * kPage;
+  const std::uintptr_t last = (address + bytes) / kPage * kPage;
+  if (first < last) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
+#else
+  static_cast<void>(address);
+  static_cast<void>(bytes);
+#endif
+}
+
+Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float teacher_scale,
+                     bool has_teacher, std::uintptr_t image_groups, std::uintptr_t text_groups,
+                     std::uintptr_t image_offsets, std::uintptr_t pair_texts, int threads) {
+  Problem p;
+  p.rows = rows;
+  p.cols = cols;
+  p.has_teacher = has_teacher;
+  p.scale = scale;
+  p.teacher_scale = teacher_scale;
+  p.image_groups = at<const std::int32_t>(image_groups);
+  p.text_groups.assign(cols + kPad, -1);
+  std::copy_n(at<const std::int32_t>(text_groups), cols, p.text_groups.begin());
+  p.image_offsets = at<const std::int64_t>(image_offsets);
+  p.pair_texts = at<const std::int64_t>(pair_texts);
+  p.threads = threads;
+  return p;
+}
+
+Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+               std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+  return {at<float>(student), at<float>(teacher), stride, row, col, rows, cols};
+}
+
+Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
+                       std::uintptr_t teacher_x, std::uintptr_t teacher_y, std::int64_t E) {
+  return {at<const std::uint16_t>(x),
+          at<const std::uint16_t>(y),
+          at<const std::uint16_t>(teacher_x),
+          at<const std::uint16_t>(teacher_y),
+          D,
+          E};
+}
+
+class ForwardPass {
+ public:
+  ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
+              std::int64_t widest)
+      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest) {}
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.forward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void fused(const Features& features) {
+#ifdef MXM_AMX
+    amx::forward(pass_, features);
+#else
+    static_cast<void>(features);
+#endif
+  }
+
+  void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
+              std::uintptr_t u_cols, std::uintptr_t t_rows, std::uintptr_t t_cols) {
+    const Problem& p = pass_.problem;
+    kernels_.finish(pass_.rows.S, p.scale, at<float>(n_rows), nullptr, p.rows);
+    kernels_.finish(pass_.cols.S, p.scale, at<float>(n_cols), nullptr, p.cols);
+    if (!p.has_teacher) return;
+    kernels_.finish(pass_.rows.T, p.scale, at<float>(t_rows), at<float>(u_rows), p.rows);
+    kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
+  }
+
+ private:
+  const Kernels& kernels_;
+  Forward pass_;
+};
+
+Side make_side(std::uintptr_t normaliser, std::uintptr_t upstream) {
+  Side side;
+  side.normaliser = at<const float>(normaliser);
+  side.upstream = at<const float>(upstream);
+  return side;
+}
+
+class BackwardPass {
+ public:
+  // `statistics`: n, n', S of the positives, t, t'; `upstream`: dn, dn', dS_pos, du, du'.
+  BackwardPass(const std::string& level, const Problem& problem,
+               const std::vector<std::uintptr_t>& statistics,
+               const std::vector<std::uintptr_t>& upstream)
+      : kernels_(kernels(level)) {
+    pass_.problem = problem;
+    pass_.student.rows = make_side(statistics.at(0), upstream.at(0));
+    pass_.student.cols = make_side(statistics.at(1), upstream.at(1));
+    pass_.positives = at<const float>(statistics.at(2));
+    pass_.dpositives = at<const float>(upstream.at(2));
+    pass_.teacher.rows = make_side(statistics.at(3), upstream.at(3));
+    pass_.teacher.cols = make_side(statistics.at(4), upstream.at(4));
+    kernels_.prepare(pass_);
+  }
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.backward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void fused(const Features& features, std::uintptr_t dx, std::uintptr_t dy) {
+#ifdef MXM_AMX
+    amx::backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
+#else
+    static_cast<void>(features), static_cast<void>(dx), static_cast<void>(dy);
+#endif
+  }
+
+  double dscale() const { return pass_.dscale; }
+
+ private:
+  const Kernels& kernels_;
+  Backward pass_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.attr("CHUNK") = kChunk;
+  m.def("levels", levels);
+  m.def("advise_large_pages", advise_large_pages);
+  m.def("has_matrix_unit", has_matrix_unit);
+  m.def("exponential", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
+                          std::int64_t length) {
+    kernels(level).exponential(at<const float>(from), at<float>(to), length);
+  });
+  nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
+  nb::class_<Features>(m, "Features").def_static("make", make_features);
+  nb::class_<ForwardPass>(m, "ForwardPass")
+      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t>())
+      .def("sweep", &ForwardPass::sweep, Release())
+      .def("fused", &ForwardPass::fused, Release())
+      .def("finish", &ForwardPass::finish, Release());
+  nb::class_<BackwardPass>(m, "BackwardPass")
+      .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
+                    const std::vector<std::uintptr_t>&>(),
+           Release())
+      .def("sweep", &BackwardPass::sweep, Release())
+      .def("fused", &BackwardPass::fused, Release())
+      .def_prop_ro("dscale", &BackwardPass::dscale);
+}
+
+}  // namespace mxm

@@ -1,0 +1,123 @@
+// What the two sweeps read and write. Symbols as in backends/problem.py.
+//
+// A pass walks tiles of the M x N plane. The caller multiplies features into the tiles; a
+// level's kernels (kernels.h) sweep them.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace mxm {
+
+constexpr std::int64_t kPad = 16;  // floats in the widest vector
+constexpr int kStrip = 32;         // rows and columns that the forward sweep sums at once
+constexpr int kChunk = 512;
+
+inline std::int64_t padded(std::int64_t length) { return (length + kPad - 1) / kPad * kPad; }
+
+// A running log-sum-exp that holds nothing yet has this maximum. It is finite, so that
+// differences of two of them are 0 and not NaN, and exp(kNothing - x) is 0 for every logit x.
+constexpr float kNothing = -1e38f;
+
+// Online log-sum-exp of several rows or columns: reference, sum and weighted sum of each.
+// The reference is near the maximum, not always equal to it.
+struct Running {
+  explicit Running(std::int64_t length, bool weighs = false)
+      : top(length, kNothing), total(length, 0.0f), weighted(weighs ? length : 0, 0.0f) {}
+
+  void clear(std::int64_t length) {
+    if (top.empty()) return;
+    std::fill_n(top.begin(), length, kNothing);
+    std::fill_n(total.begin(), length, 0.0f);
+    if (!weighted.empty()) std::fill_n(weighted.begin(), length, 0.0f);
+  }
+
+  std::vector<float> top;
+  std::vector<float> total;
+  std::vector<float> weighted;
+};
+
+// Running statistics of S over the negatives, and of T, by which the products of S, not yet
+// scaled, are weighted.
+struct Statistics {
+  Statistics(std::int64_t length, bool has_teacher)
+      : S(length), T(has_teacher ? length : 0, has_teacher) {}
+
+  void clear(std::int64_t length) {
+    S.clear(length);
+    T.clear(length);
+  }
+
+  Running S;
+  Running T;
+};
+
+struct Problem {
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  bool has_teacher = false;
+  float scale = 1;
+  float teacher_scale = 1;
+  const std::int32_t* image_groups = nullptr;   // (M,)
+  std::vector<std::int32_t> text_groups;        // (N + kPad,)
+  const std::int64_t* image_offsets = nullptr;  // (M + 1,)
+  const std::int64_t* pair_texts = nullptr;     // (P,), ascending within a row
+  int threads = 1;
+};
+
+// Products of a tile, not yet scaled. A row may be read up to `padded(cols)`, garbage
+// included; backward writes dS over the student's.
+struct Tile {
+  float* student = nullptr;
+  float* teacher = nullptr;  // null without one
+  std::int64_t stride = 0;   // floats from row to row, a multiple of kPad
+  std::int64_t row = 0;      // where the tile begins in the plane
+  std::int64_t col = 0;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+};
+
+struct Forward {
+  Forward(const Problem& problem, float* positives, std::int64_t widest)
+      : problem(problem),
+        positives(positives),
+        rows(problem.rows, problem.has_teacher),
+        cols(problem.cols, problem.has_teacher),
+        partials(problem.threads, Statistics(widest, problem.has_teacher)) {}
+
+  Problem problem;
+  float* positives;  // (P,)
+  Statistics rows;
+  Statistics cols;
+  std::vector<Statistics> partials;  // each thread's column statistics of the tile at hand
+};
+
+// One side of a term of dS, d_i exp(L_ij - l_i) or d_j exp(L_ij - l_j), for all rows or all
+// columns. With a common reference c it is exp(L_ij - c) d exp(c - l), and the two sides share
+// the exponential; `factor` is then d exp(c - l), else d.
+struct Side {
+  const float* normaliser = nullptr;  // l
+  const float* upstream = nullptr;    // d
+  std::vector<float> factor;              // (length + kPad,)
+  std::vector<float> shift;               // (length + kPad,) l
+};
+
+struct Term {
+  Side rows;
+  Side cols;
+  float reference = 0;  // c
+  bool shared = false;
+};
+
+struct Backward {
+  Problem problem;
+  Term student;
+  Term teacher;
+  const float* positives = nullptr;   // (P,) S
+  const float* dpositives = nullptr;  // (P,)
+  double dscale = 0;                  // sum of dS * S
+};
+
+}  // namespace mxm

@@ -1,0 +1,90 @@
+// Vectors of MXM_LANES floats on the compiler's vector extension, so that one source serves
+// every instruction set. Included once for each level, inside that level's namespace.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+constexpr int kLanes = MXM_LANES;
+
+typedef float Floats __attribute__((vector_size(MXM_LANES * sizeof(float))));
+typedef std::int32_t Ints __attribute__((vector_size(MXM_LANES * sizeof(std::int32_t))));
+
+inline Floats load(const float* from) {
+  Floats value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Ints load(const std::int32_t* from) {
+  Ints value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+// The first `count` lanes only; the others are 0.
+inline Floats load(const float* from, std::int64_t count) {
+  if (count >= kLanes) return load(from);
+  Floats value{};
+  std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
+inline void store(float* to, Floats value, std::int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  std::memcpy(to, &value, count * sizeof(float));
+}
+
+inline Floats fill(float value) { return value - Floats{}; }  // x - 0 keeps the sign of zero
+
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Ints lane_numbers() {
+  Ints lanes;
+  for (int k = 0; k < kLanes; ++k) lanes[k] = k;
+  return lanes;
+}
+
+// Lane by lane in order, for the same bits at every call.
+inline float sum(Floats value) {
+  float total = 0;
+  for (int k = 0; k < kLanes; ++k) total += value[k];
+  return total;
+}
+
+inline float largest(Floats value) {
+  float top = value[0];
+  for (int k = 1; k < kLanes; ++k) top = value[k] > top ? value[k] : top;
+  return top;
+}
+
+// exp(x) for x <= 88, within 2.5 units in the last place; 0 below -87 (-inf included), where
+// the result would leave the normal range; NaN for NaN. It writes x = k ln 2 + r with
+// |r| <= ln 2 / 2 and exp(r) as a minimax polynomial: 9e-8 relative error, exact at 0.
+inline Floats exponential(Floats x) {
+  // 1.5 * 2^23 rounds a sum with it to an integer; 127 more, and the last nine bits of the
+  // sum are the biased exponent of 2^k.
+  constexpr float kRound = 12582912.0f + 127.0f;
+  constexpr float kLog2High = 0.693359375f;  // 9 bits: k * kLog2High is exact, FMA or not
+  constexpr float kLog2Low = -2.12194440e-4f;
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats k = shifted - kRound;
+  const Floats r = (x - k * kLog2High) - k * kLog2Low;
+  Floats p = r * 0.00829027221f + 0.0418981612f;
+  p = p * r + 0.166676387f;
+  p = p * r + 0.499991477f;
+  p = p * r + 0.999999702f;
+  p = p * r + 1.0f;
+  const Ints power = reinterpret_cast<Ints>(shifted) << 23;
+  return x < -87.0f ? Floats{} : p * reinterpret_cast<Floats>(power);
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

@@ -1,0 +1,228 @@
+"""What the native backend alone has: its exp, its levels of instruction set, its threads."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
+from mxm_kernels.backends import native
+from mxm_kernels.backends.problem import Needs, Problem, Statistics, Upstream
+
+CPU = torch.device("cpu")
+extension = pytest.mark.skipif(native._native is None, reason="built without a compiler")
+LEVELS = native._native.levels() if native._native is not None else []
+
+
+def _exponential(level: str, x: torch.Tensor) -> torch.Tensor:
+    result = torch.empty_like(x)
+    native._native.exponential(level, x.data_ptr(), result.data_ptr(), x.numel())
+    return result
+
+
+def _problem(
+    rows=203, cols=157, D=24, scale=20.0, with_teacher=True, spread=1.0, seed=0
+) -> Problem:
+    g = torch.Generator().manual_seed(seed)
+    x, y, tx, ty = (normalize(torch.randn(n, D, generator=g)) for n in (rows, cols) * 2)
+    x = x * torch.linspace(1, spread, rows)[:, None]
+    ids = torch.arange(rows) // 3, torch.arange(cols) // 2
+    t = Folds.from_ids(*ids).tables(rows, cols, CPU)
+    teacher = (tx, ty) if with_teacher else (None, None)
+    scales = torch.tensor(scale), torch.tensor(scale) if with_teacher else None
+    tables = t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts
+    return Problem(x, y, *teacher, *scales, *tables)
+
+
+def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
+    """The features in another dtype."""
+    names = [n for n in ("x", "y", "teacher_x", "teacher_y") if getattr(problem, n) is not None]
+    return problem._replace(**{n: getattr(problem, n).to(dtype) for n in names})
+
+
+def _upstream(statistics: Statistics) -> Upstream:
+    g = torch.Generator().manual_seed(1)
+    drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:5])
+    return Upstream(*(d.to(statistics.n_rows.dtype) for d in drawn))
+
+
+def _run(backend, problem: Problem) -> list[torch.Tensor]:
+    statistics = backend.forward(problem)
+    upstream = _upstream(statistics)
+    gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True))
+    return [*statistics, *gradients]
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp_is_within_its_bound_of_units_in_the_last_place(level):
+    x = torch.cat([torch.linspace(-87, 88, 2_000_003), torch.linspace(-1e-3, 1e-3, 100_001)])
+    got, exact = _exponential(level, x), x.double().exp()
+    unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 24)
+    assert ((got - exact).abs() / unit).max() <= 2.5
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp_of_what_is_not_an_ordinary_number(level):
+    x = torch.tensor([-torch.inf, -3e38, -88.0, 0.0, torch.nan])
+    got = _exponential(level, x)
+    assert got[:4].tolist() == [0, 0, 0, 1] and got[4].isnan()
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.parametrize(
+    ("scale", "spread"),
+    [(20.0, 1.0), (100.0, 1.0), (100.0, 4.0)],
+    ids=["shared exponentials", "a wide range", "a range too wide to share"],
+)
+def test_every_level_agrees_with_float64(level, with_teacher, scale, spread):
+    problem = _problem(with_teacher=with_teacher, scale=scale, spread=spread)
+    exact = _run(
+        backends.load("blocked"),
+        problem._replace(**{
+            name: value.double()
+            for name, value in problem._asdict().items()
+            if value is not None and value.is_floating_point()
+        }),
+    )  # fmt: skip
+    rounding = 2e-7 * scale * spread  # of logits of this size
+    for got, expected in zip(_run(native._Native(level), problem), exact, strict=True):
+        largest = expected.abs().amax().item() if expected.numel() else 0
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=rounding * largest)
+
+
+@extension
+@pytest.mark.parametrize("with_teacher", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "cols", "D"),
+    [(203, 157, 24), (1100, 700, 64), (1056, 513, 32), (33, 31, 7), (3, 2, 1)],
+    ids=str,
+)
+def test_the_matrix_unit_agrees_with_widened_features(rows, cols, D, with_teacher):
+    if not native._native.has_matrix_unit():
+        pytest.skip("no AMX on this machine")
+    problem = _problem(rows, cols, D, with_teacher=with_teacher)
+    problem = _cast(problem, torch.bfloat16)
+    apart, fused = (native._Native(level) for level in (LEVELS[0], None))
+    assert fused._fuses(problem) and not apart._fuses(problem)
+    results = _run(fused, problem), _run(apart, problem)
+    for got, expected in zip(*results, strict=True):
+        largest = expected.abs().amax().item() if expected.numel() else 0
+        # Gradients: dS and the result are rounded to 8 bits, in sums of many terms.
+        relative = 2**-7 if expected.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(got, expected, rtol=0, atol=relative * largest + 1e-30)
+
+
+@extension
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_only_the_gradients_that_are_wanted(needs, dtype):
+    problem = _problem()
+    problem = _cast(problem, dtype)
+    statistics = native.backend.forward(problem)
+    upstream = _upstream(statistics)
+    whole = native.backend.backward(problem, statistics, upstream, Needs(True, True, True))
+    part = native.backend.backward(problem, statistics, upstream, Needs(*needs, True))
+    for got, expected, wanted in zip(part, whole, (*needs, True), strict=True):
+        assert torch.equal(got, expected) if wanted else got.numel() == 0
+
+
+@extension
+def test_a_wide_range_is_not_shared():
+    """The third case above takes the other path: its normalisers are more than 40 apart."""
+    n_rows = native.backend.forward(_problem(scale=100.0, spread=4.0)).n_rows
+    assert n_rows.max() - n_rows.min() > 40
+
+
+@extension
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_same_bits_twice(threads, dtype):
+    problem = _problem(500, 300)
+    problem = _cast(problem, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first, second = (_run(native.backend, problem) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@extension
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_uses_the_threads_that_torch_was_given(threads):
+    program = (
+        "import os, torch\n"
+        "torch.set_num_threads(1)\n"  # torch itself starts none
+        "from tests.backends.test_native import _problem\n"
+        "from mxm_kernels.backends.native import backend\n"
+        "p, count = _problem(400, 300), lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count()\n"
+        f"torch.get_num_threads = lambda: {threads}\n"
+        "backend.forward(p)\n"
+        "print(count() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert int(done.stdout) == threads - 1, done.stderr
+
+
+@extension
+@pytest.mark.parametrize("order", ["torch, mxm_kernels._native", "mxm_kernels._native, torch"])
+def test_one_openmp_runtime_in_either_import_order(order):
+    program = (
+        f"import {order}\n"
+        "import torch, mxm_kernels as m\n"
+        "x = torch.nn.functional.normalize(torch.randn(400, 30)).requires_grad_()\n"
+        "m.fused_mfh_loss(x, x, (2, 2), logit_scale=10.0, backend='native').backward()\n"
+        "assert x.grad.isfinite().all()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_the_extension_the_error_says_why(monkeypatch):
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_missing", "No module named '_native'", raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"without a C\+\+ compiler.*_native"):
+        backends.choose("native", CPU, torch.float32)
+    assert backends.choose(None, CPU, torch.float32) == "blocked"
+
+
+@extension
+def test_an_unknown_level_is_an_error():
+    with pytest.raises(ValueError, match="no level sse9"):
+        _exponential("sse9", torch.zeros(1))
+
+
+@extension
+def test_is_the_choice_for_cpu_tensors():
+    for dtype in native.DTYPES:
+        assert backends.choose(None, CPU, dtype) == "native"
+
+
+@extension
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_runs_on_the_cpu_only(name):
+    with pytest.raises(BackendUnavailableError, match=f"on the CPU, not on {name}"):
+        backends.choose("native", torch.device(name), torch.float32)
+
+
+@extension
+def test_the_row_stride_is_no_multiple_of_a_page():
+    for width in (1, 16, 350, 1024, 4096, 8192):
+        stride = native._stride(width)
+        assert stride >= width and stride % native._PAD == 0 and stride % 1024 != 0
+
+
+@extension
+def test_non_finite_features_give_a_non_finite_loss():
+    x = normalize(torch.randn(40, 8))
+    y = x.clone()
+    y[3, 2] = torch.nan
+    assert fused_mfh_loss(x, y, (2, 2), logit_scale=10.0, backend="native").isnan()
