@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 
-.PHONY: help demo test sanitize lint compare machine-code clean
+.PHONY: help demo test sanitize lint compare machine-code bench bench-report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,13 @@ compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into exampl
 
 machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
 	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json
+
+bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes, then bench-report
+	$(BIN)/python -m pytest bench/test_speed.py bench/test_memory.py --bench-minutes 14 --timeout 900
+	$(BIN)/python -m bench.report
+
+bench-report: $(INSTALLED) ## tables and plots of bench/results, and the README's tables
+	$(BIN)/python -m bench.report
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -134,6 +134,7 @@ def compile_one(config: dict[str, Any]) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "shared_limit": SHARED_LIMIT[target],
         "matrix_instructions": len(re.findall(MATRIX_INSTRUCTION[target], text)),
+        "atomics": len(re.findall(r"^\s*(?:atom|red|global_atomic|buffer_atomic)[._]", text, re.M)),
     }
 
 
@@ -169,8 +170,10 @@ def faults(record: dict[str, Any]) -> list[str]:
         found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")
     # Exact float32 products have no matrix instruction on NVIDIA.
     multiplies = record["kernel"] in PRODUCTS and record["dtype"] != "fp32"
-    if multiplies and not record["matrix_instructions"]:
-        found.append("no matrix instruction")
+    if multiplies and record["matrix_instructions"] < 1 + record["teacher"]:
+        found.append("a product without matrix instructions")
+    if record["atomics"]:
+        found.append(f"{record['atomics']} atomic operations")
     return found
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Integral, Real
+from typing import cast
 
 import torch
 from torch import Tensor
 
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -15,6 +17,8 @@ def check_features(image_features: Tensor, text_features: Tensor) -> None:
     for name, features in (("image_features", image_features), ("text_features", text_features)):
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
+        if features.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {features.layout}")
         if features.ndim != 2:
             raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}")
         if features.dtype not in FEATURE_DTYPES:
@@ -96,20 +100,21 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
                 f"{name} must be on the device of image_features, {like.device}, got {scale.device}"
             )
         if scale.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_positive(name, float(scale.detach()))
+            value = float(scale.detach())
+            # NaN passes: it came from training, and the loss shows it.
+            if value == value:
+                _check_positive(name, value)
         scale = scale.reshape(()).to(dtype)
         return torch.where(scale > 0, scale, torch.nan)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
+    if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
-    if math.isnan(scale):
-        raise ValueError(f"{name} must be positive and finite (1 / temperature), got {scale}")
-    _check_positive(name, float(scale))
+    _check_positive(name, cast(float, scale))
     return torch.full((), float(scale), dtype=dtype, device=like.device)
 
 
 def _check_positive(name: str, value: float) -> None:
-    # A NaN tensor passes: it came from training, and the loss shows it.
-    if value <= 0 or math.isinf(value):
+    """Positive, and neither zero nor infinite once it is float32."""
+    if not _SMALLEST <= value <= _LARGEST:
         raise ValueError(f"{name} must be positive and finite (1 / temperature), got {value}")
 
 
@@ -128,13 +133,13 @@ def check_draw(generator: object, selection: object) -> None:
 
 def check_options(hard_weight: object, rounds: object, reduction: object) -> None:
     """The hyper-parameters of MFH."""
-    if isinstance(hard_weight, bool) or not isinstance(hard_weight, int | float):
+    if isinstance(hard_weight, bool) or not isinstance(hard_weight, Real):
         raise TypeError(f"hard_weight must be a number, got {type(hard_weight).__name__}")
-    if not 0 <= hard_weight <= 1:
+    if not 0 <= float(hard_weight) <= 1:
         raise ValueError(f"hard_weight must be between 0 and 1, got {hard_weight}")
-    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int)):
+    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, Integral)):
         raise TypeError(f"rounds must be an integer or None, got {type(rounds).__name__}")
-    if rounds is not None and rounds < 1:
+    if rounds is not None and int(rounds) < 1:
         raise ValueError(f"rounds must be at least 1, or None for the expectation, got {rounds}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")

@@ -2,7 +2,7 @@
 
 O(M + N + P) integers for M image rows, N text rows and P positive pairs; no mask and no
 M x N index. A positive pair has a *slot*, its place when pairs are sorted by image row,
-then by text row. A slot follows from two vectors, which is how a kernel finds it in a tile:
+then by text row. A slot follows from two vectors:
 
     slot(i, j) = image_offsets[i] + text_ranks[j]      where image_groups[i] == text_groups[j]
 """
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,8 @@ def _sort_pairs(
     )
 
 
+# Made outside inference mode, tables can serve a training step later.
+@torch.inference_mode(False)
 def tables_from_ids(image_ids: Tensor, text_ids: Tensor) -> FoldTables:
     """Tables of (M,) and (N,) int64 instance ids, in any order and number."""
     names, groups = torch.unique(torch.cat([image_ids, text_ids]), return_inverse=True)
@@ -142,11 +145,28 @@ def tables_from_ids(image_ids: Tensor, text_ids: Tensor) -> FoldTables:
     )
 
 
-@lru_cache(maxsize=32)
 def tables_from_counts(
     views: int, captions: int, instances: int, device: torch.device
 ) -> FoldTables:
-    """Tables of a uniform batch, kept: a training run asks for the same ones at every step."""
+    """Tables of a uniform batch, kept: a training run asks for the same ones at every step.
+
+    Not kept where tensors are not what they seem or do not last: while PyTorch traces, and
+    while a CUDA graph is captured, whose memory pool would own them.
+    """
+    transient = (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+    if transient:
+        return _tables_from_counts(views, captions, instances, device)
+    return _kept_tables_from_counts(views, captions, instances, device)
+
+
+@torch.inference_mode(False)
+def _tables_from_counts(
+    views: int, captions: int, instances: int, device: torch.device
+) -> FoldTables:
     numbers = torch.arange(instances, device=device)
     rows = instances * views, instances * captions
     return _sort_pairs(
@@ -156,3 +176,6 @@ def tables_from_counts(
         pairs=instances * views * captions,
         with_positive=rows,
     )
+
+
+_kept_tables_from_counts = lru_cache(maxsize=32)(_tables_from_counts)

@@ -69,6 +69,16 @@ class Folds:
                 "image_ids and text_ids must be on one device, "
                 f"got {image.device} and {text.device}"
             )
+        if _is_uint64(image_ids) != _is_uint64(text_ids):
+            # As int64 an id of 2**63 or more would meet a negative one of the other side.
+            for name, ids, wrapped in (
+                ("image_ids", image_ids, image),
+                ("text_ids", text_ids, text),
+            ):
+                if _is_uint64(ids) and bool((wrapped < 0).any()):
+                    raise ValueError(
+                        f"{name} has uint64 ids of 2**63 or more: the other side must be uint64 too"
+                    )
         return cls(tables_from_ids(image, text))
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Folds:
@@ -122,7 +132,10 @@ class Folds:
 def _as_ids(name: str, ids: Ids) -> Tensor:
     """Any container of integers as an int64 vector; uint64 keeps its bits, so ids stay distinct."""
     if not isinstance(ids, Tensor):
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError as error:
+            raise ValueError(f"{name} must be one-dimensional: {error}") from None
         if array.size == 0:
             array = array.astype(np.int64)
         if array.dtype.kind not in "iu":
@@ -133,3 +146,7 @@ def _as_ids(name: str, ids: Ids) -> Tensor:
     if ids.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
     return ids.to(torch.int64)
+
+
+def _is_uint64(ids: Ids) -> bool:
+    return getattr(ids, "dtype", None) in (np.uint64, torch.uint64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TypeVar, cast
 
 import torch
@@ -57,7 +58,7 @@ def fused_mfh_loss(
         logit_scale: s = 1 / temperature, positive; a number, or a 0-d or [1] tensor, which
             receives its gradient.
         teacher_image_features: (M, D'), detached here; with ``teacher_text_features`` or not
-            at all.
+            at all. With ``hard_weight=1`` they are not read.
         teacher_text_features: (N, D').
         teacher_logit_scale: t; by default ``logit_scale``, detached.
         hard_weight: a, in [0, 1].
@@ -67,7 +68,8 @@ def fused_mfh_loss(
             device; None uses the default generator of the features' device.
         selection: drawn positives instead of a draw: (image_to_text (R, M), text_to_image
             (R, N)), indices into the other modality, -1 for a row without a positive; see
-            :func:`draw_selection`. Checking it waits for a GPU.
+            :func:`draw_selection`. ``rounds`` and ``generator`` are then not used. Checking it
+            waits for a GPU.
         reduction: "mean", or "none" for the mixed losses of each row, a pair
             (per_image (M,), per_text (N,)); a row without a positive has hard loss 0 there.
         backend: "triton", "native", "blocked", or None to choose by device.
@@ -159,9 +161,13 @@ def draw_selection(
         >>> to_text
         tensor([[1, 0]])
     """
-    checks.check_features(image_features, text_features)
+    x, y = _autocast(image_features), _autocast(text_features)
+    checks.check_features(x, y)
     checks.check_options(1.0, rounds, "mean")
-    tables = _tables(folds, image_features, text_features)
+    checks.check_draw(generator, None)
+    if rounds is None:
+        raise TypeError("rounds must be an integer, got None: an expectation draws nothing")
+    tables = _tables(folds, x, y)
     slots, places = draws.draw_places(tables, rounds, generator)
     texts, images = tables.pair_texts[slots], tables.pair_images[tables.text_slots[places]]
     return torch.where(slots < 0, -1, texts), torch.where(places < 0, -1, images)
@@ -188,8 +194,8 @@ def _tables(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:
                 f"(image_ids, text_ids), got {type(folds).__name__}"
             )
         first, second = folds
-        if isinstance(first, int) and isinstance(second, int):
-            folds = Folds.uniform(first, second)
+        if isinstance(first, Integral) and isinstance(second, Integral):
+            folds = Folds.uniform(int(first), int(second))
         else:
             folds = Folds.from_ids(cast(Ids, first), cast(Ids, second)).to(x.device)
     tables = folds.tables(x.shape[0], y.shape[0], x.device)
@@ -212,7 +218,7 @@ def _weights(
         return draws.given_weights(tables, selection, dtype)
     if rounds is None:
         return draws.expected_weights(tables, dtype)
-    return draws.drawn_weights(tables, rounds, generator, dtype)
+    return draws.drawn_weights(tables, int(rounds), generator, dtype)
 
 
 def _mix_rows(direction: Direction, weights: Tensor | None, hard: float) -> Tensor:

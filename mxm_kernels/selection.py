@@ -22,9 +22,19 @@ def _draw_places(offsets: Tensor, rounds: int, generator: torch.Generator | None
     float64 uniforms: a count of k positives is drawn with a bias below k * 2**-53.
     """
     counts = offsets[1:] - offsets[:-1]
-    device = generator.device if generator is not None else offsets.device
     shape = rounds, counts.shape[0]
-    uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    if generator is None:
+        uniform = torch.rand(shape, device=offsets.device, dtype=torch.float64)
+    else:
+        # Page-locked, so that the copy to a GPU does not wait for it.
+        pinned = offsets.is_cuda and generator.device.type == "cpu"
+        uniform = torch.rand(
+            shape,
+            generator=generator,
+            device=generator.device,
+            dtype=torch.float64,
+            pin_memory=pinned,
+        )
     lanes = (uniform.to(offsets.device, non_blocking=True) * counts).long()
     return torch.where(counts > 0, offsets[:-1] + lanes, -1)
 
@@ -95,11 +105,13 @@ def given_weights(
     text_rows = torch.arange(tables.texts, device=tables.device).expand(rounds, -1)
     slots = _slots(tables, image_rows, image_to_text, tables.image_offsets, "selection[0]")
     crossed = _slots(tables, text_to_image, text_rows, tables.text_offsets, "selection[1]")
-    places = torch.where(crossed < 0, crossed, tables.slot_places[crossed])
+    places = torch.where(crossed < 0, crossed, tables.slot_places[crossed.clamp(min=0)])
     weights = (
         _frequencies(slots, tables.pairs, dtype),
         _frequencies(places, tables.pairs, dtype),
     )
+    if not torch.compiler.is_compiling():
+        return weights
     return (
         torch.where((slots == _INVALID).any(), torch.nan, weights[0]),
         torch.where((places == _INVALID).any(), torch.nan, weights[1]),

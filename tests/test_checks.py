@@ -1,10 +1,11 @@
 """Bad input is an error that names the argument, what was expected and what came."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import BackendUnavailableError, Folds, MFHLoss, fused_mfh_loss
+from mxm_kernels import BackendUnavailableError, Folds, MFHLoss, draw_selection, fused_mfh_loss
 
 X, Y = normalize(torch.ones(4, 3)), normalize(torch.ones(6, 3))
 GOOD = {"image_features": X, "text_features": Y, "folds": (2, 3), "logit_scale": 10.0}
@@ -35,6 +36,9 @@ TEACHER = {"teacher_image_features": X, "teacher_text_features": Y}
         ({"logit_scale": -1}, ValueError, "logit_scale must be positive.*got -1"),
         ({"logit_scale": float("nan")}, ValueError, "logit_scale must be positive.*got nan"),
         ({"logit_scale": float("inf")}, ValueError, "logit_scale must be positive.*got inf"),
+        ({"logit_scale": 1e-50}, ValueError, "logit_scale must be positive and finite.*got 1e-50"),
+        ({"logit_scale": 10**400}, ValueError, "logit_scale must be positive and finite"),
+        ({"image_features": X.to_sparse()}, TypeError, "image_features must be a dense tensor"),
         ({"logit_scale": torch.tensor(-2.0)}, ValueError, "logit_scale must be positive.*got -2.0"),
         ({"logit_scale": torch.ones(2)}, ValueError, r"logit_scale must be 0-d or of shape \[1\].*\(2,\)"),
         ({"logit_scale": torch.tensor(3)}, TypeError, "logit_scale must be a floating-point tensor.*int64"),
@@ -67,6 +71,17 @@ def test_message(change, error, message):
 
 def test_the_good_arguments_are_good():
     assert fused_mfh_loss(**GOOD, **TEACHER).isfinite()
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"folds": (np.int64(2), np.int32(3)), "rounds": np.int64(2)}
+    options |= {"hard_weight": np.float32(0.5), "logit_scale": np.float32(10)}
+    assert fused_mfh_loss(**GOOD | TEACHER | options).isfinite()
+
+
+def test_drawing_an_expectation_is_an_error():
+    with pytest.raises(TypeError, match="rounds must be an integer, got None"):
+        draw_selection((2, 3), X, Y, rounds=None)
 
 
 def test_triton_takes_no_float64():

@@ -126,6 +126,12 @@ def test_pinned_by_a_loader():
             TypeError,
             "text_ids must hold integers.*bool",
         ),
+        (
+            lambda: Folds.from_ids(np.array([2**63], np.uint64), [-1]),
+            ValueError,
+            "image_ids has uint64 ids of 2.*the other side must be uint64",
+        ),
+        (lambda: Folds.from_ids([1], [[1], [1, 2]]), ValueError, "text_ids must be one-dim"),
         (lambda: Folds.from_ids([[1]], [1]), ValueError, r"image_ids must be one-dim.*\(1, 1\)"),
         (
             lambda: Folds.from_ids(torch.tensor([1], device="meta"), [1]),

@@ -221,3 +221,25 @@ def test_a_teacher_receives_no_gradient(backend):
     assert ty.grad is None
     assert scale.grad is None
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("upstream", [1e-4, 65536.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_and_large_upstream_gradients(upstream, dtype, backend):
+    """A loss scaled by GradScaler, or one of many terms: dS must fit the dtype of the workspace."""
+    case = NAMED_CASES["several tiles and tails"]
+    x, y, tx, ty = (f.to(backend.device) for f in case.features(dtype))
+
+    def gradient(factor):
+        a = x.detach().requires_grad_()
+        loss = fused_mfh_loss(
+            a, y, case.ids, logit_scale=20.0, rounds=None, teacher_image_features=tx,
+            teacher_text_features=ty, backend=backend.name,
+        )  # fmt: skip
+        loss.backward(torch.tensor(factor, device=backend.device))
+        return a.grad.float()
+
+    expected, actual = gradient(1.0) * upstream, gradient(upstream)
+    # The result itself is float16: what it cannot hold is lost by the dtype, not by the kernel.
+    coarse = max(1.0, upstream) * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual, expected, rtol=2 * torch.finfo(dtype).eps, atol=coarse)

@@ -1,8 +1,9 @@
 """The implementations of the operator, found by name and loaded on first use.
 
 ``choose`` applies the rule of the public functions: the backend that was asked for, or an
-error that says why it cannot run; without a request, Triton for GPU tensors, native for CPU
-tensors where the extension was built, and blocked for the rest, float64 among it.
+error that says why it cannot run; without a request, Triton for tensors on a GPU where it
+can run, native for tensors on a CPU where it was built (neither takes float64), and blocked
+for the rest.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        if device.type == "cuda" and dtype != torch.float64:
-            return "triton"
-        return "blocked" if load("native").unavailable(device, dtype) else "native"
+        preferred = {"cuda": "triton", "cpu": "native"}.get(device.type, "blocked")
+        return "blocked" if load(preferred).unavailable(device, dtype) else preferred
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     reason = load(name).unavailable(device, dtype)

@@ -56,10 +56,10 @@ class GradientSum:
 
     def finish(self, dscale: Tensor) -> Gradients:
         """Return the sums in the dtype of the features."""
-        absent = self.problem.x.new_empty(0)
+        x, y = self.problem.x, self.problem.y
         return Gradients(
-            absent if self.dx is None else self.dx,
-            absent if self.dy is None else self._without_unit(self.dy).to(self.problem.y.dtype),
+            x.new_empty(0) if self.dx is None else self.dx,
+            y.new_empty(0) if self.dy is None else self._without_unit(self.dy).to(y.dtype),
             dscale,
         )
 

@@ -38,10 +38,27 @@ def test_triton_on_a_cpu_tensor_says_what_it_needs(monkeypatch):
         backends.choose("triton", torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")]
+)
+def test_float32_products_follow_the_setting(precision, expected):
+    pytest.importorskip("triton")
+    from mxm_kernels.backends.triton import launch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        options = launch.product_options(torch.float32, torch.device("cuda"))
+        assert options == {"PRECISION": expected, "WIDEN": False}
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_triton_that_is_not_installed(monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert backends.choose(None, torch.device("cuda"), torch.float32) == "blocked"
     with pytest.raises(BackendUnavailableError, match="package triton is not installed"):
         backends.choose("triton", torch.device("cuda"), torch.float32)
 

@@ -39,7 +39,7 @@ def test_no_spill_shared_memory_within_the_target_and_matrix_instructions(config
 
 GOOD = {
     "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
-    "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix_instructions": 4,
+    "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix_instructions": 4, "atomics": 0,
 }  # fmt: skip
 
 
@@ -48,7 +48,8 @@ GOOD = {
     [
         ({"spilled": 8}, "spills 8 bytes"),
         ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
-        ({"matrix_instructions": 0}, "no matrix instruction"),
+        ({"matrix_instructions": 1}, "a product without matrix instructions"),
+        ({"atomics": 2}, "2 atomic operations"),
         ({"dtype": "fp32", "matrix_instructions": 0}, None),
         ({"kernel": "positives", "matrix_instructions": 0}, None),
     ],

@@ -16,7 +16,7 @@ from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, 
 from mxm_kernels.backends.tiles import GradientSum, split
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.positives import positive_gradients
-from mxm_kernels.backends.triton.tile import logits, teacher_arguments
+from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
 
 
 @triton.jit
@@ -26,14 +26,8 @@ def _two_sided(values, rows, cols, d_rows, d_cols):
     return by_row + tl.exp(values - cols[None, :]) * d_cols[None, :]
 
 
-@triton.jit
-def _load_normaliser(pointer, index):
-    """A log-sum-exp; +inf instead of -inf, so that exp(S - it) vanishes where nothing is summed."""
-    value = tl.load(pointer + index)
-    return tl.where(value == float("-inf"), float("inf"), value)
-
-
-@triton.jit
+# A ragged batch changes these numbers at every step; specialising on them would recompile.
+@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col"])
 def gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -84,12 +78,13 @@ def gradient_kernel(
     S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
     grad = _two_sided(
         S,
-        _load_normaliser(n_rows, row),
-        _load_normaliser(n_cols, col),
+        tl.load(n_rows + row),
+        tl.load(n_cols + col),
         tl.load(dn_rows + row),
         tl.load(dn_cols + col),
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
+    # A row or column without a negative has n = -inf and garbage here, all of it at positives.
     grad = tl.where(same | ~inside, 0.0, grad)
     tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(grad * S, axis=1))
     if TEACHER:
@@ -141,12 +136,12 @@ def backward(
     problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
-    p, teacher = problem.contiguous(), problem.has_teacher
+    p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher)
     unit = _unit(p, upstream)
-    sums = GradientSum(p, needs, unit=unit / p.scale)
+    sums = GradientSum(problem, needs, unit=unit / p.scale)
     height, width = workspace_shape(p)
     workspace = p.x.new_empty((height, _padded(width)), dtype=launch.workspace_dtype(dtype, device))
     # sum dS S: the positives' and, since u is an average of S, the teacher's share are known
@@ -159,17 +154,19 @@ def backward(
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
             programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            dscale.append(p.x.new_empty(programs * setting.rows, dtype=torch.float32))
+            partial = p.x.new_empty(programs * setting.rows, dtype=torch.float32)
             gradient_kernel[(programs,)](
                 p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
                 p.image_groups, p.text_groups,
                 statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
                 upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
-                unit, workspace, dscale[-1],
+                unit, workspace, partial,
                 p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
                 TEACHER=teacher, **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
             positive_gradients(p, statistics, upstream, unit, workspace, rows, cols)
+            if needs.scale:
+                dscale.append(partial.sum().view(1))
             sums.add(workspace[:h, :w], rows, cols)
     return sums.finish(torch.cat(dscale).sum() / p.scale)

@@ -100,7 +100,7 @@ SETTINGS: dict[Target, dict[Phase, Setting]] = {
         "gradient": Setting(
             student_16=Launch(128, 64, 64, warps=8, stages=3),
             teacher_16=Launch(128, 64, 64, warps=8, stages=3),
-            student_32=_FLOAT32,
+            student_32=Launch(64, 32, 32, warps=8, stages=2),
             teacher_32=_FLOAT32,
         ),
     },
@@ -159,13 +159,14 @@ def pick(phase: Phase, device: torch.device, dtype: torch.dtype, teacher: bool) 
 def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """How tiles are multiplied, as constexpr arguments of the kernels.
 
-    float32 features follow torch.get_float32_matmul_precision(). The interpreter returns
+    float32 features follow torch.set_float32_matmul_precision, read through the setting that
+    the older and the newer interface share. The interpreter returns
     garbage for bfloat16 products (Triton 3.7.1 and 3.9.0), so there, and only there, the
     factors are widened first.
     """
-    exact = torch.get_float32_matmul_precision() == "highest"
+    rounded = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
-        "PRECISION": "ieee" if exact else "tf32",
+        "PRECISION": "tf32" if rounded else "ieee",
         "WIDEN": device.type == "cpu" and dtype == torch.bfloat16,
     }
 

@@ -41,7 +41,7 @@ def _pair_logits(
     return tl.sum(total, axis=1) * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def positives_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -63,7 +63,7 @@ def positives_kernel(
     tl.store(positives + slot, S, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "first_row", "last_row", "first_col", "last_col"])
 def pair_gradient_kernel(
     teacher_x,  # (M, TEACHER_D)
     teacher_y,  # (N, TEACHER_D)

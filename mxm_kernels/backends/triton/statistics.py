@@ -21,7 +21,7 @@ from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.positives import positive_logits
-from mxm_kernels.backends.triton.tile import logits, teacher_arguments
+from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
 
 
 @triton.jit
@@ -77,7 +77,8 @@ def _join_line(
     _store_partial(state, length, index, inside, top, total, weighted, WEIGHTED)
 
 
-@triton.jit
+# A ragged batch changes these numbers at every step; specialising on them would recompile.
+@triton.jit(do_not_specialize=["M", "N", "first", "width"])
 def statistics_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -147,7 +148,7 @@ def statistics_kernel(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines", "length"])
 def merge_kernel(
     state,  # (lines, 2 or 5, length)
     n,  # (length,) out
@@ -205,7 +206,7 @@ def merge(state: Tensor, n: Tensor, u: Tensor, t: Tensor, teacher: bool) -> None
 
 def forward(problem: Problem) -> Statistics:
     """Allocate, launch, merge: no wait for the device."""
-    p, teacher = problem.contiguous(), problem.has_teacher
+    p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     setting = launch.pick("statistics", p.x.device, p.x.dtype, teacher)
     rows, cols, fields = p.x.shape[0], p.y.shape[0], 5 if teacher else 2

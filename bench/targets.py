@@ -1,0 +1,112 @@
+"""The targets, and what the records say about them. A miss is reported, never a failed test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.cases import LARGE
+from bench.markdown import table as markdown
+from bench.providers.dense import DENSE
+from bench.results_file import Record, timed
+
+COMPILED = "dense torch.compile"
+ROUNDS = "rounds"
+LARGE_BFLOAT16 = LARGE.name.replace("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on numbers that are found in the records; the worst of them counts."""
+
+    what: str
+    bound: float
+    values: Callable[[list[Record]], Iterator[float]]
+    unit: str = "x"
+
+    def row(self, records: list[Record]) -> list[str] | None:
+        """The line of the table; None where nothing was measured."""
+        found = list(self.values(records))
+        if not found:
+            return None
+        met = "yes" if max(found) <= self.bound else "no"
+        return [self.what, f"{self.bound:g} {self.unit}", f"{max(found):.3g} {self.unit}", met]
+
+
+def over_floor(provider: str, case: str):
+    """Forward and backward as a multiple of the floor."""
+
+    def values(records: list[Record]) -> Iterator[float]:
+        for r in timed(records):
+            if (r["provider"], r["case"]["name"]) == (provider, case) and r["to_floor"]:
+                yield r["to_floor"]["both"]
+
+    return values
+
+
+def over_provider(provider: str, other: str, groups: str):
+    """Time as a fraction of another provider's, in every case of the groups of that name."""
+
+    def values(records: list[Record]) -> Iterator[float]:
+        times = {
+            (r["group"], r["case"]["name"], r["provider"]): r["seconds"]["both"]["median"]
+            for r in timed(records)
+            if r["group"] == groups or r["group"].startswith(f"{groups} ")
+        }
+        for (group, case, name), time in times.items():
+            if name == provider and (group, case, other) in times:
+                yield time / times[group, case, other]
+
+    return values
+
+
+def over_one_round(provider: str):
+    """Time of more rounds as a multiple of the time of one."""
+
+    def values(records: list[Record]) -> Iterator[float]:
+        members = [r for r in timed(records) if (r["group"], r["provider"]) == (ROUNDS, provider)]
+        times = {r["case"]["rounds"]: r["seconds"]["both"]["median"] for r in members}
+        if 1 in times:
+            yield from (time / times[1] for rounds, time in times.items() if rounds != 1)
+
+    return values
+
+
+def peak_mebibytes(provider: str):
+    """Peak memory over inputs and gradients."""
+
+    def values(records: list[Record]) -> Iterator[float]:
+        for r in records:
+            if r["provider"] == provider and "peak_bytes" in r:
+                yield r["peak_bytes"] / 2**20
+
+    return values
+
+
+TARGETS = [
+    Target("native, large batch, over the floor", 1.10, over_floor("native", LARGE.name)),
+    Target("native, large batch, over dense eager", 1 / 7, over_provider("native", DENSE, "large")),
+    Target(
+        "native, large batch, over torch.compile", 1 / 3, over_provider("native", COMPILED, "large")
+    ),
+    Target("native, bfloat16, over its floor", 1.25, over_floor("native", LARGE_BFLOAT16)),
+    Target("blocked, large batch, over the floor", 1.3, over_floor("blocked", LARGE.name)),
+    Target("native, more rounds over one round", 1.02, over_one_round("native")),
+    Target("native, peak memory at any batch", 64, peak_mebibytes("native"), "MiB"),
+    Target("native, paper's batches, over dense eager", 1, over_provider("native", DENSE, "paper")),
+    Target(
+        "native, paper's batches, over torch.compile", 1, over_provider("native", COMPILED, "paper")
+    ),
+    Target("triton, more rounds over one round", 1.02, over_one_round("triton")),
+    Target("triton, peak memory at any batch", 256, peak_mebibytes("triton"), "MiB"),
+    Target("triton, paper's batches, over dense eager", 1, over_provider("triton", DENSE, "paper")),
+    Target(
+        "triton, paper's batches, over torch.compile", 1, over_provider("triton", COMPILED, "paper")
+    ),
+]
+
+
+def table(records: list[Record]) -> str:
+    """The targets that were measured: bound, worst measured, met or not."""
+    rows = [row for target in TARGETS if (row := target.row(records)) is not None]
+    return markdown(["target", "at most", "measured", "met"], rows)
