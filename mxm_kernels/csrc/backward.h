@@ -54,8 +54,8 @@ inline void prepare(Backward& pass) {
   for (Term* term : {&pass.student, &pass.teacher}) {
     if (term == &pass.teacher && !p.has_teacher) continue;
     term->shared = shared;
-    prepare_side(term->rows, p.rows, *term, p.scale);
-    prepare_side(term->cols, p.cols, *term, p.scale);
+    prepare_side(term->rows, p.rows, *term, p.scale * pass.unit);
+    prepare_side(term->cols, p.cols, *term, p.scale * pass.unit);
   }
 }
 
@@ -120,7 +120,7 @@ inline double add_positives(const Backward& pass, const Tile& tile, std::int64_t
   for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
     const std::int64_t j = p.pair_texts[slot] - tile.col;
     if (j < 0 || j >= tile.cols) continue;
-    const float gradient = pass.dpositives[slot] * p.scale;
+    const float gradient = pass.dpositives[slot] * (p.scale * pass.unit);
     tile.student[i * tile.stride + j] += gradient;
     total += static_cast<double>(gradient) * pass.positives[slot];
   }

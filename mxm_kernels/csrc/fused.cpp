@@ -192,16 +192,17 @@ inline void add_to_dy(const Products& g, std::int64_t depth, std::int64_t col,
   }
 }
 
-inline void store_rounded(const float* from, Half* to, std::int64_t count) {
+// `factor` times a row of float32, rounded.
+inline void store_rounded(const float* from, float factor, Half* to, std::int64_t count) {
   for (std::int64_t k = 0; k < count; k += kLanes) {
-    const Floats value = load(from + k, count - k);
+    const Floats value = load(from + k, count - k) * factor;
     const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)value);
     std::memcpy(to + k, &rounded, std::min<std::int64_t>(kLanes, count - k) * sizeof(Half));
   }
 }
 
 // Rows of dy from its transpose, 16 x 16 at a time.
-inline void store_dy(const Products& g, Half* to) {
+inline void store_dy(const Products& g, float factor, Half* to) {
 #pragma omp for schedule(static)
   for (std::int64_t n = 0; n < g.y.rows; n += 16) {
     for (std::int64_t d = 0; d < g.x.cols; d += 16) {
@@ -211,7 +212,8 @@ inline void store_dy(const Products& g, Half* to) {
       for (int k = 0; k < 16 && n + k < g.y.rows; ++k) {
         alignas(64) float row[16];
         _mm512_store_si512(row, block[k]);
-        store_rounded(row, to + (n + k) * g.x.cols + d, std::min<std::int64_t>(16, g.x.cols - d));
+        store_rounded(row, factor, to + (n + k) * g.x.cols + d,
+                      std::min<std::int64_t>(16, g.x.cols - d));
       }
     }
   }
@@ -274,12 +276,32 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
   return total;
 }
 
+// 1 / the largest upstream gradient. A loss that is multiplied by something then has the same
+// dS to round, whatever that is.
+inline float unit_of(const Backward& pass) {
+  const Problem& p = pass.problem;
+  float largest = 0;
+  const auto widen = [&largest](const float* values, std::int64_t length) {
+    for (std::int64_t k = 0; k < length; ++k) largest = std::max(largest, std::fabs(values[k]));
+  };
+  widen(pass.student.rows.upstream, p.rows);
+  widen(pass.student.cols.upstream, p.cols);
+  widen(pass.dpositives, p.image_offsets[p.rows]);
+  if (p.has_teacher) {
+    widen(pass.teacher.rows.upstream, p.rows);
+    widen(pass.teacher.cols.upstream, p.cols);
+  }
+  const bool usable = largest > 1e-30f && largest < 1e30f;  // its inverse is an ordinary number
+  return usable ? 1 / largest : 1.0f;
+}
+
 }  // namespace
 
 void backward(Backward& pass, const Features& features, const FeatureGradients& gradients) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const Products g(student, gradients);
+  pass.unit = unit_of(pass);
   prepare(pass);
   std::vector<double> totals(p.threads, 0.0);
 #pragma omp parallel num_threads(p.threads)
@@ -294,13 +316,14 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
       if (!g.want_x) continue;
 #pragma omp for schedule(static)
       for (std::int64_t i = 0; i < rows; ++i) {
-        store_rounded(g.dx.get() + i * g.dx_stride, gradients.x + (row + i) * g.x.cols, g.x.cols);
+        store_rounded(g.dx.get() + i * g.dx_stride, 1 / pass.unit,
+                      gradients.x + (row + i) * g.x.cols, g.x.cols);
       }
     }
-    if (g.want_y) store_dy(g, gradients.y);
+    if (g.want_y) store_dy(g, 1 / pass.unit, gradients.y);
     totals[thread_number()] = total;
   }
-  for (const double total : totals) pass.dscale += total;
+  for (const double total : totals) pass.dscale += total / pass.unit;
 }
 
 }  // namespace amx

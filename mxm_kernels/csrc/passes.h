@@ -117,6 +117,7 @@ struct Backward {
   Term teacher;
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
+  float unit = 1;                     // factor that dS carries, and the gradients must lose
   double dscale = 0;                  // sum of dS * S
 };
 

@@ -113,8 +113,8 @@ def test_the_matrix_unit_agrees_with_widened_features(rows, cols, D, with_teache
     results = _run(fused, problem), _run(apart, problem)
     for got, expected in zip(*results, strict=True):
         largest = expected.abs().amax().item() if expected.numel() else 0
-        # Gradients: dS and the result are rounded to 8 bits, in sums of many terms.
-        relative = 2**-7 if expected.dtype == torch.bfloat16 else 1e-5
+        # Gradients: dS and the result are rounded to 8 bits, and terms of a sum cancel.
+        relative = 2**-6 if expected.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(got, expected, rtol=0, atol=relative * largest + 1e-30)
 
 
