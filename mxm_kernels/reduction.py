@@ -71,6 +71,8 @@ def reduce(
     o = batch.options
     soft = formula is None or o.soft
     pair = directions(batch, soft=soft)
+    if o.diagnostics is not None:
+        o.diagnostics.measure(*pair)
     wanted = (True, True) if o.reduction == "none" else _wanted(o.image_to_text_weight)
     weights = (
         nonnegative_weights("image_weights", o.image_weights, batch.x, batch.dtype),
