@@ -27,7 +27,7 @@ class Side:
     """One direction's losses and all that their mean depends on."""
 
     losses: Tensor  # (rows,) of the formula, or of the soft loss alone
-    count: int  # rows in the mean of the losses
+    count: int | None  # rows in the mean of the losses; None: they are divided by it
     weights: Tensor | None = None  # (rows,) of the rows
     counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
     soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
@@ -98,12 +98,16 @@ def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
 def _mixed_side(batch: Batch, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
     """The masked loss and the soft loss together; for a mean each row has its share of it."""
     assert not isinstance(soft, Tensor)
-    hard = 1 - soft
-    if batch.options.reduction == "mean":
-        hard, soft = hard / d.with_positive, soft / d.n.shape[0]
-    problem = RowProblem(d.n, d.S, d.u, weights, d.segments.offsets)
-    losses = mixed_rows(problem, hard, soft, d.segments.owners, batch.backend)
-    return Side(losses, count=1)
+    mean = batch.options.reduction == "mean"
+    losses = mixed_rows(
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets),
+        d.segments.owners,
+        batch.backend,
+        hard=1 - soft,
+        soft=soft,
+        counts=(d.with_positive, d.n.shape[0]) if mean else (1, 1),
+    )
+    return Side(losses, count=None)
 
 
 def mix(options: Resolved, side: Callable[[int], Side]) -> Tensor:
@@ -117,10 +121,10 @@ def mix(options: Resolved, side: Callable[[int], Side]) -> Tensor:
     return (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
 
 
-def _average(losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
+def _average(losses: Tensor, count: int | None, row_weights: Tensor | None) -> Tensor:
     if row_weights is None:
         total = losses.sum()
-        return total if count == 1 else total / count
+        return total if count is None else total / count
     return (row_weights * losses).sum() / row_weights.sum()
 
 

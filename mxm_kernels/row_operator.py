@@ -20,35 +20,36 @@ from mxm_kernels.operator import library, refuse_second_derivative
 
 library.define(
     "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor owners, "
-    "float hard, float soft, str backend) -> (Tensor losses, Tensor dn, Tensor dS)"
+    "float hard, float soft, SymInt hard_count, SymInt soft_count, str backend) -> "
+    "(Tensor losses, Tensor dn, Tensor dS)"
 )
 library.define(
-    "mixed_rows_backward(Tensor grad, Tensor n, Tensor dn, Tensor dS, Tensor owners, float soft) -> "
-    "(Tensor, Tensor, Tensor)"
+    "mixed_rows_backward(Tensor grad, Tensor n, Tensor dn, Tensor dS, Tensor owners, "
+    "float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
 )
 library.define(
-    "drawn_weights(Tensor random, Tensor offsets, int pairs, ScalarType dtype, str backend) -> "
+    "drawn_weights(Tensor random, Tensor offsets, SymInt pairs, ScalarType dtype, str backend) -> "
     "Tensor"
 )
 
 
 def mixed_rows(
-    problem: RowProblem, hard: float, soft: float, owners: Tensor, backend: str
+    problem: RowProblem,
+    owners: Tensor,
+    backend: str,
+    *,
+    hard: float,
+    soft: float,
+    counts: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """(rows,) losses, differentiable in n, S and u; ``hard`` and ``soft`` are a and b.
+    """(rows,) losses, differentiable in n, S and u, with a and b = hard and soft over ``counts``.
 
-    u may be empty where b is 0. The weights get no gradient.
+    Divided here by the numbers of rows, since torch.compile makes a program for every new
+    number that is not an integer. u may be empty where b is 0; the weights get no gradient.
     """
+    p = problem
     return torch.ops.mxm_kernels.mixed_rows(
-        problem.n,
-        problem.S,
-        problem.u,
-        problem.weights,
-        problem.offsets,
-        owners,
-        hard,
-        soft,
-        backend,
+        p.n, p.S, p.u, p.weights, p.offsets, owners, hard, soft, *counts, backend
     )[0]
 
 
@@ -64,25 +65,26 @@ def drawn_weights(
 
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
-def _forward(n, S, u, weights, offsets, owners, hard, soft, backend):
+def _forward(n, S, u, weights, offsets, owners, hard, soft, hard_count, soft_count, backend):
+    problem = RowProblem(n, S, u, weights, offsets)
     with torch.no_grad():
-        return tuple(
-            backends.load(backend).mixed_rows(RowProblem(n, S, u, weights, offsets), hard, soft)
-        )
+        run = backends.load(backend).mixed_rows
+        return tuple(run(problem, hard / hard_count, soft / soft_count))
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows", lib=library)
-def _fake_forward(n, S, u, weights, offsets, owners, hard, soft, backend):
+def _fake_forward(n, S, *rest):
     return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S)
 
 
 @torch.library.impl(library, "mixed_rows_backward", "CompositeExplicitAutograd")
-def _backward(grad, n, dn, dS, owners, soft):
-    return grad * dn, grad[owners] * dS, grad * -soft if soft else grad.new_empty(0)
+def _backward(grad, n, dn, dS, owners, soft, soft_count):
+    du = grad * (-soft / soft_count) if soft else grad.new_empty(0)
+    return grad * dn, grad[owners] * dS, du
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows_backward", lib=library)
-def _fake_backward(grad, n, dn, dS, owners, soft):
+def _fake_backward(grad, n, dn, dS, owners, soft, soft_count):
     return torch.empty_like(dn), torch.empty_like(dS), grad.new_empty(len(dn) if soft else 0)
 
 
@@ -101,12 +103,14 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], output[1], output[2], inputs[5])
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
-    ctx.soft = inputs[7]
+    ctx.soft, ctx.soft_count = inputs[7], inputs[9]
 
 
 def _differentiate(ctx, grad, *_):
-    dn, dS, du = torch.ops.mxm_kernels.mixed_rows_backward(grad, *ctx.saved_tensors, ctx.soft)
-    nothing = [None] * 6
+    dn, dS, du = torch.ops.mxm_kernels.mixed_rows_backward(
+        grad, *ctx.saved_tensors, ctx.soft, ctx.soft_count
+    )
+    nothing = [None] * 8
     return dn, dS, du if ctx.soft else None, *nothing
 
 

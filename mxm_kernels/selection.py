@@ -22,6 +22,8 @@ def _random(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     """int32, uniform in [0, 2^31), on ``device``, from ``generator`` wherever that is."""
+    if torch.compiler.is_compiling():  # which cannot trace random_
+        return torch.randint(2**31 - 1, shape, dtype=torch.int32, device=device)
     if generator is None:
         return torch.empty(shape, dtype=torch.int32, device=device).random_()
     # Page-locked, so that the copy to a GPU does not wait for it.

@@ -57,7 +57,8 @@ def test_mixed_rows(backend, case, spread, shares, no_negative):
             on = [v.to(where) for v in (*leaves, weights)]
             offsets, owners = (v.to(where) for v in segments)
             problem = RowProblem(*on, offsets)
-            losses = mixed_rows(problem, *shares, owners, backend.name)
+            hard, soft = shares[0] * 7, shares[1] * 3
+            losses = mixed_rows(problem, owners, backend.name, hard=hard, soft=soft, counts=(7, 3))
         else:
             losses = _algebra((*leaves, weights), segments, *shares)
         g = torch.Generator().manual_seed(1)
@@ -77,7 +78,7 @@ def test_contract_with_pytorch(soft, backend):
     offsets, owners = (v.to(backend.device) for v in segments)
     for v in vectors[:3]:
         v.requires_grad_()
-    arguments = (*vectors, offsets, owners, 0.6, soft, backend.name)
+    arguments = (*vectors, offsets, owners, 0.6, soft, 5, 7, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
     random = torch.randint(2**31 - 1, (3, len(n)), dtype=torch.int32, device=backend.device)
     drawn = (random, offsets, len(S), torch.float32, backend.name)
@@ -94,7 +95,7 @@ def test_second_derivatives_are_refused():
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     n.requires_grad_()
     problem = RowProblem(n, S, u, weights, segments.offsets)
-    losses = mixed_rows(problem, 0.5, 0.5, segments.owners, "blocked")
+    losses = mixed_rows(problem, segments.owners, "blocked", hard=0.5, soft=0.5)
     (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         grad.sum().backward()
