@@ -44,7 +44,8 @@ sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and Unde
 	  export ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive && \
 	  python="$(abspath $(BIN))/python -S" && \
 	  $$python -c 'import mxm_kernels._native as n; assert n.__file__.startswith("'$$PWD'"), n' && \
-	  { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "AddressSanitizer: heap-buffer-overflow" && \
+	  { { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "heap-buffer-overflow" || \
+	    { echo "make sanitize: a deliberate overrun went unseen"; exit 1; }; } && \
 	  $$python -m pytest -q -p no:cacheprovider -m "not new_process" tests/backends/test_native.py
 
 lint: $(INSTALLED) ## linter, formatter and type checker
