@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
 .PHONY: help demo test sanitize lint compare machine-code bench bench-report clean
 
@@ -27,18 +27,26 @@ test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # The interpreter is not instrumented, hence the preloaded runtimes; it never frees at exit,
-# hence no leak check.
+# hence no leak check. Python starts with -S, so that it reads no .pth file: an editable
+# installation would put its own build before the one that is tested here.
 sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and UndefinedBehaviorSanitizer
+	@command -v c++ > /dev/null || { echo "make sanitize: no C++ compiler, c++ was not found"; exit 1; }
+	@for name in libasan.so libubsan.so; do test -e "$$(c++ -print-file-name=$$name)" || \
+	  { echo "make sanitize: c++ is without $$name; GCC's package brings it"; exit 1; }; done
 	rm -rf $(SANITIZED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED)/tree . \
-	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=RelWithDebInfo \
+	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=Sanitized \
 	  -C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)"
-	ls $(SANITIZED)/tree/mxm_kernels/_native.*.so  # built, not left out
 	cp -r reference bench tests pyproject.toml $(SANITIZED)/tree
 	cd $(SANITIZED)/tree && \
-	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 \
-	  $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/backends/test_native.py
+	  export PYTHONPATH="$$PWD:$$($(abspath $(BIN))/python -c 'import sys; print(*filter(None, sys.path), sep=":")')" && \
+	  export LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" && \
+	  export ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive && \
+	  python="$(abspath $(BIN))/python -S" && \
+	  $$python -c 'import mxm_kernels._native as n; assert n.__file__.startswith("'$$PWD'"), n' && \
+	  { { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "heap-buffer-overflow" || \
+	    { echo "make sanitize: a deliberate overrun went unseen"; exit 1; }; } && \
+	  $$python -m pytest -q -p no:cacheprovider -m "not new_process" tests/backends/test_native.py
 
 lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff check .
