@@ -73,7 +73,7 @@ supported: $(INSTALLED) ## the oldest and the newest supported Python and packag
 	$(BIN)/python -m nox -s build supported_oldest supported_newest
 
 docs: $(INSTALLED) ## the site, into site/
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist site .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

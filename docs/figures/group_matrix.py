@@ -40,7 +40,7 @@ def _panel(axes: Axes, drawn: list[int] | None, title: str) -> None:
         cells = cells * 2
         for i, j in enumerate(drawn):
             cells[i, j] = 3
-    axes.imshow(cells, cmap=ListedColormap([QUIET, IMAGE, "white", DRAWN]), vmin=0, vmax=3)
+    axes.imshow(cells.numpy(), cmap=ListedColormap([QUIET, IMAGE, "white", DRAWN]), vmin=0, vmax=3)
     for i, j in (cells == 2).nonzero().tolist():
         box = {"fill": False, "hatch": "////", "edgecolor": "gray", "linewidth": 0}
         axes.add_patch(pyplot.Rectangle((j - 0.5, i - 0.5), 1, 1, **box))

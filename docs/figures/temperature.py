@@ -15,7 +15,7 @@ def draw() -> Figure:
     figure, axes = pyplot.subplots(figsize=(5.2, 2.9), layout="constrained")
     for temperature in TEMPERATURES:
         shares = (cosines / temperature).softmax(0).sort(descending=True).values.cumsum(0)
-        axes.plot(range(1, NEGATIVES + 1), shares, label=f"temperature {temperature}")
+        axes.plot(range(1, NEGATIVES + 1), shares.numpy(), label=f"temperature {temperature}")
     axes.set(
         xscale="log",
         ylim=(0, 1.02),

@@ -37,7 +37,7 @@ def _reasons(node: ast.AST) -> set[str]:
 
 def _texts(node: ast.expr) -> set[str]:
     text = _text(node)
-    return {text} if text is not None and text.strip(GAP + " ") else set()
+    return {text} if text is not None and any(map(str.isalpha, text)) else set()
 
 
 def _text(node: ast.expr) -> str | None:

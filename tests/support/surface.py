@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import ForwardRef
 
 import mxm_kernels
 
@@ -16,12 +17,12 @@ FILE = Path(__file__).parents[2] / "docs" / "public_surface.txt"
 
 
 def surface() -> str:
-    """Every name in ``mxm_kernels.__all__``, sorted; of a class also its own public methods."""
+    """Every name in ``mxm_kernels.__all__``, sorted, with what a user may call on it."""
     blocks = []
     for name in sorted(mxm_kernels.__all__):
         member = getattr(mxm_kernels, name)
         if inspect.isclass(member):
-            blocks += [_class(name, member), *_methods(member)]
+            blocks += [f"class {name}({_base(member)}):", *_fields(member), *_methods(member)]
         elif callable(member):
             blocks.append(_call(f"def {name}", member))
         else:
@@ -29,22 +30,38 @@ def surface() -> str:
     return "\n".join(blocks) + "\n"
 
 
-def _class(name: str, kind: type) -> str:
-    bases = ", ".join(base.__name__ for base in kind.__bases__)
-    return f"class {name}({bases}):"
+def _base(kind: type) -> str:
+    """The nearest base that is public."""
+    public = (base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
+    return next(public).__name__
+
+
+def _fields(kind: type) -> list[str]:
+    """Keys of a TypedDict, fields of a NamedTuple; those of a TypedDict's bases included."""
+    if not issubclass(kind, tuple | dict):
+        return []
+    return [f"    {name}: {_annotation(hint)}" for name, hint in kind.__annotations__.items()]
+
+
+def _annotation(hint: object) -> object:
+    return hint.__forward_arg__ if isinstance(hint, ForwardRef) else hint
 
 
 def _methods(kind: type) -> list[str]:
-    """The constructor and the public methods that the class itself defines."""
+    """The constructor and the public methods that are the package's own, inherited or not."""
+    members: dict[str, object] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("mxm_kernels") and not issubclass(base, tuple | dict):
+            members.update(vars(base))
     blocks = []
-    for name, member in vars(kind).items():
+    for name, member in members.items():
         if name.startswith("_") and name != "__init__":
             continue
         if isinstance(member, property):
             blocks.append(f"    property {name}")
         elif isinstance(member, classmethod | staticmethod):
             blocks.append(_call(f"classmethod {name}", member.__func__, "    ", method=True))
-        elif callable(member):
+        elif inspect.isfunction(member):
             blocks.append(_call(f"def {name}", member, "    ", method=True))
     return blocks
 
