@@ -3,7 +3,7 @@
 * Every module of docs/figures has a function ``draw``; its figure becomes figures/NAME.svg.
 * Every report of bench/results becomes a page under Performance, with its plots and its JSON.
 * ``$...$`` and ``$$...$$`` become MathML, which browsers show without a script, a font or a
-  network.
+  network; ``:func:`` and its kin become links.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas as MathML."""
-    return formulas(content)
+    """Formulas as MathML, and the cross-references of docstrings as links."""
+    return references(formulas(content))
 
 
 def formulas(content: str) -> str:
@@ -99,3 +99,15 @@ def formulas(content: str) -> str:
         return convert(html.unescape(match[3]).strip(), display=display)
 
     return _FORMULA.sub(as_mathml, content)
+
+
+def references(content: str) -> str:
+    """``:func:`name` `` becomes a link to the name where the page documents it."""
+    places = re.findall(r'id="(mxm_kernels\.[\w.]+)"', content)
+
+    def as_link(match: re.Match[str]) -> str:
+        found = [place for place in places if place.endswith(f".{match[1]}")]
+        code = f"<code>{match[1]}</code>"
+        return f'<a href="#{found[0]}">{code}</a>' if found else code
+
+    return re.sub(r":(?:func|class|meth):<code>([\w.]+)</code>", as_link, content)

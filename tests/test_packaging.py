@@ -78,3 +78,23 @@ def test_the_version_is_written_in_one_place():
     assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version)
     for path in ("pyproject.toml", "CMakeLists.txt", "README.md"):
         assert f'"{version}"' not in (ROOT / path).read_text().replace("==", "")
+
+
+def test_the_supported_versions_are_the_same_everywhere():
+    """pyproject.toml's bounds and classifiers, and the first page of the site."""
+    project = (ROOT / "pyproject.toml").read_text()
+    page = (ROOT / "docs" / "index.md").read_text()
+    pythons = re.findall(r"Python :: (3\.\d+)\"", project)
+    assert re.search(rf'requires-python = ">={re.escape(pythons[0])}"', project)
+    assert f"Python {pythons[0]} or newer" in page
+    for name, shown in (("torch", "PyTorch"), ("triton", "Triton")):
+        bound = re.search(rf'"{name}>=([\d.]+)', project)[1]
+        assert f"{shown} {bound} or newer" in page
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    pytest.importorskip("nox", reason="the release extra is not installed")
+    import noxfile
+
+    assert "numpy==1.26.*" in noxfile.oldest()
+    assert noxfile.PYTHONS[0] == "3.10"

@@ -85,6 +85,7 @@ def test_the_reference_has_every_public_name(site):
     html = page(site, "api")
     for name in mxm_kernels.__all__:
         assert f'id="mxm_kernels.{name}"' in html
+    assert not re.findall(r":(func|class|meth):", html)
 
 
 def test_formulas_become_mathml():
@@ -93,3 +94,9 @@ def test_formulas_become_mathml():
     assert made.count("<math") == 2
     assert 'display="block"' in made
     assert "&#x0003C;" in made
+
+
+def test_cross_references_become_links_where_they_lead_somewhere():
+    content = '<h3 id="mxm_kernels.Folds.to"></h3> :meth:<code>to</code> :func:<code>gone</code>'
+    made = site_hooks.references(content)
+    assert '<a href="#mxm_kernels.Folds.to"><code>to</code></a> <code>gone</code>' in made
