@@ -73,13 +73,14 @@ def draw(name: str) -> bytes:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """The plots of every machine, in place of ``{plots}``."""
+    """Every machine with its plots, in place of ``{plots}``."""
     if "{plots}" not in markdown:
         return markdown
     blocks = []
     for report in reports():
         title = report.read_text().partition("\n")[0].removeprefix("# ")
-        blocks.append(f"### {title}\n\n[Its tables and versions](results/{report.name})")
+        (machine,) = re.findall(r"^## Machine\n\n(.*?)\n\n", report.read_text(), re.M | re.S)
+        blocks += [f"### {title}", machine, f"[All of its tables](results/{report.name})"]
         for plot in sorted(RESULTS.glob(f"{report.stem}-*.svg")):
             name = plot.stem.removeprefix(f"{report.stem}-").replace("-", " ")
             blocks.append(f"![{name}, {title}](results/{plot.name})")
