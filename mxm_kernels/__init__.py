@@ -2,6 +2,7 @@
 
 from mxm_kernels.aggregate import fold_mean
 from mxm_kernels.backends import BackendUnavailableError
+from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds
 from mxm_kernels.functional import (
     draw_selection,
@@ -37,6 +38,7 @@ __all__ = [
     "CWCLLoss",
     "DebiasedLoss",
     "DecoupledLoss",
+    "Diagnostics",
     "Folds",
     "HardLoss",
     "InfoNCELoss",

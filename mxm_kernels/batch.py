@@ -42,6 +42,11 @@ class Batch:
         """Whether S is one matrix for both directions."""
         return self.scales[0] is self.scales[1] and self.teacher_scales[0] is self.teacher_scales[1]
 
+    @property
+    def diagnosed(self) -> bool:
+        """Whether the operator is to measure what diagnostics need."""
+        return self.options.diagnostics is not None
+
     def with_soft(self, share: float | tuple[Tensor, Tensor]) -> Batch:
         """The same batch with another ``soft_weight``."""
         return replace(self, options=self.options._replace(soft_weight=share))
@@ -86,7 +91,7 @@ def directions(batch: Batch, *, soft: bool) -> tuple[Direction, Direction]:
     b = batch if soft else replace(batch, teacher=None)
     if b.one_scale:
         t = b.teacher_scales[0] if b.teacher is not None else None
-        stats = statistics(b.x, b.y, b.teacher, b.scales[0], t, b.tables, b.backend)
+        stats = statistics(b.x, b.y, b.teacher, b.scales[0], t, b.tables, b.backend, b.diagnosed)
         rows = image_to_text(stats, b.tables, b.scales[0])
         cols = text_to_image(stats, b.tables, b.scales[1])
     else:
@@ -113,7 +118,7 @@ def _with_row_scales(b: Batch, side: int):
         made = list(b.teacher)
         made[side] = _scaled(made[side], b.teacher_scales[side])
         teacher, t = (made[0], made[1]), one
-    return statistics(pair[0], pair[1], teacher, one, t, b.tables, b.backend)
+    return statistics(pair[0], pair[1], teacher, one, t, b.tables, b.backend, b.diagnosed)
 
 
 def _scaled(features: Tensor, scale: Tensor) -> Tensor:
@@ -134,7 +139,8 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
     if queue.folds is None:
         tables = tables_without_pairs(x.shape[0], features.shape[0], x.device)
     else:
-        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, name=name)
+        names = name, ("image_features", "text_features")[side], "the queue"
+        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, names)
     teacher, s, t = None, b.scales[side], b.teacher_scales[side]
     own = None if b.teacher is None else b.teacher[side]
     if s.ndim:  # a scale for each row
@@ -142,13 +148,20 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
         s = t = b.x.new_ones((), dtype=b.dtype)
     if own is not None:
         teacher = own, features
-    stats = statistics(x, features, teacher, s, t if own is not None else None, tables, b.backend)
+    teacher_scale = None if own is None else t
+    stats = statistics(x, features, teacher, s, teacher_scale, tables, b.backend, b.diagnosed)
     more = image_to_text(stats, tables, d.scale)
     merged = replace(d, n=add_log(d.n, more.n), columns=d.columns + more.columns - more.counts)
-    if b.teacher is not None:
+    if b.diagnosed:
+        merged = replace(merged, m=torch.maximum(d.m, more.m))
+    if own is not None:
         joint = torch.logaddexp(d.t, more.t)
-        u = (d.t - joint).exp() * d.u + (more.t - joint).exp() * more.u
+        shares = (d.t - joint).exp(), (more.t - joint).exp()
+        u = shares[0] * d.u + shares[1] * more.u
         merged = replace(merged, u=u, t=joint, excluded=more.logsumexp(more.S))
+        if b.diagnosed:
+            h = joint - shares[0] * (d.t - d.h) - shares[1] * (more.t - more.h)
+            merged = replace(merged, h=h)
     if d.total is not None:
         total = _row_totals(x, features, s, b.dtype) - more.sum(more.S)
         merged = replace(merged, total=d.total + total)

@@ -17,6 +17,7 @@ from mxm_kernels.segments import (
     Segments,
     permute,
     segment_logsumexp,
+    segment_max,
     segment_sum,
     spread,
 )
@@ -34,6 +35,8 @@ class Direction:
     scale: Tensor  # () or (rows,) s
     columns: int | Tensor  # columns that the row looks at: its positives and its negatives
     with_positive: int  # number of rows that have a positive
+    m: Tensor  # (rows,) greatest S over the negatives, or empty where it is not wanted
+    h: Tensor  # (rows,) entropy of the teacher's targets, or empty
     excluded: Tensor | None = None  # (rows,) log-sum-exp of S over columns that are neither
     total: Tensor | None = None  # (rows,) sum of S over the columns, where it is wanted
 
@@ -64,6 +67,10 @@ class Direction:
         """(P,) -> (rows,): log-sum-exp over the positives of a row, -inf without one."""
         return segment_logsumexp(pairs, self.segments)
 
+    def max(self, pairs: Tensor) -> Tensor:
+        """(P,) -> (rows,): greatest value of a row, -inf without one; no gradient."""
+        return segment_max(pairs.detach(), self.segments)
+
 
 def image_to_text(s: Statistics, tables: FoldTables, scale: Tensor) -> Direction:
     """The rows of S."""
@@ -76,6 +83,8 @@ def image_to_text(s: Statistics, tables: FoldTables, scale: Tensor) -> Direction
         scale=scale,
         columns=tables.texts,
         with_positive=tables.images_with_positive,
+        m=s.m_rows,
+        h=s.h_rows,
     )
 
 
@@ -90,6 +99,8 @@ def text_to_image(s: Statistics, tables: FoldTables, scale: Tensor) -> Direction
         scale=scale,
         columns=tables.images,
         with_positive=tables.texts_with_positive,
+        m=s.m_cols,
+        h=s.h_cols,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 import torch
 from torch import Tensor
 
+from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds, Ids
 
 FoldsLike: TypeAlias = "Folds | tuple[int, int] | tuple[Ids, Ids]"
@@ -72,6 +73,7 @@ class Inputs(TypedDict, total=False):
         text_weights: (N,) the same for the text rows.
         image_queue: (K, D) features of past images, or :class:`Queue`: negatives of the texts.
         text_queue: (K, D) features of past texts, or :class:`Queue`: negatives of the images.
+        diagnostics: a :class:`Diagnostics` to fill in, from the same pass.
     """
 
     teacher_image_features: Tensor | None
@@ -82,6 +84,7 @@ class Inputs(TypedDict, total=False):
     text_weights: Tensor | None
     image_queue: Tensor | Queue | None
     text_queue: Tensor | Queue | None
+    diagnostics: Diagnostics | None
 
 
 class Options(HyperParameters, Inputs, total=False):
@@ -102,6 +105,7 @@ class Resolved(NamedTuple):
     label_smoothing: float = 0.0
     image_queue: Tensor | Queue | None = None
     text_queue: Tensor | Queue | None = None
+    diagnostics: Diagnostics | None = None
     reduction: Reduction = "mean"
     backend: str | None = None
 
@@ -130,6 +134,10 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
     ):
         raise TypeError(
             f"pair_weights must be a pair of (P,) tensors, got {type(o.pair_weights).__name__}"
+        )
+    if o.diagnostics is not None and not isinstance(o.diagnostics, Diagnostics):
+        raise TypeError(
+            f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
         )
     if o.soft and not o.has_teacher:
         share = "a pair" if isinstance(o.soft_weight, tuple | list) else o.soft_weight

@@ -105,6 +105,11 @@ def segment_logsumexp(pairs: Tensor, segments: Segments) -> Tensor:
     return _LogSumExp.apply(pairs, *segments)
 
 
+def segment_max(pairs: Tensor, segments: Segments) -> Tensor:
+    """(P,) -> (rows,): greatest of the pairs of each row; -inf for a row without one."""
+    return _reduce(pairs, segments.offsets, "max", -torch.inf)
+
+
 def permute(pairs: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """(P,) -> (P,): ``pairs[order]``, where ``inverse`` undoes ``order``."""
     return _Permute.apply(pairs, order, inverse)
