@@ -67,7 +67,7 @@ surface: $(INSTALLED) ## write the public signatures to docs/public_surface.txt
 
 # LEND=.venv/lib/python3.12/site-packages lends installed packages and saves the download.
 dist: $(INSTALLED) ## wheel and source archive into dist/, tested in a clean environment
-	$(BIN)/python -m nox -s build dist -- $(LEND)
+	$(BIN)/python -m nox -s build dist -- $(if $(LEND),--lend $(LEND))
 
 supported: $(INSTALLED) ## the oldest and the newest supported Python and packages (11 GB, an hour)
 	$(BIN)/python -m nox -s build supported_oldest supported_newest

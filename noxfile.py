@@ -1,9 +1,11 @@
 """Checks in environments of their own: what a release ships, and the versions that it states.
 
 ``make dist`` and ``make supported`` run these sessions. The versions come from pyproject.toml: the
-Pythons from its classifiers, the oldest packages from the lower bounds of its dependencies.
+Pythons from its classifiers, the oldest packages from the lower bounds of its dependencies. What
+follows ``--`` goes to pytest: ``nox -s dist -- tests/test_folds.py``.
 """
 
+import argparse
 import shutil
 import sys
 import tarfile
@@ -37,7 +39,7 @@ def archive() -> Path:
     return path
 
 
-def run_suite(session: nox.Session) -> None:
+def run_suite(session: nox.Session, arguments: list[str]) -> None:
     """The tests of the source archive, against the installed package.
 
     The package's own source is taken away: it would be imported instead.
@@ -50,7 +52,8 @@ def run_suite(session: nox.Session) -> None:
     shutil.rmtree(unpacked / "mxm_kernels")
     with session.chdir(unpacked):
         session.run("python", "-m", "mxm_kernels")
-        session.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", *SUITE)
+        suite = ("-q", "-n", "2", "--dist", "loadgroup", *SUITE, *arguments)
+        session.run("python", "-m", "pytest", *suite)
 
 
 @nox.session(python=False)
@@ -62,32 +65,33 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def dist(session: nox.Session) -> None:
-    """Install the wheel and run the tests of the archive; ``-- FOLDER`` lends packages of FOLDER.
+    """Install the wheel and run the tests of the archive; ``-- --lend FOLDER`` lends packages.
 
     A lent folder of site-packages saves the download of PyTorch; the package itself is the
     wheel's.
     """
-    if session.posargs:
-        (lent,) = session.posargs
-        site = session.run(
-            "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True
-        )
-        Path(site.strip(), "lent.pth").write_text(str(Path(lent).resolve()))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lend", type=Path)
+    options, arguments = parser.parse_known_args(session.posargs)
+    if options.lend:
+        ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = session.run("python", "-c", ask, silent=True).strip()
+        Path(site, "lent.pth").write_text(str(options.lend.resolve()))
     (wheel,) = DIST.glob("*.whl")
     session.install("--force-reinstall", "--no-deps", str(wheel))
     session.install(f"{wheel}[test]")
-    run_suite(session)
+    run_suite(session, arguments)
 
 
 @nox.session(python=PYTHONS[0])
 def supported_oldest(session: nox.Session) -> None:
     """The oldest Python with the oldest versions of every dependency."""
     session.install(*oldest(), f"{archive()}[test]")
-    run_suite(session)
+    run_suite(session, session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
 def supported_newest(session: nox.Session) -> None:
     """The newest Python with the newest release of every dependency."""
     session.install("--upgrade", f"{archive()}[test]")
-    run_suite(session)
+    run_suite(session, session.posargs)
