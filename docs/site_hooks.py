@@ -34,7 +34,8 @@ def reports() -> list[Path]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the reports into the navigation, below Performance."""
-    (performance,) = (entry["Performance"] for entry in config.nav if "Performance" in entry)
+    sections = config.nav or []
+    (performance,) = (entry["Performance"] for entry in sections if "Performance" in entry)
     for report in reports():
         title = report.read_text().partition("\n")[0].removeprefix("# ")
         performance.append({title: f"results/{report.name}"})

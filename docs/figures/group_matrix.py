@@ -5,7 +5,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from docs.figures import DRAWN, IMAGE, QUIET
 from mxm_kernels import draw_selection
@@ -42,8 +42,10 @@ def _panel(axes: Axes, drawn: list[int] | None, title: str) -> None:
             cells[i, j] = 3
     axes.imshow(cells.numpy(), cmap=ListedColormap([QUIET, IMAGE, "white", DRAWN]), vmin=0, vmax=3)
     for i, j in (cells == 2).nonzero().tolist():
-        box = {"fill": False, "hatch": "////", "edgecolor": "gray", "linewidth": 0}
-        axes.add_patch(pyplot.Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
+        place = (j - 0.5, i - 0.5)
+        axes.add_patch(
+            Rectangle(place, 1, 1, fill=False, hatch="////", edgecolor="gray", linewidth=0)
+        )
     axes.set_xticks([k - 0.5 for k in range(len(TEXTS) + 1)], minor=True)
     axes.set_yticks([k - 0.5 for k in range(len(IMAGES) + 1)], minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
