@@ -102,3 +102,15 @@ def test_cross_references_become_links_where_they_lead_somewhere():
     content = '<h3 id="mxm_kernels.Folds.to"></h3> :meth:<code>to</code> :func:<code>gone</code>'
     made = site_hooks.references(content)
     assert '<a href="#mxm_kernels.Folds.to"><code>to</code></a> <code>gone</code>' in made
+
+
+def test_every_loss_stands_on_the_page_of_the_family():
+    import mxm_kernels
+
+    text = (ROOT / "docs" / "losses.md").read_text()
+    losses = [name for name in mxm_kernels.__all__ if name.startswith("fused_")]
+    assert losses
+    for name in losses:
+        module = name.removeprefix("fused_").removesuffix("_loss")
+        used = name in text or f"{module}Loss".lower().replace("_", "") in text.lower()
+        assert used, f"{name} is not on docs/losses.md"
