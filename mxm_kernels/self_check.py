@@ -1,8 +1,9 @@
 """A check of every backend on this machine against a dense computation in float64.
 
-It takes seconds, needs nothing besides the package, and is no test suite: the MFH loss and its
-gradients on four batches of ragged groups, with and without a teacher. The dense computation
-below is written from the definitions of MXM-CLR (arXiv 2303.10839, equations 5 to 9) and shares
+It takes seconds, needs nothing besides the package, and is no test suite: values and gradients of
+the MFH loss, with and without a teacher, and of the sigmoid loss, which together run every part
+of a backend, on batches of ragged groups. The dense computations below are written from the
+definitions of MXM-CLR (arXiv 2303.10839, equations 5 to 9) and SigLIP (arXiv 2303.15343) and share
 no code with the backends.
 
 An error is ||got - expected|| / ||expected||. It may be 1e-10 for float64 features, 1e-5 for
@@ -19,13 +20,15 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize, softplus
 
+from mxm_kernels.folds import Folds
 from mxm_kernels.functional import draw_selection, fused_mfh_loss
+from mxm_kernels.sigmoid_operator import sigmoid_statistics
 
-PARTS = ("loss", "image gradient", "text gradient", "scale gradient")
+PARTS = ("loss", "image gradient", "text gradient", "scale gradient", "bias gradient")
 _BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
-_DIMENSION, _TEMPERATURE, _HARD_WEIGHT = 24, 0.1, 0.6
+_DIMENSION, _TEMPERATURE, _HARD_WEIGHT, _BIAS = 24, 0.1, 0.6, -2.0
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,20 @@ class _Batch:
     images: int
     texts: int
     instances: int
-    teacher: bool
-    rounds: int | None
+    teacher: bool = False
+    rounds: int | None = None
+    sigmoid: bool = False
 
 
 _BATCHES = (
     _Batch("with a teacher, 10 rounds", 41, 37, 9, teacher=True, rounds=10),
-    _Batch("with a teacher, expectation", 18, 35, 6, teacher=True, rounds=None),
-    _Batch("without a teacher, expectation", 37, 20, 20, teacher=False, rounds=None),
+    _Batch("with a teacher, expectation", 18, 35, 6, teacher=True),
+    _Batch("without a teacher, expectation", 37, 20, 20),
+    _Batch("sigmoid", 29, 34, 7, sigmoid=True),
 )
 # More than a tile of every backend and work for several threads: 1.1 million similarities, which
 # take Triton's interpreter minutes and a CPU seconds in dense 16-bit arithmetic.
-_WIDE = _Batch("several tiles, with a teacher", 140, 8200, 71, teacher=True, rounds=None)
+_WIDE = _Batch("several tiles, with a teacher", 140, 8200, 71, teacher=True)
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,10 @@ def _check(backend: str, device: torch.device, dtype: torch.dtype, batch: _Batch
     except Exception as error:
         failure: str | None = f"{type(error).__name__}: {error}"
     else:
-        errors = {p: _error(g, e) for p, g, e in zip(PARTS, got, expected, strict=True)}
+        errors = {p: _error(g, e) for p, g, e in zip(bounds, got, expected, strict=True)}
         wrong = [
             f"{part}: error {errors[part]:.2g}, allowed {bounds[part]:.2g}"
-            for part in PARTS
+            for part in bounds
             if not errors[part] <= bounds[part]
         ]
         failure = "; ".join(wrong) or None
@@ -111,12 +116,12 @@ def _expected(batch: _Batch, dtype: torch.dtype) -> tuple[list[Tensor], dict[str
     features, ids = _features(batch, dtype), _ids(batch)
     selection = _selection(batch, features, ids)
     expected = _dense(batch, [f.double() for f in features], ids, selection)
-    bound = _BOUNDS.get(dtype, torch.finfo(dtype).eps)
+    bound, parts = _BOUNDS.get(dtype, torch.finfo(dtype).eps), PARTS[: len(expected)]
     if dtype == torch.float64 or batch == _WIDE:
-        return expected, dict.fromkeys(PARTS, bound)
+        return expected, dict.fromkeys(parts, bound)
     naive = _dense(batch, features, ids, selection)
     errors = map(_error, naive, expected)
-    return expected, {part: max(bound, 2 * e) for part, e in zip(PARTS, errors, strict=True)}
+    return expected, {part: max(bound, 2 * e) for part, e in zip(parts, errors, strict=True)}
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
@@ -157,6 +162,13 @@ def _fused(batch: _Batch, features: list[Tensor], ids, selection, backend: str) 
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scale = torch.tensor(1 / _TEMPERATURE, dtype=wide, device=x.device, requires_grad=True)
+    if batch.sigmoid:
+        bias = torch.tensor(_BIAS, dtype=wide, device=x.device, requires_grad=True)
+        tables = Folds.from_ids(*ids).to(x.device).tables(len(x), len(y), x.device)
+        r = sigmoid_statistics(x, y, scale, bias, tables, backend)
+        loss = (r.r_rows.sum() + r.r_cols.sum()) / 2 + softplus(-(r.positives + bias)).sum()
+        loss = loss / len(x)
+        return [loss, *torch.autograd.grad(loss, (x, y, scale, bias))]
     loss = fused_mfh_loss(
         x,
         y,
@@ -180,6 +192,11 @@ def _dense(batch: _Batch, features: list[Tensor], ids, selection) -> list[Tensor
     S = scale * (x @ y.T)  # (M, N)
     T = scale.detach() * (teacher_x @ teacher_y.T) if batch.teacher else None
     positive = ids[0][:, None] == ids[1]  # (M, N)
+    if batch.sigmoid:
+        bias = torch.tensor(_BIAS, dtype=x.dtype, device="cpu", requires_grad=True)
+        sign = torch.where(positive, 1, -1).to(x.dtype)
+        loss = -logsigmoid(sign * (S + bias)).sum() / len(x)
+        return [t.detach() for t in (loss, *torch.autograd.grad(loss, (x, y, scale, bias)))]
     drawn = (None, None) if selection is None else selection
     loss = _dense_direction(S, T, positive, drawn[0])
     loss = loss + _dense_direction(S.T, None if T is None else T.T, positive.T, drawn[1])
