@@ -34,6 +34,7 @@ CALLS = {
         x, y, FOLDS, logit_scale=(torch.full((12,), 9.0), torch.full((10,), 8.0))
     ),
     "debiased": lambda x, y, t: mxm.fused_debiased_loss(x, y, FOLDS, logit_scale=9.0),
+    "siglip": lambda x, y, t: mxm.fused_siglip_loss(x, y, FOLDS, logit_scale=9.0, logit_bias=-5.0),
     "cwcl": lambda x, y, t: mxm.fused_cwcl_loss(x, y, logit_scale=9.0, **t),
     "soft": lambda x, y, t: mxm.fused_soft_loss(x, y, logit_scale=9.0, **t),
     "intra-modal": lambda x, y, t: mxm.fused_intra_modal_loss(x, 6, logit_scale=9.0),
