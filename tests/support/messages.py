@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "mxm_kernels"
+import mxm_kernels
+
+PACKAGE = Path(mxm_kernels.__file__).parent  # that of the wheel, where that is tested
 GAP = "…"
 
 

@@ -1,18 +1,20 @@
-"""Runs the code of every page: Python blocks in one namespace a page, shell blocks line by line."""
+"""The code of every page runs: Python blocks in one namespace a page, shell blocks line by line."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import unittest
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def run_shell(example: Example) -> str | None:
@@ -38,7 +40,7 @@ def _problem(command: str) -> str | None:
         return f"no option {unknown}" if unknown else done.stderr if done.returncode else None
     if words[:2] == ["pip", "install"]:
         return _unknown_extra(words[-1])
-    return "docs/conftest.py does not know how to check this command"
+    return "this test does not know how to check this command"
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -54,13 +56,40 @@ def _unknown_extra(target: str) -> str | None:
     return f"no extra {missing}" if missing else None
 
 
-def _start(namespace: dict) -> None:
-    torch.manual_seed(0)
-    namespace["find_spec"] = find_spec  # for the conditions of skipped examples
+@pytest.fixture(scope="module")
+def sybil():
+    """Finds the blocks of a page."""
+    return Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", run_shell), SkipParser()])
 
 
-pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", run_shell), SkipParser()],
-    patterns=["*.md"],
-    setup=_start,
-).pytest()
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_block_runs(page, sybil):
+    """In order, as a reader runs them: a block may use what an earlier one made."""
+    document = sybil.parse(page)
+    document.namespace["find_spec"] = find_spec  # for the conditions of skipped examples
+    for example in document.examples():
+        try:
+            example.evaluate()
+        except unittest.SkipTest:
+            continue
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_no_block_is_of_a_language_that_does_not_run(page):
+    languages = set(re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)) - {""}
+    assert languages <= {"python", "sh", "text"}
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("make docs", None),
+        ("make nothing", "nothing"),
+        ("pip install .[examples]", None),
+        ("pip install .[nothing]", "no extra"),
+        ("rm -rf .", "does not know"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command, problem):
+    found = _problem(command)
+    assert (found is None) if problem is None else problem in found
