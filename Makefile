@@ -7,7 +7,8 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo test sanitize lint compare machine-code bench bench-report clean
+.PHONY: help demo test sanitize lint compare machine-code bench bench-report report surface dist \
+  supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -66,5 +67,21 @@ bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes,
 bench-report: $(INSTALLED) ## tables and plots of bench/results, and the README's tables
 	$(BIN)/python -m bench.report
 
+report: $(INSTALLED) ## versions, devices, backends, and a self-check of seconds
+	$(BIN)/python -m mxm_kernels
+
+surface: $(INSTALLED) ## write the public signatures to docs/public_surface.txt
+	$(BIN)/python -m tests.support.surface
+
+# LEND=.venv/lib/python3.12/site-packages lends installed packages and saves the download.
+dist: $(INSTALLED) ## wheel and source archive into dist/, tested in a clean environment
+	$(BIN)/python -m nox -s build dist -- $(if $(LEND),--lend $(LEND))
+
+supported: $(INSTALLED) ## the oldest and the newest supported Python and packages (11 GB, an hour)
+	$(BIN)/python -m nox -s build supported_oldest supported_newest
+
+docs: $(INSTALLED) ## the site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove the virtual environment and build products
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

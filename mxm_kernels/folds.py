@@ -93,7 +93,9 @@ class Folds:
             return self
         return Folds(self._source.map(Tensor.pin_memory))
 
-    def pairs(self, images: int, texts: int, device: torch.device | str = "cpu"):
+    def pairs(
+        self, images: int, texts: int, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """Image row and text row of every positive pair, sorted by image, then by text.
 
         The order of ``pair_weights``.
