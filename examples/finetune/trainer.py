@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mxm_kernels import fused_mfh_loss
+from mxm_kernels import GradientCache, fused_mfh_loss
 
 from .checkpoint import Checkpoints
 from .config import Config
@@ -70,6 +70,7 @@ class Trainer:
         accelerator.register_for_checkpointing(self.progress)
         self.student = model
         self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
+        self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
         self.checkpoints = Checkpoints(accelerator, config)
 
     def loader(self) -> DataLoader:
@@ -120,6 +121,8 @@ class Trainer:
         torch.manual_seed(seed)
         loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
         self.accelerator.backward(loss)
+        if self.cache is not None:
+            self.cache.backward()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -132,11 +135,11 @@ class Trainer:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """MFH over all observations, or CLIP's loss over one pair per instance."""
-        images, texts, scale = self.model(batch.images, batch.texts, batch.text_lengths)
+        images, texts, scale = self.encode(self.model, batch)
         if self.teacher is None:
             return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
         with torch.no_grad(), self.accelerator.autocast():
-            momentum = self.teacher(batch.images, batch.texts, batch.text_lengths)
+            momentum = self.encode(self.teacher, batch)
         return fused_mfh_loss(
             images,
             texts,
@@ -148,6 +151,11 @@ class Trainer:
             rounds=self.config.rounds or None,
             generator=generator,
         )
+
+    def encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """Features of all rows and the scale, in micro-batches if the configuration has them."""
+        inputs = batch.images, batch.texts, batch.text_lengths
+        return model(*inputs) if self.cache is None else self.cache.encode(model, *inputs)
 
     def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:
         """Metrics of the student, with its image and caption features."""
