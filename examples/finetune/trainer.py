@@ -1,8 +1,6 @@
 """The training loop: student, teacher, optimiser, schedule and checkpoints."""
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from tqdm.auto import tqdm
 
 from mxm_kernels import GradientCache, fused_mfh_loss
 
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, Progress
 from .config import Config
 from .data.multifold import Batch, MultifoldDataset, StepSampler, collate
 from .dual_encoder import DualEncoder
@@ -22,24 +20,6 @@ from .interrupt import InterruptedRunError, stop_on_signal
 from .observations import Material
 from .retrieval import Metrics, encode, evaluate
 from .teacher import make_teacher
-
-
-@dataclass
-class Progress:
-    """What a run has done, as it is kept in a checkpoint."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    before: Metrics | None = None
-    seconds: float = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """State of a checkpoint."""
-        vars(self).update(state)
 
 
 class Trainer:
@@ -66,12 +46,10 @@ class Trainer:
         self.teacher: AveragedModel | None = None
         if config.loss == "mfh":
             self.teacher = make_teacher(model, config.teacher_decay)
-            accelerator.register_for_checkpointing(self.teacher)
-        accelerator.register_for_checkpointing(self.progress)
         self.student = model
         self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
         self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
-        self.checkpoints = Checkpoints(accelerator, config)
+        self.checkpoints = Checkpoints(accelerator, config, self.progress, self.teacher)
 
     def loader(self) -> DataLoader:
         """Batches of the steps that are left."""
