@@ -139,7 +139,8 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
     if queue.folds is None:
         tables = tables_without_pairs(x.shape[0], features.shape[0], x.device)
     else:
-        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, name=name)
+        names = name, ("image_features", "text_features")[side], "the queue"
+        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, names)
     teacher, s, t = None, b.scales[side], b.teacher_scales[side]
     own = None if b.teacher is None else b.teacher[side]
     if s.ndim:  # a scale for each row

@@ -74,10 +74,7 @@ def reduce(
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair)
     wanted = (True, True) if o.reduction == "none" else _wanted(o.image_to_text_weight)
-    weights = (
-        nonnegative_weights("image_weights", o.image_weights, batch.x, batch.dtype),
-        nonnegative_weights("text_weights", o.text_weights, batch.y, batch.dtype),
-    )
+    given_weights = ("image_weights", o.image_weights), ("text_weights", o.text_weights)
     shares = _soft_shares(batch)
     sides = [
         _Side(
@@ -85,7 +82,7 @@ def reduce(
             losses=None if formula is None else formula(d, given[k], o.label_smoothing),
             soft=soft_rows(d) if soft else None,
             share=shares[k],
-            weights=weights[k],
+            weights=nonnegative_weights(*given_weights[k], d, every_row or formula is None),
             every_row=every_row,
         )
         for k, d in enumerate(pair)
@@ -130,16 +127,18 @@ def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Te
 
 
 def nonnegative_weights(
-    name: str, value: Tensor | None, like: Tensor, dtype: torch.dtype
+    name: str, value: Tensor | None, d: Direction, every_row: bool
 ) -> Tensor | None:
-    """Weights of the rows; on a GPU, where looking would wait, bad ones give NaN."""
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN."""
     if value is None:
         return None
-    vector = row_vector(name, value, like.shape[0], like, dtype)
+    vector = row_vector(name, value, d.n.shape[0], d.n, d.n.dtype)
     if not _can_look(vector):
         return torch.where(vector >= 0, vector, torch.nan)
     if not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
+    if not bool((vector > 0 if every_row else (vector > 0) & d.has_positive).any()):
+        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
 
 

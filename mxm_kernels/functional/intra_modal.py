@@ -83,7 +83,7 @@ def fused_intra_modal_loss(
     d = _other_rows(x, _tables(folds, x), s, name)
     weights = _weights(d, rounds, generator, dtype)
     losses = (masked_rows if mask_positives else unmasked_rows)(d, weights)
-    row_weights = nonnegative_weights("row_weights", row_weights, x, dtype)
+    row_weights = nonnegative_weights("row_weights", row_weights, d, False)
     if row_weights is not None:
         losses = row_weights * losses
     if reduction == "none":
