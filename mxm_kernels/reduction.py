@@ -30,6 +30,8 @@ class _Side:
     share: float | Tensor  # of the soft loss
     weights: Tensor | None  # (rows,) of the rows
     every_row: bool  # the formula's mean is over all rows, not those with a positive
+    count: int  # rows, of all ranks
+    total: Callable[[Tensor], Tensor]  # sum over the ranks
 
     def rows(self) -> Tensor:
         """Losses of the rows, each times its weight."""
@@ -42,22 +44,30 @@ class _Side:
         return losses if self.weights is None else self.weights * losses
 
     def mean(self) -> Tensor:
-        """Mean of the formula over the rows with a positive plus mean of the soft loss."""
-        rows, share = self.direction.n.shape[0], self.share
+        """Mean of the formula over the rows with a positive plus mean of the soft loss.
+
+        This process's part of it: the sum over the ranks is the mean.
+        """
+        rows, share = self.count, self.share
         if self.losses is None:
             assert self.soft is not None
-            return _average(self.soft, rows, self.weights)
+            return self._average(self.soft, rows, self.weights)
         count = rows if self.every_row else self.direction.with_positive
         weights = self.weights
         if weights is not None and not self.every_row:
             weights = weights * self.direction.has_positive
         if self.soft is None:
-            return _average(self.losses, count, weights)
+            return self._average(self.losses, count, weights)
         if isinstance(share, Tensor):
-            hard = _average((1 - share) * self.losses, count, weights)
-            return hard + _average(share * self.soft, rows, self.weights)
-        hard = (1 - share) * _average(self.losses, count, weights)
-        return hard + share * _average(self.soft, rows, self.weights)
+            hard = self._average((1 - share) * self.losses, count, weights)
+            return hard + self._average(share * self.soft, rows, self.weights)
+        hard = (1 - share) * self._average(self.losses, count, weights)
+        return hard + share * self._average(self.soft, rows, self.weights)
+
+    def _average(self, losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
+        if row_weights is None:
+            return losses.sum() / count
+        return (row_weights * losses).sum() / self.total(row_weights.sum())
 
 
 def reduce(
@@ -72,7 +82,7 @@ def reduce(
     soft = formula is None or o.soft
     pair = directions(batch, soft=soft)
     if o.diagnostics is not None:
-        o.diagnostics.measure(*pair)
+        o.diagnostics.measure(*pair, batch.sum)
     wanted = (True, True) if o.reduction == "none" else _wanted(o.image_to_text_weight)
     given_weights = ("image_weights", o.image_weights), ("text_weights", o.text_weights)
     shares = _soft_shares(batch)
@@ -82,8 +92,15 @@ def reduce(
             losses=None if formula is None else formula(d, given[k], o.label_smoothing),
             soft=soft_rows(d) if soft else None,
             share=shares[k],
-            weights=nonnegative_weights(*given_weights[k], d, every_row or formula is None),
+            weights=nonnegative_weights(
+                *given_weights[k],
+                d,
+                every_row or formula is None,
+                is_part=batch.shard is not None,
+            ),
             every_row=every_row,
+            count=(batch.tables.images, batch.tables.texts)[k],
+            total=batch.sum,
         )
         for k, d in enumerate(pair)
         if wanted[k]
@@ -91,20 +108,15 @@ def reduce(
     if o.reduction == "none":
         return cast(Tensor, tuple(side.rows() for side in sides))  # iterates as a Tensor does
     if len(sides) == 1:
-        return sides[0].mean()
+        return batch.sum(sides[0].mean())
     forward, backward = (side.mean() for side in sides)
     share = o.image_to_text_weight
-    return (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
+    both = (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
+    return batch.sum(both)
 
 
 def _wanted(image_to_text_weight: float) -> tuple[bool, bool]:
     return image_to_text_weight > 0, image_to_text_weight < 1
-
-
-def _average(losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
-    if row_weights is None:
-        return losses.sum() / count
-    return (row_weights * losses).sum() / row_weights.sum()
 
 
 def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
@@ -127,9 +139,12 @@ def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Te
 
 
 def nonnegative_weights(
-    name: str, value: Tensor | None, d: Direction, every_row: bool
+    name: str, value: Tensor | None, d: Direction, every_row: bool, *, is_part: bool = False
 ) -> Tensor | None:
-    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN."""
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN.
+
+    ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
+    """
     if value is None:
         return None
     vector = row_vector(name, value, d.n.shape[0], d.n, d.n.dtype)
@@ -137,7 +152,7 @@ def nonnegative_weights(
         return torch.where(vector >= 0, vector, torch.nan)
     if not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
-    if not bool((vector > 0 if every_row else (vector > 0) & d.has_positive).any()):
+    if not is_part and not bool((vector > 0 if every_row else (vector > 0) & d.has_positive).any()):
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
 
