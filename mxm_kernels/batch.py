@@ -20,6 +20,7 @@ from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.operator import statistics
 from mxm_kernels.options import FoldsLike, Queue, Resolved, Scale, as_queue, row_vector
+from mxm_kernels.segments import Segments
 from mxm_kernels.selection import Weights
 from mxm_kernels.shards import Shard
 
@@ -52,6 +53,22 @@ class Batch:
         """Whether the operator is to measure what diagnostics need."""
         return self.options.diagnostics is not None
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Image rows and text rows of all ranks."""
+        return self.tables.images, self.tables.texts
+
+    @property
+    def segments(self) -> tuple[Segments, Segments]:
+        """The positive pairs of this process's rows and of its columns."""
+        t = self.tables
+        if self.shard is not None:
+            return self.shard.segments
+        return (
+            Segments(t.image_offsets, t.pair_images),
+            Segments(t.text_offsets, t.text_owners),
+        )
+
     def own_rows(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Of a value for every row of the batch, (M,) and (N,), those of this process."""
         return (images, texts) if self.shard is None else self.shard.own_rows(images, texts)
@@ -78,10 +95,12 @@ def make_batch(
     *,
     generator: torch.Generator | None = None,
     own: tuple[Any, ...] = (),
+    names: tuple[str, str] = ("image_features", "text_features"),
 ) -> Batch:
     """Check every argument; without folds no pair is positive.
 
-    ``own`` is what the loss has beside the shared options, as far as all ranks must agree on it.
+    ``own`` is what the loss has beside the shared options, as far as all ranks must agree on it;
+    ``names`` are those of the features in errors about their rows.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -93,14 +112,16 @@ def make_batch(
         if folds is None:
             tables = tables_without_pairs(c.x.shape[0], c.y.shape[0], c.x.device)
         else:
-            tables = resolve_folds(folds, c.x, c.y)
+            tables = resolve_folds(folds, c.x, c.y, names)
         return Batch(**c._asdict(), tables=tables, options=options, generator=generator, shard=None)
     ranks = Ranks(options.process_group)
     try:
         c = _check(image_features, text_features, logit_scale, options)
         x, y = c.x, c.y
         made = None if folds is None else as_folds(folds, x.device)
-        ids = None if made is None else made.ids(x.shape[0], y.shape[0], x.device)
+        ids = None
+        if made is not None:
+            ids = made.ids(x.shape[0], y.shape[0], x.device, ("folds", *names))
         facts = _facts(x, y, logit_scale, options, made, generator, own)
     except (TypeError, ValueError, backends.BackendUnavailableError) as error:
         ranks.agree(error)
@@ -110,7 +131,7 @@ def make_batch(
     agreed = ranks.agree(facts, (x.shape[0], y.shape[0]), seed, x.device)
     if generator is None:
         generator = torch.Generator(x.device).manual_seed(agreed.seed)
-    for name, rows in (("image_features", agreed.images), ("text_features", agreed.texts)):
+    for name, rows in zip(names, (agreed.images, agreed.texts), strict=True):
         if not sum(rows):
             raise ValueError(f"{name} must have at least one row on some rank, got none")
     if ids is not None and made is not None and made.is_uniform:
@@ -232,17 +253,17 @@ def _run(
 def _with_row_scales(b: Batch, side: int) -> tuple[Direction, Direction]:
     """Directions of S with a scale for each row of one side: features carry the scales."""
     pair, one = [b.x, b.y], b.x.new_ones((), dtype=b.dtype)
-    pair[side] = _scaled(pair[side], b.scales[side])
+    pair[side] = scaled(pair[side], b.scales[side])
     teacher, t = None, None
     if b.teacher is not None:
         made = list(b.teacher)
-        made[side] = _scaled(made[side], b.teacher_scales[side])
+        made[side] = scaled(made[side], b.teacher_scales[side])
         teacher, t = (made[0], made[1]), one
     rows, cols = _run(b, pair[0], pair[1], teacher, one, t)
     return replace(rows, scale=b.scales[0]), replace(cols, scale=b.scales[1])
 
 
-def _scaled(features: Tensor, scale: Tensor) -> Tensor:
+def scaled(features: Tensor, scale: Tensor) -> Tensor:
     """Each row times its scale, multiplied in the dtype of the loss, rounded once."""
     rows = scale.expand(features.shape[0])[:, None]
     return (features.to(scale.dtype) * rows).to(features.dtype)
@@ -256,16 +277,11 @@ def _row_totals(x: Tensor, total: Tensor, scale: Tensor) -> Tensor:
 def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> Direction:
     """Merge the rows of a queue into a direction: negatives, and what its folds leave out."""
     x = (b.x, b.y)[side]
-    features = _queue_features(b, x, name, queue)
-    if queue.folds is None:
-        tables = tables_without_pairs(x.shape[0], features.shape[0], x.device)
-    else:
-        names = name, ("image_features", "text_features")[side], "the queue"
-        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, names)
+    features, tables = queue_features(b, side, name, queue)
     teacher, s, t = None, b.scales[side], b.teacher_scales[side]
     own = None if b.teacher is None else b.teacher[side]
     if s.ndim:  # a scale for each row
-        x, own = _scaled(x, s), None if own is None else _scaled(own, t)
+        x, own = scaled(x, s), None if own is None else scaled(own, t)
         s = t = b.x.new_ones((), dtype=b.dtype)
     if own is not None:
         teacher = own, features
@@ -289,9 +305,9 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
     return merged
 
 
-def _queue_features(b: Batch, x: Tensor, name: str, queue: Queue) -> Tensor:
-    """The queue's features, detached and checked."""
-    features = autocast(queue.features)
+def queue_features(b: Batch, side: int, name: str, queue: Queue) -> tuple[Tensor, FoldTables]:
+    """The queue's features, detached and checked, and which of its rows are no negatives."""
+    x, features = (b.x, b.y)[side], autocast(queue.features)
     checks.check_matrix(name, features)
     if features.shape[1] != x.shape[1]:
         raise ValueError(
@@ -304,7 +320,10 @@ def _queue_features(b: Batch, x: Tensor, name: str, queue: Queue) -> Tensor:
             f"{name} stands in the teacher's matrix too: the teacher's features must have its "
             f"dimension {x.shape[1]}, got {b.teacher[0].shape[1]}"
         )
-    return features.detach()
+    if queue.folds is None:
+        return features.detach(), tables_without_pairs(len(x), len(features), x.device)
+    names = name, ("image_features", "text_features")[side], "the queue"
+    return features.detach(), queue.folds.tables(len(x), len(features), x.device, names)
 
 
 def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -350,9 +369,15 @@ def as_folds(folds: FoldsLike, device: torch.device) -> Folds:
     return Folds.from_ids(cast(Ids, first), cast(Ids, second)).to(device)
 
 
-def resolve_folds(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:
+def resolve_folds(
+    folds: FoldsLike,
+    x: Tensor,
+    y: Tensor,
+    names: tuple[str, str] = ("image_features", "text_features"),
+) -> FoldTables:
     """The positive pairs of these features; a batch without one is an error."""
-    tables = as_folds(folds, x.device).tables(x.shape[0], y.shape[0], x.device)
+    made = as_folds(folds, x.device)
+    tables = made.tables(x.shape[0], y.shape[0], x.device, ("folds", *names))
     _require_pairs(tables)
     return tables
 

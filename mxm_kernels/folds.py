@@ -165,13 +165,19 @@ class Folds:
         assert isinstance(self._source, tuple)
         return self._source[0]
 
-    def ids(self, images: int, texts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def ids(
+        self,
+        images: int,
+        texts: int,
+        device: torch.device,
+        names: tuple[str, str, str] = ("folds", "image_features", "text_features"),
+    ) -> tuple[Tensor, Tensor]:
         """An instance id for each row, (M,) and (N,); uniform folds number their instances.
 
         Raises:
             ValueError: as :meth:`tables`.
         """
-        tables = self.tables(images, texts, device)
+        tables = self.tables(images, texts, device, names)
         if self._ids is None:
             return tables.image_groups.long(), tables.text_groups.long()
         return self._ids

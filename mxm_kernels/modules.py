@@ -8,7 +8,7 @@ of :class:`Inputs`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from mxm_kernels.options import (
     check_fraction,
     check_hyper_parameters,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Loss(nn.Module):
@@ -285,6 +288,47 @@ class SupConLoss(_Loss):
         return self._run(image_features, text_features, folds, logit_scale=logit_scale, **inputs)
 
 
+class SigLipLoss(_Loss):
+    """:func:`fused_siglip_loss` with its hyper-parameters fixed.
+
+    Args:
+        **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import SigLipLoss
+        >>> x = torch.eye(4)
+        >>> bool(SigLipLoss()(x, x, logit_scale=20.0, logit_bias=-10.0) < 1e-3)
+        True
+    """
+
+    def __init__(self, **options: Unpack[HyperParameters]) -> None:
+        for name in ("soft_weight", "label_smoothing"):
+            if name in options:
+                raise TypeError(f"SigLipLoss takes no {name}")
+        super().__init__(functional.fused_siglip_loss, {}, options)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        folds: FoldsLike | None = None,
+        *,
+        logit_scale: Scale,
+        logit_bias: float | Tensor,
+        **inputs: Unpack[Inputs],
+    ) -> Tensor:
+        """Shapes, options and errors as in the function."""
+        return self._run(
+            image_features,
+            text_features,
+            folds,
+            logit_scale=logit_scale,
+            logit_bias=logit_bias,
+            **inputs,
+        )
+
+
 class CWCLLoss(_Loss):
     """:func:`fused_cwcl_loss` with its hyper-parameters fixed.
 
@@ -323,6 +367,7 @@ class IntraModalLoss(_Loss):
         rounds: R >= 1 random selections, or None for their exact expectation.
         reduction: "mean" or "none".
         backend: "triton", "native", "blocked", or None to choose by device.
+        process_group: the batch is that of all its ranks, as in :class:`Options`.
 
     Example:
         >>> from mxm_kernels import IntraModalLoss
@@ -336,11 +381,14 @@ class IntraModalLoss(_Loss):
         rounds: int | None = None,
         reduction: Literal["mean", "none"] = "mean",
         backend: str | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_flag("mask_positives", mask_positives)
         check_hard(1.0, rounds)
         own = {"mask_positives": mask_positives, "rounds": rounds}
         shared: HyperParameters = {"reduction": reduction, "backend": backend}
+        if process_group is not None:
+            shared["process_group"] = process_group
         super().__init__(functional.fused_intra_modal_loss, own, shared)
 
     def forward(

@@ -28,10 +28,13 @@ from mxm_kernels import backends
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.fold_tables import FoldTables, RowTables
 
+TABLES = (
+    "Tensor image_groups, Tensor text_groups, Tensor image_offsets, Tensor pair_images, "
+    "Tensor pair_texts"
+)
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale, "
-    "Tensor? teacher_scale, Tensor image_groups, Tensor text_groups, Tensor image_offsets, "
-    "Tensor pair_images, Tensor pair_texts"
+    f"Tensor? teacher_scale, {TABLES}"
 )
 _STATISTICS = (
     "Tensor n_rows, Tensor n_cols, Tensor positives, Tensor u_rows, Tensor u_cols, "
@@ -39,12 +42,12 @@ _STATISTICS = (
 )
 _UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, Tensor du_cols"
 
-_library = torch.library.Library("mxm_kernels", "DEF")
-_library.define(
+library = torch.library.Library("mxm_kernels", "DEF")
+library.define(
     f"statistics({_INPUTS}, str backend, bool diagnostics=False) -> ({_STATISTICS}, "
     "Tensor m_rows, Tensor m_cols, Tensor h_rows, Tensor h_cols)"
 )
-_library.define(
+library.define(
     f"statistics_backward({_INPUTS}, {_STATISTICS}, {_UPSTREAM}, bool[] needs, str backend) -> "
     "(Tensor, Tensor, Tensor)"
 )
@@ -83,20 +86,18 @@ def statistics_backward(
     tables: FoldTables | RowTables,
     saved: tuple[Tensor, ...],
     upstream: Upstream,
-    needs: Needs,
+    needs: list[bool],
     backend: str,
 ) -> Gradients:
     """The gradients of :func:`statistics`, for who differentiates around it.
 
     ``saved`` are the first seven of its statistics. They may be those of more columns than y
-    has, or of more rows than x: the backward of a part of a matrix.
+    has: the backward of a part of a matrix. ``needs`` says which of x, y and scale want one.
     """
     if not len(x) or not len(y):
         return Gradients(torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale))
     problem = _problem(x, y, teacher, scale, teacher_scale, tables)
-    outputs = torch.ops.mxm_kernels.statistics_backward(
-        *problem, *saved, *upstream, list(needs), backend
-    )
+    outputs = torch.ops.mxm_kernels.statistics_backward(*problem, *saved, *upstream, needs, backend)
     return Gradients(*outputs)
 
 
@@ -116,11 +117,7 @@ def _problem(
         teacher_y,
         scale,
         teacher_scale,
-        tables.image_groups,
-        tables.text_groups,
-        tables.image_offsets,
-        tables.pair_images,
-        tables.pair_texts,
+        *vectors(tables),
     )
 
 
@@ -133,24 +130,30 @@ def _of_no_rows(problem: Problem, diagnostics: bool) -> Statistics:
     return empty
 
 
-@torch.library.impl(_library, "statistics", "CompositeExplicitAutograd")
+def vectors(tables: FoldTables | RowTables) -> tuple[Tensor, ...]:
+    """The tables that an operator reads, in the order of ``TABLES``."""
+    t = tables
+    return t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts
+
+
+@torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
     problem, (backend, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
-    with _plain(problem):
+    with plain(problem):
         result = backends.load(backend).forward(problem, *rest)
-        poison = _non_finite(problem)
+        poison = non_finite(problem)
         kept = ("positives", "u_rows", "u_cols", "t_rows", "t_cols")  # the losses all read n
         return tuple(v if f in kept else v + poison for f, v in result._asdict().items())
 
 
 @contextmanager
-def _plain(problem: Problem):
+def plain(problem: Problem):
     """No graph, and no autocast: it would round the products of a backend's tiles."""
     with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
         yield
 
 
-def _non_finite(problem: Problem) -> Tensor:
+def non_finite(problem: Problem) -> Tensor:
     """0, or NaN if any feature is not finite.
 
     A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
@@ -161,24 +164,24 @@ def _non_finite(problem: Problem) -> Tensor:
     return sum(totals[1:], totals[0]) * 0
 
 
-@torch.library.register_fake("mxm_kernels::statistics", lib=_library)
+@torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
     problem, (_, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     return tuple(problem.room(*rest or [False]))
 
 
-@torch.library.impl(_library, "statistics_backward", "CompositeExplicitAutograd")
+@torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     problem, rest = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     diagnostics = [rest[0].new_empty(0)] * 4  # not kept for backward
     result = Statistics(*rest[:_SAVED], *diagnostics)
     upstream = Upstream(*(g.contiguous() for g in rest[_SAVED:-2]))
     needs, backend = Needs(*rest[-2]), rest[-1]
-    with _plain(problem):
+    with plain(problem):
         return tuple(backends.load(backend).backward(problem, result, upstream, needs))
 
 
-@torch.library.register_fake("mxm_kernels::statistics_backward", lib=_library)
+@torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)
 def _fake_backward(*arguments):
     problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[-2])
     x, y = problem.x, problem.y
@@ -215,15 +218,16 @@ def _differentiate(ctx, *grads):
     )
 
 
-def _no_second_derivative(ctx, *grads):
+def refuse_second_derivative(ctx, *grads):
+    """Differentiate a backward."""
     raise RuntimeError(
         "mxm_kernels losses have first derivatives only: call backward without create_graph=True"
     )
 
 
 torch.library.register_autograd(
-    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=_library
+    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=library
 )
 torch.library.register_autograd(
-    "mxm_kernels::statistics_backward", _no_second_derivative, lib=_library
+    "mxm_kernels::statistics_backward", refuse_second_derivative, lib=library
 )

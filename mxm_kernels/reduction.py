@@ -21,48 +21,40 @@ Given = tuple[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """One direction and all that its mean depends on."""
+class Side:
+    """One direction's losses and all that their mean depends on."""
 
-    direction: Direction
-    losses: Tensor | None  # (rows,) of the formula; None: the soft loss alone
-    soft: Tensor | None  # (rows,) of the soft loss, where it has a share
-    share: float | Tensor  # of the soft loss
-    weights: Tensor | None  # (rows,) of the rows
-    every_row: bool  # the formula's mean is over all rows, not those with a positive
-    count: int  # rows, of all ranks
+    losses: Tensor  # (rows,) of the formula, or of the soft loss alone
+    count: int  # rows in the mean of the losses, of all ranks
+    every: int  # rows of all ranks
     total: Callable[[Tensor], Tensor]  # sum over the ranks
+    weights: Tensor | None = None  # (rows,) of the rows
+    counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
+    soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
+    share: float | Tensor = 0.0  # of the soft loss
 
     def rows(self) -> Tensor:
         """Losses of the rows, each times its weight."""
         losses = self.losses
-        if losses is None:
-            assert self.soft is not None
-            losses = self.soft
-        elif self.soft is not None:
+        if self.soft is not None:
             losses = (1 - self.share) * losses + self.share * self.soft
         return losses if self.weights is None else self.weights * losses
 
     def mean(self) -> Tensor:
-        """Mean of the formula over the rows with a positive plus mean of the soft loss.
+        """Mean of the losses over the rows that count, plus mean of the soft loss over all.
 
         This process's part of it: the sum over the ranks is the mean.
         """
-        rows, share = self.count, self.share
-        if self.losses is None:
-            assert self.soft is not None
-            return self._average(self.soft, rows, self.weights)
-        count = rows if self.every_row else self.direction.with_positive
-        weights = self.weights
-        if weights is not None and not self.every_row:
-            weights = weights * self.direction.has_positive
+        weights, rows = self.weights, self.every
+        if weights is not None and self.counted is not None:
+            weights = weights * self.counted
         if self.soft is None:
-            return self._average(self.losses, count, weights)
-        if isinstance(share, Tensor):
-            hard = self._average((1 - share) * self.losses, count, weights)
-            return hard + self._average(share * self.soft, rows, self.weights)
-        hard = (1 - share) * self._average(self.losses, count, weights)
-        return hard + share * self._average(self.soft, rows, self.weights)
+            return self._average(self.losses, self.count, weights)
+        if isinstance(self.share, Tensor):
+            hard = self._average((1 - self.share) * self.losses, self.count, weights)
+            return hard + self._average(self.share * self.soft, rows, self.weights)
+        hard = (1 - self.share) * self._average(self.losses, self.count, weights)
+        return hard + self.share * self._average(self.soft, rows, self.weights)
 
     def _average(self, losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
         if row_weights is None:
@@ -79,44 +71,42 @@ def reduce(
     soft loss alone.
     """
     o = batch.options
-    soft = formula is None or o.soft
-    pair = directions(batch, soft=soft)
+    pair = directions(batch, soft=formula is None or o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
-    wanted = (True, True) if o.reduction == "none" else _wanted(o.image_to_text_weight)
-    given_weights = ("image_weights", o.image_weights), ("text_weights", o.text_weights)
     shares = _soft_shares(batch)
-    sides = [
-        _Side(
-            direction=d,
-            losses=None if formula is None else formula(d, given[k], o.label_smoothing),
-            soft=soft_rows(d) if soft else None,
-            share=shares[k],
-            weights=nonnegative_weights(
-                *given_weights[k],
-                d,
-                every_row or formula is None,
-                is_part=batch.shard is not None,
-            ),
-            every_row=every_row,
-            count=(batch.tables.images, batch.tables.texts)[k],
+
+    def side(k: int) -> Side:
+        d = pair[k]
+        losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
+        everyone = every_row or formula is None
+        counted = None if everyone else d.has_positive
+        rows = batch.rows[k]
+        return Side(
+            losses=losses,
+            count=rows if everyone else d.with_positive,
+            every=rows,
             total=batch.sum,
+            weights=row_weights(batch, k, losses, counted),
+            counted=counted,
+            soft=soft_rows(d) if formula is not None and o.soft else None,
+            share=shares[k],
         )
-        for k, d in enumerate(pair)
-        if wanted[k]
-    ]
-    if o.reduction == "none":
-        return cast(Tensor, tuple(side.rows() for side in sides))  # iterates as a Tensor does
-    if len(sides) == 1:
-        return batch.sum(sides[0].mean())
-    forward, backward = (side.mean() for side in sides)
-    share = o.image_to_text_weight
+
+    return mix(batch, side)
+
+
+def mix(batch: Batch, side: Callable[[int], Side]) -> Tensor:
+    """Both directions in one number, or the rows of each; ``side(k)`` makes direction k."""
+    options = batch.options
+    if options.reduction == "none":
+        return cast(Tensor, (side(0).rows(), side(1).rows()))  # iterates as a Tensor does
+    share = options.image_to_text_weight
+    if share in (0, 1):
+        return batch.sum(side(0 if share else 1).mean())
+    forward, backward = side(0).mean(), side(1).mean()
     both = (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
     return batch.sum(both)
-
-
-def _wanted(image_to_text_weight: float) -> tuple[bool, bool]:
-    return image_to_text_weight > 0, image_to_text_weight < 1
 
 
 def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
@@ -138,8 +128,20 @@ def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Te
     return vector
 
 
+def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
+    """``image_weights`` or ``text_weights``, checked."""
+    name = ("image_weights", "text_weights")[side]
+    value, is_part = getattr(batch.options, name), batch.shard is not None
+    return nonnegative_weights(name, value, losses, counted, is_part=is_part)
+
+
 def nonnegative_weights(
-    name: str, value: Tensor | None, d: Direction, every_row: bool, *, is_part: bool = False
+    name: str,
+    value: Tensor | None,
+    losses: Tensor,
+    counted: Tensor | None,
+    *,
+    is_part: bool = False,
 ) -> Tensor | None:
     """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN.
 
@@ -147,12 +149,13 @@ def nonnegative_weights(
     """
     if value is None:
         return None
-    vector = row_vector(name, value, d.n.shape[0], d.n, d.n.dtype)
+    vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
     if not _can_look(vector):
         return torch.where(vector >= 0, vector, torch.nan)
     if not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
-    if not is_part and not bool((vector > 0 if every_row else (vector > 0) & d.has_positive).any()):
+    positive = vector > 0 if counted is None else (vector > 0) & counted
+    if not is_part and not bool(positive.any()):
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
 

@@ -37,12 +37,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.backends.problem import Needs, Upstream
+from mxm_kernels.backends.problem import SigmoidStatistics, Upstream
 from mxm_kernels.direction import Direction
 from mxm_kernels.distributed import Ranks, bounds
 from mxm_kernels.fold_tables import FoldTables, RowTables, tables_from_ids, tables_without_pairs
 from mxm_kernels.operator import statistics, statistics_backward
 from mxm_kernels.segments import Segments
+from mxm_kernels.sigmoid_operator import sigmoid_statistics, sigmoid_statistics_backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,16 @@ class Shard:
             places,
         )
 
+    @property
+    def first_image(self) -> int:
+        """Which row of the batch this rank's first image is."""
+        return bounds(self.images, self.ranks.rank).start
+
+    @property
+    def segments(self) -> tuple[Segments, Segments]:
+        """The positive pairs of the own images, and of the own texts."""
+        return Segments(self.row_tables.image_offsets, self.row_tables.pair_images), self.columns
+
     def own_rows(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """(M,), (N,) -> (M_r,), (N_r,): the entries of this rank's rows."""
         rank = self.ranks.rank
@@ -127,14 +138,14 @@ class Shard:
             self, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
         )
         n, S, u, t, m, h, n_cols, S_cols, u_cols, t_cols, m_cols, h_cols = outputs
-        tables, own = self.tables, self.row_tables
+        tables, segments = self.tables, self.segments
         return (
             Direction(
                 n=n,
                 S=S,
                 u=u,
                 t=t,
-                segments=Segments(own.image_offsets, own.pair_images),
+                segments=segments[0],
                 scale=scale,
                 columns=tables.texts,
                 with_positive=tables.images_with_positive,
@@ -146,7 +157,7 @@ class Shard:
                 S=S_cols,
                 u=u_cols,
                 t=t_cols,
-                segments=self.columns,
+                segments=segments[1],
                 scale=scale,
                 columns=tables.images,
                 with_positive=tables.texts_with_positive,
@@ -160,6 +171,10 @@ class Shard:
         mine = self.texts[self.ranks.rank]
         came = self.ranks.exchange(parts, self.texts, (mine,) * self.ranks.world)
         return came.view(self.ranks.world, mine, *parts.shape[1:])
+
+    def sum_columns(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
+        """Parts of every column (N, ...) -> the own columns (N_r, ...), added in ``dtype``."""
+        return self.to_columns(parts).sum(0, dtype=dtype).to(parts.dtype)
 
     def from_columns(self, parts: Tensor) -> Tensor:
         """Its inverse: (W, N_r, k) -> (N, k)."""
@@ -233,7 +248,7 @@ class _ShardStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dn, dS, du, _t, _m, _h, dn_cols, dS_cols, du_cols, *_):
-        shard, ranks = ctx.shard, ctx.shard.ranks
+        shard = ctx.shard
         x, every_y, scale, teacher_x, teacher_y, t, *saved, parts, n, t_cols = ctx.saved_tensors
         down = [dn_cols * _shares(parts[..., 0], n)]
         if teacher_x is not None:
@@ -246,16 +261,13 @@ class _ShardStatistics(torch.autograd.Function):
             du,
             every[:, 1] if teacher_x is not None else du_cols.new_empty(0),
         )
-        needs = Needs(*ctx.needs_input_grad[3:6])
+        needs = list(ctx.needs_input_grad[3:6])
         teacher = None if teacher_x is None else (teacher_x, teacher_y)
         dx, dy, ds = statistics_backward(
             x, every_y, teacher, scale, t, shard.row_tables, saved, upstream, needs, ctx.backend
         )
-        if needs.y:
-            mine = shard.texts[ranks.rank]
-            came = ranks.exchange(dy, shard.texts, (mine,) * ranks.world)
-            came = came.view(ranks.world, mine, dy.shape[1])
-            dy = came.sum(0, dtype=dn.dtype).to(dy.dtype)
+        if needs[1]:
+            dy = shard.sum_columns(dy, dn.dtype)
         grads = [g if need else None for g, need in zip((dx, dy, ds), needs, strict=True)]
         return (None, None, None, *grads, None, None, None)
 
@@ -292,3 +304,40 @@ def _merge(parts: Tensor, teacher: bool, diagnostics: bool) -> _Columns:
 def _shares(parts: Tensor, total: Tensor) -> Tensor:
     """exp(parts - total), 0 where there is nothing at all."""
     return (parts - total).exp().masked_fill(total == -torch.inf, 0)
+
+
+def sigmoid_over_ranks(
+    shard: Shard, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sigmoid operator over ranks: r and S_pos of the own rows, then of the own columns."""
+    return _ShardSigmoid.apply(shard, backend, x, y, scale, bias)
+
+
+class _ShardSigmoid(torch.autograd.Function):
+    """Like :class:`_ShardStatistics`; the parts of a column are sums, and add up."""
+
+    @staticmethod
+    def forward(ctx, shard, backend, x, y, scale, bias):
+        every_y = shard.ranks.gather(y, shard.texts)
+        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend)
+        r_cols = shard.sum_columns(s.r_cols, s.r_cols.dtype)
+        S_cols = shard.pairs_to_columns(s.positives)
+        ctx.save_for_backward(x, every_y, scale, bias, s.positives)
+        ctx.shard, ctx.backend = shard, backend
+        return s.r_rows, s.positives, r_cols, S_cols
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dr, dS, dr_cols, dS_cols):
+        shard = ctx.shard
+        x, every_y, scale, bias, positives = ctx.saved_tensors
+        every = shard.from_columns(dr_cols.expand(shard.ranks.world, -1))
+        upstream = SigmoidStatistics(dr, every, dS + shard.pairs_from_columns(dS_cols))
+        needs = list(ctx.needs_input_grad[2:6])
+        dx, dy, ds, db = sigmoid_statistics_backward(
+            x, every_y, scale, bias, shard.row_tables, positives, upstream, needs, ctx.backend
+        )
+        if needs[1]:
+            dy = shard.sum_columns(dy, dr.dtype)
+        grads = (g if need else None for g, need in zip((dx, dy, ds, db), needs, strict=True))
+        return (None, None, *grads)

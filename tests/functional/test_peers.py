@@ -14,6 +14,7 @@ from mxm_kernels import (
     fused_hard_loss,
     fused_info_nce_loss,
     fused_intra_modal_loss,
+    fused_siglip_loss,
     fused_soft_loss,
     fused_supcon_loss,
 )
@@ -58,6 +59,15 @@ def test_distill_clip_loss_of_open_clip():
         return contrastive + 2 * distill
 
     _compare(ours, theirs, *_features(), torch.tensor(1 / TEMPERATURE))
+
+
+def test_siglip_loss_of_open_clip():
+    loss = pytest.importorskip("open_clip.loss").SigLipLoss()
+
+    def ours(x, y, s, b):
+        return fused_siglip_loss(x, y, logit_scale=s, logit_bias=b)
+
+    _compare(ours, loss, *_features(), torch.tensor(10.0), torch.tensor(-10.0))
 
 
 def test_supcon_of_pytorch_metric_learning():

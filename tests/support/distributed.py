@@ -114,6 +114,16 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "decoupled": (mxm.fused_decoupled_loss, {}),
     "debiased": (mxm.fused_debiased_loss, {"positive_prior": 0.05}),
     "self distillation": (mxm.fused_self_distillation_loss, {"soft_share": 0.4}),
+    "siglip": (mxm.fused_siglip_loss, {"bias": True}),
+    "siglip weighted": (
+        mxm.fused_siglip_loss,
+        {"bias": True, "weights": True, "row_scales": True, "queues": True},
+    ),
+    "intra modal": (mxm.fused_intra_modal_loss, {"rounds": 4}),
+    "intra modal expectation": (
+        mxm.fused_intra_modal_loss,
+        {"rounds": None, "mask_positives": False},
+    ),
     "cwcl": (mxm.fused_cwcl_loss, {"teacher": True}),
     "weighted": (
         mxm.fused_mfh_loss,
@@ -150,10 +160,12 @@ def loss(
         given["image_queue"] = given["text_queue"] = data["queue"]
     if "rounds" in options or "soft_share" in options:
         given["generator"] = torch.Generator().manual_seed(9)
-    folds = ()
-    if name != "cwcl":
-        ids = torch.tensor(layout.image_ids), torch.tensor(layout.text_ids)
-        folds = ((ids[0][rows], ids[1][cols]),)
+    if options.pop("bias", False):
+        given["logit_bias"] = -scale if isinstance(scale, Tensor) else -features[2]
+    ids = torch.tensor(layout.image_ids), torch.tensor(layout.text_ids)
+    if name.startswith("intra modal"):  # of the texts, and nothing of the images
+        return function(y, ids[1][cols], logit_scale=scale, **options, **given) + 0 * x.sum()
+    folds = () if name == "cwcl" else ((ids[0][rows], ids[1][cols]),)
     return function(x, y, *folds, logit_scale=scale, **options, **given)
 
 
