@@ -20,6 +20,7 @@ from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.operator import statistics
 from mxm_kernels.options import FoldsLike, Queue, Resolved, Scale, as_queue, row_vector
+from mxm_kernels.over_ranks import directions_over_ranks
 from mxm_kernels.segments import Segments
 from mxm_kernels.selection import Weights
 from mxm_kernels.shards import Shard
@@ -137,7 +138,8 @@ def make_batch(
     if ids is not None and made is not None and made.is_uniform:
         first = sum(m // made.views for m in agreed.images[: ranks.rank])
         ids = ids[0] + first, ids[1] + first
-    shard = Shard.of(ranks, agreed.images, agreed.texts, ids, x.device)
+    ring = options.gather == "ring"
+    shard = Shard.of(ranks, agreed.images, agreed.texts, ids, x.device, ring=ring)
     if folds is not None:
         _require_pairs(shard.tables)
     return Batch(
@@ -245,7 +247,7 @@ def _run(
 ) -> tuple[Direction, Direction]:
     """The operator, on this process or over the ranks."""
     if b.shard is not None:
-        return b.shard.directions(x, y, teacher, s, t, b.backend, b.diagnosed)
+        return directions_over_ranks(b.shard, x, y, teacher, s, t, b.backend, b.diagnosed)
     stats = statistics(x, y, teacher, s, t, b.tables, b.backend, b.diagnosed)
     return image_to_text(stats, b.tables, s), text_to_image(stats, b.tables, s)
 

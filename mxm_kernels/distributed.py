@@ -1,13 +1,14 @@
 """The ranks of a process group: what they agree on, and what they send each other.
 
 The one place that uses torch.distributed. Every function here is called by every rank of the
-group, in the same order; gloo on CPUs and NCCL on GPUs both have the four collectives used
-(all_gather, all_to_all, all_reduce, and all_gather_object where ranks disagree).
+group, in the same order; gloo on CPUs and NCCL on GPUs both have what is used: all_gather,
+all_to_all, all_reduce, send and receive, and all_gather_object where ranks disagree.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NoReturn
@@ -131,6 +132,43 @@ class Ranks:
         if len(rows):
             self._count(rows[:1], others)
         return came
+
+    def ring(
+        self, block: tuple[Tensor, ...], counts: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """The blocks of all ranks, this rank's first: (rank, its tensors).
+
+        Blocks go from rank to rank around a ring; while one is worked on, the next comes in.
+        ``counts`` are the rows of each rank's tensors.
+        """
+        owner = self.rank
+        for step in range(self.world):
+            pending, arriving, following = [], block, (owner - 1) % self.world
+            if step < self.world - 1:
+                arriving = tuple(t.new_empty((counts[following], *t.shape[1:])) for t in block)
+                pending = self.pass_on(block, arriving)
+            yield owner, block
+            for work in pending:
+                work.wait()
+            owner, block = following, arriving
+
+    def pass_on(self, leaving: tuple[Tensor, ...], arriving: tuple[Tensor, ...]) -> list[Any]:
+        """Start to send to the next rank and to receive from the one before; what to wait for."""
+        if self.world == 1:
+            for mine, same in zip(leaving, arriving, strict=True):
+                same.copy_(mine)
+            return []
+        after, before = (self._neighbour(step) for step in (1, -1))
+        sends = [
+            dist.P2POp(dist.isend, t.contiguous(), after, self.group) for t in leaving if t.numel()
+        ]
+        receives = [dist.P2POp(dist.irecv, t, before, self.group) for t in arriving if t.numel()]
+        for t in leaving:
+            self._count(t, 1)
+        return dist.batch_isend_irecv(sends + receives) if sends or receives else []
+
+    def _neighbour(self, step: int) -> int:
+        return dist.get_global_rank(self.group, (self.rank + step) % self.world)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over the ranks, the same on all; its gradient is summed over the ranks too."""

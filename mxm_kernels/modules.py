@@ -368,6 +368,7 @@ class IntraModalLoss(_Loss):
         reduction: "mean" or "none".
         backend: "triton", "native", "blocked", or None to choose by device.
         process_group: the batch is that of all its ranks, as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`.
 
     Example:
         >>> from mxm_kernels import IntraModalLoss
@@ -382,13 +383,14 @@ class IntraModalLoss(_Loss):
         reduction: Literal["mean", "none"] = "mean",
         backend: str | None = None,
         process_group: ProcessGroup | None = None,
+        gather: Literal["all", "ring"] = "all",
     ) -> None:
         check_flag("mask_positives", mask_positives)
         check_hard(1.0, rounds)
         own = {"mask_positives": mask_positives, "rounds": rounds}
         shared: HyperParameters = {"reduction": reduction, "backend": backend}
         if process_group is not None:
-            shared["process_group"] = process_group
+            shared["process_group"], shared["gather"] = process_group, gather
         super().__init__(functional.fused_intra_modal_loss, own, shared)
 
     def forward(

@@ -62,6 +62,8 @@ class HyperParameters(TypedDict, total=False):
             ``selection`` those of the whole batch, rank after rank; queues are the same on every
             rank. A ``generator`` must be in the same state on every rank; without one, rank 0
             draws the seed.
+        gather: how the text features of the other ranks come to a rank: "all" at once, or block
+            by block around a "ring", where those of all ranks do not fit beside each other.
     """
 
     soft_weight: float | tuple[Tensor, Tensor]
@@ -70,6 +72,7 @@ class HyperParameters(TypedDict, total=False):
     reduction: Reduction
     backend: str | None
     process_group: ProcessGroup | None
+    gather: Literal["all", "ring"]
 
 
 class Inputs(TypedDict, total=False):
@@ -123,6 +126,7 @@ class Resolved(NamedTuple):
     reduction: Reduction = "mean"
     backend: str | None = None
     process_group: ProcessGroup | None = None
+    gather: Literal["all", "ring"] = "all"
 
     @property
     def has_teacher(self) -> bool:
@@ -187,6 +191,10 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
             "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
             f"got {len(values.soft_weight)} of them"
         )
+    if values.gather not in ("all", "ring"):
+        raise ValueError(f"gather must be 'all' or 'ring', got {values.gather!r}")
+    if values.gather == "ring" and values.process_group is None:
+        raise ValueError("gather='ring' needs a process_group")
     if values.reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {values.reduction!r}")
     return options

@@ -50,6 +50,12 @@ def test_exactly_so_in_float64(kind):
     check(3, kind, dtype=torch.float64, backend="blocked")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_around_a_ring(world, kind):
+    check(world, kind, gather="ring")
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_fsdp(world):
     check(world, "straddling", wrapper="fsdp", names=("mfh", "info_nce"))

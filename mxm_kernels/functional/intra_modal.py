@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ def fused_intra_modal_loss(
     reduction: Reduction = "mean",
     backend: str | None = None,
     process_group: ProcessGroup | None = None,
+    gather: Literal["all", "ring"] = "all",
 ) -> Tensor:
     """Hard loss between the observations of one modality: views with views, texts with texts.
 
@@ -58,6 +59,7 @@ def fused_intra_modal_loss(
         reduction: "mean", or "none" for the losses of the rows (M,).
         backend: "triton", "native", "blocked", or None to choose by device.
         process_group: the batch is that of all its ranks, as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`.
 
     Returns:
         A 0-d tensor, or (M,) for ``reduction="none"``. Rows alone in their instance have loss
@@ -81,7 +83,12 @@ def fused_intra_modal_loss(
     check_flag("mask_positives", mask_positives)
     if isinstance(logit_scale, tuple | list):
         raise TypeError("logit_scale must be a number or a tensor, got a pair")
-    shared: Options = {"reduction": reduction, "backend": backend, "process_group": process_group}
+    shared: Options = {
+        "reduction": reduction,
+        "backend": backend,
+        "process_group": process_group,
+        "gather": gather,
+    }
     batch = make_batch(
         features,
         features,

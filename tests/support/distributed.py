@@ -145,6 +145,8 @@ def loss(
     x, y, scale = features
     rows, cols = layout.rows(rank)
     data = inputs(layout, dtype)
+    if group is None:
+        options.pop("gather", None)
     given: dict[str, Any] = {"process_group": group}
     if options.pop("teacher", False):
         given["teacher_image_features"] = data["teacher_image"][rows]
