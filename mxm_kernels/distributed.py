@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_HEADER = 5  # numbers of the first exchange
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Agreement:
 
 @dataclass(eq=False)
 class Ranks:
-    """A process group, this process's place in it, and the bytes it sends to others.
+    """A process group, this process's place in it, and what it sends to the others.
 
     Raises:
         TypeError: ``group`` is no process group.
@@ -37,7 +39,6 @@ class Ranks:
     """
 
     group: Any
-    sent: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not dist.is_available() or not isinstance(self.group, dist.ProcessGroup):
@@ -75,7 +76,6 @@ class Ranks:
         mine = torch.tensor(header, dtype=torch.int64, device=device or self._device())
         every = mine.new_empty(self.world * len(header))
         dist.all_gather_into_tensor(every, mine, group=self.group)
-        self._count(mine, self.world - 1)
         headers = every.view(self.world, -1).tolist()
         if any(h[0] for h in headers) or any(h[1] != headers[0][1] for h in headers):
             self._disagree(facts)
@@ -118,7 +118,6 @@ class Ranks:
         every = rows.new_empty((self.world * most, *rows.shape[1:]))
         if most:
             dist.all_gather_into_tensor(every, padded, group=self.group)
-            self._count(padded, self.world - 1)
         if all(count == most for count in counts):
             return every
         shards = every.split(most)
@@ -128,9 +127,6 @@ class Ranks:
         """Send ``send[r]`` of the rows to rank r; what came, rank after rank."""
         came = rows.new_empty((sum(receive), *rows.shape[1:]))
         dist.all_to_all_single(came, rows.contiguous(), list(receive), list(send), group=self.group)
-        others = sum(send) - send[self.rank]
-        if len(rows):
-            self._count(rows[:1], others)
         return came
 
     def ring(
@@ -163,8 +159,6 @@ class Ranks:
             dist.P2POp(dist.isend, t.contiguous(), after, self.group) for t in leaving if t.numel()
         ]
         receives = [dist.P2POp(dist.irecv, t, before, self.group) for t in arriving if t.numel()]
-        for t in leaving:
-            self._count(t, 1)
         return dist.batch_isend_irecv(sends + receives) if sends or receives else []
 
     def _neighbour(self, step: int) -> int:
@@ -177,11 +171,62 @@ class Ranks:
     def _sum(self, value: Tensor) -> Tensor:
         total = value.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
-        self._count(value, 2 * (self.world - 1) / self.world)
         return total
 
-    def _count(self, tensor: Tensor, times: float) -> None:
-        self.sent += int(tensor.numel() * tensor.element_size() * times)
+
+def bytes_sent(
+    images: tuple[int, ...],
+    texts: tuple[int, ...],
+    rank: int,
+    *,
+    width: int,
+    teacher_width: int = 0,
+    feature_bytes: int = 4,
+    pairs: tuple[int, int] = (0, 0),
+    gather: str = "all",
+) -> dict[str, int]:
+    """Bytes that a rank sends to others in a step, forward and backward, by what they are.
+
+    Of a log-sum-exp loss in the mean, of float32 statistics, without row weights, label
+    smoothing or diagnostics. An all-gather of n bytes from each rank counts as (W - 1) n, an
+    all-reduce of n bytes as 2 (W - 1) / W n, which is what a ring of them sends.
+
+    Args:
+        images: image rows of each rank.
+        texts: text rows of each rank.
+        rank: which of them.
+        width: D.
+        teacher_width: D', 0 without a teacher.
+        feature_bytes: 4 for float32, 2 for 16 bits.
+        pairs: positive pairs of its images with texts of other ranks, and of its texts with
+            images of other ranks.
+        gather: "all" or "ring".
+
+    Example:
+        >>> from mxm_kernels.distributed import bytes_sent
+        >>> step = bytes_sent((4096,) * 8, (4096,) * 8, 0, width=512, feature_bytes=2)
+        >>> {name: f"{sent >> 10} KiB" for name, sent in step.items() if sent >> 10}
+        {'ids': '448 KiB', 'features': '28672 KiB', 'gradients': '28672 KiB', 'columns': '224 KiB'}
+    """
+    W, N, mine = len(texts), sum(texts), texts[rank]
+    forward, backward = (3, 2) if teacher_width else (1, 1)  # numbers for a column
+    both = max(m + n for m, n in zip(images, texts, strict=True))
+    if gather == "ring":
+        passed_on = N - texts[(rank + 1) % W]
+        features = 2 * passed_on * (width + teacher_width) * feature_bytes
+        gradients = N * width * 4 if W > 1 else 0
+    else:
+        features = (W - 1) * max(texts) * (width + teacher_width) * feature_bytes
+        gradients = (N - mine) * width * feature_bytes
+    return {
+        "agreement": (W - 1) * _HEADER * 8,
+        "ids": (W - 1) * both * 8,
+        "features": features,
+        "gradients": gradients,
+        "columns": ((N - mine) * forward + (W - 1) * mine * backward) * 4,
+        "pairs": sum(pairs) * 4,
+        "loss": 2 * (2 * (W - 1) * 4 // W),
+    }
 
 
 class _Sum(torch.autograd.Function):

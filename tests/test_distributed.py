@@ -9,13 +9,16 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from mxm_kernels import Diagnostics, Folds, fused_info_nce_loss, fused_mfh_loss
+from mxm_kernels.distributed import bytes_sent
 from tests.support.distributed import (
     LOSSES,
     Towers,
+    counted_step,
     inputs,
     layout,
     loss,
     one_process,
+    straddling_pairs,
     wrapped_step,
 )
 from tests.support.processes import ProcessExitError, results, run_ranks
@@ -59,6 +62,23 @@ def test_around_a_ring(world, kind):
 @pytest.mark.parametrize("world", [2, 3])
 def test_fsdp(world):
     check(world, "straddling", wrapper="fsdp", names=("mfh", "info_nce"))
+
+
+@pytest.mark.parametrize("gather", ["all", "ring"])
+@pytest.mark.parametrize(("name", "teacher_width"), [("mfh", 8), ("info_nce", 0)])
+def test_bytes_sent_are_those_documented(name, teacher_width, gather):
+    plan = layout(3)
+    for rank, sent in enumerate(results(3, counted_step, name, gather)):
+        expected = bytes_sent(
+            plan.images,
+            plan.texts,
+            rank,
+            width=8,
+            teacher_width=teacher_width,
+            pairs=straddling_pairs(plan, rank),
+            gather=gather,
+        )
+        assert sent == sum(expected.values()), expected
 
 
 def rows_of_ranks(rank, world):

@@ -207,3 +207,53 @@ def wrapped_step(rank, world, names, kind, wrapper, dtype, more):
             grads = {n: g.full_tensor() for n, g in grads.items()}
         results[name] = value, {n: g.clone() for n, g in grads.items()}
     return results
+
+
+def counted_step(rank, world, name, gather):
+    """Bytes that this rank sends to others in a step, counted where they are sent."""
+    sent = []
+
+    def count(tensor, times=1.0):
+        sent.append(int(tensor.numel() * tensor.element_size() * times))
+
+    def gathered(out, rows, group, real=dist.all_gather_into_tensor):
+        count(rows, world - 1)
+        return real(out, rows, group=group)
+
+    def exchanged(out, rows, receive, send, group, real=dist.all_to_all_single):
+        for peer, part in enumerate(rows.split(send)):
+            if peer != rank:
+                count(part)
+        return real(out, rows, receive, send, group=group)
+
+    def reduced(value, group, real=dist.all_reduce):
+        count(value, 2 * (world - 1) / world)
+        return real(value, group=group)
+
+    def passed(operations, real=dist.batch_isend_irecv):
+        for operation in operations:
+            if operation.op is dist.isend:
+                count(operation.tensor)
+        return real(operations)
+
+    dist.all_gather_into_tensor, dist.all_to_all_single = gathered, exchanged
+    dist.all_reduce, dist.batch_isend_irecv = reduced, passed
+    step(
+        name,
+        layout(world),
+        rank,
+        Towers(),
+        torch.float32,
+        dist.group.WORLD,
+        gather=gather,
+        backend="blocked",
+    )
+    return sum(sent)
+
+
+def straddling_pairs(plan: Layout, rank: int) -> tuple[int, int]:
+    """Pairs of a rank's images with texts of other ranks, and of its texts with their images."""
+    rows, cols = plan.rows(rank)
+    same = torch.tensor(plan.image_ids)[:, None] == torch.tensor(plan.text_ids)
+    inside = int(same[rows, cols].sum())
+    return int(same[rows].sum()) - inside, int(same[:, cols].sum()) - inside
