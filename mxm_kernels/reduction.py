@@ -9,10 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.batch import Batch, directions
 from mxm_kernels.direction import Direction
-from mxm_kernels.losses import soft_rows
+from mxm_kernels.losses import masked_rows, soft_rows
 from mxm_kernels.options import row_vector
+from mxm_kernels.row_operator import mixed_rows
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
 # it is given are the weights (P,) of the positives, for most.
@@ -58,7 +60,8 @@ class Side:
 
     def _average(self, losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
         if row_weights is None:
-            return losses.sum() / count
+            total = losses.sum()
+            return total if count == 1 else total / count
         return (row_weights * losses).sum() / self.total(row_weights.sum())
 
 
@@ -78,6 +81,8 @@ def reduce(
 
     def side(k: int) -> Side:
         d = pair[k]
+        if formula is masked_rows and _in_one_call(batch, d, given[k]):
+            return _mixed_side(batch, k, d, given[k], shares[k])
         losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
         everyone = every_row or formula is None
         counted = None if everyone else d.has_positive
@@ -94,6 +99,25 @@ def reduce(
         )
 
     return mix(batch, side)
+
+
+def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
+    """Whether the operator of the rows computes what the options ask for."""
+    o = batch.options
+    plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
+    one_share = not isinstance(o.soft_weight, tuple | list)
+    return plain and one_share and d.excluded is None and not weights.requires_grad
+
+
+def _mixed_side(batch: Batch, k: int, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
+    """The masked loss and the soft loss together; for a mean each row has its share of it."""
+    assert not isinstance(soft, Tensor)
+    hard = 1 - soft
+    if batch.options.reduction == "mean":
+        hard, soft = hard / d.with_positive, soft / batch.rows[k]
+    problem = RowProblem(d.n, d.S, d.u, weights, d.segments.offsets)
+    losses = mixed_rows(problem, hard, soft, d.segments.owners, batch.backend)
+    return Side(losses, count=1, every=batch.rows[k], total=batch.sum)
 
 
 def mix(batch: Batch, side: Callable[[int], Side]) -> Tensor:

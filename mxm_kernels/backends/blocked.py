@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends import pairs
 from mxm_kernels.backends.problem import (
     Gradients,
     Needs,
@@ -126,6 +127,9 @@ class _Running:
 
 class _Blocked:
     """The backend: see the module's docstring."""
+
+    mixed_rows = staticmethod(pairs.mixed_rows)
+    drawn_weights = staticmethod(pairs.drawn_weights)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None

@@ -17,6 +17,8 @@ from mxm_kernels.backends.problem import (
     Gradients,
     Needs,
     Problem,
+    RowLosses,
+    RowProblem,
     SigmoidGradients,
     SigmoidStatistics,
     Statistics,
@@ -205,6 +207,30 @@ class _Native:
             problem.scale.new_tensor(sweep.dscale / scale**2),
             bias.new_tensor(sweep.dbias / scale),
         )
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        p = RowProblem(*(v.contiguous() for v in problem))
+        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S))
+        _native.mixed_rows(
+            [v.data_ptr() for v in p],
+            [v.data_ptr() for v in out],
+            p.n.shape[0],
+            hard,
+            soft,
+            _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
+        )
+        return out
+
+    def drawn_weights(
+        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
+    ) -> Tensor:
+        assert dtype == torch.float32, "the backend takes no float64"
+        random, weights = random.contiguous(), offsets.new_empty(pairs, dtype=dtype)
+        rounds, rows = random.shape
+        _native.drawn_weights(
+            random.data_ptr(), offsets.data_ptr(), rounds, rows, pairs, weights.data_ptr()
+        )
+        return weights
 
 
 def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:

@@ -109,6 +109,24 @@ class SigmoidStatistics(NamedTuple):
     positives: Tensor  # (P,) S of every positive pair, in slot order
 
 
+class RowProblem(NamedTuple):
+    """The rows of one direction, as the row operators take them."""
+
+    n: Tensor  # (rows,)
+    S: Tensor  # (P,) positives, sorted by row
+    u: Tensor  # (rows,), or empty where the soft loss has no share
+    weights: Tensor  # (P,)
+    offsets: Tensor  # (rows + 1,) int64
+
+
+class RowLosses(NamedTuple):
+    """Losses of the rows and their derivatives."""
+
+    losses: Tensor  # (rows,)
+    dn: Tensor  # (rows,)
+    dS: Tensor  # (P,)
+
+
 class Needs(NamedTuple):
     """Which gradients are wanted; a frozen tower costs no product."""
 
@@ -165,4 +183,14 @@ class Backend(Protocol):
         needs: Needs,
     ) -> SigmoidGradients:
         """Compute their gradients from S of the ``positives`` and those of the statistics."""
+        ...
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        """Compute MFH's losses of the rows; see ``row_operator``."""
+        ...
+
+    def drawn_weights(
+        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Count how often each positive was drawn; see ``row_operator``."""
         ...

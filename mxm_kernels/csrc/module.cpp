@@ -11,6 +11,7 @@
 
 #include "fused.h"
 #include "kernels.h"
+#include "rows.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -228,6 +229,29 @@ class SigmoidBackwardPass {
   SigmoidBackward pass_;
 };
 
+// `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS.
+void run_mixed_rows(const std::vector<std::uintptr_t>& problem,
+                    const std::vector<std::uintptr_t>& losses, std::int64_t rows, float hard,
+                    float soft, int threads) {
+  RowProblem p;
+  p.n = at<const float>(problem.at(0));
+  p.S = at<const float>(problem.at(1));
+  p.u = at<const float>(problem.at(2));
+  p.weights = at<const float>(problem.at(3));
+  p.offsets = at<const std::int64_t>(problem.at(4));
+  p.rows = rows;
+  p.hard = hard;
+  p.soft = soft;
+  mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2))},
+             threads);
+}
+
+void run_drawn_weights(std::uintptr_t random, std::uintptr_t offsets, std::int64_t rounds,
+                       std::int64_t rows, std::int64_t pairs, std::uintptr_t weights) {
+  drawn_weights(at<const std::int32_t>(random), at<const std::int64_t>(offsets), rounds, rows,
+                pairs, at<float>(weights));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -244,6 +268,8 @@ NB_MODULE(_native, m) {
                        std::int64_t length) {
     kernels(level).softplus(at<const float>(from), at<float>(to), length);
   });
+  m.def("mixed_rows", run_mixed_rows, Release());
+  m.def("drawn_weights", run_drawn_weights, Release());
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")

@@ -273,5 +273,5 @@ def _weights(
     elif rounds is None:
         weights = draws.expected_weights(tables, dtype)
     else:
-        weights = draws.drawn_weights(tables, int(rounds), batch.generator, dtype)
+        weights = draws.drawn_weights(tables, int(rounds), batch.generator, dtype, batch.backend)
     return batch.own_pairs(weights)

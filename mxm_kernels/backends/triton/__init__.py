@@ -13,10 +13,13 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends import pairs
 from mxm_kernels.backends.problem import (
     Gradients,
     Needs,
     Problem,
+    RowLosses,
+    RowProblem,
     SigmoidGradients,
     SigmoidStatistics,
     Statistics,
@@ -26,6 +29,8 @@ from mxm_kernels.backends.problem import (
 
 class _Triton:
     """The backend; kernels are imported when first run, so that the package needs no Triton."""
+
+    drawn_weights = staticmethod(pairs.drawn_weights)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -75,6 +80,12 @@ class _Triton:
 
         with torch.cuda.device_of(problem.x):
             return sigmoid.backward(problem, bias, positives, upstream, needs)
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        from mxm_kernels.backends.triton import rows
+
+        with torch.cuda.device_of(problem.n):
+            return rows.mixed_rows(problem, hard, soft)
 
 
 backend = _Triton()

@@ -17,30 +17,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import empty_workspace, unit_of
 from mxm_kernels.backends.triton.positives import positive_gradients, positive_logits
 from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import logits, padded
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)); the polynomial of ``csrc/vector.h``, for log loses the small terms."""
-    e = tl.exp(-tl.abs(x))
-    p = e * 0.00536482641 - 0.030065801
-    p = p * e + 0.0792045519
-    p = p * e - 0.137538031
-    p = p * e + 0.191536561
-    p = p * e - 0.248571634
-    p = p * e + 0.33321324
-    p = p * e - 0.499996483
-    p = p * e + 1.0
-    # Not tl.maximum, which drops NaN.
-    return tl.where(x < 0, 0.0, x) + e * p
-
-
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), without cancellation or overflow on either side."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+from mxm_kernels.backends.triton.tile import logits, padded, sigmoid, softplus
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
