@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+CALLS ?= 2000
 INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo test sanitize lint compare machine-code bench bench-report report surface dist \
-  supported docs clean
+.PHONY: help demo test fuzz sanitize lint compare machine-code bench bench-report report surface \
+  dist supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +27,9 @@ demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minu
 
 test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+fuzz: $(INSTALLED) ## thousands of calls with arguments of any kind; CALLS=... of every function
+	FUZZ_EXAMPLES=$(CALLS) $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py --timeout 3600
 
 # The interpreter is not instrumented, hence the preloaded runtimes; it never frees at exit,
 # hence no leak check. Python starts with -S, so that it reads no .pth file: an editable

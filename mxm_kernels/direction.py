@@ -47,8 +47,8 @@ class Direction:
 
     @property
     def has_negative(self) -> Tensor:
-        """(rows,) whether a row has a negative."""
-        return self.n > -torch.inf
+        """(rows,) whether a row has a negative; one whose n is NaN counts, so that it shows."""
+        return self.n != -torch.inf
 
     @property
     def has_positive(self) -> Tensor:

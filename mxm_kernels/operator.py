@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
-from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.fold_tables import FoldTables, RowTables
 
 TABLES = (
     "Tensor image_groups, Tensor text_groups, Tensor image_offsets, Tensor pair_images, "
@@ -61,7 +61,7 @@ def statistics(
     teacher: tuple[Tensor, Tensor] | None,
     scale: Tensor,
     teacher_scale: Tensor | None,
-    tables: FoldTables,
+    tables: FoldTables | RowTables,
     backend: str,
     diagnostics: bool = False,
 ) -> Statistics:
@@ -71,8 +71,46 @@ def statistics(
     and scale. ``diagnostics`` come from the same pass without another product: m_rows, m_cols
     and, with a teacher, h_rows, h_cols, which are empty otherwise.
     """
+    problem = _problem(x, y, teacher, scale, teacher_scale, tables)
+    if not len(x) or not len(y):  # a shard of a batch may lack a modality
+        return _of_no_rows(problem, diagnostics)
+    return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics))
+
+
+def statistics_backward(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables | RowTables,
+    saved: tuple[Tensor, ...],
+    upstream: Upstream,
+    needs: list[bool],
+    backend: str,
+) -> Gradients:
+    """The gradients of :func:`statistics`, for who differentiates around it.
+
+    ``saved`` are the first seven of its statistics. They may be those of more columns than y
+    has: the backward of a part of a matrix. ``needs`` says which of x, y and scale want one.
+    """
+    if not len(x) or not len(y):
+        return Gradients(torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale))
+    problem = _problem(x, y, teacher, scale, teacher_scale, tables)
+    outputs = torch.ops.mxm_kernels.statistics_backward(*problem, *saved, *upstream, needs, backend)
+    return Gradients(*outputs)
+
+
+def _problem(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables | RowTables,
+) -> Problem:
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
-    outputs = torch.ops.mxm_kernels.statistics(
+    return Problem(
         x,
         y,
         teacher_x,
@@ -80,13 +118,19 @@ def statistics(
         scale,
         teacher_scale,
         *vectors(tables),
-        backend,
-        diagnostics,
     )
-    return Statistics(*outputs)
 
 
-def vectors(tables: FoldTables) -> tuple[Tensor, ...]:
+def _of_no_rows(problem: Problem, diagnostics: bool) -> Statistics:
+    """The statistics of an empty matrix: no sum has a term."""
+    empty = Statistics(*problem.room(diagnostics))
+    nothing = {"u_rows": 0.0, "u_cols": 0.0, "h_rows": 0.0, "h_cols": 0.0}
+    for name, value in empty._asdict().items():
+        value.fill_(nothing.get(name, -torch.inf))
+    return empty
+
+
+def vectors(tables: FoldTables | RowTables) -> tuple[Tensor, ...]:
     """The tables that an operator reads, in the order of ``TABLES``."""
     t = tables
     return t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts

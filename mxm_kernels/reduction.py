@@ -13,7 +13,7 @@ from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.batch import Batch, directions
 from mxm_kernels.direction import Direction
 from mxm_kernels.losses import masked_rows, soft_rows
-from mxm_kernels.options import Resolved, row_vector
+from mxm_kernels.options import row_vector
 from mxm_kernels.row_operator import mixed_rows
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
@@ -27,7 +27,9 @@ class Side:
     """One direction's losses and all that their mean depends on."""
 
     losses: Tensor  # (rows,) of the formula, or of the soft loss alone
-    count: int | None  # rows in the mean of the losses; None: they are divided by it
+    count: int | None  # rows in the mean of the losses, of all ranks; None: already divided by it
+    every: int  # rows of all ranks
+    total: Callable[[Tensor], Tensor]  # sum over the ranks
     weights: Tensor | None = None  # (rows,) of the rows
     counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
     soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
@@ -41,17 +43,26 @@ class Side:
         return losses if self.weights is None else self.weights * losses
 
     def mean(self) -> Tensor:
-        """Mean of the losses over the rows that count, plus mean of the soft loss over all."""
-        weights, rows = self.weights, self.losses.shape[0]
+        """Mean of the losses over the rows that count, plus mean of the soft loss over all.
+
+        This process's part of it: the sum over the ranks is the mean.
+        """
+        weights, rows = self.weights, self.every
         if weights is not None and self.counted is not None:
             weights = weights * self.counted
         if self.soft is None:
-            return _average(self.losses, self.count, weights)
+            return self._average(self.losses, self.count, weights)
         if isinstance(self.share, Tensor):
-            hard = _average((1 - self.share) * self.losses, self.count, weights)
-            return hard + _average(self.share * self.soft, rows, self.weights)
-        hard = (1 - self.share) * _average(self.losses, self.count, weights)
-        return hard + self.share * _average(self.soft, rows, self.weights)
+            hard = self._average((1 - self.share) * self.losses, self.count, weights)
+            return hard + self._average(self.share * self.soft, rows, self.weights)
+        hard = (1 - self.share) * self._average(self.losses, self.count, weights)
+        return hard + self.share * self._average(self.soft, rows, self.weights)
+
+    def _average(self, losses: Tensor, count: int | None, row_weights: Tensor | None) -> Tensor:
+        if row_weights is None:
+            total = losses.sum()
+            return total if count is None else total / count
+        return (row_weights * losses).sum() / self.total(row_weights.sum())
 
 
 def reduce(
@@ -65,26 +76,29 @@ def reduce(
     o = batch.options
     pair = directions(batch, soft=formula is None or o.soft)
     if o.diagnostics is not None:
-        o.diagnostics.measure(*pair)
+        o.diagnostics.measure(*pair, batch.sum)
     shares = _soft_shares(batch)
 
     def side(k: int) -> Side:
         d = pair[k]
         if formula is masked_rows and _in_one_call(batch, d, given[k]):
-            return _mixed_side(batch, d, given[k], shares[k])
+            return _mixed_side(batch, k, d, given[k], shares[k])
         losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
         everyone = every_row or formula is None
         counted = None if everyone else d.has_positive
+        rows = batch.rows[k]
         return Side(
             losses=losses,
-            count=losses.shape[0] if everyone else d.with_positive,
+            count=rows if everyone else d.with_positive,
+            every=rows,
+            total=batch.sum,
             weights=row_weights(batch, k, losses, counted),
             counted=counted,
             soft=soft_rows(d) if formula is not None and o.soft else None,
             share=shares[k],
         )
 
-    return mix(o, side)
+    return mix(batch, side)
 
 
 def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
@@ -95,7 +109,7 @@ def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
     return plain and one_share and d.excluded is None and not weights.requires_grad
 
 
-def _mixed_side(batch: Batch, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
+def _mixed_side(batch: Batch, k: int, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
     """The masked loss and the soft loss together; for a mean each row has its share of it."""
     assert not isinstance(soft, Tensor)
     mean = batch.options.reduction == "mean"
@@ -105,27 +119,22 @@ def _mixed_side(batch: Batch, d: Direction, weights: Tensor, soft: float | Tenso
         batch.backend,
         hard=1 - soft,
         soft=soft,
-        counts=(d.with_positive, d.n.shape[0]) if mean else (1, 1),
+        counts=(d.with_positive, batch.rows[k]) if mean else (1, 1),
     )
-    return Side(losses, count=None)
+    return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
 
 
-def mix(options: Resolved, side: Callable[[int], Side]) -> Tensor:
+def mix(batch: Batch, side: Callable[[int], Side]) -> Tensor:
     """Both directions in one number, or the rows of each; ``side(k)`` makes direction k."""
+    options = batch.options
     if options.reduction == "none":
         return cast(Tensor, (side(0).rows(), side(1).rows()))  # iterates as a Tensor does
     share = options.image_to_text_weight
     if share in (0, 1):
-        return side(0 if share else 1).mean()
+        return batch.sum(side(0 if share else 1).mean())
     forward, backward = side(0).mean(), side(1).mean()
-    return (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
-
-
-def _average(losses: Tensor, count: int | None, row_weights: Tensor | None) -> Tensor:
-    if row_weights is None:
-        total = losses.sum()
-        return total if count is None else total / count
-    return (row_weights * losses).sum() / row_weights.sum()
+    both = (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
+    return batch.sum(both)
 
 
 def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
@@ -150,13 +159,22 @@ def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Te
 def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
     """``image_weights`` or ``text_weights``, checked."""
     name = ("image_weights", "text_weights")[side]
-    return nonnegative_weights(name, getattr(batch.options, name), losses, counted)
+    value, is_part = getattr(batch.options, name), batch.shard is not None
+    return nonnegative_weights(name, value, losses, counted, is_part=is_part)
 
 
 def nonnegative_weights(
-    name: str, value: Tensor | None, losses: Tensor, counted: Tensor | None
+    name: str,
+    value: Tensor | None,
+    losses: Tensor,
+    counted: Tensor | None,
+    *,
+    is_part: bool = False,
 ) -> Tensor | None:
-    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN."""
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN.
+
+    ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
+    """
     if value is None:
         return None
     vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
@@ -165,7 +183,7 @@ def nonnegative_weights(
     if not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
     positive = vector > 0 if counted is None else (vector > 0) & counted
-    if not bool(positive.any()):
+    if not is_part and not bool(positive.any()):
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.backends.problem import Needs, Problem, SigmoidGradients, SigmoidStatistics
-from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.fold_tables import FoldTables, RowTables
 from mxm_kernels.operator import (
     TABLES,
     library,
@@ -46,16 +46,43 @@ library.define(
 
 
 def sigmoid_statistics(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, tables: FoldTables, backend: str
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables | RowTables,
+    backend: str,
 ) -> SigmoidStatistics:
     """Run the operator: x (M, D), y (N, D), 0-d scale and bias.
 
     Returns the statistics in float32 (float64 for float64 features), differentiable in x, y,
     scale and bias. ``positives`` are S without the bias.
     """
+    if not len(x) or not len(y):  # a shard of a batch may lack a modality
+        return SigmoidStatistics(*(scale.new_zeros(n) for n in (len(x), len(y), 0)))
     return SigmoidStatistics(
         *torch.ops.mxm_kernels.sigmoid_statistics(x, y, scale, bias, *vectors(tables), backend)
     )
+
+
+def sigmoid_statistics_backward(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables | RowTables,
+    positives: Tensor,
+    upstream: SigmoidStatistics,
+    needs: list[bool],
+    backend: str,
+) -> SigmoidGradients:
+    """The gradients of :func:`sigmoid_statistics`, for who differentiates around it."""
+    if not len(x) or not len(y):
+        return SigmoidGradients(*(torch.zeros_like(t) for t in (x, y, scale, bias)))
+    outputs = torch.ops.mxm_kernels.sigmoid_statistics_backward(
+        x, y, scale, bias, *vectors(tables), positives, *upstream, needs, backend
+    )
+    return SigmoidGradients(*outputs)
 
 
 def _problem(

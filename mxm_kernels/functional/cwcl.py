@@ -68,7 +68,8 @@ def fused_cwcl_loss(
     ):
         if name in options:
             raise TypeError(f"fused_cwcl_loss takes no {name}")
-    batch = make_batch(image_features, text_features, None, logit_scale, o)
+    own = ("cwcl",)
+    batch = make_batch(image_features, text_features, None, logit_scale, o, own=own)
     return reduce(batch, _weighted_rows, _targets(batch), every_row=True)
 
 
@@ -82,11 +83,15 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.teacher is not None
     x, y, a, b = (f.to(batch.dtype) for f in (batch.x, batch.y, *batch.teacher))
     with torch.autocast(x.device.type, enabled=False):
-        rows, cols = _weighted_average(x, y, a, b), _weighted_average(y, x, b, a)
+        rows = _weighted_average(batch, x, y, a, b, batch.tables.texts)
+        cols = _weighted_average(batch, y, x, b, a, batch.tables.images)
     return batch.scales[0] * rows, batch.scales[1] * cols
 
 
-def _weighted_average(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _weighted_average(
+    batch: Batch, x: Tensor, y: Tensor, a: Tensor, b: Tensor, columns: int
+) -> Tensor:
     """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij."""
-    products = x @ y.sum(0) + ((x @ (y.T @ b)) * a).sum(1)
-    return products / (len(y) + a @ b.sum(0))
+    y_sum, y_b, b_sum = batch.sum(y.sum(0)), batch.sum(y.T @ b), batch.sum(b.sum(0))
+    products = x @ y_sum + ((x @ y_b) * a).sum(1)
+    return products / (columns + a @ b_sum)

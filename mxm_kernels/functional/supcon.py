@@ -57,11 +57,12 @@ def fused_supcon_loss(
         raise ValueError(f"positives must be 'out' or 'in', got {positives!r}")
     if positives == "in" and o.pair_weights is not None:
         raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')
-    batch = make_batch(image_features, text_features, folds, logit_scale, o)
+    own = "supcon", positives
+    batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     if positives == "in":
         return reduce(batch, joint_rows, (None, None))
     if o.pair_weights is not None:
         weights = draws.own_weights(batch.tables, o.pair_weights, batch.dtype)
     else:
         weights = draws.expected_weights(batch.tables, batch.dtype)
-    return reduce(batch, unmasked_rows, weights)
+    return reduce(batch, unmasked_rows, batch.own_pairs(weights))
