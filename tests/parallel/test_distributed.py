@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from mxm_kernels import Diagnostics, Folds, fused_info_nce_loss, fused_mfh_loss
-from mxm_kernels.distributed import bytes_sent
+from mxm_kernels.parallel.distributed import bytes_sent
 from tests.support.distributed import (
     LOSSES,
     Towers,

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 import mxm_kernels
-from mxm_kernels import backends, self_check
+from mxm_kernels import backends
+from mxm_kernels.environment import self_check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PACKAGES = ("torch", "triton", "numpy")

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mxm_kernels.algebra.batch import Batch, directions
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import masked_rows, soft_rows
 from mxm_kernels.backends.problem import RowProblem
-from mxm_kernels.batch import Batch, directions
-from mxm_kernels.direction import Direction
-from mxm_kernels.losses import masked_rows, soft_rows
+from mxm_kernels.operators.rows import mixed_rows
 from mxm_kernels.options import row_vector
-from mxm_kernels.row_operator import mixed_rows
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
 # it is given are the weights (P,) of the positives, for most.

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import Folds, MFHLoss, draw_selection, fused_mfh_loss
-from mxm_kernels.operator import statistics
+from mxm_kernels.operators.statistics import statistics
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.memory import peak_bytes, saved_bytes
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mxm_kernels.direction import Direction, add_log
+from mxm_kernels.algebra.direction import Direction, add_log
 
 # Above it softplus returns its argument: exact in float64.
 _THRESHOLD = 40

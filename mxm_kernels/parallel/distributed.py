@@ -203,7 +203,7 @@ def bytes_sent(
         gather: "all" or "ring".
 
     Example:
-        >>> from mxm_kernels.distributed import bytes_sent
+        >>> from mxm_kernels.parallel.distributed import bytes_sent
         >>> step = bytes_sent((4096,) * 8, (4096,) * 8, 0, width=512, feature_bytes=2)
         >>> {name: f"{sent >> 10} KiB" for name, sent in step.items() if sent >> 10}
         {'ids': '448 KiB', 'features': '28672 KiB', 'gradients': '28672 KiB', 'columns': '224 KiB'}

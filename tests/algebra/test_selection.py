@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels import Folds, draw_selection, fused_mfh_loss
-from mxm_kernels.selection import drawn_weights, expected_weights, given_weights
+from mxm_kernels.algebra.selection import drawn_weights, expected_weights, given_weights
 
 CPU = torch.device("cpu")
 IDS = ([0, 1, 1, 2, 9], [1, 0, 1, 1, 2, 2, 8])

@@ -36,13 +36,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.backends.problem import SigmoidStatistics, Upstream
-from mxm_kernels.direction import Direction
-from mxm_kernels.merging import column_parts, merge, shares_of
-from mxm_kernels.operator import statistics, statistics_backward
-from mxm_kernels.ring import ring_sigmoid, ring_statistics
-from mxm_kernels.shards import Shard
-from mxm_kernels.sigmoid_operator import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.operators.sigmoid import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.operators.statistics import statistics, statistics_backward
+from mxm_kernels.parallel.merging import column_parts, merge, shares_of
+from mxm_kernels.parallel.ring import ring_sigmoid, ring_statistics
+from mxm_kernels.parallel.shards import Shard
 
 
 def directions_over_ranks(

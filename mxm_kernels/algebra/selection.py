@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels import row_operator
+from mxm_kernels.algebra.segments import permute
 from mxm_kernels.fold_tables import FoldTables
-from mxm_kernels.segments import permute
+from mxm_kernels.operators import rows as row_operator
 
 _INVALID = -2  # mark of an entry that is no positive pair
 

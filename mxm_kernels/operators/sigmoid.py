@@ -23,7 +23,7 @@ from torch import Tensor
 from mxm_kernels import backends
 from mxm_kernels.backends.problem import Needs, Problem, SigmoidGradients, SigmoidStatistics
 from mxm_kernels.fold_tables import FoldTables, RowTables
-from mxm_kernels.operator import (
+from mxm_kernels.operators.statistics import (
     TABLES,
     library,
     non_finite,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import mxm_kernels
-from mxm_kernels import __main__, backends, report, self_check
+from mxm_kernels import __main__, backends
 from mxm_kernels.backends import blocked, native
+from mxm_kernels.environment import report, self_check
 
 CPU = torch.device("cpu")
 

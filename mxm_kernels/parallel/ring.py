@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mxm_kernels.backends.problem import SigmoidStatistics, Upstream
-from mxm_kernels.merging import column_parts, merge, row_parts, shares_of
-from mxm_kernels.operator import statistics, statistics_backward
-from mxm_kernels.shards import Shard
-from mxm_kernels.sigmoid_operator import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.operators.sigmoid import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.operators.statistics import statistics, statistics_backward
+from mxm_kernels.parallel.merging import column_parts, merge, row_parts, shares_of
+from mxm_kernels.parallel.shards import Shard
 
 
 def ring_statistics(*arguments: Any) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.backends.problem import RowProblem
-from mxm_kernels.operator import library, refuse_second_derivative
+from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
     "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor owners, "

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from mxm_kernels import Folds
-from mxm_kernels.sigmoid_operator import sigmoid_statistics
+from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from reference.siglip import siglip_loss
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.compare import assert_as_good

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends, checks
-from mxm_kernels.direction import Direction, add_log, image_to_text, text_to_image
-from mxm_kernels.distributed import Ranks, generator_state
+from mxm_kernels.algebra.direction import Direction, add_log, image_to_text, text_to_image
+from mxm_kernels.algebra.segments import Segments
+from mxm_kernels.algebra.selection import Weights
 from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.folds import Folds, Ids
-from mxm_kernels.operator import statistics
+from mxm_kernels.operators.statistics import statistics
 from mxm_kernels.options import FoldsLike, Queue, Resolved, Scale, as_queue, row_vector
-from mxm_kernels.over_ranks import directions_over_ranks
-from mxm_kernels.segments import Segments
-from mxm_kernels.selection import Weights
-from mxm_kernels.shards import Shard
+from mxm_kernels.parallel.distributed import Ranks, generator_state
+from mxm_kernels.parallel.over_ranks import directions_over_ranks
+from mxm_kernels.parallel.shards import Shard
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
