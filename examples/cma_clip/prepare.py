@@ -1,0 +1,116 @@
+"""What the stages start from: the data, and encoders that the multifold loss has aligned.
+
+The paper starts from OpenAI's CLIP. An open_clip model with `--pretrained` and
+`--alignment_epochs 0` does the same. The packaged encoders have never seen each other, so
+examples.finetune aligns them first on the training split, without noise, with the MFH loss.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+
+from examples.finetune.config import Config as EncoderConfig
+from examples.finetune.data.emoji import load_emoji
+from examples.finetune.data.instances import Instance, Splits, random_splits
+from examples.finetune.data.multifold import Observations, flatten, rows_by_instance
+from examples.finetune.dual_encoder import DualEncoder
+from examples.finetune.observations import Material, observe
+from examples.finetune.towers import build_encoders
+from examples.finetune.train import run
+
+from .config import Config
+from .data import Labels, PairSplit, label
+from .noise import Noise
+
+
+@dataclass
+class DataSet:
+    """All emoji, what the encoders take of them, and their labels."""
+
+    instances: list[Instance]
+    observations: Observations
+    labels: Labels
+
+    def splits(self, seed: int) -> Splits:
+        """Places of the instances of each split."""
+        return random_splits(range(len(self.instances)), seed)  # type: ignore[arg-type]
+
+    def pairs(self, split: str, seed: int, noise: Noise | None = None) -> PairSplit:
+        """Pairs of a split."""
+        members = getattr(self.splits(seed), split)
+        return PairSplit(self.observations, self.labels, members, split, noise)
+
+    def subset(self, members: list[int]) -> Observations:
+        """Observations of some instances."""
+        data = self.observations
+        images, texts = rows_by_instance(data.image_ids), rows_by_instance(data.text_ids)
+        image_inputs, image_ids = flatten([[data.images[r] for r in images[i]] for i in members])
+        text_inputs, text_ids = flatten([[data.texts[r] for r in texts[i]] for i in members])
+        return Observations(image_inputs, text_inputs, image_ids, text_ids)
+
+
+def chosen_emoji(limit: int) -> list[Instance]:
+    """All emoji, or `limit` of them evenly spaced in Unicode's order."""
+    instances = load_emoji()
+    if not limit or limit >= len(instances):
+        return instances
+    return [instances[i * len(instances) // limit] for i in range(limit)]
+
+
+def load_data(config: Config, file: Path | None = None, progress: bool = True) -> DataSet:
+    """Render the emoji and run the encoders' frozen lower layers over them.
+
+    Args:
+        config: options.
+        file: keeps the outcome; read if it is there.
+        progress: show progress bars.
+
+    """
+    instances = chosen_emoji(config.limit)
+    labels = label(instances, config.min_instances)
+    if file is not None and file.is_file():
+        return DataSet(instances, Observations(**torch.load(file, weights_only=True)), labels)
+    set_seed(0)
+    encoders = build_encoders(config.encoder_config())
+    observations = observe(instances, encoders, "cpu", progress)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {
+                "images": list(observations.images),
+                "texts": list(observations.texts),
+                "image_ids": observations.image_ids,
+                "text_ids": observations.text_ids,
+            },
+            file,
+        )
+    return DataSet(instances, observations, labels)
+
+
+def aligned_encoders(config: Config, data: DataSet, progress: bool = True) -> DualEncoder:
+    """Dual encoder that the stages start from."""
+    options = config.encoder_config()
+    if config.alignment_epochs == 0:
+        return fresh_encoders(options)
+    splits = data.splits(config.seed)
+    material = Material(
+        [data.instances[i] for i in splits.val], data.subset(splits.train), data.subset(splits.val)
+    )
+    run(options, material, progress_bar=progress)
+    return load_encoders(options)
+
+
+def fresh_encoders(options: EncoderConfig) -> DualEncoder:
+    """Dual encoder as examples.finetune starts with it."""
+    set_seed(options.seed)
+    return build_encoders(options).model
+
+
+def load_encoders(options: EncoderConfig) -> DualEncoder:
+    """Dual encoder as examples.finetune left it."""
+    model = fresh_encoders(options)
+    model.load_state_dict(load_file(options.output_path / "model.safetensors"))
+    return model
