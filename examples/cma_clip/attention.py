@@ -4,6 +4,8 @@ Sequence-wise: a transformer over [image class, patches, text class, tokens], so
 sees every token. Modality-wise: the weight lambda of the image against the text, one per task.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -69,7 +71,7 @@ class SequenceAttention(nn.Module):
         hidden, padding = self.input(image, text)
         for block in self.layers[: layer % len(self.layers)]:
             hidden = block(hidden, src_key_padding_mask=padding)
-        block = self.layers[layer]
+        block = cast(nn.TransformerEncoderLayer, self.layers[layer])
         weight, bias = block.self_attn.in_proj_weight, block.self_attn.in_proj_bias
         query, key, _ = linear(block.norm1(hidden), weight, bias).chunk(3, dim=-1)
         patches = image.sequence.shape[1]

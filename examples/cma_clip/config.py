@@ -1,4 +1,4 @@
-"""Options of a run: `Config` has the paper's sizes, `StudyConfig` those of the committed results."""
+"""Options of a run: `Config` has the paper's sizes, `StudyConfig` those of the results."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

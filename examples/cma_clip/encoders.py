@@ -34,7 +34,8 @@ class TokenEncoder(nn.Module):
 
     def __init__(self, dual: DualEncoder, image_width: int, text_width: int) -> None:
         super().__init__()
-        self.dual, self.image_width, self.text_width = dual, image_width, text_width
+        self.dual: Any = dual  # a subclass knows its kind
+        self.image_width, self.text_width = image_width, text_width
         # What `--unfreeze` keeps frozen stays frozen when a stage releases the encoders.
         self.locked = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
 
@@ -98,10 +99,8 @@ class OpenClipTokens(TokenEncoder):
             output_extra_tokens=prefix,
         )
         patches = output["image_intermediates"][-1].flatten(2).mT
-        if prefix:
-            class_token = output["image_intermediates_prefix"][-1][:, 0]
-        else:
-            class_token = patches.mean(1)
+        before = output["image_intermediates_prefix"][-1] if prefix else patches
+        class_token = before.mean(1)  # of one class token, or of all patches
         weight = image_projection(self.clip.visual)
         if weight is not None:
             class_token, patches = linear(class_token, weight), linear(patches, weight)
@@ -155,11 +154,13 @@ class PackagedTokens(TokenEncoder):
     """
 
     def __init__(self, dual: TwoTowers) -> None:
-        if len(dual.image_tower) < 3:
+        image_tower: Any = dual.image_tower
+        text_tower: Any = dual.text_tower
+        if not isinstance(image_tower, nn.Sequential) or len(image_tower) < 3:
             raise OptionError(
                 "--unfreeze heads pools in the trunk and leaves no tokens; expected top or all"
             )
-        super().__init__(dual, dual.image_tower[-1].out_features, dual.text_tower[-1].out_features)
+        super().__init__(dual, image_tower[-1].out_features, text_tower[-1].out_features)
 
     def encode_images(self, images: Tensor) -> Tokens:
         """Tokens of pixels or activations (M, C, H, W)."""

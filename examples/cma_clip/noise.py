@@ -54,6 +54,6 @@ class Noise:
         for index, rows in enumerate(groups):
             for row in rows:
                 if rng.random() < self.rate:
-                    other = (index + 1 + rng.integers(len(groups) - 1)) % len(groups)
+                    other = (index + 1 + int(rng.integers(len(groups) - 1))) % len(groups)
                     replaced[row] = int(rng.choice(groups[other]))
         return replaced

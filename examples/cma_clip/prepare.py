@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from examples.finetune.config import Config as EncoderConfig
 from examples.finetune.data.emoji import load_emoji
-from examples.finetune.data.instances import Instance, Splits, random_splits
+from examples.finetune.data.instances import Instance, random_splits
 from examples.finetune.data.multifold import Observations, flatten, rows_by_instance
 from examples.finetune.dual_encoder import DualEncoder
 from examples.finetune.observations import Material, observe
@@ -34,13 +34,15 @@ class DataSet:
     observations: Observations
     labels: Labels
 
-    def splits(self, seed: int) -> Splits:
-        """Places of the instances of each split."""
-        return random_splits(range(len(self.instances)), seed)  # type: ignore[arg-type]
+    def members(self, split: str, seed: int) -> list[int]:
+        """Places of the instances of a split."""
+        place = {instance.name: i for i, instance in enumerate(self.instances)}
+        chosen = getattr(random_splits(self.instances, seed), split)
+        return [place[instance.name] for instance in chosen]
 
     def pairs(self, split: str, seed: int, noise: Noise | None = None) -> PairSplit:
         """Pairs of a split."""
-        members = getattr(self.splits(seed), split)
+        members = self.members(split, seed)
         return PairSplit(self.observations, self.labels, members, split, noise)
 
     def subset(self, members: list[int]) -> Observations:
@@ -95,9 +97,9 @@ def aligned_encoders(config: Config, data: DataSet, progress: bool = True) -> Du
     options = config.encoder_config()
     if config.alignment_epochs == 0:
         return fresh_encoders(options)
-    splits = data.splits(config.seed)
+    training, validation = (data.members(split, config.seed) for split in ("train", "val"))
     material = Material(
-        [data.instances[i] for i in splits.val], data.subset(splits.train), data.subset(splits.val)
+        [data.instances[i] for i in validation], data.subset(training), data.subset(validation)
     )
     run(options, material, progress_bar=progress)
     return load_encoders(options)

@@ -12,7 +12,9 @@ import multiprocessing
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -128,12 +130,11 @@ def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
     load_data(config, config.output_path / "observations.pt")
     seeds = [replace(config, seed=seed) for seed in study.seeds]
     jobs = [(seed, condition) for seed in seeds for condition in CONDITIONS]
-    context = multiprocessing.get_context("spawn")
     runs = []
-    with ProcessPoolExecutor(study.workers, mp_context=context) as pool:
-        for done, _ in enumerate(pool.map(align, seeds), 1):
+    with processes(study.workers) as run_all:
+        for done, _ in enumerate(run_all(align, seeds), 1):
             print(f"aligned encoders of {done} of {len(seeds)} seeds", flush=True)
-        for outcome in pool.map(compare, *zip(*jobs, strict=True)):
+        for outcome in run_all(compare, *zip(*jobs, strict=True)):
             runs.append(outcome)
             print(f"{outcome['condition']} {outcome['seed']}: done", flush=True)
     return {
@@ -148,6 +149,17 @@ def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
         },
         "runs": runs,
     }
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` over worker processes; with one worker, in this process."""
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield pool.map
 
 
 def require_same_options(config: StudyConfig) -> None:
@@ -176,6 +188,11 @@ def main(arguments: list[str] | None = None) -> int:
         config, study = parse(arguments, types, "python -m examples.cma_clip.study", __doc__)
         if config.noise == "none":
             raise OptionError("--noise must be image or text: it is the noisy condition's modality")
+        if study.workers < 1 or not study.seeds:
+            raise OptionError(
+                f"--workers must be at least 1 and --seeds name one, not {study.workers} and "
+                f"{study.seeds}"
+            )
         report = run_study(config, study)
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""The study's two charts, drawn from its JSON file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .experiment import WEIGHT_BINS
+from .study import CONDITIONS, FULL
+from .summary import Mean, Runs
+
+COLOURS = ("#08519c", "#4292c6", "#9ecae1", "#bdbdbd")
+RIGHT, NOISE = "#2171b5", "#d94801"
+STYLE: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "cma_clip", "font.size": 10}
+
+
+def save_figures(report: dict[str, Any], folder: Path) -> None:
+    """Draw both charts."""
+    runs = Runs(report)
+    with rc_context(STYLE):
+        save(ablation(runs, 100 * report["options"]["precision"]), folder / "ablation.svg")
+        save(text_weight(runs, report["options"]["noise"]), folder / "text_weight.svg")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write an SVG file that is the same in every run."""
+    figure.savefig(path, metadata={"Date": None})
+
+
+def ablation(runs: Runs, precision: float) -> Figure:
+    """Average recall and accuracy of every variant, with standard errors and the seeds."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    titles = {"recall": f"Recall at {precision:g} % precision", "accuracy": "Accuracy"}
+    axes: Any = figure.subplots(1, 2)
+    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
+        draw_bars(panel, runs, metric)
+        panel.set(title=title, ylabel="percent, mean of the tasks")
+    axes[0].figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    return figure
+
+
+def draw_bars(axes: Axes, runs: Runs, metric: str) -> None:
+    """Bars by condition; the bars' lines are standard errors, the dots the seeds."""
+    width = 0.8 / len(runs.variants)
+    for number, variant in enumerate(runs.variants):
+        places = np.arange(len(CONDITIONS)) + (number - (len(runs.variants) - 1) / 2) * width
+        values = [runs.values(c, variant, metric, "average") for c in CONDITIONS]
+        means = [Mean.of(v) for v in values]
+        axes.bar(
+            places,
+            [m.value for m in means],
+            0.9 * width,
+            yerr=[m.error for m in means],
+            color=COLOURS[number % len(COLOURS)],
+            ecolor="black",
+            capsize=3,
+            label=variant,
+        )
+        for place, dots in zip(places, values, strict=True):
+            axes.scatter([place] * len(dots), dots, s=8, color="black", alpha=0.45, zorder=3)
+    axes.set_xticks(range(len(CONDITIONS)), ["without noise", "with noise"])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def text_weight(runs: Runs, modality: str) -> Figure:
+    """Weight of the text for right and noisy pairs of every task, all seeds."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, len(runs.tasks), sharey=True, squeeze=False)
+    edges = np.linspace(0, 1, WEIGHT_BINS + 1)
+    for panel, task in zip(axes[0], runs.tasks, strict=True):
+        for kind, colour in (("right", RIGHT), ("noise", NOISE)):
+            shares = runs.text_weight_histogram("noisy", FULL, task, kind)
+            mean = Mean.of(runs.text_weights("noisy", FULL, task, kind))
+            label = f"{modality} is {'its own' if kind == 'right' else 'noise'}: {mean.plain(3)}"
+            panel.stairs(shares, edges, color=colour, lw=2, label=label)
+            panel.axvline(mean.value, color=colour, lw=1, ls="--")
+        panel.set(
+            title=f"{task} task", xlabel="weight of the text, 1 - \N{GREEK SMALL LETTER LAMDA}"
+        )
+        panel.legend(frameon=False, fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("share of the test pairs")
+    return figure
