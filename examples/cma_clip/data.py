@@ -130,8 +130,11 @@ class PairSplit:
     ) -> None:
         first = next(iter(labels.of.values()))
         self.members = [i for i in members if first[i] >= 0]
-        if not self.members:
-            raise OptionError(f"the {name} split has no labelled instance")
+        if len(self.members) < 2:
+            raise OptionError(
+                f"the {name} split has {len(self.members)} labelled instances, two are needed; "
+                "raise --limit or lower --min_instances"
+            )
         self.labels = labels
         images, texts = (
             rows_by_instance(ids) for ids in (observations.image_ids, observations.text_ids)

@@ -154,13 +154,12 @@ class PackagedTokens(TokenEncoder):
     """
 
     def __init__(self, dual: TwoTowers) -> None:
-        image_tower: Any = dual.image_tower
-        text_tower: Any = dual.text_tower
-        if not isinstance(image_tower, nn.Sequential) or len(image_tower) < 3:
+        towers: tuple[Any, Any] = dual.image_tower, dual.text_tower
+        if not isinstance(towers[0], nn.Sequential) or len(towers[0]) < 3:
             raise OptionError(
                 "--unfreeze heads pools in the trunk and leaves no tokens; expected top or all"
             )
-        super().__init__(dual, image_tower[-1].out_features, text_tower[-1].out_features)
+        super().__init__(dual, *(tower[-1].out_features for tower in towers))
 
     def encode_images(self, images: Tensor) -> Tokens:
         """Tokens of pixels or activations (M, C, H, W)."""

@@ -74,7 +74,7 @@ def relevance_maps(
     for scores, row in zip(relevance, pairs.texts.tolist(), strict=True):
         names = token_names(config, caption_of(data, row))[: len(scores)]
         candidates = [i for i, name in enumerate(names) if is_word(name)] or [0]
-        best = max(candidates, key=lambda i: float(scores[i].std()))
+        best = max(candidates, key=lambda i: float(scores[i].std(correction=0)))
         maps.append(scores[best].view(side, side))
         words.append(names[best])
     return maps, words

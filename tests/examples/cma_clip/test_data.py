@@ -48,7 +48,7 @@ def test_unlabelled_instances_are_left_out(data):
     labels = make_labels(12)
     labels.of["shape"][[1, 2]] = -1
     assert PairSplit(data, labels, range(4), "train").members == [0, 3]
-    with pytest.raises(OptionError, match="the val split has no labelled instance"):
+    with pytest.raises(OptionError, match="the val split has 0 labelled instances, two are needed"):
         PairSplit(data, labels, [1, 2], "val")
 
 

@@ -11,7 +11,7 @@ from examples.cma_clip.summary import Mean, Runs
 from examples.finetune.config import OptionError
 
 TINY = {
-    "limit": 60,
+    "limit": 100,
     "min_instances": 3,
     "image_size": 32,
     "embed_dim": 16,
