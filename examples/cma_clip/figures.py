@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .experiment import WEIGHT_BINS
-from .study import CONDITIONS, FULL
+from .study import CONDITIONS, FULL, NO_SA
 from .summary import Mean, Runs
 
-COLOURS = ("#08519c", "#4292c6", "#9ecae1", "#bdbdbd")
+COLOURS = ("#08519c", "#4292c6", "#9ecae1", "#fdae6b", "#bdbdbd")
+WEIGHED = (FULL, NO_SA)
 RIGHT, NOISE = "#2171b5", "#d94801"
 STYLE: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "cma_clip", "font.size": 10}
 
@@ -39,7 +40,7 @@ def ablation(runs: Runs, precision: float) -> Figure:
         draw_bars(panel, runs, metric)
         panel.set(title=title, ylabel="percent, mean of the tasks")
     axes[0].figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
     return figure
 
@@ -69,20 +70,26 @@ def draw_bars(axes: Axes, runs: Runs, metric: str) -> None:
 
 def text_weight(runs: Runs, modality: str) -> Figure:
     """Weight of the text for right and noisy pairs of every task, all seeds."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, len(runs.tasks), sharey=True, squeeze=False)
-    edges = np.linspace(0, 1, WEIGHT_BINS + 1)
-    for panel, task in zip(axes[0], runs.tasks, strict=True):
-        for kind, colour in (("right", RIGHT), ("noise", NOISE)):
-            shares = runs.text_weight_histogram("noisy", FULL, task, kind)
-            mean = Mean.of(runs.text_weights("noisy", FULL, task, kind))
-            label = f"{modality} is {'its own' if kind == 'right' else 'noise'}: {mean.plain(3)}"
-            panel.stairs(shares, edges, color=colour, lw=2, label=label)
-            panel.axvline(mean.value, color=colour, lw=1, ls="--")
-        panel.set(
-            title=f"{task} task", xlabel="weight of the text, 1 - \N{GREEK SMALL LETTER LAMDA}"
-        )
-        panel.legend(frameon=False, fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("share of the test pairs")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes: Any = figure.subplots(len(WEIGHED), len(runs.tasks), sharex=True, squeeze=False)
+    for row, variant in zip(axes, WEIGHED, strict=True):
+        for panel, task in zip(row, runs.tasks, strict=True):
+            draw_weights(panel, runs, variant, task, modality)
+            panel.set_title(f"{variant}, {task} task")
+        row[0].set_ylabel("share of the test pairs")
+    for panel in axes[-1]:
+        panel.set_xlabel("weight of the text, 1 - \N{GREEK SMALL LETTER LAMDA}")
     return figure
+
+
+def draw_weights(axes: Axes, runs: Runs, variant: str, task: str, modality: str) -> None:
+    """Histograms of the weight for right and noisy pairs, and their means."""
+    edges = np.linspace(0, 1, WEIGHT_BINS + 1)
+    for kind, colour in (("right", RIGHT), ("noise", NOISE)):
+        shares = runs.text_weight_histogram("noisy", variant, task, kind)
+        mean = Mean.of(runs.text_weights("noisy", variant, task, kind))
+        label = f"{modality} is {'its own' if kind == 'right' else 'noise'}: {mean.plain(3)}"
+        axes.stairs(shares, edges, color=colour, lw=2, label=label)
+        axes.axvline(mean.value, color=colour, lw=1, ls="--")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -39,8 +39,10 @@ FULL = "CMA-CLIP"
 # The contrastive loss acts in the end-to-end stage only: without it the warm-up is the same.
 NO_CONTRASTIVE = "without contrastive loss"
 NO_MA = "w/o MA"
+# Not in Table 6: the modality-wise attention over tokens that have not seen the other modality.
+NO_SA = "w/o SA"
 NO_MA_SA = "w/o (MA + SA)"
-VARIANTS = (FULL, NO_CONTRASTIVE, NO_MA, NO_MA_SA)
+VARIANTS = (FULL, NO_CONTRASTIVE, NO_MA, NO_SA, NO_MA_SA)
 PACKAGES = ("torch", "open_clip_torch", "transformers", "torchmetrics", "safetensors")
 
 
@@ -117,10 +119,11 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
         experiment.train(rest)
     save_model(full.model, str(folder / "model.safetensors"))
     no_ma = start("no_ma", modality_attention=False)
+    no_sa = start("no_sa", sequence_attention=False)
     no_ma_sa = start("no_ma_sa", modality_attention=False, sequence_attention=False)
-    for experiment in (no_ma, no_ma_sa):
+    for experiment in (no_ma, no_sa, no_ma_sa):
         experiment.train(experiment.stages())
-    experiments = (full, no_contrastive, no_ma, no_ma_sa)
+    experiments = (full, no_contrastive, no_ma, no_sa, no_ma_sa)
     return {name: e.summary() for name, e in zip(VARIANTS, experiments, strict=True)}
 
 
