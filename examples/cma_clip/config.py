@@ -30,7 +30,7 @@ class Config:
     image_size: int = option(112, "side of the packaged image encoder's input in pixels")
     embed_dim: int = option(512, "width of the packaged encoders' shared space")
     alignment_epochs: int = option(
-        3, "epochs of examples.finetune (MFH loss) before the stages; 0: encoders as they are"
+        3, "epochs of examples.finetune before the stages; 0: a CLIP that is trained already"
     )
 
     layers: int = option(12, "layers of the sequence-wise attention transformer")

@@ -11,7 +11,7 @@ from .config import Config
 from .encoders import token_encoder
 from .evaluate import Evaluation, evaluate
 from .model import CMAClip
-from .prepare import DataSet
+from .prepare import DataSet, device_of
 from .sources import CachedTokens, LiveTokens, TokenSource
 from .stages import Stage, StageResult, Training, three_stages, train
 
@@ -48,8 +48,7 @@ class Experiment:
     def __init__(
         self, config: Config, data: DataSet, dual: Any, cache: CachedTokens | None = None
     ) -> None:
-        accelerated = torch.cuda.is_available() and not config.cpu
-        self.device = torch.device("cuda" if accelerated else "cpu")
+        self.device = device_of(config)
         self.config, self.data, self.cache = config, data, cache
         self.model = build_model(config, dual, data.labels.counts).to(self.device)
         self.results: list[StageResult] = []

@@ -91,5 +91,6 @@ def draw_weights(axes: Axes, runs: Runs, variant: str, task: str, modality: str)
         label = f"{modality} is {'its own' if kind == 'right' else 'noise'}: {mean.plain(3)}"
         axes.stairs(shares, edges, color=colour, lw=2, label=label)
         axes.axvline(mean.value, color=colour, lw=1, ls="--")
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=9, loc="upper center")
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,6 +6,7 @@ examples.finetune aligns them first on the training split, without noise, with t
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class DataSet:
         return Observations(image_inputs, text_inputs, image_ids, text_ids)
 
 
+@lru_cache(maxsize=1)
 def chosen_emoji(limit: int) -> list[Instance]:
     """All emoji, or `limit` of them evenly spaced in Unicode's order."""
     instances = load_emoji()
@@ -62,12 +64,20 @@ def chosen_emoji(limit: int) -> list[Instance]:
     return [instances[i * len(instances) // limit] for i in range(limit)]
 
 
+def device_of(config: Config) -> torch.device:
+    """Device of a run."""
+    accelerated = torch.cuda.is_available() and not config.cpu
+    return torch.device("cuda" if accelerated else "cpu")
+
+
 def load_data(config: Config, file: Path | None = None, progress: bool = True) -> DataSet:
     """Render the emoji and run the encoders' frozen lower layers over them.
 
+    Encoders without frozen layers in front take the images themselves, rendered when asked for.
+
     Args:
         config: options.
-        file: keeps the outcome; read if it is there.
+        file: keeps the activations of the frozen layers; read if it is there.
         progress: show progress bars.
 
     """
@@ -77,18 +87,10 @@ def load_data(config: Config, file: Path | None = None, progress: bool = True) -
         return DataSet(instances, Observations(**torch.load(file, weights_only=True)), labels)
     set_seed(0)
     encoders = build_encoders(config.encoder_config())
-    observations = observe(instances, encoders, "cpu", progress)
-    if file is not None:
+    observations = observe(instances, encoders, device_of(config), progress)
+    if file is not None and encoders.image_trunk is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {
-                "images": list(observations.images),
-                "texts": list(observations.texts),
-                "image_ids": observations.image_ids,
-                "text_ids": observations.text_ids,
-            },
-            file,
-        )
+        torch.save(vars(observations), file)
     return DataSet(instances, observations, labels)
 
 

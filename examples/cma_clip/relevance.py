@@ -5,6 +5,7 @@ in a layer of the sequence-wise attention (section 4.4). The paper chooses the w
 is the one whose relevance varies most over the patches.
 """
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .prepare import DataSet, fresh_encoders
 from .sources import LiveTokens
 
 SHOWN = 8
+PIXELS = 160
 LAYER = 0
 
 
@@ -38,16 +40,18 @@ def save_relevance(config: Config, data: DataSet, weights: Path, path: Path) -> 
     load_model(model, str(weights))
     pairs = shown_pairs(config, data)
     maps, words = relevance_maps(model, data, pairs, config)
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    axes: Any = figure.subplots(2, (len(pairs) + 1) // 2, squeeze=False)
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes: Any = figure.subplots(2, SHOWN, squeeze=False)
     for panel in axes.flat:
         panel.axis("off")
-    for panel, image, text, grid, word in zip(
-        axes.flat, pairs.images.tolist(), pairs.texts.tolist(), maps, words, strict=False
-    ):
-        picture = source_of(data, image).open().resize((224, 224), Image.Resampling.LANCZOS)
-        draw_map(panel, picture, grid)
-        panel.set_title(f"{caption_of(data, text)}\n[{word}]", fontsize=10, wrap=True)
+    for number, (grid, word) in enumerate(zip(maps, words, strict=True)):
+        plain, mapped = axes.flat[2 * number], axes.flat[2 * number + 1]
+        image, text = int(pairs.images[number]), int(pairs.texts[number])
+        picture = source_of(data, image).open().resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+        plain.imshow(picture)
+        draw_map(mapped, picture, grid)
+        plain.set_title(textwrap.fill(caption_of(data, text), 18), fontsize=9)
+        mapped.set_title(f"[{word}]", fontsize=9)
     matplotlib.use("Agg")
     figure.savefig(path, dpi=80)
 

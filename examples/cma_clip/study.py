@@ -105,9 +105,11 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
     """Train and test the variants."""
     cache = CachedTokens.load(torch.load(tokens_file(config), weights_only=True))
 
+    aligned = load_encoders(config.encoder_config())
+
     def start(name: str, **options: Any) -> Experiment:
         changed = replace(config, output_dir=str(folder / name), **options)
-        return Experiment(changed, data, load_encoders(config.encoder_config()), cache)
+        return Experiment(changed, data, copy.deepcopy(aligned), cache)
 
     full = start("full")
     warm_up, *rest = full.stages()

@@ -1,14 +1,18 @@
 import copy
 import json
 
+import open_clip
 import pytest
 
 from examples.cma_clip.__main__ import main as classify
 from examples.cma_clip.config import Config, StudyConfig
+from examples.cma_clip.relevance import is_word, token_names
 from examples.cma_clip.report import markdown
 from examples.cma_clip.study import FULL, NO_MA, main
 from examples.cma_clip.summary import Mean, Runs
 from examples.finetune.config import OptionError
+
+from .tiny import TEXT, VISION
 
 TINY = {
     "limit": 100,
@@ -113,6 +117,36 @@ def test_one_run_from_the_command_line(tmp_path, capsys):
     assert set(results["test"]) == {"clean", "noisy"}
     assert (tmp_path / "model.safetensors").is_file()
     assert "recall at 90 % precision" in capsys.readouterr().out
+
+
+def test_one_run_of_an_open_clip_model(tmp_path):
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": VISION,
+        "text_cfg": {**TEXT, "vocab_size": 49408},
+    }
+    (tmp_path / "tiny-for-the-command.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    options = {
+        **TINY,
+        "model": "tiny-for-the-command",
+        "unfreeze": "all",
+        "output_dir": tmp_path,
+        "batch_size": 64,
+        "alignment_epochs": 0,
+    }
+    assert classify(command(options, "--stage_epochs", "1", "1", "1")) == 0
+    stages = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert [len(stage["validation"]) for stage in stages] == [2, 2, 2]
+
+
+def test_words_of_both_tokenizers():
+    packaged = token_names(Config(), "red apple")
+    assert packaged == ["[CLS]", "red", "apple", "[SEP]"]
+    clip = token_names(Config(model="ViT-B-32"), "red apple")
+    assert clip[:4] == ["<start_of_text>", "red", "apple", "<end_of_text>"]
+    assert [name for name in (*packaged, *clip[:4]) if is_word(name)] == ["red", "apple"] * 2
+    assert not is_word(",")
 
 
 @pytest.mark.parametrize(
