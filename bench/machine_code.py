@@ -30,6 +30,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
+from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
 
 TARGETS = {
@@ -75,27 +76,61 @@ KERNELS = {
     "positives": positives_kernel,
     "gradient": gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
+    "sigmoid_statistics": sigmoid_statistics_kernel,
+    "sigmoid_gradient": sigmoid_gradient_kernel,
 }
-PRODUCTS = ("statistics", "gradient")  # the kernels that multiply matrices
+# The kernels that multiply matrices, and whose settings they take.
+PRODUCTS: dict[str, launch.Phase] = {
+    "statistics": "statistics",
+    "gradient": "gradient",
+    "sigmoid_statistics": "statistics",
+    "sigmoid_gradient": "gradient",
+}
+_TEACHER = ((False, False), (True, False))
+# The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
+# the same kernel with and without diagnostics.
+SWITCHES = {
+    "statistics": (*_TEACHER, (True, True)),
+    "merge": (*_TEACHER, (False, True), (True, True)),
+    "positives": ((False, False),),
+    "gradient": _TEACHER,
+    "pair_gradient": _TEACHER,
+    "sigmoid_statistics": ((False, False),),
+    "sigmoid_gradient": ((False, False),),
+}
 
 
 def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     """Every kernel in every setting that the launchers use."""
-    for target, kernel, teacher, dtype in product(targets, KERNELS, (False, True), DTYPES):
+    for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
         if dtype != "fp32" and kernel == "merge":
             continue
-        if (dtype == "tf32" and kernel not in PRODUCTS) or (teacher and kernel == "positives"):
+        if dtype == "tf32" and kernel not in PRODUCTS:
             continue
-        yield {"target": target, "kernel": kernel, "dtype": dtype, "teacher": teacher}
+        for teacher, diagnostics in switches:
+            yield {
+                "target": target,
+                "kernel": kernel,
+                "dtype": dtype,
+                "teacher": teacher,
+                "diagnostics": diagnostics,
+            }
 
 
 def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     name, teacher, dtype = config["kernel"], config["teacher"], config["dtype"]
     kernel: Any = KERNELS[name]
-    constants: dict[str, Any] = {"TEACHER": teacher}
+    diagnostics = config["diagnostics"]
+    constants: dict[str, Any] = {
+        "TEACHER": teacher,
+        "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
+        "DIAGNOSTICS": diagnostics,
+    }
     options: dict[str, int] = {}
     if name in PRODUCTS:
-        setting = launch.SETTINGS[config["target"]][name].pick(DTYPES[dtype], teacher)
+        setting = launch.SETTINGS[config["target"]][PRODUCTS[name]].pick(
+            DTYPES[dtype], teacher, diagnostics
+        )
         precision = "tf32" if dtype == "tf32" else "ieee"
         constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
         options = setting.options()

@@ -13,7 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.problem import (
+    Gradients,
+    Needs,
+    Problem,
+    SigmoidGradients,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 
 try:
@@ -120,22 +128,24 @@ class _Native:
         """Whether the extension does the products too, on the matrix unit."""
         return self.fuse and problem.x.dtype == torch.bfloat16
 
-    def forward(self, problem: Problem) -> Statistics:
-        rows, cols = problem.x.shape[0], problem.y.shape[0]
-        sizes = [rows, cols, problem.pair_images.shape[0]]
-        sizes += [rows, cols] * 2 if problem.has_teacher else [0] * 4
-        result = Statistics(*(problem.x.new_empty(n, dtype=torch.float32) for n in sizes))
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+        result = problem.room(diagnostics)
         fuse, positives = self._fuses(problem), result.positives.data_ptr()
         plane = None if fuse else _Plane(problem)
         widest = _native.CHUNK if plane is None else plane.widest
-        sweep = _native.ForwardPass(self.level, _native_problem(problem), positives, widest)
+        sweep = _native.ForwardPass(
+            self.level, _native_problem(problem), positives, widest, diagnostics
+        )
         if plane is None:
             problem = problem.contiguous()
             sweep.fused(_features(problem))
         else:
             for rows, cols in plane:
                 sweep.sweep(*plane.addresses(rows, cols))
-        sweep.finish(*(s.data_ptr() for s in result[:2] + result[3:]))
+        n_rows, n_cols, _, *averages = (s.data_ptr() for s in result)
+        sweep.finish(n_rows, n_cols, *averages[:4])
+        if diagnostics:
+            sweep.finish_diagnostics(*averages[4:])
         return result
 
     def backward(
@@ -155,6 +165,46 @@ class _Native:
         gradients = products(problem, needs, sweep)
         scale = problem.scale.item()
         return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
+
+    # The sigmoid statistics take the tiled way for every dtype: fused they would be a second
+    # pair of drivers of the matrix unit.
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        result = SigmoidStatistics(*problem.room(diagnostics=False)[:3])
+        plane = _Plane(problem)
+        sweep = _native.SigmoidForwardPass(
+            self.level,
+            _native_problem(problem),
+            bias.item(),
+            result.positives.data_ptr(),
+            plane.widest,
+        )
+        for rows, cols in plane:
+            sweep.sweep(*plane.addresses(rows, cols))
+        sweep.finish(result.r_rows.data_ptr(), result.r_cols.data_ptr())
+        return result
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        sweep = _native.SigmoidBackwardPass(
+            self.level,
+            _native_problem(problem),
+            bias.item(),
+            positives.data_ptr(),
+            [g.data_ptr() for g in upstream],
+        )
+        gradients, scale = _tiled_gradients(problem, needs, sweep), problem.scale.item()
+        return SigmoidGradients(
+            gradients.x,
+            gradients.y,
+            problem.scale.new_tensor(sweep.dscale / scale**2),
+            bias.new_tensor(sweep.dbias / scale),
+        )
 
 
 def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:

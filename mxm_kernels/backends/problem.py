@@ -8,6 +8,15 @@ momentum teacher's, s and t the two scales, P positive pairs.
     n_i = logsumexp_{j not in Pos(i)} S_ij           n_j  the same down column j
     t_i = logsumexp_j T_ij                           t_j
     u_i = sum_j softmax_j(T_i.) S_ij                 u_j
+
+and for diagnostics, not differentiable, the hardest negative and the entropy of the teacher:
+
+    m_i = max_{j not in Pos(i)} S_ij                 m_j
+    h_i = t_i - sum_j softmax_j(T_i.) T_ij           h_j
+
+The sigmoid statistics have a bias b instead of a teacher:
+
+    r_i = sum_{j not in Pos(i)} softplus(S_ij + b)   r_j
 """
 
 from __future__ import annotations
@@ -43,6 +52,15 @@ class Problem(NamedTuple):
         """Whether T exists."""
         return self.teacher_x is not None
 
+    def room(self, diagnostics: bool) -> Statistics:
+        """Uninitialised statistics; those that do not exist here have no element."""
+        rows, cols = self.x.shape[0], self.y.shape[0]
+        both, none = [rows, cols], [0, 0]
+        sizes = both + [self.pair_images.shape[0]] + (both if self.has_teacher else none) * 2
+        sizes += both if diagnostics else none
+        sizes += both if diagnostics and self.has_teacher else none
+        return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
+
     def contiguous(self) -> Problem:
         """The same problem with every feature matrix laid out row after row."""
         teacher_x, teacher_y = self.teacher_x, self.teacher_y
@@ -55,7 +73,10 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What forward returns: O(M + N + P) numbers. Without a teacher the last four are empty."""
+    """What forward returns: O(M + N + P) numbers.
+
+    Without a teacher u, t and h are empty; m and h are where no diagnostics are wanted.
+    """
 
     n_rows: Tensor  # (M,) log-sum-exp over the negatives of each row
     n_cols: Tensor  # (N,) the same for columns
@@ -64,6 +85,10 @@ class Statistics(NamedTuple):
     u_cols: Tensor  # (N,)
     t_rows: Tensor  # (M,) log-sum-exp of T over the row, kept for backward
     t_cols: Tensor  # (N,)
+    m_rows: Tensor  # (M,) greatest S over the negatives of each row, -inf without one
+    m_cols: Tensor  # (N,)
+    h_rows: Tensor  # (M,) entropy of the teacher's softmax over the row, in nats
+    h_cols: Tensor  # (N,)
 
 
 class Upstream(NamedTuple):
@@ -76,12 +101,21 @@ class Upstream(NamedTuple):
     u_cols: Tensor
 
 
+class SigmoidStatistics(NamedTuple):
+    """What the forward of the sigmoid statistics returns, and their upstream gradients."""
+
+    r_rows: Tensor  # (M,) sum of softplus(S + b) over the negatives of each row
+    r_cols: Tensor  # (N,) the same for columns
+    positives: Tensor  # (P,) S of every positive pair, in slot order
+
+
 class Needs(NamedTuple):
     """Which gradients are wanted; a frozen tower costs no product."""
 
     x: bool
     y: bool
     scale: bool
+    bias: bool = False
 
 
 class Gradients(NamedTuple):
@@ -92,6 +126,15 @@ class Gradients(NamedTuple):
     scale: Tensor  # ()
 
 
+class SigmoidGradients(NamedTuple):
+    """What the backward of the sigmoid statistics returns; empty where not wanted."""
+
+    x: Tensor  # (M, D), dtype of the features
+    y: Tensor  # (N, D)
+    scale: Tensor  # ()
+    bias: Tensor  # ()
+
+
 class Backend(Protocol):
     """One implementation of the operator."""
 
@@ -99,12 +142,27 @@ class Backend(Protocol):
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
         ...
 
-    def forward(self, problem: Problem) -> Statistics:
-        """Compute the statistics."""
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+        """Compute the statistics; diagnostics change no bit of the others."""
         ...
 
     def backward(
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
     ) -> Gradients:
         """Compute the gradients."""
+        ...
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        """Compute the sigmoid statistics; the problem has no teacher."""
+        ...
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        """Compute their gradients from S of the ``positives`` and those of the statistics."""
         ...

@@ -6,6 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "fused.h"
 #include "kernels.h"
 
@@ -73,8 +76,8 @@ Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
 class ForwardPass {
  public:
   ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
-              std::int64_t widest)
-      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest) {}
+              std::int64_t widest, bool diagnostics)
+      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest, diagnostics) {}
 
   void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
              std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
@@ -99,7 +102,28 @@ class ForwardPass {
     kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
   }
 
+  void finish_diagnostics(std::uintptr_t m_rows, std::uintptr_t m_cols, std::uintptr_t h_rows,
+                          std::uintptr_t h_cols) {
+    store_hardest(pass_.rows.hardest, at<float>(m_rows));
+    store_hardest(pass_.cols.hardest, at<float>(m_cols));
+    if (!pass_.problem.has_teacher) return;
+    store_entropy(pass_.rows.own, at<float>(h_rows));
+    store_entropy(pass_.cols.own, at<float>(h_cols));
+  }
+
  private:
+  static void store_hardest(const std::vector<float>& maxima, float* to) {
+    for (const float top : maxima) *to++ = top > kNothing ? top : -INFINITY;
+  }
+
+  // t - sum_j softmax_j(T) T, which rounding may take below 0.
+  void store_entropy(const Running& own, float* to) const {
+    for (std::size_t k = 0; k < own.top.size(); ++k) {
+      const float average = pass_.problem.teacher_scale * own.weighted[k] / own.total[k];
+      to[k] = std::max(own.top[k] + std::log(own.total[k]) - average, 0.0f);
+    }
+  }
+
   const Kernels& kernels_;
   Forward pass_;
 };
@@ -148,6 +172,62 @@ class BackwardPass {
   Backward pass_;
 };
 
+class SigmoidForwardPass {
+ public:
+  SigmoidForwardPass(const std::string& level, const Problem& problem, float bias,
+                     std::uintptr_t positives, std::int64_t widest)
+      : kernels_(kernels(level)), pass_(problem, bias, at<float>(positives), widest) {}
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.sigmoid_forward_tile(pass_,
+                                  make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void finish(std::uintptr_t r_rows, std::uintptr_t r_cols) const {
+    std::copy(pass_.rows.begin(), pass_.rows.end(), at<float>(r_rows));
+    std::copy(pass_.cols.begin(), pass_.cols.end(), at<float>(r_cols));
+  }
+
+ private:
+  const Kernels& kernels_;
+  SigmoidForward pass_;
+};
+
+class SigmoidBackwardPass {
+ public:
+  // `upstream`: dr, dr', dS_pos.
+  SigmoidBackwardPass(const std::string& level, const Problem& problem, float bias,
+                      std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream)
+      : kernels_(kernels(level)) {
+    pass_.problem = problem;
+    pass_.bias = bias;
+    pass_.positives = at<const float>(positives);
+    pass_.dpositives = at<const float>(upstream.at(2));
+    pass_.rows = scaled(at<const float>(upstream.at(0)), problem.rows);
+    pass_.cols = scaled(at<const float>(upstream.at(1)), problem.cols);
+  }
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.sigmoid_backward_tile(pass_,
+                                   make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  double dscale() const { return pass_.dscale; }
+  double dbias() const { return pass_.dbias; }
+
+ private:
+  std::vector<float> scaled(const float* upstream, std::int64_t length) const {
+    std::vector<float> values(length + kPad, 0.0f);
+    for (std::int64_t k = 0; k < length; ++k) values[k] = upstream[k] * pass_.problem.scale;
+    return values;
+  }
+
+  const Kernels& kernels_;
+  SigmoidBackward pass_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -160,13 +240,18 @@ NB_MODULE(_native, m) {
                           std::int64_t length) {
     kernels(level).exponential(at<const float>(from), at<float>(to), length);
   });
+  m.def("softplus", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
+                       std::int64_t length) {
+    kernels(level).softplus(at<const float>(from), at<float>(to), length);
+  });
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
-      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t>())
+      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t, bool>())
       .def("sweep", &ForwardPass::sweep, Release())
       .def("fused", &ForwardPass::fused, Release())
-      .def("finish", &ForwardPass::finish, Release());
+      .def("finish", &ForwardPass::finish, Release())
+      .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
                     const std::vector<std::uintptr_t>&>(),
@@ -174,6 +259,17 @@ NB_MODULE(_native, m) {
       .def("sweep", &BackwardPass::sweep, Release())
       .def("fused", &BackwardPass::fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
+  nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())
+      .def("sweep", &SigmoidForwardPass::sweep, Release())
+      .def("finish", &SigmoidForwardPass::finish, Release());
+  nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
+                    const std::vector<std::uintptr_t>&>(),
+           Release())
+      .def("sweep", &SigmoidBackwardPass::sweep, Release())
+      .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
+      .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
 }
 
 }  // namespace mxm

@@ -2,7 +2,8 @@
 
 Forward is one pass over the tiles of S and T for both directions (``statistics``); backward
 writes dS tile by tile into a bounded workspace (``gradient``) and leaves the gradient
-products to the vendor's BLAS. Launch settings are a table in ``launch``.
+products to the vendor's BLAS; the sigmoid statistics (``sigmoid``) go the same way. Launch
+settings are a table in ``launch``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,17 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.problem import (
+    Gradients,
+    Needs,
+    Problem,
+    SigmoidGradients,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 
 
 class _Triton:
@@ -33,11 +43,11 @@ class _Triton:
             "(set TRITON_INTERPRET=1 before importing to run its interpreter on the CPU)"
         )
 
-    def forward(self, problem: Problem) -> Statistics:
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
         from mxm_kernels.backends.triton import statistics
 
         with torch.cuda.device_of(problem.x):  # Triton launches on the current device
-            return statistics.forward(problem)
+            return statistics.forward(problem, diagnostics)
 
     def backward(
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
@@ -46,6 +56,25 @@ class _Triton:
 
         with torch.cuda.device_of(problem.x):
             return gradient.backward(problem, statistics, upstream, needs)
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        from mxm_kernels.backends.triton import sigmoid
+
+        with torch.cuda.device_of(problem.x):
+            return sigmoid.forward(problem, bias)
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        from mxm_kernels.backends.triton import sigmoid
+
+        with torch.cuda.device_of(problem.x):
+            return sigmoid.backward(problem, bias, positives, upstream, needs)
 
 
 backend = _Triton()

@@ -1,0 +1,146 @@
+"""From the losses of the rows to the result: soft share, row weights, directions, reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.batch import Batch, directions
+from mxm_kernels.direction import Direction
+from mxm_kernels.losses import soft_rows
+from mxm_kernels.options import Resolved, row_vector
+
+# (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
+# it is given are the weights (P,) of the positives, for most.
+Formula = Callable[[Direction, Any, float], Tensor]
+Given = tuple[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One direction's losses and all that their mean depends on."""
+
+    losses: Tensor  # (rows,) of the formula, or of the soft loss alone
+    count: int  # rows in the mean of the losses
+    weights: Tensor | None = None  # (rows,) of the rows
+    counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
+    soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
+    share: float | Tensor = 0.0  # of the soft loss
+
+    def rows(self) -> Tensor:
+        """Losses of the rows, each times its weight."""
+        losses = self.losses
+        if self.soft is not None:
+            losses = (1 - self.share) * losses + self.share * self.soft
+        return losses if self.weights is None else self.weights * losses
+
+    def mean(self) -> Tensor:
+        """Mean of the losses over the rows that count, plus mean of the soft loss over all."""
+        weights, rows = self.weights, self.losses.shape[0]
+        if weights is not None and self.counted is not None:
+            weights = weights * self.counted
+        if self.soft is None:
+            return _average(self.losses, self.count, weights)
+        if isinstance(self.share, Tensor):
+            hard = _average((1 - self.share) * self.losses, self.count, weights)
+            return hard + _average(self.share * self.soft, rows, self.weights)
+        hard = (1 - self.share) * _average(self.losses, self.count, weights)
+        return hard + self.share * _average(self.soft, rows, self.weights)
+
+
+def reduce(
+    batch: Batch, formula: Formula | None, given: Given, *, every_row: bool = False
+) -> Tensor:
+    """Run the operator, the formula in both directions, and mix them.
+
+    ``given`` is what the formula is given in each direction; without a formula the loss is the
+    soft loss alone.
+    """
+    o = batch.options
+    pair = directions(batch, soft=formula is None or o.soft)
+    if o.diagnostics is not None:
+        o.diagnostics.measure(*pair)
+    shares = _soft_shares(batch)
+
+    def side(k: int) -> Side:
+        d = pair[k]
+        losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
+        everyone = every_row or formula is None
+        counted = None if everyone else d.has_positive
+        return Side(
+            losses=losses,
+            count=losses.shape[0] if everyone else d.with_positive,
+            weights=row_weights(batch, k, losses, counted),
+            counted=counted,
+            soft=soft_rows(d) if formula is not None and o.soft else None,
+            share=shares[k],
+        )
+
+    return mix(o, side)
+
+
+def mix(options: Resolved, side: Callable[[int], Side]) -> Tensor:
+    """Both directions in one number, or the rows of each; ``side(k)`` makes direction k."""
+    if options.reduction == "none":
+        return cast(Tensor, (side(0).rows(), side(1).rows()))  # iterates as a Tensor does
+    share = options.image_to_text_weight
+    if share in (0, 1):
+        return side(0 if share else 1).mean()
+    forward, backward = side(0).mean(), side(1).mean()
+    return (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
+
+
+def _average(losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
+    if row_weights is None:
+        return losses.sum() / count
+    return (row_weights * losses).sum() / row_weights.sum()
+
+
+def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
+    """The share of the soft loss in each direction: a number or one for each row."""
+    share = batch.options.soft_weight
+    if not isinstance(share, tuple | list):
+        return float(share), float(share)
+    rows, cols = share
+    return (
+        _fractions("soft_weight[0]", rows, batch.x, batch.dtype),
+        _fractions("soft_weight[1]", cols, batch.y, batch.dtype),
+    )
+
+
+def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Tensor:
+    vector = row_vector(name, value, like.shape[0], like, dtype)
+    if _can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
+        raise ValueError(f"{name} must be between 0 and 1")
+    return vector
+
+
+def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
+    """``image_weights`` or ``text_weights``, checked."""
+    name = ("image_weights", "text_weights")[side]
+    return nonnegative_weights(name, getattr(batch.options, name), losses, counted)
+
+
+def nonnegative_weights(
+    name: str, value: Tensor | None, losses: Tensor, counted: Tensor | None
+) -> Tensor | None:
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN."""
+    if value is None:
+        return None
+    vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
+    if not _can_look(vector):
+        return torch.where(vector >= 0, vector, torch.nan)
+    if not bool((vector >= 0).all()):
+        raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
+    positive = vector > 0 if counted is None else (vector > 0) & counted
+    if not bool(positive.any()):
+        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
+    return vector
+
+
+def _can_look(vector: Tensor) -> bool:
+    return vector.device.type == "cpu" and not torch.compiler.is_compiling()
