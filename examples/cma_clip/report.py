@@ -115,23 +115,28 @@ def noise_table(runs: Runs, report: dict[str, Any]) -> str:
 
 def weight_text(runs: Runs, report: dict[str, Any]) -> str:
     """1 - lambda of the models with modality-wise attention."""
-    titles = ["model", "task", "trained clean", "with noise: right", "noise", "right minus noise"]
+    titles = ["model", "task", "trained clean", "trained with noise", "difference", "right - noise"]
     rows = []
     for variant in (FULL, NO_SA):
         for task in runs.tasks:
+            clean = runs.text_weights("clean", variant, task, "right")
             right, noise = (
                 runs.text_weights("noisy", variant, task, k) for k in ("right", "noise")
             )
-            gap = Mean.of([a - b for a, b in zip(right, noise, strict=True)])
-            clean = Mean.of(runs.text_weights("clean", variant, task, "right"))
-            means = [mean.plain(3) for mean in (clean, Mean.of(right), Mean.of(noise))]
-            rows.append([variant, task, *means, gap.signed(3)])
+            shift, gap = (
+                Mean.of([a - b for a, b in zip(first, second, strict=True)])
+                for first, second in ((right, clean), (right, noise))
+            )
+            means = [Mean.of(clean).plain(3), Mean.of(right).plain(3)]
+            rows.append([variant, task, *means, shift.signed(3), gap.signed(3)])
     return (
-        "Modality-wise attention gives the text the weight 1 - lambda (a share, not a percentage). "
-        f"Right and noise are test pairs whose {report['options']['noise']} is their own, or "
-        "another emoji's. With sequence-wise attention both of its inputs have seen the whole "
-        f"pair, so a weight near 0 or 1 does not mean that a modality is ignored; {NO_SA} weighs "
-        "image and text themselves.\n\n" + table(titles, rows) + "\n\n![text](text_weight.svg)"
+        "Modality-wise attention gives the text the weight 1 - lambda (a share, not a percentage), "
+        f"here for test pairs whose {report['options']['noise']} is their own. The last column "
+        "compares these with the pairs whose "
+        f"{report['options']['noise']} is noise: it is what the attention tells apart pair by "
+        "pair. With sequence-wise attention both of its inputs have seen the whole pair, so a "
+        f"weight near 0 or 1 does not mean that a modality is ignored; {NO_SA} weighs image and "
+        "text themselves.\n\n" + table(titles, rows) + "\n\n![text](text_weight.svg)"
     )
 
 
@@ -149,7 +154,7 @@ def findings(runs: Runs, report: dict[str, Any]) -> str:
             shown = [verdict(variant, gap) for variant, gap in gaps.items() if gap.outside_noise]
             equal = [f"{v} ({gap.signed()})" for v, gap in gaps.items() if not gap.outside_noise]
             if equal:
-                shown.append(f"no difference that the seeds show to {', '.join(equal)}")
+                shown.append(f"a difference within chance from {', '.join(equal)}")
             name = f"Average {title.format(precision=precision(report))}, {where}"
             lines.append(f"- {name}: {FULL} has {'; '.join(shown)}.")
     lines += [
@@ -208,15 +213,13 @@ def encoder_text(options: dict[str, Any]) -> str:
 
 
 def colophon(report: dict[str, Any]) -> str:
-    """Where and in what time."""
-    minutes = sum(run["seconds"] for run in report["runs"]) / 60
+    """The relevance maps, and the machine."""
     ran_on = report["machine"]
     return (
         f"![relevance](relevance.png)\n\nPatches that a word's query finds in the first layer, as "
         "in the paper's Figure 2; the emoji are evenly spaced in the test split, not chosen. The "
         "word is the one whose relevance varies most over the patches.\n\n"
-        f"The runs took {minutes:.0f} minutes of one thread each of {ran_on['processor']} "
-        f"(shared with other work), torch {report['versions']['torch']}."
+        f"Ran on {ran_on['processor']}, torch {report['versions']['torch']}."
     )
 
 
