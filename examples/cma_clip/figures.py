@@ -14,7 +14,7 @@ from .summary import Mean, Runs
 
 COLOURS = ("#08519c", "#4292c6", "#9ecae1", "#fdae6b", "#bdbdbd")
 WEIGHED = (FULL, NO_SA)
-RIGHT, NOISE = "#2171b5", "#d94801"
+CLEAN, RIGHT, NOISE = "#969696", "#2171b5", "#d94801"
 STYLE: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "cma_clip", "font.size": 10}
 
 
@@ -85,12 +85,16 @@ def text_weight(runs: Runs, modality: str) -> Figure:
 def draw_weights(axes: Axes, runs: Runs, variant: str, task: str, modality: str) -> None:
     """Histograms of the weight for right and noisy pairs, and their means."""
     edges = np.linspace(0, 1, WEIGHT_BINS + 1)
-    for kind, colour in (("right", RIGHT), ("noise", NOISE)):
-        shares = runs.text_weight_histogram("noisy", variant, task, kind)
-        mean = Mean.of(runs.text_weights("noisy", variant, task, kind))
-        label = f"{modality} is {'its own' if kind == 'right' else 'noise'}: {mean.plain(3)}"
-        axes.stairs(shares, edges, color=colour, lw=2, label=label)
-        axes.axvline(mean.value, color=colour, lw=1, ls="--")
-    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    shown = (
+        ("clean", "right", CLEAN, "trained without noise"),
+        ("noisy", "right", RIGHT, f"with noise, {modality} is its own"),
+        ("noisy", "noise", NOISE, f"with noise, {modality} is noise"),
+    )
+    for condition, kind, colour, label in shown:
+        shares = runs.text_weight_histogram(condition, variant, task, kind)
+        mean = Mean.of(runs.text_weights(condition, variant, task, kind))
+        axes.stairs(shares, edges, color=colour, lw=2, label=f"{label}: {mean.plain(3)}")
+        axes.axvline(mean.value, ymax=0.68, color=colour, lw=1, ls="--")
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper center")
     axes.spines[["top", "right"]].set_visible(False)

@@ -40,7 +40,7 @@ def save_relevance(config: Config, data: DataSet, weights: Path, path: Path) -> 
     load_model(model, str(weights))
     pairs = shown_pairs(config, data)
     maps, words = relevance_maps(model, data, pairs, config)
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 4.0), layout="constrained")
     axes: Any = figure.subplots(2, SHOWN, squeeze=False)
     for panel in axes.flat:
         panel.axis("off")

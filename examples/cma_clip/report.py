@@ -218,7 +218,8 @@ def colophon(report: dict[str, Any]) -> str:
     return (
         f"![relevance](relevance.png)\n\nPatches that a word's query finds in the first layer, as "
         "in the paper's Figure 2; the emoji are evenly spaced in the test split, not chosen. The "
-        "word is the one whose relevance varies most over the patches.\n\n"
+        "word is the one whose relevance varies most over the patches. The maps are as coarse as "
+        "the encoder's cells, and nothing here measures whether they are right.\n\n"
         f"Ran on {ran_on['processor']}, torch {report['versions']['torch']}."
     )
 
