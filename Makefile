@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo test fuzz sanitize lint compare machine-code bench bench-report report surface \
-  dist supported docs clean
+.PHONY: help demo test fuzz sanitize lint compare cma machine-code bench bench-report report \
+  surface dist supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 
 compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/finetune/results
 	$(BIN)/python -m examples.finetune.compare
+
+cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/cma_clip/results
+	$(BIN)/python -m examples.cma_clip.study
 
 machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
 	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.direction import Direction
-from mxm_kernels.losses import logsumexp_rows
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import logsumexp_rows
+from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import Options, Scale, resolve
-from mxm_kernels.reduction import reduce
 
 
 def fused_cwcl_loss(

@@ -14,11 +14,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import Formula, reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
-from mxm_kernels.reduction import Formula, reduce
 
 
 def fused_info_nce_loss(

@@ -7,11 +7,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, autocast, make_batch, resolve_folds
-from mxm_kernels.losses import masked_rows
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, autocast, make_batch, resolve_folds
+from mxm_kernels.algebra.losses import masked_rows
+from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, require_folds, resolve
-from mxm_kernels.reduction import reduce
 
 
 def fused_mfh_loss(

@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import make_batch
-from mxm_kernels.losses import joint_rows, unmasked_rows
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import make_batch
+from mxm_kernels.algebra.losses import joint_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, require_folds, resolve
-from mxm_kernels.reduction import reduce
 
 
 def fused_supcon_loss(
