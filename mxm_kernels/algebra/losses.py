@@ -70,7 +70,7 @@ def debiased_rows(
     n = d.n.masked_fill(~d.has_negative, 0)
     if positive_prior > 0:
         excess = math.log(positive_prior) + negatives.log() + positives - n
-        usable = (excess < 0) & d.has_positive
+        usable = ~(excess >= 0) & d.has_positive  # NaN is, and shows in the loss
         without = n + torch.log1p(-excess.masked_fill(~usable, -1).exp())
         without = without - math.log1p(-positive_prior)
         g = torch.where(usable, torch.maximum(without, floor), floor)
