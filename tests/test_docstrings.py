@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["data", "folds", "functional", "modules"])
+@pytest.mark.parametrize("name", ["data", "folds", "functional", "modules", "retrieval"])
 def test_examples(name):
     module = importlib.import_module(f"mxm_kernels.{name}")
     failed, attempted = doctest.testmod(module)
