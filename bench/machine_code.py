@@ -77,25 +77,47 @@ KERNELS = {
     "pair_gradient": pair_gradient_kernel,
 }
 PRODUCTS = ("statistics", "gradient")  # the kernels that multiply matrices
+_TEACHER = ((False, False), (True, False))
+# The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
+# the same kernel with and without diagnostics.
+SWITCHES = {
+    "statistics": (*_TEACHER, (True, True)),
+    "merge": (*_TEACHER, (False, True), (True, True)),
+    "positives": ((False, False),),
+    "gradient": _TEACHER,
+    "pair_gradient": _TEACHER,
+}
 
 
 def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     """Every kernel in every setting that the launchers use."""
-    for target, kernel, teacher, dtype in product(targets, KERNELS, (False, True), DTYPES):
+    for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
         if dtype != "fp32" and kernel == "merge":
             continue
-        if (dtype == "tf32" and kernel not in PRODUCTS) or (teacher and kernel == "positives"):
+        if dtype == "tf32" and kernel not in PRODUCTS:
             continue
-        yield {"target": target, "kernel": kernel, "dtype": dtype, "teacher": teacher}
+        for teacher, diagnostics in switches:
+            yield {
+                "target": target,
+                "kernel": kernel,
+                "dtype": dtype,
+                "teacher": teacher,
+                "diagnostics": diagnostics,
+            }
 
 
 def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     name, teacher, dtype = config["kernel"], config["teacher"], config["dtype"]
     kernel: Any = KERNELS[name]
-    constants: dict[str, Any] = {"TEACHER": teacher}
+    diagnostics = config["diagnostics"]
+    constants: dict[str, Any] = {
+        "TEACHER": teacher,
+        "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
+        "DIAGNOSTICS": diagnostics,
+    }
     options: dict[str, int] = {}
     if name in PRODUCTS:
-        setting = launch.SETTINGS[config["target"]][name].pick(DTYPES[dtype], teacher)
+        setting = launch.SETTINGS[config["target"]][name].pick(DTYPES[dtype], teacher, diagnostics)
         precision = "tf32" if dtype == "tf32" else "ieee"
         constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
         options = setting.options()

@@ -1,16 +1,64 @@
 """Fused multifold contrastive losses for PyTorch: no similarity matrix, no masks."""
 
+from mxm_kernels.aggregate import fold_mean
 from mxm_kernels.backends import BackendUnavailableError
+from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds
-from mxm_kernels.functional import draw_selection, fused_mfh_loss
-from mxm_kernels.modules import MFHLoss
+from mxm_kernels.functional import (
+    draw_selection,
+    fused_cwcl_loss,
+    fused_debiased_loss,
+    fused_decoupled_loss,
+    fused_hard_loss,
+    fused_info_nce_loss,
+    fused_intra_modal_loss,
+    fused_mfh_loss,
+    fused_self_distillation_loss,
+    fused_soft_loss,
+    fused_supcon_loss,
+)
+from mxm_kernels.modules import (
+    CWCLLoss,
+    DebiasedLoss,
+    DecoupledLoss,
+    HardLoss,
+    InfoNCELoss,
+    IntraModalLoss,
+    MFHLoss,
+    SelfDistillationLoss,
+    SoftLoss,
+    SupConLoss,
+)
+from mxm_kernels.options import Options, Queue
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "CWCLLoss",
+    "DebiasedLoss",
+    "DecoupledLoss",
+    "Diagnostics",
     "Folds",
+    "HardLoss",
+    "InfoNCELoss",
+    "IntraModalLoss",
     "MFHLoss",
+    "Options",
+    "Queue",
+    "SelfDistillationLoss",
+    "SoftLoss",
+    "SupConLoss",
     "draw_selection",
+    "fold_mean",
+    "fused_cwcl_loss",
+    "fused_debiased_loss",
+    "fused_decoupled_loss",
+    "fused_hard_loss",
+    "fused_info_nce_loss",
+    "fused_intra_modal_loss",
     "fused_mfh_loss",
+    "fused_self_distillation_loss",
+    "fused_soft_loss",
+    "fused_supcon_loss",
 ]

@@ -14,28 +14,33 @@ FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_features(image_features: Tensor, text_features: Tensor) -> None:
     """Two (rows, D) floating-point tensors of one dtype on one device, with rows in them."""
-    for name, features in (("image_features", image_features), ("text_features", text_features)):
-        if not isinstance(features, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
-        if features.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {features.layout}")
-        if features.ndim != 2:
-            raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}")
-        if features.dtype not in FEATURE_DTYPES:
-            raise TypeError(
-                f"{name} must be float32, bfloat16, float16 or float64, got {features.dtype}"
-            )
-        if features.shape[0] == 0 or features.shape[1] == 0:
-            raise ValueError(
-                f"{name} must have at least one row and one dimension, got shape "
-                f"{tuple(features.shape)}"
-            )
+    check_matrix("image_features", image_features)
+    check_matrix("text_features", text_features)
     if image_features.shape[1] != text_features.shape[1]:
         raise ValueError(
             "image_features and text_features must have the same dimension D, "
             f"got {image_features.shape[1]} and {text_features.shape[1]}"
         )
-    _check_alike("text_features", text_features, "image_features", image_features)
+    check_alike("text_features", text_features, "image_features", image_features)
+
+
+def check_matrix(name: str, features: object) -> None:
+    """A dense (rows, D) floating-point tensor with rows in it."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
+    if features.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {features.layout}")
+    if features.ndim != 2:
+        raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}")
+    if features.dtype not in FEATURE_DTYPES:
+        raise TypeError(
+            f"{name} must be float32, bfloat16, float16 or float64, got {features.dtype}"
+        )
+    if features.shape[0] == 0 or features.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have at least one row and one dimension, got shape "
+            f"{tuple(features.shape)}"
+        )
 
 
 def check_teacher(
@@ -64,7 +69,7 @@ def check_teacher(
                 f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
                 f"{student_name}, got {tuple(teacher.shape)}"
             )
-        _check_alike(name, teacher, student_name, student)
+        check_alike(name, teacher, student_name, student)
     if teacher_image.shape[1] != teacher_text.shape[1] or teacher_image.shape[1] == 0:
         raise ValueError(
             "teacher_image_features and teacher_text_features must have the same dimension D "
@@ -73,7 +78,8 @@ def check_teacher(
     return teacher_image.detach(), teacher_text.detach()
 
 
-def _check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """The same dtype on the same device."""
     if tensor.dtype != other.dtype:
         raise TypeError(
             f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
@@ -112,6 +118,14 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
     return torch.full((), float(scale), dtype=dtype, device=like.device)
 
 
+def positive_vector(name: str, scales: Tensor) -> Tensor:
+    """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
+    if scales.device.type == "cpu" and not torch.compiler.is_compiling():
+        least = float(scales.detach().nan_to_num(1.0).min())
+        _check_positive(name, least)
+    return torch.where(scales > 0, scales, torch.nan)
+
+
 def _check_positive(name: str, value: float) -> None:
     """Positive, and neither zero nor infinite once it is float32."""
     if not _SMALLEST <= value <= _LARGEST:
@@ -131,15 +145,9 @@ def check_draw(generator: object, selection: object) -> None:
         )
 
 
-def check_options(hard_weight: object, rounds: object, reduction: object) -> None:
-    """The hyper-parameters of MFH."""
-    if isinstance(hard_weight, bool) or not isinstance(hard_weight, Real):
-        raise TypeError(f"hard_weight must be a number, got {type(hard_weight).__name__}")
-    if not 0 <= float(hard_weight) <= 1:
-        raise ValueError(f"hard_weight must be between 0 and 1, got {hard_weight}")
+def check_rounds(rounds: object) -> None:
+    """R, or None for the expectation."""
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, Integral)):
         raise TypeError(f"rounds must be an integer or None, got {type(rounds).__name__}")
     if rounds is not None and int(rounds) < 1:
         raise ValueError(f"rounds must be at least 1, or None for the expectation, got {rounds}")
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from mxm_kernels.folds import Folds, Ids
+from mxm_kernels.folds import Folds, Ids, as_ids
 
 __all__ = [
     "InstanceKey",
@@ -326,16 +326,13 @@ def _drawn(rows: np.ndarray, k: int | None, generator: np.random.Generator) -> l
 
 
 def _ids(name: str, ids: Ids, rows: Sequence[Any] | Tensor) -> np.ndarray:
-    array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
-    if array.shape != (len(rows),):
+    vector = as_ids(name, ids).cpu().numpy()
+    if len(vector) != len(rows):
         side = name.removesuffix("_ids")
         raise ValueError(
-            f"{name} must have shape ({len(rows)},), an id for each of the {side}s, "
-            f"got {array.shape}"
+            f"{name}: expected an id for each of the {len(rows)} {side}s, got {len(vector)}"
         )
-    return array.astype(np.int64)
+    return vector
 
 
 def _count(name: str, value: object, least: int) -> int:

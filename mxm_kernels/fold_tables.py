@@ -145,6 +145,17 @@ def tables_from_ids(image_ids: Tensor, text_ids: Tensor) -> FoldTables:
     )
 
 
+def tables_without_pairs(images: int, texts: int, device: torch.device) -> FoldTables:
+    """Tables of rows that have no instance in common."""
+    return _sort_pairs(
+        torch.zeros(images, dtype=torch.int64, device=device),
+        torch.ones(texts, dtype=torch.int64, device=device),
+        groups=2,
+        pairs=0,
+        with_positive=(0, 0),
+    )
+
+
 def tables_from_counts(
     views: int, captions: int, instances: int, device: torch.device
 ) -> FoldTables:

@@ -63,7 +63,7 @@ class Folds:
             TypeError: the ids are not integers.
             ValueError: the ids are not one-dimensional or are on different devices.
         """
-        image, text = _as_ids("image_ids", image_ids), _as_ids("text_ids", text_ids)
+        image, text = as_ids("image_ids", image_ids), as_ids("text_ids", text_ids)
         if image.device != text.device:
             raise ValueError(
                 "image_ids and text_ids must be on one device, "
@@ -93,8 +93,29 @@ class Folds:
             return self
         return Folds(self._source.map(Tensor.pin_memory))
 
-    def tables(self, images: int, texts: int, device: torch.device) -> FoldTables:
+    def pairs(self, images: int, texts: int, device: torch.device | str = "cpu"):
+        """Image row and text row of every positive pair, sorted by image, then by text.
+
+        The order of ``pair_weights``.
+
+        Returns:
+            Two (P,) int64 tensors on ``device``.
+
+        Example:
+            >>> from mxm_kernels import Folds
+            >>> image_rows, text_rows = Folds.from_ids([7, 3], [3, 7, 3]).pairs(2, 3)
+            >>> image_rows.tolist(), text_rows.tolist()
+            ([0, 1, 1], [1, 0, 2])
+        """
+        tables = self.tables(images, texts, torch.device(device))
+        return tables.pair_images, tables.pair_texts
+
+    def tables(
+        self, images: int, texts: int, device: torch.device, name: str = "folds"
+    ) -> FoldTables:
         """The positive pairs of ``images`` image rows and ``texts`` text rows on ``device``.
+
+        ``name`` is the argument that errors speak of.
 
         Raises:
             ValueError: the folds describe other numbers of rows, or are on another device.
@@ -103,7 +124,7 @@ class Folds:
             views, captions = self._source
             if images % views or texts % captions or images // views != texts // captions:
                 raise ValueError(
-                    f"folds: uniform folds need {views} image rows and {captions} text rows for "
+                    f"{name}: uniform folds need {views} image rows and {captions} text rows for "
                     f"every instance, got {images} rows of image_features and {texts} rows of "
                     "text_features"
                 )
@@ -111,12 +132,12 @@ class Folds:
         tables = self._source
         if (tables.images, tables.texts) != (images, texts):
             raise ValueError(
-                f"folds: expected ids for {images} rows of image_features and {texts} rows of "
+                f"{name}: expected ids for {images} rows of image_features and {texts} rows of "
                 f"text_features, got {tables.images} image ids and {tables.texts} text ids"
             )
         if tables.device != device:
             raise ValueError(
-                f"folds must be on the device of the features, {device}, got {tables.device}; "
+                f"{name} must be on the device of the features, {device}, got {tables.device}; "
                 "call folds.to(device)"
             )
         return tables
@@ -129,7 +150,7 @@ class Folds:
         return f"Folds(images={t.images}, texts={t.texts}, positives={t.pairs})"
 
 
-def _as_ids(name: str, ids: Ids) -> Tensor:
+def as_ids(name: str, ids: Ids) -> Tensor:
     """Any container of integers as an int64 vector; uint64 keeps its bits, so ids stay distinct."""
     if not isinstance(ids, Tensor):
         try:

@@ -2,6 +2,9 @@
 
     (x, y, teacher x, teacher y, s, t, folds) -> (n, n', S_pos, u, u')
 
+besides t and t', which backward reads, and, where they are asked for, the diagnostics m and h,
+which have no gradient (symbols as in ``backends/problem.py``).
+
 Registered with torch.library, so it has fake kernels, works inside torch.compile and is
 checked by torch.library.opcheck. Its backward, with E = exp and every exponent <= 0:
 
@@ -38,14 +41,15 @@ _UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, 
 
 _library = torch.library.Library("mxm_kernels", "DEF")
 _library.define(
-    f"statistics({_INPUTS}, str backend) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"statistics({_INPUTS}, str backend, bool diagnostics=False) -> ({_STATISTICS}, "
+    "Tensor m_rows, Tensor m_cols, Tensor h_rows, Tensor h_cols)"
 )
 _library.define(
     f"statistics_backward({_INPUTS}, {_STATISTICS}, {_UPSTREAM}, bool[] needs, str backend) -> "
     "(Tensor, Tensor, Tensor)"
 )
 _PROBLEM = len(Problem._fields)
+_SAVED = 7  # statistics that backward reads
 
 
 def statistics(
@@ -56,11 +60,13 @@ def statistics(
     teacher_scale: Tensor | None,
     tables: FoldTables,
     backend: str,
+    diagnostics: bool = False,
 ) -> Statistics:
     """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
 
     Returns the statistics in float32 (float64 for float64 features), differentiable in x, y
-    and scale.
+    and scale. ``diagnostics`` come from the same pass without another product: m_rows, m_cols
+    and, with a teacher, h_rows, h_cols, which are empty otherwise.
     """
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     outputs = torch.ops.mxm_kernels.statistics(
@@ -76,17 +82,19 @@ def statistics(
         tables.pair_images,
         tables.pair_texts,
         backend,
+        diagnostics,
     )
     return Statistics(*outputs)
 
 
 @torch.library.impl(_library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    problem, backend = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM]
+    problem, (backend, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     with _plain(problem):
-        result = backends.load(backend).forward(problem)
+        result = backends.load(backend).forward(problem, *rest)
         poison = _non_finite(problem)
-        return tuple(result._replace(n_rows=result.n_rows + poison, n_cols=result.n_cols + poison))
+        kept = ("positives", "u_rows", "u_cols", "t_rows", "t_cols")  # the losses all read n
+        return tuple(v if f in kept else v + poison for f, v in result._asdict().items())
 
 
 @contextmanager
@@ -109,25 +117,24 @@ def _non_finite(problem: Problem) -> Tensor:
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=_library)
 def _fake_forward(*arguments):
-    problem = Problem(*arguments[:_PROBLEM])
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    pairs = problem.pair_images.shape[0]
-    sizes = [rows, cols, pairs] + ([rows, cols] * 2 if problem.has_teacher else [0] * 4)
-    return tuple(problem.x.new_empty(size, dtype=problem.accumulator) for size in sizes)
+    problem, (_, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
+    return tuple(problem.room(*rest or [False]))
 
 
 @torch.library.impl(_library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     problem, rest = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
-    result, upstream = Statistics(*rest[:7]), Upstream(*(g.contiguous() for g in rest[7:12]))
-    needs, backend = Needs(*rest[12]), rest[13]
+    diagnostics = [rest[0].new_empty(0)] * 4  # not kept for backward
+    result = Statistics(*rest[:_SAVED], *diagnostics)
+    upstream = Upstream(*(g.contiguous() for g in rest[_SAVED:-2]))
+    needs, backend = Needs(*rest[-2]), rest[-1]
     with _plain(problem):
         return tuple(backends.load(backend).backward(problem, result, upstream, needs))
 
 
 @torch.library.register_fake("mxm_kernels::statistics_backward", lib=_library)
 def _fake_backward(*arguments):
-    problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[_PROBLEM + 12])
+    problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[-2])
     x, y = problem.x, problem.y
     return tuple(
         Gradients(
@@ -139,7 +146,7 @@ def _fake_backward(*arguments):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:_PROBLEM], *output)
+    ctx.save_for_backward(*inputs[:_PROBLEM], *output[:_SAVED])
     ctx.mark_non_differentiable(*output[5:])
     ctx.backend = inputs[_PROBLEM]
 
@@ -157,6 +164,7 @@ def _differentiate(ctx, *grads):
         None,
         ds if needs[2] else None,
         *nothing,
+        None,
         None,
     )
 

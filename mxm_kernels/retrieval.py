@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import checks
-from mxm_kernels.functional import FoldsLike, _tables
+from mxm_kernels.batch import resolve_folds
+from mxm_kernels.options import FoldsLike
 
 __all__ = ["Retrieval", "RetrievalMetrics", "retrieval_metrics"]
 
@@ -105,7 +106,7 @@ def retrieval_metrics(
     if ndcg_at is not None:
         _check_integer("ndcg_at", ndcg_at)
     _check_integer("workspace_bytes", workspace_bytes)
-    t = _tables(folds, image_features, text_features)
+    t = resolve_folds(folds, image_features, text_features)
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     x, y = image_features.to(dtype), text_features.to(dtype)
     directions = (

@@ -65,6 +65,19 @@ class _LogSumExp(torch.autograd.Function):
         return share * (grad[owners] / total[owners]), None, None
 
 
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, places):
+        ctx.save_for_backward(places)
+        ctx.length = values.shape[0]
+        return values[places]
+
+    @staticmethod
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.length).index_copy(0, places, grad), None
+
+
 class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, order, inverse):
@@ -92,6 +105,16 @@ def segment_logsumexp(pairs: Tensor, segments: Segments) -> Tensor:
     return _LogSumExp.apply(pairs, *segments)
 
 
+def segment_max(pairs: Tensor, segments: Segments) -> Tensor:
+    """(P,) -> (rows,): greatest of the pairs of each row; -inf for a row without one."""
+    return _reduce(pairs, segments.offsets, "max", -torch.inf)
+
+
 def permute(pairs: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """(P,) -> (P,): ``pairs[order]``, where ``inverse`` undoes ``order``."""
     return _Permute.apply(pairs, order, inverse)
+
+
+def take(pairs: Tensor, places: Tensor) -> Tensor:
+    """(P,) -> (Q,): ``pairs[places]``, where no place occurs twice."""
+    return _Take.apply(pairs, places)

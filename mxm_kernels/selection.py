@@ -10,10 +10,29 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.segments import permute
 
 _INVALID = -2  # mark of an entry that is no positive pair
 
 Weights = tuple[Tensor, Tensor]  # (P,) of rows in slot order, (P,) of columns in text-major order
+
+
+def _uniform(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """float64 uniforms on ``device`` from ``generator``, wherever that is."""
+    if generator is None:
+        return torch.rand(shape, device=device, dtype=torch.float64)
+    # Page-locked, so that the copy to a GPU does not wait for it.
+    pinned = device.type == "cuda" and generator.device.type == "cpu"
+    uniform = torch.rand(
+        shape,
+        generator=generator,
+        device=generator.device,
+        dtype=torch.float64,
+        pin_memory=pinned,
+    )
+    return uniform.to(device, non_blocking=True)
 
 
 def _draw_places(offsets: Tensor, rounds: int, generator: torch.Generator | None) -> Tensor:
@@ -22,20 +41,8 @@ def _draw_places(offsets: Tensor, rounds: int, generator: torch.Generator | None
     float64 uniforms: a count of k positives is drawn with a bias below k * 2**-53.
     """
     counts = offsets[1:] - offsets[:-1]
-    shape = rounds, counts.shape[0]
-    if generator is None:
-        uniform = torch.rand(shape, device=offsets.device, dtype=torch.float64)
-    else:
-        # Page-locked, so that the copy to a GPU does not wait for it.
-        pinned = offsets.is_cuda and generator.device.type == "cpu"
-        uniform = torch.rand(
-            shape,
-            generator=generator,
-            device=generator.device,
-            dtype=torch.float64,
-            pin_memory=pinned,
-        )
-    lanes = (uniform.to(offsets.device, non_blocking=True) * counts).long()
+    uniform = _uniform((rounds, counts.shape[0]), generator, offsets.device)
+    lanes = (uniform * counts).long()
     return torch.where(counts > 0, offsets[:-1] + lanes, -1)
 
 
@@ -62,6 +69,17 @@ def _frequencies(places: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
     return counts[:pairs].to(dtype) / places.shape[0]
 
 
+def drawn_frequencies(
+    offsets: Tensor,
+    rounds: int,
+    generator: torch.Generator | None,
+    pairs: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(P,) weights of ``rounds`` random rounds over segments of positives."""
+    return _frequencies(_draw_places(offsets, rounds, generator), pairs, dtype)
+
+
 def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
     """The limit of infinitely many rounds: every positive of a row weighs the same."""
     rows = tables.image_offsets.diff()[tables.pair_images]
@@ -75,6 +93,69 @@ def drawn_weights(
     """Weights of ``rounds`` random rounds."""
     images, texts = draw_places(tables, rounds, generator)
     return _frequencies(images, tables.pairs, dtype), _frequencies(texts, tables.pairs, dtype)
+
+
+def draw_rows(
+    rows: int,
+    share: float,
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(rows,) 1 for a random ``share`` of the rows, rounded to whole rows, 0 for the others."""
+    order = _uniform((rows,), generator, device).argsort()
+    chosen = torch.zeros(rows, dtype=dtype, device=device)
+    chosen[order[: round(share * rows)]] = 1
+    return chosen
+
+
+def _one_positive_each(tables: FoldTables) -> bool:
+    """Whether every row of either side that has a positive has one."""
+    return tables.pairs == tables.images_with_positive == tables.texts_with_positive
+
+
+def paired_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
+    """One positive for every row: the k-th image of an instance goes with its k-th text.
+
+    Where the counts differ, the k-th of the more goes with the (k modulo count)-th of the
+    fewer: the diagonal of the group, walked again and again.
+    """
+    if _one_positive_each(tables):
+        ones = torch.ones(tables.pairs, dtype=dtype, device=tables.device)
+        return ones, ones
+    image_counts, text_counts = tables.image_offsets.diff(), tables.text_offsets.diff()
+    places = torch.arange(tables.pairs, device=tables.device)
+    text_rank = places - tables.image_offsets[tables.pair_images]  # in slot order
+    image_rank = places - tables.text_offsets[tables.text_owners]  # in text-major order
+    rows = text_rank == image_rank[tables.slot_places] % image_counts[tables.pair_images]
+    cols = image_rank == text_rank[tables.text_slots] % text_counts[tables.text_owners]
+    return rows.to(dtype), cols.to(dtype)
+
+
+def own_weights(tables: FoldTables, weights: tuple[Tensor, Tensor], dtype: torch.dtype) -> Weights:
+    """Weights that the caller computed, both (P,) in the order of :meth:`Folds.pairs`.
+
+    Raises:
+        TypeError, ValueError: they are not two floating-point (P,) tensors.
+    """
+    made = []
+    for k, vector in enumerate(weights):
+        name = f"pair_weights[{k}]"
+        if not isinstance(vector, Tensor) or not vector.dtype.is_floating_point:
+            came = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {came}")
+        if vector.shape != (tables.pairs,):
+            raise ValueError(
+                f"{name} must have shape ({tables.pairs},), one for each of Folds.pairs, "
+                f"got {tuple(vector.shape)}"
+            )
+        if vector.device != tables.device:
+            raise ValueError(
+                f"{name} must be on the device of the features, {tables.device}, "
+                f"got {vector.device}"
+            )
+        made.append(vector.to(dtype))
+    return made[0], permute(made[1], tables.text_slots, tables.slot_places)
 
 
 def given_weights(

@@ -259,7 +259,7 @@ def test_errors_name_the_argument():
     with pytest.raises(TypeError, match="epoch must be an integer, got float"):
         sampler.set_epoch(1.0)
     with pytest.raises(
-        ValueError, match=r"image_ids must have shape \(2,\), .* images, got \(3,\)"
+        ValueError, match="image_ids: expected an id for each of the 2 images, got 3"
     ):
         MultifoldDataset("ab", "xy", [0, 1, 1], [0, 1])
     with pytest.raises(TypeError, match="text_ids must hold integers, got dtype float64"):

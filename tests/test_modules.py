@@ -1,51 +1,121 @@
 """Modules and functions do not drift apart; modules hold no state."""
 
 import inspect
+from functools import partial
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import MFHLoss, fused_mfh_loss
+import mxm_kernels as mxm
+from mxm_kernels.options import HyperParameters, Inputs, Resolved
+
+PAIRS = {
+    mxm.MFHLoss: mxm.fused_mfh_loss,
+    mxm.HardLoss: mxm.fused_hard_loss,
+    mxm.SoftLoss: mxm.fused_soft_loss,
+    mxm.InfoNCELoss: mxm.fused_info_nce_loss,
+    mxm.DecoupledLoss: mxm.fused_decoupled_loss,
+    mxm.DebiasedLoss: mxm.fused_debiased_loss,
+    mxm.SelfDistillationLoss: mxm.fused_self_distillation_loss,
+    mxm.SupConLoss: mxm.fused_supcon_loss,
+    mxm.CWCLLoss: mxm.fused_cwcl_loss,
+    mxm.IntraModalLoss: mxm.fused_intra_modal_loss,
+}
+_BUNDLES = {"self", "options", "inputs"}
 
 
 def _parameters(function):
-    return {k: v for k, v in inspect.signature(function).parameters.items() if k != "self"}
+    parameters = inspect.signature(function).parameters
+    return {k: v for k, v in parameters.items() if k not in _BUNDLES}
 
 
-def test_signature_is_that_of_the_function():
-    function = _parameters(fused_mfh_loss)
-    init, forward = _parameters(MFHLoss.__init__), _parameters(MFHLoss.forward)
+def test_every_module_is_here():
+    losses = {getattr(mxm, name) for name in mxm.__all__ if name.endswith("Loss")}
+    assert losses == PAIRS.keys()
+    functions = {getattr(mxm, name) for name in mxm.__all__ if name.startswith("fused_")}
+    assert functions == set(PAIRS.values())
+
+
+@pytest.mark.parametrize("module", PAIRS, ids=lambda m: m.__name__)
+def test_signature_is_that_of_the_function(module):
+    function = _parameters(PAIRS[module])
+    init, forward = _parameters(module.__init__), _parameters(module.forward)
     assert not init.keys() & forward.keys()
     assert init.keys() | forward.keys() == function.keys()
     for name, parameter in (init | forward).items():
         assert parameter.default == function[name].default, name
-        assert parameter.annotation == function[name].annotation, name
         if name in forward:
             assert parameter.kind == function[name].kind, name
 
 
-def test_value_is_that_of_the_function():
+def test_options_are_split_between_constructor_and_forward():
+    hyper, inputs = set(HyperParameters.__annotations__), set(Inputs.__annotations__)
+    assert not hyper & inputs
+    assert hyper | inputs == set(mxm.Options.__annotations__) == set(Resolved._fields)
+
+
+CALLS = {
+    "mfh": (partial(mxm.MFHLoss, 0.3, 4), {"hard_weight": 0.3, "rounds": 4}, (2, 3)),
+    "hard": (partial(mxm.HardLoss, 2), {"rounds": 2, "soft_weight": 0.2}, (2, 3)),
+    "supcon": (partial(mxm.SupConLoss, "in"), {"positives": "in", "soft_weight": 0.2}, (2, 3)),
+    "debiased": (
+        partial(mxm.DebiasedLoss, 0.2),
+        {"positive_prior": 0.2, "soft_weight": 0.2, "label_smoothing": 0.1},
+        (2, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_value_is_that_of_the_function(name):
+    make, hyper, folds = CALLS[name]
     x, y = normalize(torch.randn(6, 4)), normalize(torch.randn(9, 4))
     teacher = {"teacher_image_features": y[:6], "teacher_text_features": normalize(y + 1)}
-    options = {"hard_weight": 0.3, "rounds": 4, "reduction": "none", "backend": "blocked"}
-    module = MFHLoss(**options)
-    ours = module(
-        x, y, (2, 3), logit_scale=9.0, generator=torch.Generator().manual_seed(1), **teacher
-    )
-    theirs = fused_mfh_loss(
-        x,
-        y,
-        (2, 3),
-        logit_scale=9.0,
-        generator=torch.Generator().manual_seed(1),
-        **teacher,
-        **options,
-    )
+    shared = {k: v for k, v in hyper.items() if k in HyperParameters.__annotations__}
+    shared |= {"reduction": "none", "backend": "blocked"}
+    module = make(**shared)
+
+    def draw():
+        if name not in ("mfh", "hard"):
+            return {}
+        return {"generator": torch.Generator().manual_seed(1)}
+
+    ours = module(x, y, folds, logit_scale=9.0, **draw(), **teacher)
+    function = PAIRS[type(module)]
+    theirs = function(x, y, folds, logit_scale=9.0, **draw(), **teacher, **hyper | shared)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_no_state():
-    module = MFHLoss()
-    assert not list(module.parameters())
-    assert not module.state_dict()
-    assert repr(module) == "MFHLoss(hard_weight=0.6, rounds=10, reduction='mean', backend=None)"
+@pytest.mark.parametrize("module", PAIRS, ids=lambda m: m.__name__)
+def test_no_state(module):
+    assert not list(module().parameters())
+    assert not module().state_dict()
+
+
+def test_representation():
+    assert repr(mxm.MFHLoss()) == "MFHLoss(hard_weight=0.6, rounds=10)"
+    assert repr(mxm.InfoNCELoss(reduction="none")) == (
+        "InfoNCELoss(mask_false_negatives=True, reduction='none')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: mxm.MFHLoss(hard_weight=2), ValueError, "hard_weight must be between 0 and 1"),
+        (lambda: mxm.MFHLoss(soft_weight=0.1), TypeError, "takes hard_weight"),
+        (lambda: mxm.HardLoss(rounds=0), ValueError, "rounds must be at least 1"),
+        (lambda: mxm.SupConLoss("both"), ValueError, "positives must be 'out' or 'in'"),
+        (lambda: mxm.DebiasedLoss(1.0), ValueError, "positive_prior must be at least 0 and below"),
+        (lambda: mxm.InfoNCELoss(1), TypeError, "mask_false_negatives must be True or False"),
+        (lambda: mxm.SoftLoss(reduction="sum"), ValueError, "reduction must be 'mean' or 'none'"),
+        (lambda: mxm.CWCLLoss(label_smoothing=0.1), TypeError, "takes no label_smoothing"),
+        (lambda: mxm.SelfDistillationLoss(soft_weight=1), TypeError, "takes soft_share"),
+        (lambda: mxm.DecoupledLoss(image_weights=None), TypeError, "unexpected option 'image_w"),
+        (lambda: mxm.IntraModalLoss(reduction="x"), ValueError, "reduction must be"),
+    ],
+)
+def test_bad_hyper_parameters(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

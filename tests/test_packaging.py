@@ -37,6 +37,6 @@ def test_needs_little(wheel):
     metadata = Parser().parsestr(wheel.read(name).decode())
     needed = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
     names = {r.split(">")[0].split(";")[0].strip() for r in needed}
-    assert names == {"torch", "triton", "numpy"}
+    assert names == {"torch", "triton", "numpy", "typing_extensions"}
     assert metadata["Version"] == mxm_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"

@@ -1,9 +1,9 @@
 """The operator in plain PyTorch, tile by tile: any device, any dtype, float64 included.
 
 The readable definition of the algorithm, and the fallback everywhere. It holds three tiles
-of at most ``TILE`` numbers and the statistics, whatever M and N are. 16-bit features are
-widened tile by tile, so products accumulate in float32. On a GPU it waits for the device
-(the pairs of a tile are looked up on the host); the Triton backend never does.
+(four for diagnostics) of at most ``TILE`` numbers and the statistics, whatever M and N are.
+16-bit features are widened tile by tile, so products accumulate in float32. On a GPU it waits
+for the device (the pairs of a tile are looked up on the host); the Triton backend never does.
 """
 
 from __future__ import annotations
@@ -73,14 +73,26 @@ class _Workspace:
 
 
 class _Running:
-    """Online log-sum-exp of rows or columns: running maximum, sum, weighted sum of values."""
+    """Online log-sum-exp of rows or columns: running maximum, sum, sums weighted by values.
+
+    ``weighted`` averages the values given, ``own`` the logits themselves.
+    """
 
     def __init__(self, length: int, like: Tensor) -> None:
         self.top = like.new_full((length,), -torch.inf)
         self.total = like.new_zeros(length)
         self.weighted = like.new_zeros(length)
+        self.own = like.new_zeros(length)
 
-    def add(self, span: Span, logits: Tensor, dim: int, values: Tensor | None, out: Tensor) -> None:
+    def add(
+        self,
+        span: Span,
+        logits: Tensor,
+        dim: int,
+        values: Tensor | None,
+        out: Tensor,
+        own: bool = False,
+    ) -> None:
         """Merge a tile, reducing over ``dim``; ``out`` is scratch of the tile's shape."""
         part = slice(*span)
         top = torch.maximum(self.top[part], logits.amax(dim))
@@ -88,6 +100,8 @@ class _Running:
         decay = (self.top[part] - safe).exp()
         torch.sub(logits, safe.unsqueeze(dim), out=out).exp_()
         self.total[part] = self.total[part] * decay + out.sum(dim)
+        if own:
+            self.own[part] = self.own[part] * decay + (out * logits).sum(dim)
         if values is not None:
             self.weighted[part] = self.weighted[part] * decay + out.mul_(values).sum(dim)
         self.top[part] = top
@@ -98,6 +112,9 @@ class _Running:
     def average(self) -> Tensor:
         return self.weighted / self.total
 
+    def entropy(self) -> Tensor:
+        return (self.logsumexp() - self.own / self.total).clamp(min=0)  # rounding may pass 0
+
 
 class _Blocked:
     """The backend: see the module's docstring."""
@@ -105,7 +122,7 @@ class _Blocked:
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
 
-    def forward(self, problem: Problem) -> Statistics:
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
         work = _Workspace(problem)
         rows, cols = problem.x.shape[0], problem.y.shape[0]
         like = work.buffers
@@ -116,19 +133,27 @@ class _Blocked:
             S, scratch = work.student(tile), work.take(2, tile)
             if problem.has_teacher:
                 T = work.teacher(tile)
-                T_rows.add(tile.rows, T, 1, S, scratch)
-                T_cols.add(tile.cols, T, 0, S, scratch)
+                T_rows.add(tile.rows, T, 1, S, scratch, own=diagnostics)
+                T_cols.add(tile.cols, T, 0, S, scratch, own=diagnostics)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
             flat[tile.places] = -torch.inf
             S_rows.add(tile.rows, S, 1, None, scratch)
             S_cols.add(tile.cols, S, 0, None, scratch)
-        n_rows, n_cols = S_rows.logsumexp(), S_cols.logsumexp()
+        result = problem.room(diagnostics)._replace(
+            n_rows=S_rows.logsumexp(), n_cols=S_cols.logsumexp(), positives=positives
+        )
+        if diagnostics:
+            result = result._replace(m_rows=S_rows.top, m_cols=S_cols.top)
         if not problem.has_teacher:
-            return Statistics(n_rows, n_cols, positives, *(like.new_empty(0) for _ in range(4)))
-        averages = T_rows.average(), T_cols.average()
-        return Statistics(
-            n_rows, n_cols, positives, *averages, T_rows.logsumexp(), T_cols.logsumexp()
+            return result
+        if diagnostics:
+            result = result._replace(h_rows=T_rows.entropy(), h_cols=T_cols.entropy())
+        return result._replace(
+            u_rows=T_rows.average(),
+            u_cols=T_cols.average(),
+            t_rows=T_rows.logsumexp(),
+            t_cols=T_cols.logsumexp(),
         )
 
     def backward(

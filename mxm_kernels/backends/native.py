@@ -120,22 +120,24 @@ class _Native:
         """Whether the extension does the products too, on the matrix unit."""
         return self.fuse and problem.x.dtype == torch.bfloat16
 
-    def forward(self, problem: Problem) -> Statistics:
-        rows, cols = problem.x.shape[0], problem.y.shape[0]
-        sizes = [rows, cols, problem.pair_images.shape[0]]
-        sizes += [rows, cols] * 2 if problem.has_teacher else [0] * 4
-        result = Statistics(*(problem.x.new_empty(n, dtype=torch.float32) for n in sizes))
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+        result = problem.room(diagnostics)
         fuse, positives = self._fuses(problem), result.positives.data_ptr()
         plane = None if fuse else _Plane(problem)
         widest = _native.CHUNK if plane is None else plane.widest
-        sweep = _native.ForwardPass(self.level, _native_problem(problem), positives, widest)
+        sweep = _native.ForwardPass(
+            self.level, _native_problem(problem), positives, widest, diagnostics
+        )
         if plane is None:
             problem = problem.contiguous()
             sweep.fused(_features(problem))
         else:
             for rows, cols in plane:
                 sweep.sweep(*plane.addresses(rows, cols))
-        sweep.finish(*(s.data_ptr() for s in result[:2] + result[3:]))
+        n_rows, n_cols, _, *averages = (s.data_ptr() for s in result)
+        sweep.finish(n_rows, n_cols, *averages[:4])
+        if diagnostics:
+            sweep.finish_diagnostics(*averages[4:])
         return result
 
     def backward(

@@ -8,6 +8,11 @@ momentum teacher's, s and t the two scales, P positive pairs.
     n_i = logsumexp_{j not in Pos(i)} S_ij           n_j  the same down column j
     t_i = logsumexp_j T_ij                           t_j
     u_i = sum_j softmax_j(T_i.) S_ij                 u_j
+
+and for diagnostics, not differentiable, the hardest negative and the entropy of the teacher:
+
+    m_i = max_{j not in Pos(i)} S_ij                 m_j
+    h_i = t_i - sum_j softmax_j(T_i.) T_ij           h_j
 """
 
 from __future__ import annotations
@@ -43,6 +48,15 @@ class Problem(NamedTuple):
         """Whether T exists."""
         return self.teacher_x is not None
 
+    def room(self, diagnostics: bool) -> Statistics:
+        """Uninitialised statistics; those that do not exist here have no element."""
+        rows, cols = self.x.shape[0], self.y.shape[0]
+        both, none = [rows, cols], [0, 0]
+        sizes = both + [self.pair_images.shape[0]] + (both if self.has_teacher else none) * 2
+        sizes += both if diagnostics else none
+        sizes += both if diagnostics and self.has_teacher else none
+        return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
+
     def contiguous(self) -> Problem:
         """The same problem with every feature matrix laid out row after row."""
         teacher_x, teacher_y = self.teacher_x, self.teacher_y
@@ -55,7 +69,10 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What forward returns: O(M + N + P) numbers. Without a teacher the last four are empty."""
+    """What forward returns: O(M + N + P) numbers.
+
+    Without a teacher u, t and h are empty; m and h are where no diagnostics are wanted.
+    """
 
     n_rows: Tensor  # (M,) log-sum-exp over the negatives of each row
     n_cols: Tensor  # (N,) the same for columns
@@ -64,6 +81,10 @@ class Statistics(NamedTuple):
     u_cols: Tensor  # (N,)
     t_rows: Tensor  # (M,) log-sum-exp of T over the row, kept for backward
     t_cols: Tensor  # (N,)
+    m_rows: Tensor  # (M,) greatest S over the negatives of each row, -inf without one
+    m_cols: Tensor  # (N,)
+    h_rows: Tensor  # (M,) entropy of the teacher's softmax over the row, in nats
+    h_cols: Tensor  # (N,)
 
 
 class Upstream(NamedTuple):
@@ -99,8 +120,8 @@ class Backend(Protocol):
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
         ...
 
-    def forward(self, problem: Problem) -> Statistics:
-        """Compute the statistics."""
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+        """Compute the statistics; diagnostics change no bit of the others."""
         ...
 
     def backward(

@@ -172,21 +172,29 @@ inline Floats logits(const Chunk& chunk, int i, int j) {
   return absent ? fill(kNothing) : value;
 }
 
-// The sums of S, or of T and weighted by S, with the maximum of each row and column.
+// The maximum of each row and column of S (negatives only) or of T.
 template <bool kStudent>
-void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
-  const std::int64_t width = padded(chunk.cols);
-  std::fill_n(cols.top, width, kNothing);
-  cols.clear(width);
+void find_maxima(const Chunk& chunk, float* rows, float* cols) {
+  std::fill_n(cols, padded(chunk.cols), kNothing);
   for (int i = 0; i < chunk.rows; ++i) {
     Floats top = fill(kNothing);
     for (int j = 0; j < chunk.cols; j += kLanes) {
       const Floats value = logits<kStudent>(chunk, i, j);
       top = maximum(top, value);
-      store(cols.top + j, maximum(load(cols.top + j), value));
+      store(cols + j, maximum(load(cols + j), value));
     }
-    rows.top[i] = largest(top);
+    rows[i] = largest(top);
   }
+}
+
+enum class Weighed { kNot, kStudent, kTeacher };  // by which products
+
+// The sums of S, or of T with its weights, relative to the maximum of each row and column.
+template <Weighed kBy>
+void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
+  constexpr bool kStudent = kBy == Weighed::kNot;
+  find_maxima<kStudent>(chunk, rows.top, cols.top);
+  cols.clear(padded(chunk.cols));
   for (int i = 0; i < chunk.rows; ++i) {
     Floats total{}, weighted{};
     for (int j = 0; j < chunk.cols; j += kLanes) {
@@ -197,7 +205,8 @@ void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
       total += row;
       store(cols.total + j, load(cols.total + j) + col);
       if (kStudent) continue;
-      const Floats product = load(chunk.student + chunk.at(i, j));
+      const float* const weights = kBy == Weighed::kTeacher ? chunk.teacher : chunk.student;
+      const Floats product = load(weights + chunk.at(i, j));
       const Floats inside = chunk.outside(j) ? Floats{} : product;
       weighted += row * inside;
       store(cols.weighted + j, load(cols.weighted + j) + col * inside);
@@ -221,11 +230,24 @@ void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
   }
   add_chunk<kTeacher>(chunk, top, sums);
   if (kTeacher && !(sums.T_rows.ample(chunk.rows) && sums.T_cols.ample(chunk.cols))) {
-    add_apart<false>(chunk, sums.T_rows, sums.T_cols);
+    add_apart<Weighed::kStudent>(chunk, sums.T_rows, sums.T_cols);
   }
   if (!(sums.S_rows.ample(chunk.rows) && sums.S_cols.ample(chunk.cols))) {
-    add_apart<true>(chunk, sums.S_rows, sums.S_cols);
+    add_apart<Weighed::kNot>(chunk, sums.S_rows, sums.S_cols);
   }
+}
+
+// What diagnostics want besides, from the same products: apart from the sums above, which
+// stay what they are without diagnostics.
+inline void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t col, ChunkSums& sums,
+                     Statistics& rows, Statistics& cols) {
+  find_maxima<true>(chunk, sums.S_rows.top, sums.S_cols.top);
+  raise(rows.hardest, row, sums.S_rows.top, chunk.rows);
+  raise(cols.hardest, col, sums.S_cols.top, chunk.cols);
+  if (chunk.teacher == nullptr) return;
+  add_apart<Weighed::kTeacher>(chunk, sums.T_rows, sums.T_cols);
+  merge(rows.own, row, sums.T_rows, chunk.rows);
+  merge(cols.own, col, sums.T_cols, chunk.cols);
 }
 
 inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Statistics& cols) {
@@ -249,9 +271,11 @@ inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, St
     }
     merge(pass.rows.S, tile.row + first, sums.S_rows, rows);
     merge(cols.S, j, sums.S_cols, chunk.cols);
-    if (tile.teacher == nullptr) continue;
-    merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
-    merge(cols.T, j, sums.T_cols, chunk.cols);
+    if (tile.teacher != nullptr) {
+      merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
+      merge(cols.T, j, sums.T_cols, chunk.cols);
+    }
+    if (pass.diagnostics) diagnose(chunk, tile.row + first, j, sums, pass.rows, cols);
   }
 }
 
@@ -271,8 +295,12 @@ inline void gather_positives(Forward& pass, const Tile& tile, int first, int row
 inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_t from,
                           std::int64_t to) {
   for (int thread = 0; thread < team; ++thread) {
-    for (Running Statistics::*part : {&Statistics::S, &Statistics::T}) {
-      const Running& sums = pass.partials[thread].*part;
+    const Statistics& partial = pass.partials[thread];
+    if (pass.diagnostics) {
+      raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
+    }
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::own}) {
+      const Running& sums = partial.*part;
       if (sums.top.empty()) continue;
       const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
       merge(pass.cols.*part, tile.col + from, sums.top.data() + from, sums.total.data() + from,

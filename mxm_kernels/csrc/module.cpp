@@ -6,6 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "fused.h"
 #include "kernels.h"
 
@@ -73,8 +76,8 @@ Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
 class ForwardPass {
  public:
   ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
-              std::int64_t widest)
-      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest) {}
+              std::int64_t widest, bool diagnostics)
+      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest, diagnostics) {}
 
   void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
              std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
@@ -99,7 +102,28 @@ class ForwardPass {
     kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
   }
 
+  void finish_diagnostics(std::uintptr_t m_rows, std::uintptr_t m_cols, std::uintptr_t h_rows,
+                          std::uintptr_t h_cols) {
+    store_hardest(pass_.rows.hardest, at<float>(m_rows));
+    store_hardest(pass_.cols.hardest, at<float>(m_cols));
+    if (!pass_.problem.has_teacher) return;
+    store_entropy(pass_.rows.own, at<float>(h_rows));
+    store_entropy(pass_.cols.own, at<float>(h_cols));
+  }
+
  private:
+  static void store_hardest(const std::vector<float>& maxima, float* to) {
+    for (const float top : maxima) *to++ = top > kNothing ? top : -INFINITY;
+  }
+
+  // t - sum_j softmax_j(T) T, which rounding may take below 0.
+  void store_entropy(const Running& own, float* to) const {
+    for (std::size_t k = 0; k < own.top.size(); ++k) {
+      const float average = pass_.problem.teacher_scale * own.weighted[k] / own.total[k];
+      to[k] = std::max(own.top[k] + std::log(own.total[k]) - average, 0.0f);
+    }
+  }
+
   const Kernels& kernels_;
   Forward pass_;
 };
@@ -163,10 +187,11 @@ NB_MODULE(_native, m) {
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
-      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t>())
+      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t, bool>())
       .def("sweep", &ForwardPass::sweep, Release())
       .def("fused", &ForwardPass::fused, Release())
-      .def("finish", &ForwardPass::finish, Release());
+      .def("finish", &ForwardPass::finish, Release())
+      .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
                     const std::vector<std::uintptr_t>&>(),

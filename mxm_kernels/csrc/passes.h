@@ -40,18 +40,25 @@ struct Running {
 };
 
 // Running statistics of S over the negatives, and of T, by which the products of S, not yet
-// scaled, are weighted.
+// scaled, are weighted. For diagnostics the maximum of S, and T weighted by its own products.
 struct Statistics {
-  Statistics(std::int64_t length, bool has_teacher)
-      : S(length), T(has_teacher ? length : 0, has_teacher) {}
+  Statistics(std::int64_t length, bool has_teacher, bool diagnostics)
+      : S(length),
+        T(has_teacher ? length : 0, has_teacher),
+        hardest(diagnostics ? length : 0, kNothing),
+        own(has_teacher && diagnostics ? length : 0, has_teacher && diagnostics) {}
 
   void clear(std::int64_t length) {
     S.clear(length);
     T.clear(length);
+    if (!hardest.empty()) std::fill_n(hardest.begin(), length, kNothing);
+    own.clear(length);
   }
 
   Running S;
   Running T;
+  std::vector<float> hardest;
+  Running own;
 };
 
 struct Problem {
@@ -80,14 +87,16 @@ struct Tile {
 };
 
 struct Forward {
-  Forward(const Problem& problem, float* positives, std::int64_t widest)
+  Forward(const Problem& problem, float* positives, std::int64_t widest, bool diagnostics)
       : problem(problem),
+        diagnostics(diagnostics),
         positives(positives),
-        rows(problem.rows, problem.has_teacher),
-        cols(problem.cols, problem.has_teacher),
-        partials(problem.threads, Statistics(widest, problem.has_teacher)) {}
+        rows(problem.rows, problem.has_teacher, diagnostics),
+        cols(problem.cols, problem.has_teacher, diagnostics),
+        partials(problem.threads, Statistics(widest, problem.has_teacher, diagnostics)) {}
 
   Problem problem;
+  bool diagnostics;
   float* positives;  // (P,)
   Statistics rows;
   Statistics cols;

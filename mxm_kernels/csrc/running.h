@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "passes.h"
@@ -26,6 +27,14 @@ inline void merge(Running& running, std::int64_t first, const float* top, const 
     if (!weighs) continue;
     float* const old_sum = running.weighted.data() + first + k;
     store(old_sum, load(old_sum, count) * old_share + load(weighted + k, count) * share, count);
+  }
+}
+
+// Raises the running maxima from `first` on to `length` others.
+inline void raise(std::vector<float>& maxima, std::int64_t first, const float* others,
+                  std::int64_t length) {
+  for (std::int64_t k = 0; k < length; ++k) {
+    maxima[first + k] = std::max(maxima[first + k], others[k]);
   }
 }
 

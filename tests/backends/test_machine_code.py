@@ -18,7 +18,7 @@ CONFIGURATIONS = list(configurations(list(TARGETS)))
 
 
 def _key(record) -> tuple:
-    return tuple(record[name] for name in ("target", "kernel", "dtype", "teacher"))
+    return tuple(record[name] for name in ("target", "kernel", "dtype", "teacher", "diagnostics"))
 
 
 @pytest.fixture(scope="session")

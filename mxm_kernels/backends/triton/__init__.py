@@ -33,11 +33,11 @@ class _Triton:
             "(set TRITON_INTERPRET=1 before importing to run its interpreter on the CPU)"
         )
 
-    def forward(self, problem: Problem) -> Statistics:
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
         from mxm_kernels.backends.triton import statistics
 
         with torch.cuda.device_of(problem.x):  # Triton launches on the current device
-            return statistics.forward(problem)
+            return statistics.forward(problem, diagnostics)
 
     def backward(
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs

@@ -6,11 +6,14 @@ of a scratch that only this program row touches, so no addition is atomic and tw
 give the same bits. A second kernel merges the Q lines of the rows and the P lines of the
 columns in a fixed order.
 
-A statistic is kept as (maximum, sum of exp(value - maximum)) for S over negatives, and for
-T also the sum of exp(T - maximum) S: 2 numbers, or 5 with a teacher.
+A statistic is kept as (maximum, sum of exp(value - maximum)) for S over negatives; for T there
+are also the sum of exp(T - maximum) S and, for diagnostics, of exp(T - maximum) T: 2 numbers,
+or 5 or 6 with a teacher. The functions below take how many there are as FIELDS, 2 to 4.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -25,56 +28,61 @@ from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
 
 
 @triton.jit
-def _summarise(values, weights, axis: tl.constexpr, WEIGHTED: tl.constexpr):
-    """(maximum, sum of exp, weighted sum of exp) of a tile over ``axis``."""
+def _summarise(values, weights, axis: tl.constexpr, FIELDS: tl.constexpr):
+    """(maximum, sum of exp, exp weighted by weights, exp weighted by values) over ``axis``."""
     top = tl.max(values, axis)
     # An empty row has maximum -inf; exp(-inf - -inf) would be NaN.
     safe = tl.where(top == float("-inf"), 0.0, top)
     share = tl.exp(values - tl.expand_dims(safe, axis))
     total = tl.sum(share, axis)
-    weighted = total
-    if WEIGHTED:
+    weighted, own = total, total  # fields beyond FIELDS are never stored
+    if FIELDS >= 3:
         weighted = tl.sum(share * weights, axis)
-    return top, total, weighted
+    if FIELDS == 4:
+        own = tl.sum(share * values, axis)
+    return top, total, weighted, own
 
 
 @triton.jit
-def _join(a_top, a_sum, a_weighted, b_top, b_sum, b_weighted):
+def _join(a, b):
     """Merge two partial statistics."""
-    top = tl.maximum(a_top, b_top)
+    top = tl.maximum(a[0], b[0])
     safe = tl.where(top == float("-inf"), 0.0, top)
-    a, b = tl.exp(a_top - safe), tl.exp(b_top - safe)
-    return top, a_sum * a + b_sum * b, a_weighted * a + b_weighted * b
+    p, q = tl.exp(a[0] - safe), tl.exp(b[0] - safe)
+    return top, a[1] * p + b[1] * q, a[2] * p + b[2] * q, a[3] * p + b[3] * q
 
 
 @triton.jit
-def _load_partial(state, length, index, known, WEIGHTED: tl.constexpr):
-    """(maximum, sum, weighted sum) of each index; the neutral values where not ``known``."""
+def _load_partial(state, length, index, known, FIELDS: tl.constexpr):
+    """The partial statistics of each index; the neutral values where not ``known``."""
     top = tl.load(state + index, mask=known, other=float("-inf"))
     total = tl.load(state + length + index, mask=known, other=0.0)
-    weighted = total
-    if WEIGHTED:
+    weighted, own = total, total
+    if FIELDS >= 3:
         weighted = tl.load(state + 2 * length + index, mask=known, other=0.0)
-    return top, total, weighted
+    if FIELDS == 4:
+        own = tl.load(state + 3 * length + index, mask=known, other=0.0)
+    return top, total, weighted, own
 
 
 @triton.jit
-def _store_partial(state, length, index, inside, top, total, weighted, WEIGHTED: tl.constexpr):
-    tl.store(state + index, top, mask=inside)
-    tl.store(state + length + index, total, mask=inside)
-    if WEIGHTED:
-        tl.store(state + 2 * length + index, weighted, mask=inside)
+def _store_partial(state, length, index, inside, partial, FIELDS: tl.constexpr):
+    tl.store(state + index, partial[0], mask=inside)
+    tl.store(state + length + index, partial[1], mask=inside)
+    if FIELDS >= 3:
+        tl.store(state + 2 * length + index, partial[2], mask=inside)
+    if FIELDS == 4:
+        tl.store(state + 3 * length + index, partial[3], mask=inside)
 
 
 @triton.jit
 def _join_line(
-    state, length, index, inside, known, values, weights, axis: tl.constexpr, WEIGHTED: tl.constexpr
+    state, length, index, inside, known, values, weights, axis: tl.constexpr, FIELDS: tl.constexpr
 ):
     """Merge a tile into a line of scratch, starting it where nothing is ``known``."""
-    a_top, a_sum, a_weighted = _summarise(values, weights, axis, WEIGHTED)
-    b_top, b_sum, b_weighted = _load_partial(state, length, index, known, WEIGHTED)
-    top, total, weighted = _join(b_top, b_sum, b_weighted, a_top, a_sum, a_weighted)
-    _store_partial(state, length, index, inside, top, total, weighted, WEIGHTED)
+    before = _load_partial(state, length, index, known, FIELDS)
+    partial = _join(before, _summarise(values, weights, axis, FIELDS))
+    _store_partial(state, length, index, inside, partial, FIELDS)
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -88,15 +96,15 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    row_state,  # (Q, 2 or 5, M) out
-    col_state,  # (P, 2 or 5, width) out
+    row_state,  # (Q, FIELDS, M) out
+    col_state,  # (P, FIELDS, width) out
     M,
     N,
     D,
     TEACHER_D,
     first,  # first column of this launch
     width,  # number of columns of this launch
-    TEACHER: tl.constexpr,
+    T_FIELDS: tl.constexpr,  # 0 without a teacher
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -104,7 +112,7 @@ def statistics_kernel(
     WIDEN: tl.constexpr,
 ):
     """Running statistics of rows 0:M and columns first:first + width."""
-    FIELDS: tl.constexpr = 5 if TEACHER else 2
+    FIELDS: tl.constexpr = 2 + T_FIELDS
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
     col_line = col_state + p.to(tl.int64) * FIELDS * width
@@ -116,10 +124,10 @@ def statistics_kernel(
         row = tl.minimum(rows, M - 1)
         row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
-        n_top, n_sum, _ = _load_partial(row_line, M, rows, resumed, False)
-        t_top, t_sum, t_weighted = n_top, n_sum, n_sum
-        if TEACHER:
-            t_top, t_sum, t_weighted = _load_partial(row_line + 2 * M, M, rows, resumed, True)
+        S_row = _load_partial(row_line, M, rows, resumed, 2)
+        T_row = S_row
+        if T_FIELDS:
+            T_row = _load_partial(row_line + 2 * M, M, rows, resumed, T_FIELDS)
         for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
             places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
             col_inside = places < width
@@ -131,53 +139,62 @@ def statistics_kernel(
             S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             negatives = tl.where(same | ~inside, float("-inf"), S)
-            a_top, a_sum, _ = _summarise(negatives, S, 1, False)
-            n_top, n_sum, _ = _join(n_top, n_sum, n_sum, a_top, a_sum, a_sum)
-            _join_line(col_line, width, places, col_inside, known, negatives, S, 0, False)
-            if TEACHER:
+            S_row = _join(S_row, _summarise(negatives, S, 1, 2))
+            _join_line(col_line, width, places, col_inside, known, negatives, S, 0, 2)
+            if T_FIELDS:
                 T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
-                T = tl.where(inside, T, float("-inf"))
-                a_top, a_sum, a_weighted = _summarise(T, S, 1, True)
-                t_top, t_sum, t_weighted = _join(t_top, t_sum, t_weighted, a_top, a_sum, a_weighted)
+                # Not -inf, which times a share of 0 would be NaN.
+                T = tl.where(inside, T, -1e30)
+                T_row = _join(T_row, _summarise(T, S, 1, T_FIELDS))
                 t_line = col_line + 2 * width
-                _join_line(t_line, width, places, col_inside, known, T, S, 0, True)
-        _store_partial(row_line, M, rows, row_inside, n_top, n_sum, n_sum, False)
-        if TEACHER:
-            _store_partial(row_line + 2 * M, M, rows, row_inside, t_top, t_sum, t_weighted, True)
+                _join_line(t_line, width, places, col_inside, known, T, S, 0, T_FIELDS)
+        _store_partial(row_line, M, rows, row_inside, S_row, 2)
+        if T_FIELDS:
+            _store_partial(row_line + 2 * M, M, rows, row_inside, T_row, T_FIELDS)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
 
 
+@triton.jit
+def _join_lines(state, lines, length, index, inside, LINE: tl.constexpr, FIELDS: tl.constexpr):
+    """Merge the partial statistics of all lines, in order; LINE fields from one to the next."""
+    partial = _load_partial(state, length, index, inside, FIELDS)
+    for line in range(1, lines):
+        there = state + tl.cast(line, tl.int64) * LINE * length
+        partial = _join(partial, _load_partial(there, length, index, inside, FIELDS))
+    return partial
+
+
 @triton.jit(do_not_specialize=["lines", "length"])
 def merge_kernel(
-    state,  # (lines, 2 or 5, length)
+    state,  # (lines, FIELDS, length)
     n,  # (length,) out
     u,  # (length,) out
     t,  # (length,) out
+    m,  # (length,) out
+    h,  # (length,) out
     lines,
     length,
-    TEACHER: tl.constexpr,
+    T_FIELDS: tl.constexpr,
+    DIAGNOSTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Merge the lines of a scratch, in order, into n and, with a teacher, u and t."""
-    FIELDS: tl.constexpr = 5 if TEACHER else 2
+    """Merge the lines of a scratch into n, with a teacher u and t, for diagnostics m and h."""
+    FIELDS: tl.constexpr = 2 + T_FIELDS
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
-    n_top, n_sum, _ = _load_partial(state, length, index, inside, False)
-    for line in range(1, lines):
-        there = state + tl.cast(line, tl.int64) * FIELDS * length
-        a_top, a_sum, _ = _load_partial(there, length, index, inside, False)
-        n_top, n_sum, _ = _join(n_top, n_sum, n_sum, a_top, a_sum, a_sum)
-    tl.store(n + index, n_top + tl.log(n_sum), mask=inside)
-    if TEACHER:
-        state += 2 * length
-        t_top, t_sum, t_weighted = _load_partial(state, length, index, inside, True)
-        for line in range(1, lines):
-            there = state + tl.cast(line, tl.int64) * FIELDS * length
-            b_top, b_sum, b_weighted = _load_partial(there, length, index, inside, True)
-            t_top, t_sum, t_weighted = _join(t_top, t_sum, t_weighted, b_top, b_sum, b_weighted)
-        tl.store(u + index, t_weighted / t_sum, mask=inside)
-        tl.store(t + index, t_top + tl.log(t_sum), mask=inside)
+    S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
+    tl.store(n + index, S[0] + tl.log(S[1]), mask=inside)
+    if DIAGNOSTICS:
+        tl.store(m + index, S[0], mask=inside)
+    if T_FIELDS:
+        T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
+        t_value = T[0] + tl.log(T[1])
+        tl.store(u + index, T[2] / T[1], mask=inside)
+        tl.store(t + index, t_value, mask=inside)
+        if DIAGNOSTICS:
+            # Rounding may pass 0.
+            tl.store(h + index, tl.maximum(t_value - T[3] / T[1], 0.0), mask=inside)
 
 
 MERGE_BLOCK = 128
@@ -197,42 +214,41 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
     return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
 
 
-def merge(state: Tensor, n: Tensor, u: Tensor, t: Tensor, teacher: bool) -> None:
-    """Launch ``merge_kernel`` on a (lines, fields, length) scratch."""
+def merge(state: Tensor, out: Sequence[Tensor], t_fields: int, diagnostics: bool) -> None:
+    """Launch ``merge_kernel`` on a (lines, fields, length) scratch, for n, u, t, m and h."""
     lines, _, length = state.shape
-    blocks = triton.cdiv(length, MERGE_BLOCK)
-    merge_kernel[(blocks,)](state, n, u, t, lines, length, TEACHER=teacher, BLOCK=MERGE_BLOCK)
-
-
-def forward(problem: Problem) -> Statistics:
-    """Allocate, launch, merge: no wait for the device."""
-    p, teacher = padded(problem), problem.has_teacher
-    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
-    setting = launch.pick("statistics", p.x.device, p.x.dtype, teacher)
-    rows, cols, fields = p.x.shape[0], p.y.shape[0], 5 if teacher else 2
-
-    def empty(*shape: int) -> Tensor:
-        return p.x.new_empty(shape, dtype=torch.float32)
-
-    extra = (rows, cols) if teacher else (0, 0)
-    out = Statistics(
-        empty(rows), empty(cols), empty(p.pair_images.shape[0]), *(empty(e) for e in extra * 2)
+    merge_kernel[(triton.cdiv(length, MERGE_BLOCK),)](
+        state, *out, lines, length, T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, BLOCK=MERGE_BLOCK
     )
+
+
+def forward(problem: Problem, diagnostics: bool) -> Statistics:
+    """Allocate, launch, merge: no wait for the device."""
+    p, out = padded(problem), problem.room(diagnostics)
+    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
+    setting = launch.pick("statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics)
+    t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
+    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
-    row_state = empty(Q, fields, rows)
+    row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
     for first, last in spans:
         width = last - first
-        col_state = empty(P, fields, width)
+        col_state = p.x.new_empty((P, fields, width), dtype=torch.float32)
         statistics_kernel[(P, Q)](
             p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
             p.image_groups, p.text_groups, row_state, col_state,
             rows, cols, p.x.shape[1], teacher_x.shape[1], first, width,
-            TEACHER=teacher, **setting.tile(),
+            T_FIELDS=t_fields, **setting.tile(),
             **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
         )  # fmt: skip
-        u_cols, t_cols = (v[first:last] if teacher else v for v in (out.u_cols, out.t_cols))
-        merge(col_state, out.n_cols[first:last], u_cols, t_cols, teacher)
-    merge(row_state, out.n_rows, out.u_rows, out.t_rows, teacher)
+        columns = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
+        merge(col_state, [v[first:last] for v in columns], t_fields, diagnostics)
+    merge(
+        row_state,
+        (out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows),
+        t_fields,
+        diagnostics,
+    )
     positive_logits(p, out.positives)
     return out

@@ -1,0 +1,94 @@
+"""One feature for each instance: the mean of its observations, normalised again.
+
+For losses between an instance and its observations: text to shape (all views of it together),
+aggregated texts to image, or both. Differentiable, on ragged folds, the same bits in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mxm_kernels import checks
+from mxm_kernels.folds import Ids, as_ids
+
+
+def fold_mean(
+    features: Tensor, ids: int | Ids, *, normalized: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Mean of the rows of each instance.
+
+        z_g = sum_{i in g} x_i / |g|,    divided by its norm
+
+    (TriCoLo's multi-view mean, arXiv 2201.07366).
+
+    Args:
+        features: (M, D), any floating-point dtype.
+        ids: which instance each row shows: (M,) integers on the device of the features (or not
+            tensors), in any order and number; or the number of consecutive rows of each
+            instance.
+        normalized: divide each mean by its L2 norm.
+
+    Returns:
+        (G, D) features in the dtype given (summed in float32 or wider), and (G,) int64, the
+        instance of each, ascending: ids for ``Folds.from_ids``. The number of instances is
+        looked up, so ids on a GPU make it wait; a number of rows does not.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import fold_mean
+        >>> views = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 3.0]])
+        >>> shapes, ids = fold_mean(views, [5, 2, 5], normalized=False)
+        >>> shapes.tolist(), ids.tolist()
+        ([[0.0, 2.0], [0.5, 1.5]], [2, 5])
+    """
+    checks.check_matrix("features", features)
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    if isinstance(ids, bool):
+        raise TypeError("ids must be integers or a number of rows, got bool")
+    if isinstance(ids, int):
+        means, names = _consecutive(wide, ids)
+    else:
+        means, names = _scattered(wide, as_ids("ids", ids).to(features.device))
+    if normalized:
+        means = normalize(means, dim=1)
+    return means.to(features.dtype), names
+
+
+def _consecutive(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    if rows < 1 or len(x) % rows:
+        raise ValueError(
+            f"ids: expected a number of rows that divides the {len(x)} rows of features, got {rows}"
+        )
+    means = x.reshape(-1, rows, x.shape[1]).mean(1)
+    return means, torch.arange(len(means), device=x.device)
+
+
+def _scattered(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    if ids.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"ids: expected one for each of the {x.shape[0]} rows of features, got {ids.shape[0]}"
+        )
+    names, counts = torch.unique(ids, return_counts=True)
+    order = ids.argsort(stable=True)
+    sorted_rows = _Permuted.apply(x, order)
+    means = torch.segment_reduce(sorted_rows, "mean", lengths=counts, axis=0)
+    return means, names
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in another order; the gradient goes back without additions."""
+
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.save_for_backward(order)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, grad):
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(grad).index_copy_(0, order, grad), None

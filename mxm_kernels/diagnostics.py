@@ -1,0 +1,82 @@
+"""What a step can tell about training beside its loss, from the same pass over S and T."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.direction import Direction
+
+
+@dataclass(eq=False)
+class Diagnostics:
+    """Filled in by the loss that it is given to; 0-d tensors without gradients, or None.
+
+    They cost no further matrix product. Similarities are cosines: S divided by its scale. With
+    a queue its rows count as negatives.
+
+    Attributes:
+        image_to_text_accuracy: share of the images with a positive whose most similar positive
+            is above every negative, in [0, 1].
+        text_to_image_accuracy: the same for texts.
+        positive_similarity: mean over the positive pairs.
+        image_to_text_hardest_negative: mean over the images of the most similar negative,
+            over those that have one.
+        text_to_image_hardest_negative: the same for texts.
+        image_to_text_teacher_entropy: mean entropy of the teacher's targets of an image, in
+            nats; None where no teacher was read.
+        text_to_image_teacher_entropy: the same for texts.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import Diagnostics, fused_info_nce_loss
+        >>> seen = Diagnostics()
+        >>> x = torch.eye(4)
+        >>> loss = fused_info_nce_loss(x, x, logit_scale=9.0, diagnostics=seen)
+        >>> float(seen.image_to_text_accuracy), float(seen.positive_similarity)
+        (1.0, 1.0)
+    """
+
+    image_to_text_accuracy: Tensor | None = None
+    text_to_image_accuracy: Tensor | None = None
+    positive_similarity: Tensor | None = None
+    image_to_text_hardest_negative: Tensor | None = None
+    text_to_image_hardest_negative: Tensor | None = None
+    image_to_text_teacher_entropy: Tensor | None = None
+    text_to_image_teacher_entropy: Tensor | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """Name and value of each that was measured, for a logger; waits for a GPU."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    @torch.no_grad()
+    def measure(self, rows: Direction, cols: Direction) -> None:
+        """Fill in every field from the two directions of a batch."""
+        self.image_to_text_accuracy = _accuracy(rows)
+        self.text_to_image_accuracy = _accuracy(cols)
+        self.positive_similarity = _positive_similarity(rows)
+        self.image_to_text_hardest_negative = _hardest_negative(rows)
+        self.text_to_image_hardest_negative = _hardest_negative(cols)
+        self.image_to_text_teacher_entropy = rows.h.mean() if rows.h.numel() else None
+        self.text_to_image_teacher_entropy = cols.h.mean() if cols.h.numel() else None
+
+
+def _accuracy(d: Direction) -> Tensor | None:
+    if d.with_positive == 0:
+        return None
+    # A row without a positive has -inf here, which is above nothing.
+    return (d.max(d.S) > d.m).sum() / d.with_positive
+
+
+def _positive_similarity(d: Direction) -> Tensor | None:
+    if d.S.numel() == 0:
+        return None
+    return (d.S / (d.scale if d.scale.ndim == 0 else d.spread(d.scale))).mean()
+
+
+def _hardest_negative(d: Direction) -> Tensor:
+    found = d.has_negative
+    return (d.m / d.scale).masked_fill(~found, 0).sum() / found.sum()

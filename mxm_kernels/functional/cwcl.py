@@ -1,0 +1,92 @@
+"""Continuously weighted contrastive loss: every pair is a positive, as much as it is similar."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from mxm_kernels.batch import Batch, make_batch
+from mxm_kernels.direction import Direction
+from mxm_kernels.losses import logsumexp_rows
+from mxm_kernels.options import Options, Scale, resolve
+from mxm_kernels.reduction import reduce
+
+
+def fused_cwcl_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: Scale,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Continuously weighted contrastive loss (CWCL): targets linear in a given similarity.
+
+        w_ij = (1 + <a_i, b_j>) / 2
+        l_i  = logsumexp_j S_ij - sum_j w_ij S_ij / sum_j w_ij
+
+    (arXiv 2309.14580, equations 3 and 4; there a = b are the features of the modality whose
+    encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
+    (1, a_i), which costs (M + N) D D' operations.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        **options: see :class:`Options`. ``teacher_image_features`` a (M, D') and
+            ``teacher_text_features`` b (N, D'), L2-normalised, are needed; ``soft_weight``,
+            ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale`` and queues are not
+            taken.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import fused_cwcl_loss
+        >>> speech, text = normalize(torch.randn(6, 8)), normalize(torch.randn(6, 8))
+        >>> frozen = normalize(torch.randn(6, 5))
+        >>> loss = fused_cwcl_loss(speech, text, logit_scale=10.0,
+        ...     teacher_image_features=frozen, teacher_text_features=frozen)
+        >>> loss.shape
+        torch.Size([])
+    """
+    o = resolve(options, reads_teacher=True)
+    if not o.has_teacher:
+        raise ValueError("CWCL needs teacher_image_features and teacher_text_features")
+    for name in (
+        "soft_weight",
+        "pair_weights",
+        "label_smoothing",
+        "teacher_logit_scale",
+        "image_queue",
+        "text_queue",
+    ):
+        if name in options:
+            raise TypeError(f"fused_cwcl_loss takes no {name}")
+    batch = make_batch(image_features, text_features, None, logit_scale, o)
+    return reduce(batch, _weighted_rows, _targets(batch), every_row=True)
+
+
+def _weighted_rows(d: Direction, target: Tensor, smoothing: float) -> Tensor:
+    """l_i, from the weighted averages of the rows of S, (rows,)."""
+    return logsumexp_rows(d) - target
+
+
+def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """sum_j w_ij S_ij / sum_j w_ij of rows and columns, in the dtype of the loss."""
+    assert batch.teacher is not None
+    x, y, a, b = (f.to(batch.dtype) for f in (batch.x, batch.y, *batch.teacher))
+    with torch.autocast(x.device.type, enabled=False):
+        rows, cols = _weighted_average(x, y, a, b), _weighted_average(y, x, b, a)
+    return batch.scales[0] * rows, batch.scales[1] * cols
+
+
+def _weighted_average(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij."""
+    products = x @ y.sum(0) + ((x @ (y.T @ b)) * a).sum(1)
+    return products / (len(y) + a @ b.sum(0))

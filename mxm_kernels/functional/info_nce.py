@@ -1,0 +1,238 @@
+"""InfoNCE (CLIP) and its kin: one paired positive for each row.
+
+Without folds, row i of both sides is a pair and an instance of its own. With folds the k-th
+image of an instance is paired with its k-th text; where the counts differ, the pairing walks
+the fewer again and again (the diagonal of the group).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from mxm_kernels import selection as draws
+from mxm_kernels.batch import Batch, make_batch
+from mxm_kernels.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
+from mxm_kernels.reduction import Formula, reduce
+
+
+def fused_info_nce_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    mask_false_negatives: bool = True,
+    **options: Unpack[Options],
+) -> Tensor:
+    """InfoNCE, CLIP's loss: the paired positive against the row.
+
+        l_i = softplus(n_i - S_id)                        other positives masked
+        l_i = logaddexp(n_i, logsumexp_k S_ik) - S_id     they count as negatives
+
+    with d the paired column of row i (arXiv 1807.03748, 2103.00020). Without folds both are
+    CLIP. With folds they are CLIP on the group matrix with its false negatives masked
+    (InfoNCE+Mask of arXiv 2303.10839) or not.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`; None: row i of
+            both sides is a pair, and every other row a negative (M = N).
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        mask_false_negatives: leave the other positives of a row out of its denominator.
+        **options: see :class:`Options`. With ``soft_weight`` and a momentum teacher it is
+            ALBEF's momentum distillation (arXiv 2107.07651).
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import cross_entropy, normalize
+        >>> from mxm_kernels import fused_info_nce_loss
+        >>> images, texts = normalize(torch.randn(8, 4)), normalize(torch.randn(8, 4))
+        >>> loss = fused_info_nce_loss(images, texts, logit_scale=10.0)
+        >>> logits, target = 10 * images @ texts.T, torch.arange(8)
+        >>> clip = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+        >>> bool(torch.isclose(loss, clip))
+        True
+    """
+    check_flag("mask_false_negatives", mask_false_negatives)
+    formula = masked_rows if mask_false_negatives else unmasked_rows
+    return _paired(image_features, text_features, folds, logit_scale, formula, options)
+
+
+def fused_decoupled_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Decoupled contrastive learning: InfoNCE without the positive in its denominator.
+
+        l_i = n_i - S_id
+
+    (DCL, arXiv 2110.06848, equation 6). It may be negative; a row without a negative has
+    loss 0.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: as in :func:`fused_info_nce_loss`; positives are never negatives.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        **options: see :class:`Options`.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import fused_decoupled_loss
+        >>> fused_decoupled_loss(torch.eye(2), torch.eye(2), logit_scale=3.0)
+        tensor(-3.)
+    """
+    return _paired(image_features, text_features, folds, logit_scale, decoupled_rows, options)
+
+
+def fused_debiased_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    positive_prior: float = 0.1,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Debiased contrastive loss: InfoNCE whose negatives are freed of expected positives.
+
+        l_i = softplus(g_i - S_id)
+        exp(g_i) = max((exp(n_i) - tau |Neg(i)| mean_k exp(S_ik)) / (1 - tau), |Neg(i)| exp(-s))
+
+    (arXiv 2007.00224, equation 8), tau the chance that a random sample is of the row's class.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: as in :func:`fused_info_nce_loss`.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        positive_prior: tau in [0, 1).
+        **options: see :class:`Options`.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import fused_debiased_loss, fused_info_nce_loss
+        >>> images, texts = normalize(torch.randn(8, 4)), normalize(torch.randn(8, 4))
+        >>> plain = fused_info_nce_loss(images, texts, logit_scale=5.0)
+        >>> bool(fused_debiased_loss(images, texts, logit_scale=5.0, positive_prior=0) == plain)
+        True
+    """
+    check_fraction("positive_prior", positive_prior, below_one=True)
+    formula = partial(debiased_rows, positive_prior=float(positive_prior))
+    return _paired(image_features, text_features, folds, logit_scale, formula, options)
+
+
+def fused_self_distillation_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    soft_share: float,
+    generator: torch.Generator | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Progressive self-distillation: some rows learn from pairs, the others from soft targets.
+
+        l_i = softplus(n_i - S_id)    or    q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij
+
+    A random ``soft_share`` of the rows of either side gets q (Robust-XR, Andonian et al., CVPR
+    2022); training raises the share step by step. The teacher is the batch itself, detached,
+    unless teacher features are given.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: as in :func:`fused_info_nce_loss`.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        soft_share: share of rows with soft targets, in [0, 1], rounded to whole rows.
+        generator: source of the choice of rows, as in :func:`fused_mfh_loss`.
+        **options: see :class:`Options`; without ``soft_weight``.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import fused_info_nce_loss, fused_self_distillation_loss
+        >>> images, texts = normalize(torch.randn(8, 4)), normalize(torch.randn(8, 4))
+        >>> start = fused_self_distillation_loss(images, texts, logit_scale=5.0, soft_share=0.0)
+        >>> bool(torch.isclose(start, fused_info_nce_loss(images, texts, logit_scale=5.0)))
+        True
+    """
+    check_fraction("soft_share", soft_share)
+    if "soft_weight" in options:
+        raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
+    given: Options = {
+        "teacher_image_features": image_features,
+        "teacher_text_features": text_features,
+    }
+    o = resolve({**given, **options}, reads_teacher=True)
+    batch = make_batch(
+        image_features, text_features, (1, 1) if folds is None else folds, logit_scale, o
+    )
+    shares = [
+        draws.draw_rows(f.shape[0], float(soft_share), generator, f.device, batch.dtype)
+        for f in (batch.x, batch.y)
+    ]
+    return reduce(batch.with_soft((shares[0], shares[1])), masked_rows, _weights(batch))
+
+
+def _paired(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None,
+    logit_scale: Scale,
+    formula: Formula,
+    options: Options,
+) -> Tensor:
+    o = resolve(options)
+    folds = (1, 1) if folds is None else folds
+    batch = make_batch(image_features, text_features, folds, logit_scale, o)
+    return reduce(batch, formula, _weights(batch))
+
+
+def _weights(batch: Batch) -> draws.Weights:
+    own = batch.options.pair_weights
+    if own is not None:
+        return draws.own_weights(batch.tables, own, batch.dtype)
+    return draws.paired_weights(batch.tables, batch.dtype)
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")

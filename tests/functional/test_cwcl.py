@@ -1,0 +1,61 @@
+"""CWCL against its dense form: values and gradients."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mxm_kernels import fused_cwcl_loss
+from reference.family import continuously_weighted
+from tests.support.compare import assert_as_good
+
+
+@pytest.mark.parametrize("rows", [(7, 7), (5, 9)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_value_and_gradients(rows, reduction, backend):
+    M, N = rows
+    made = [normalize(torch.randn(n, d, dtype=torch.float64)) for n, d in ((M, 6), (N, 6), (M, 4))]
+    made.append(normalize(torch.randn(N, 4, dtype=torch.float64)))
+
+    def run(dtype, fused):
+        x, y, a, b = (f.to(dtype, copy=True) for f in made)
+        s = torch.tensor(12.0, dtype=dtype)
+        leaves = [f.requires_grad_() for f in (x, y, s)]
+        if fused:
+            x_, y_, a, b, s_ = (f.to(backend.device) for f in (x, y, a, b, s))
+            losses = fused_cwcl_loss(
+                x_, y_, logit_scale=s_, teacher_image_features=a, teacher_text_features=b,
+                reduction=reduction, backend=backend.name,
+            )  # fmt: skip
+        else:
+            S, w = s * x @ y.T, a @ b.T
+            losses = continuously_weighted(S, w), continuously_weighted(S.T, w.T)
+            if reduction == "mean":
+                losses = (losses[0].mean() + losses[1].mean()) / 2
+        value = torch.cat(losses) if reduction == "none" else losses
+        value.backward(torch.linspace(0.5, 1.5, value.numel()).to(value).view(value.shape))
+        return [value.detach().cpu(), *(leaf.grad for leaf in leaves)]
+
+    expected, naive, actual = run(torch.float64, False), run(torch.float32, False), None
+    actual = run(torch.float32, True)
+    for name, *values in zip(("loss", "x", "y", "s"), actual, expected, naive, strict=True):
+        assert_as_good(name, *values, torch.float32, magnitude=24.0)
+
+
+def test_a_similarity_of_one_everywhere_is_uniform_smoothing():
+    x, y = normalize(torch.randn(6, 4)), normalize(torch.randn(6, 4))
+    one = torch.ones(6, 1)
+    loss = fused_cwcl_loss(
+        x, y, logit_scale=5.0, teacher_image_features=one, teacher_text_features=one
+    )
+    S = 5 * x @ y.T
+    uniform = -(S.log_softmax(1).mean() + S.T.log_softmax(1).mean()) / 2
+    torch.testing.assert_close(loss, uniform)
+
+
+def test_bad_arguments():
+    x = normalize(torch.randn(4, 4))
+    with pytest.raises(ValueError, match="needs teacher_image_features"):
+        fused_cwcl_loss(x, x, logit_scale=1.0)
+    teacher = {"teacher_image_features": x, "teacher_text_features": x}
+    with pytest.raises(TypeError, match="takes no text_queue"):
+        fused_cwcl_loss(x, x, logit_scale=1.0, text_queue=x, **teacher)

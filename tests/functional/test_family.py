@@ -1,0 +1,113 @@
+"""Every loss of the family against its dense form in float64, with any options together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.cases import NAMED_CASES, Case, cases
+from tests.support.compare import assert_as_good
+from tests.support.family import LOSSES, Choice, Given, call, choices, dense
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PLAIN = Choice()
+NAMED = {
+    "plain": PLAIN,
+    "rows": replace(PLAIN, reduction="none"),
+    "soft": replace(PLAIN, soft="number"),
+    "soft rows": replace(PLAIN, soft="rows"),
+    "smoothed": replace(PLAIN, smoothing=0.2),
+    "image to text": replace(PLAIN, share=1.0),
+    "ConVIRT": replace(PLAIN, share=0.75),
+    "row weights": replace(PLAIN, row_weights=True, soft="number"),
+    "pair weights": replace(PLAIN, pair_weights=True),
+    "row scales": replace(PLAIN, row_scales=True, soft="number"),
+    "queues": replace(PLAIN, text_queue="negatives", image_queue="negatives"),
+    "queues with ids": replace(
+        PLAIN, text_queue="folds", image_queue="folds", soft="number", smoothing=0.1
+    ),
+    "everything": Choice("rows", 0.1, 0.25, True, True, "folds", "folds", True, "none"),
+}
+
+DEGENERATE = [
+    "rows without positives",
+    "a single instance",
+    "one pair",
+    "one image",
+    "one text",
+    "hot",
+    "one dimension",
+]
+
+
+def _gradients(result):
+    value, leaves = result
+    value = torch.cat(value) if isinstance(value, tuple) else value
+    generator = torch.Generator().manual_seed(3)
+    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+    assert all(leaf.is_leaf for leaf in leaves)
+    value.backward(upstream)
+    zeros = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    return value.detach(), zeros, float(upstream.norm())
+
+
+def check(loss, case: Case, choice: Choice, dtype, backend) -> None:
+    given_ = Given(case, choice, dtype)
+    expected, wanted, size = _gradients(dense(loss, given_, torch.float64))
+    naive, naive_grads, _ = _gradients(dense(loss, given_, dtype))
+    actual, got, _ = _gradients(call(loss, given_, dtype, backend.device, backend.name))
+    s = 1 / case.temperature
+    # Terms of a loss: similarities, at most 2 s each. Terms of a gradient: probabilities of a
+    # row, which sum to at most 2, times s; each as far off as exp makes of S's rounding.
+    assert_as_good("loss", actual, expected, naive, dtype, magnitude=4 * s * size)
+    rounding = 4 + s
+    # Scales of rows are rounded into 16-bit features; and where features go two ways, autograd
+    # adds two gradients that were each rounded to 16 bits.
+    queued = choice.text_queue != "none" or choice.image_queue != "none"
+    rounded = dtype.itemsize == 2 and (choice.row_scales or choice.smoothing or queued)
+    own = torch.finfo(dtype).eps if rounded else 0.0
+    for name, a, e, n in zip(
+        ["image", "text", "scale", "text scale"][: len(got)],
+        got,
+        wanted,
+        naive_grads,
+        strict=True,
+    ):
+        largest = 4 * size * (s if name in ("image", "text") else 1)
+        assert_as_good(
+            name,
+            a,
+            e,
+            n,
+            dtype,
+            magnitude=largest + own / torch.finfo(torch.float32).eps * largest,
+            rounding=rounding,
+            largest=largest,
+        )
+
+
+@pytest.mark.parametrize("choice", NAMED.values(), ids=NAMED.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_named_options(loss, choice, backend):
+    case = NAMED_CASES["ragged and shuffled"]
+    check(loss, case, choice, torch.float32, backend)
+    if torch.float64 in backend.dtypes:
+        check(loss, case, choice, torch.float64, backend)
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_degenerate_batches(loss, case, backend):
+    case = NAMED_CASES[case]
+    check(loss, case, replace(PLAIN, soft="number"), torch.float32, backend)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_drawn_cases_and_options(backend, data):
+    loss = LOSSES[data.draw(st.sampled_from(sorted(LOSSES)))]
+    case = data.draw(cases(min(backend.most_rows, 24)))
+    choice = data.draw(choices())
+    check(loss, case, choice, data.draw(st.sampled_from(backend.dtypes)), backend)
