@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 
-.PHONY: help demo test sanitize lint compare machine-code bench bench-report clean
+.PHONY: help demo test sanitize lint compare ablation machine-code bench bench-report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 
 compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/finetune/results
 	$(BIN)/python -m examples.finetune.compare
+
+ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/ablation/results (minutes)
+	$(BIN)/python -m examples.ablation
 
 machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
 	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json

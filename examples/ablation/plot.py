@@ -38,7 +38,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     heights = [sum(aggregate == side for _, aggregate in results) + 1.5 for side in sides]
     figure = Figure(figsize=(11, 0.36 * sum(heights) + 1), layout="constrained")
     grid: Any = figure.subplots(
-        len(sides), 2, height_ratios=heights, squeeze=False, width_ratios=(2, 1)
+        len(sides), 2, sharey="row", height_ratios=heights, squeeze=False, width_ratios=(2, 1)
     )
     for (recall_axes, time_axes), side in zip(grid, sides, strict=True):
         shown = [result for (_, aggregate), result in results.items() if aggregate == side]
@@ -85,8 +85,9 @@ def draw_recalls(axes: Axes, shown: list[dict], results: dict, side: str) -> Non
             va="center",
             fontsize=8,
         )
+    axes.annotate("average", (1.01, 1.01), xycoords="axes fraction", fontsize=8)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_title(SIDES[side], fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -97,7 +98,6 @@ def draw_times(axes: Axes, shown: list[dict]) -> None:
     colours = [COLOURS[kind(result["row"])] for result in shown]
     bars = axes.barh(range(len(shown)), seconds, color=colours, height=0.6)
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.set_yticks(range(len(shown)), [])
-    axes.invert_yaxis()
     axes.margins(x=0.15)
+    axes.tick_params(labelleft=False, left=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -66,13 +66,35 @@ def tables(report: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(report: dict[str, Any]) -> str:
+    """The part for a first look: the table of all observations in short, and what it was given."""
+    results = {key(result["row"]): result for result in report["results"]}
+    lines = [
+        f"| loss | text to image R@1 | image to text R@1 | average | difference from {BASELINE} "
+        "| time |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (name, aggregate), result in results.items():
+        if aggregate:
+            continue
+        first = [statistics.fmean(values(result, f"{d} R@1")) for d in COLUMNS.values()]
+        away = difference(results, (name, ""), (BASELINE, ""))
+        shown = "" if name == BASELINE else f"{away.mean:+.2f} {PM} {away.stderr:.2f}"
+        lines.append(
+            f"| {name} | {first[0]:.2f} | {first[1]:.2f} "
+            f"| {statistics.fmean(values(result)):.2f} | {shown} "
+            f"| {statistics.median(result['seconds']):.1f} s |"
+        )
+    return "\n\n".join([introduction(report), "\n".join(lines), compute(report)]) + "\n"
+
+
 def introduction(report: dict[str, Any]) -> str:
     """What was measured, and how to read it."""
     plan, data = report["plan"], report["data"]
     return (
         f"Linear heads on frozen encoders, {data['name']}: {data['instances']} instances, "
         f"{data['images']} images, {data['texts']} captions. Mean over {plan['splits']} splits, "
-        f"in percent; *average* is the mean of the six recalls, with its standard deviation; "
+        f"in percent; *average* is the mean of R@1, R@5 and R@10 of both directions; "
         f"*{PM}* after a paired difference is its standard error, enlarged for overlapping "
         f"training sets. Each row has the best of {plan['trials']} settings on validation "
         f"instances that are in no test set."
