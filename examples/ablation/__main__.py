@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 class Options:
     """Options of the ablation."""
 
-    data: Literal["emoji"] = option("emoji", "data set")
+    data: Literal["emoji", "furniture"] = option("emoji", "data set")
+    data_root: str = option("", "folder of the furniture, see `make furniture`")
     epochs: int = option(20, "passes over the training instances")
     batch_size: int = option(128, "instances in a batch")
     splits: int = option(5, "splits into training and test instances")
@@ -73,7 +75,12 @@ class Options:
 
 def load(options: Options) -> list[Instance]:
     """Instances of the data set."""
-    instances = load_emoji()
+    if options.data == "emoji":
+        instances = load_emoji()
+    else:
+        from .furniture import load_furniture  # needs packages of its own extra
+
+        instances = load_furniture(options.data_root)
     return instances[: options.limit or None]
 
 
@@ -107,9 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the ablation; write the report, the tables and the plot."""
     try:
         (options,) = parse(arguments, [Options], "python -m examples.ablation", main.__doc__)
+        return ablate(options)
     except OptionError as error:
-        print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def ablate(options: Options) -> int:
+    """Run as the options say."""
     folder = Path(options.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{options.data}.json"
@@ -119,8 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = report_of(options, read_features(path), run_all(ROWS, path, options.plan()))
         file.write_text(json.dumps(report, indent=1) + "\n")
     elif not file.exists():
-        print(f"error: --tables_only: there is no {file}")
-        return 2
+        raise OptionError(f"--tables_only: there is no {file}")
     report = json.loads(file.read_text())
     file.with_suffix(".md").write_text(tables(report), encoding="utf-8")
     (folder / f"{options.data}_summary.md").write_text(summary(report), encoding="utf-8")

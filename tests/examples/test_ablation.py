@@ -302,9 +302,9 @@ def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, 
 def test_errors_name_the_argument(data, tmp_path, monkeypatch, capsys):
     for argument in ("splits", "trials", "batch_size"):
         assert command.main([f"--{argument}", "0"]) == 2
-        assert f"--{argument} must be at least" in capsys.readouterr().out
+        assert f"--{argument} must be at least" in capsys.readouterr().err
     assert command.main(["--tables_only", "true", "--results_dir", str(tmp_path)]) == 2
-    assert "--tables_only: there is no" in capsys.readouterr().out
+    assert "--tables_only: there is no" in capsys.readouterr().err
     monkeypatch.setattr(frozen, "encode", lambda some: data)
     path = tmp_path / "features.safetensors"
     cached_features(instances(40), path)
