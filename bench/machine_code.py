@@ -30,6 +30,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
+from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
 
 TARGETS = {
@@ -75,8 +76,16 @@ KERNELS = {
     "positives": positives_kernel,
     "gradient": gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
+    "sigmoid_statistics": sigmoid_statistics_kernel,
+    "sigmoid_gradient": sigmoid_gradient_kernel,
 }
-PRODUCTS = ("statistics", "gradient")  # the kernels that multiply matrices
+# The kernels that multiply matrices, and whose settings they take.
+PRODUCTS: dict[str, launch.Phase] = {
+    "statistics": "statistics",
+    "gradient": "gradient",
+    "sigmoid_statistics": "statistics",
+    "sigmoid_gradient": "gradient",
+}
 _TEACHER = ((False, False), (True, False))
 # The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
 # the same kernel with and without diagnostics.
@@ -86,6 +95,8 @@ SWITCHES = {
     "positives": ((False, False),),
     "gradient": _TEACHER,
     "pair_gradient": _TEACHER,
+    "sigmoid_statistics": ((False, False),),
+    "sigmoid_gradient": ((False, False),),
 }
 
 
@@ -117,7 +128,9 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
-        setting = launch.SETTINGS[config["target"]][name].pick(DTYPES[dtype], teacher, diagnostics)
+        setting = launch.SETTINGS[config["target"]][PRODUCTS[name]].pick(
+            DTYPES[dtype], teacher, diagnostics
+        )
         precision = "tf32" if dtype == "tf32" else "ieee"
         constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
         options = setting.options()

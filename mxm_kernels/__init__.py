@@ -14,6 +14,7 @@ from mxm_kernels.functional import (
     fused_intra_modal_loss,
     fused_mfh_loss,
     fused_self_distillation_loss,
+    fused_siglip_loss,
     fused_soft_loss,
     fused_supcon_loss,
 )
@@ -26,6 +27,7 @@ from mxm_kernels.modules import (
     IntraModalLoss,
     MFHLoss,
     SelfDistillationLoss,
+    SigLipLoss,
     SoftLoss,
     SupConLoss,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "Options",
     "Queue",
     "SelfDistillationLoss",
+    "SigLipLoss",
     "SoftLoss",
     "SupConLoss",
     "draw_selection",
@@ -59,6 +62,7 @@ __all__ = [
     "fused_intra_modal_loss",
     "fused_mfh_loss",
     "fused_self_distillation_loss",
+    "fused_siglip_loss",
     "fused_soft_loss",
     "fused_supcon_loss",
 ]

@@ -112,16 +112,16 @@ def directions(batch: Batch, *, soft: bool) -> tuple[Direction, Direction]:
 def _with_row_scales(b: Batch, side: int):
     """Statistics of S with a scale for each row of one side: features carry the scales."""
     pair, one = [b.x, b.y], b.x.new_ones((), dtype=b.dtype)
-    pair[side] = _scaled(pair[side], b.scales[side])
+    pair[side] = scaled(pair[side], b.scales[side])
     teacher, t = None, None
     if b.teacher is not None:
         made = list(b.teacher)
-        made[side] = _scaled(made[side], b.teacher_scales[side])
+        made[side] = scaled(made[side], b.teacher_scales[side])
         teacher, t = (made[0], made[1]), one
     return statistics(pair[0], pair[1], teacher, one, t, b.tables, b.backend, b.diagnosed)
 
 
-def _scaled(features: Tensor, scale: Tensor) -> Tensor:
+def scaled(features: Tensor, scale: Tensor) -> Tensor:
     """Each row times its scale, multiplied in the dtype of the loss, rounded once."""
     rows = scale.expand(features.shape[0])[:, None]
     return (features.to(scale.dtype) * rows).to(features.dtype)
@@ -135,15 +135,11 @@ def _row_totals(x: Tensor, y: Tensor, scale: Tensor, dtype: torch.dtype) -> Tens
 def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> Direction:
     """Merge the rows of a queue into a direction: negatives, and what its folds leave out."""
     x = (b.x, b.y)[side]
-    features = _queue_features(b, x, name, queue)
-    if queue.folds is None:
-        tables = tables_without_pairs(x.shape[0], features.shape[0], x.device)
-    else:
-        tables = queue.folds.tables(x.shape[0], features.shape[0], x.device, name=name)
+    features, tables = queue_features(b, side, name, queue)
     teacher, s, t = None, b.scales[side], b.teacher_scales[side]
     own = None if b.teacher is None else b.teacher[side]
     if s.ndim:  # a scale for each row
-        x, own = _scaled(x, s), None if own is None else _scaled(own, t)
+        x, own = scaled(x, s), None if own is None else scaled(own, t)
         s = t = b.x.new_ones((), dtype=b.dtype)
     if own is not None:
         teacher = own, features
@@ -167,9 +163,9 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
     return merged
 
 
-def _queue_features(b: Batch, x: Tensor, name: str, queue: Queue) -> Tensor:
-    """The queue's features, detached and checked."""
-    features = autocast(queue.features)
+def queue_features(b: Batch, side: int, name: str, queue: Queue) -> tuple[Tensor, FoldTables]:
+    """The queue's features, detached and checked, and which of its rows are no negatives."""
+    x, features = (b.x, b.y)[side], autocast(queue.features)
     checks.check_matrix(name, features)
     if features.shape[1] != x.shape[1]:
         raise ValueError(
@@ -182,7 +178,10 @@ def _queue_features(b: Batch, x: Tensor, name: str, queue: Queue) -> Tensor:
             f"{name} stands in the teacher's matrix too: the teacher's features must have its "
             f"dimension {x.shape[1]}, got {b.teacher[0].shape[1]}"
         )
-    return features.detach()
+    if queue.folds is None:
+        return features.detach(), tables_without_pairs(len(x), len(features), x.device)
+    names = name, ("image_features", "text_features")[side], "the queue"
+    return features.detach(), queue.folds.tables(len(x), len(features), x.device, names)
 
 
 def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -111,29 +111,33 @@ class Folds:
         return tables.pair_images, tables.pair_texts
 
     def tables(
-        self, images: int, texts: int, device: torch.device, name: str = "folds"
+        self,
+        images: int,
+        texts: int,
+        device: torch.device,
+        names: tuple[str, str, str] = ("folds", "image_features", "text_features"),
     ) -> FoldTables:
         """The positive pairs of ``images`` image rows and ``texts`` text rows on ``device``.
 
-        ``name`` is the argument that errors speak of.
+        ``names`` are the argument that errors speak of, and what its two sides describe.
 
         Raises:
             ValueError: the folds describe other numbers of rows, or are on another device.
         """
+        name, first, second = names
         if isinstance(self._source, tuple):
             views, captions = self._source
             if images % views or texts % captions or images // views != texts // captions:
                 raise ValueError(
                     f"{name}: uniform folds need {views} image rows and {captions} text rows for "
-                    f"every instance, got {images} rows of image_features and {texts} rows of "
-                    "text_features"
+                    f"every instance, got {images} rows of {first} and {texts} rows of {second}"
                 )
             return tables_from_counts(views, captions, images // views, device)
         tables = self._source
         if (tables.images, tables.texts) != (images, texts):
             raise ValueError(
-                f"{name}: expected ids for {images} rows of image_features and {texts} rows of "
-                f"text_features, got {tables.images} image ids and {tables.texts} text ids"
+                f"{name}: expected ids for {images} rows of {first} and {texts} rows of "
+                f"{second}, got {tables.images} image ids and {tables.texts} text ids"
             )
         if tables.device != device:
             raise ValueError(

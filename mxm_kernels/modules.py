@@ -285,6 +285,47 @@ class SupConLoss(_Loss):
         return self._run(image_features, text_features, folds, logit_scale=logit_scale, **inputs)
 
 
+class SigLipLoss(_Loss):
+    """:func:`fused_siglip_loss` with its hyper-parameters fixed.
+
+    Args:
+        **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import SigLipLoss
+        >>> x = torch.eye(4)
+        >>> bool(SigLipLoss()(x, x, logit_scale=20.0, logit_bias=-10.0) < 1e-3)
+        True
+    """
+
+    def __init__(self, **options: Unpack[HyperParameters]) -> None:
+        for name in ("soft_weight", "label_smoothing"):
+            if name in options:
+                raise TypeError(f"SigLipLoss takes no {name}")
+        super().__init__(functional.fused_siglip_loss, {}, options)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        folds: FoldsLike | None = None,
+        *,
+        logit_scale: Scale,
+        logit_bias: float | Tensor,
+        **inputs: Unpack[Inputs],
+    ) -> Tensor:
+        """Shapes, options and errors as in the function."""
+        return self._run(
+            image_features,
+            text_features,
+            folds,
+            logit_scale=logit_scale,
+            logit_bias=logit_bias,
+            **inputs,
+        )
+
+
 class CWCLLoss(_Loss):
     """:func:`fused_cwcl_loss` with its hyper-parameters fixed.
 

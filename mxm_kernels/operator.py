@@ -28,10 +28,13 @@ from mxm_kernels import backends
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.fold_tables import FoldTables
 
+TABLES = (
+    "Tensor image_groups, Tensor text_groups, Tensor image_offsets, Tensor pair_images, "
+    "Tensor pair_texts"
+)
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale, "
-    "Tensor? teacher_scale, Tensor image_groups, Tensor text_groups, Tensor image_offsets, "
-    "Tensor pair_images, Tensor pair_texts"
+    f"Tensor? teacher_scale, {TABLES}"
 )
 _STATISTICS = (
     "Tensor n_rows, Tensor n_cols, Tensor positives, Tensor u_rows, Tensor u_cols, "
@@ -39,12 +42,12 @@ _STATISTICS = (
 )
 _UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, Tensor du_cols"
 
-_library = torch.library.Library("mxm_kernels", "DEF")
-_library.define(
+library = torch.library.Library("mxm_kernels", "DEF")
+library.define(
     f"statistics({_INPUTS}, str backend, bool diagnostics=False) -> ({_STATISTICS}, "
     "Tensor m_rows, Tensor m_cols, Tensor h_rows, Tensor h_cols)"
 )
-_library.define(
+library.define(
     f"statistics_backward({_INPUTS}, {_STATISTICS}, {_UPSTREAM}, bool[] needs, str backend) -> "
     "(Tensor, Tensor, Tensor)"
 )
@@ -76,35 +79,37 @@ def statistics(
         teacher_y,
         scale,
         teacher_scale,
-        tables.image_groups,
-        tables.text_groups,
-        tables.image_offsets,
-        tables.pair_images,
-        tables.pair_texts,
+        *vectors(tables),
         backend,
         diagnostics,
     )
     return Statistics(*outputs)
 
 
-@torch.library.impl(_library, "statistics", "CompositeExplicitAutograd")
+def vectors(tables: FoldTables) -> tuple[Tensor, ...]:
+    """The tables that an operator reads, in the order of ``TABLES``."""
+    t = tables
+    return t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts
+
+
+@torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
     problem, (backend, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
-    with _plain(problem):
+    with plain(problem):
         result = backends.load(backend).forward(problem, *rest)
-        poison = _non_finite(problem)
+        poison = non_finite(problem)
         kept = ("positives", "u_rows", "u_cols", "t_rows", "t_cols")  # the losses all read n
         return tuple(v if f in kept else v + poison for f, v in result._asdict().items())
 
 
 @contextmanager
-def _plain(problem: Problem):
+def plain(problem: Problem):
     """No graph, and no autocast: it would round the products of a backend's tiles."""
     with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
         yield
 
 
-def _non_finite(problem: Problem) -> Tensor:
+def non_finite(problem: Problem) -> Tensor:
     """0, or NaN if any feature is not finite.
 
     A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
@@ -115,24 +120,24 @@ def _non_finite(problem: Problem) -> Tensor:
     return sum(totals[1:], totals[0]) * 0
 
 
-@torch.library.register_fake("mxm_kernels::statistics", lib=_library)
+@torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
     problem, (_, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     return tuple(problem.room(*rest or [False]))
 
 
-@torch.library.impl(_library, "statistics_backward", "CompositeExplicitAutograd")
+@torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     problem, rest = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     diagnostics = [rest[0].new_empty(0)] * 4  # not kept for backward
     result = Statistics(*rest[:_SAVED], *diagnostics)
     upstream = Upstream(*(g.contiguous() for g in rest[_SAVED:-2]))
     needs, backend = Needs(*rest[-2]), rest[-1]
-    with _plain(problem):
+    with plain(problem):
         return tuple(backends.load(backend).backward(problem, result, upstream, needs))
 
 
-@torch.library.register_fake("mxm_kernels::statistics_backward", lib=_library)
+@torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)
 def _fake_backward(*arguments):
     problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[-2])
     x, y = problem.x, problem.y
@@ -148,13 +153,19 @@ def _fake_backward(*arguments):
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:_PROBLEM], *output[:_SAVED])
     ctx.mark_non_differentiable(*output[5:])
+    ctx.set_materialize_grads(False)  # ten calls, for zeros that nobody reads
     ctx.backend = inputs[_PROBLEM]
 
 
 def _differentiate(ctx, *grads):
+    outputs = ctx.saved_tensors[_PROBLEM : _PROBLEM + 5]
+    upstream = [
+        torch.zeros_like(output) if grad is None else grad
+        for grad, output in zip(grads[:5], outputs, strict=True)
+    ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     dx, dy, ds = torch.ops.mxm_kernels.statistics_backward(
-        *ctx.saved_tensors, *grads[:5], needs, ctx.backend
+        *ctx.saved_tensors, *upstream, needs, ctx.backend
     )
     nothing = [None] * (_PROBLEM - 5)
     return (
@@ -169,15 +180,16 @@ def _differentiate(ctx, *grads):
     )
 
 
-def _no_second_derivative(ctx, *grads):
+def refuse_second_derivative(ctx, *grads):
+    """Differentiate a backward."""
     raise RuntimeError(
         "mxm_kernels losses have first derivatives only: call backward without create_graph=True"
     )
 
 
 torch.library.register_autograd(
-    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=_library
+    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=library
 )
 torch.library.register_autograd(
-    "mxm_kernels::statistics_backward", _no_second_derivative, lib=_library
+    "mxm_kernels::statistics_backward", refuse_second_derivative, lib=library
 )

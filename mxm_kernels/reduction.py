@@ -9,10 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.batch import Batch, directions
 from mxm_kernels.direction import Direction
-from mxm_kernels.losses import soft_rows
-from mxm_kernels.options import row_vector
+from mxm_kernels.losses import masked_rows, soft_rows
+from mxm_kernels.options import Resolved, row_vector
+from mxm_kernels.row_operator import mixed_rows
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
 # it is given are the weights (P,) of the positives, for most.
@@ -21,43 +23,35 @@ Given = tuple[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """One direction and all that its mean depends on."""
+class Side:
+    """One direction's losses and all that their mean depends on."""
 
-    direction: Direction
-    losses: Tensor | None  # (rows,) of the formula; None: the soft loss alone
-    soft: Tensor | None  # (rows,) of the soft loss, where it has a share
-    share: float | Tensor  # of the soft loss
-    weights: Tensor | None  # (rows,) of the rows
-    every_row: bool  # the formula's mean is over all rows, not those with a positive
+    losses: Tensor  # (rows,) of the formula, or of the soft loss alone
+    count: int  # rows in the mean of the losses
+    weights: Tensor | None = None  # (rows,) of the rows
+    counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
+    soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
+    share: float | Tensor = 0.0  # of the soft loss
 
     def rows(self) -> Tensor:
         """Losses of the rows, each times its weight."""
         losses = self.losses
-        if losses is None:
-            assert self.soft is not None
-            losses = self.soft
-        elif self.soft is not None:
+        if self.soft is not None:
             losses = (1 - self.share) * losses + self.share * self.soft
         return losses if self.weights is None else self.weights * losses
 
     def mean(self) -> Tensor:
-        """Mean of the formula over the rows with a positive plus mean of the soft loss."""
-        rows, share = self.direction.n.shape[0], self.share
-        if self.losses is None:
-            assert self.soft is not None
-            return _average(self.soft, rows, self.weights)
-        count = rows if self.every_row else self.direction.with_positive
-        weights = self.weights
-        if weights is not None and not self.every_row:
-            weights = weights * self.direction.has_positive
+        """Mean of the losses over the rows that count, plus mean of the soft loss over all."""
+        weights, rows = self.weights, self.losses.shape[0]
+        if weights is not None and self.counted is not None:
+            weights = weights * self.counted
         if self.soft is None:
-            return _average(self.losses, count, weights)
-        if isinstance(share, Tensor):
-            hard = _average((1 - share) * self.losses, count, weights)
-            return hard + _average(share * self.soft, rows, self.weights)
-        hard = (1 - share) * _average(self.losses, count, weights)
-        return hard + share * _average(self.soft, rows, self.weights)
+            return _average(self.losses, self.count, weights)
+        if isinstance(self.share, Tensor):
+            hard = _average((1 - self.share) * self.losses, self.count, weights)
+            return hard + _average(self.share * self.soft, rows, self.weights)
+        hard = (1 - self.share) * _average(self.losses, self.count, weights)
+        return hard + self.share * _average(self.soft, rows, self.weights)
 
 
 def reduce(
@@ -69,44 +63,64 @@ def reduce(
     soft loss alone.
     """
     o = batch.options
-    soft = formula is None or o.soft
-    pair = directions(batch, soft=soft)
+    pair = directions(batch, soft=formula is None or o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair)
-    wanted = (True, True) if o.reduction == "none" else _wanted(o.image_to_text_weight)
-    weights = (
-        nonnegative_weights("image_weights", o.image_weights, batch.x, batch.dtype),
-        nonnegative_weights("text_weights", o.text_weights, batch.y, batch.dtype),
-    )
     shares = _soft_shares(batch)
-    sides = [
-        _Side(
-            direction=d,
-            losses=None if formula is None else formula(d, given[k], o.label_smoothing),
-            soft=soft_rows(d) if soft else None,
+
+    def side(k: int) -> Side:
+        d = pair[k]
+        if formula is masked_rows and _in_one_call(batch, d, given[k]):
+            return _mixed_side(batch, d, given[k], shares[k])
+        losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
+        everyone = every_row or formula is None
+        counted = None if everyone else d.has_positive
+        return Side(
+            losses=losses,
+            count=losses.shape[0] if everyone else d.with_positive,
+            weights=row_weights(batch, k, losses, counted),
+            counted=counted,
+            soft=soft_rows(d) if formula is not None and o.soft else None,
             share=shares[k],
-            weights=weights[k],
-            every_row=every_row,
         )
-        for k, d in enumerate(pair)
-        if wanted[k]
-    ]
-    if o.reduction == "none":
-        return cast(Tensor, tuple(side.rows() for side in sides))  # iterates as a Tensor does
-    if len(sides) == 1:
-        return sides[0].mean()
-    forward, backward = (side.mean() for side in sides)
-    share = o.image_to_text_weight
+
+    return mix(o, side)
+
+
+def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
+    """Whether the operator of the rows computes what the options ask for."""
+    o = batch.options
+    plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
+    one_share = not isinstance(o.soft_weight, tuple | list)
+    return plain and one_share and d.excluded is None and not weights.requires_grad
+
+
+def _mixed_side(batch: Batch, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
+    """The masked loss and the soft loss together; for a mean each row has its share of it."""
+    assert not isinstance(soft, Tensor)
+    hard = 1 - soft
+    if batch.options.reduction == "mean":
+        hard, soft = hard / d.with_positive, soft / d.n.shape[0]
+    problem = RowProblem(d.n, d.S, d.u, weights, d.segments.offsets)
+    losses = mixed_rows(problem, hard, soft, d.segments.owners, batch.backend)
+    return Side(losses, count=1)
+
+
+def mix(options: Resolved, side: Callable[[int], Side]) -> Tensor:
+    """Both directions in one number, or the rows of each; ``side(k)`` makes direction k."""
+    if options.reduction == "none":
+        return cast(Tensor, (side(0).rows(), side(1).rows()))  # iterates as a Tensor does
+    share = options.image_to_text_weight
+    if share in (0, 1):
+        return side(0 if share else 1).mean()
+    forward, backward = side(0).mean(), side(1).mean()
     return (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
-
-
-def _wanted(image_to_text_weight: float) -> tuple[bool, bool]:
-    return image_to_text_weight > 0, image_to_text_weight < 1
 
 
 def _average(losses: Tensor, count: int, row_weights: Tensor | None) -> Tensor:
     if row_weights is None:
-        return losses.sum() / count
+        total = losses.sum()
+        return total if count == 1 else total / count
     return (row_weights * losses).sum() / row_weights.sum()
 
 
@@ -129,17 +143,26 @@ def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Te
     return vector
 
 
+def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
+    """``image_weights`` or ``text_weights``, checked."""
+    name = ("image_weights", "text_weights")[side]
+    return nonnegative_weights(name, getattr(batch.options, name), losses, counted)
+
+
 def nonnegative_weights(
-    name: str, value: Tensor | None, like: Tensor, dtype: torch.dtype
+    name: str, value: Tensor | None, losses: Tensor, counted: Tensor | None
 ) -> Tensor | None:
-    """Weights of the rows; on a GPU, where looking would wait, bad ones give NaN."""
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN."""
     if value is None:
         return None
-    vector = row_vector(name, value, like.shape[0], like, dtype)
+    vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
     if not _can_look(vector):
         return torch.where(vector >= 0, vector, torch.nan)
     if not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
+    positive = vector > 0 if counted is None else (vector > 0) & counted
+    if not bool(positive.any()):
+        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxm_kernels import row_operator
 from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.segments import permute
 
@@ -17,33 +18,26 @@ _INVALID = -2  # mark of an entry that is no positive pair
 Weights = tuple[Tensor, Tensor]  # (P,) of rows in slot order, (P,) of columns in text-major order
 
 
-def _uniform(
+def _random(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """float64 uniforms on ``device`` from ``generator``, wherever that is."""
+    """int32, uniform in [0, 2^31), on ``device``, from ``generator`` wherever that is."""
     if generator is None:
-        return torch.rand(shape, device=device, dtype=torch.float64)
+        return torch.empty(shape, dtype=torch.int32, device=device).random_()
     # Page-locked, so that the copy to a GPU does not wait for it.
     pinned = device.type == "cuda" and generator.device.type == "cpu"
-    uniform = torch.rand(
-        shape,
-        generator=generator,
-        device=generator.device,
-        dtype=torch.float64,
-        pin_memory=pinned,
-    )
-    return uniform.to(device, non_blocking=True)
+    made = torch.empty(shape, dtype=torch.int32, device=generator.device, pin_memory=pinned)
+    return made.random_(generator=generator).to(device, non_blocking=True)
 
 
 def _draw_places(offsets: Tensor, rounds: int, generator: torch.Generator | None) -> Tensor:
     """(rounds, rows) a uniformly drawn place in each row's segment, -1 for an empty segment.
 
-    float64 uniforms: a count of k positives is drawn with a bias below k * 2**-53.
+    One of k positives is drawn with a bias below k * 2**-31.
     """
-    counts = offsets[1:] - offsets[:-1]
-    uniform = _uniform((rounds, counts.shape[0]), generator, offsets.device)
-    lanes = (uniform * counts).long()
-    return torch.where(counts > 0, offsets[:-1] + lanes, -1)
+    counts = offsets.diff()
+    random = _random((rounds, counts.shape[0]), generator, offsets.device)
+    return torch.where(counts > 0, offsets[:-1] + ((random.long() * counts) >> 31), -1)
 
 
 def draw_places(
@@ -75,9 +69,11 @@ def drawn_frequencies(
     generator: torch.Generator | None,
     pairs: int,
     dtype: torch.dtype,
+    backend: str,
 ) -> Tensor:
     """(P,) weights of ``rounds`` random rounds over segments of positives."""
-    return _frequencies(_draw_places(offsets, rounds, generator), pairs, dtype)
+    random = _random((rounds, offsets.shape[0] - 1), generator, offsets.device)
+    return row_operator.drawn_weights(random, offsets, pairs, dtype, backend)
 
 
 def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
@@ -88,11 +84,18 @@ def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
 
 
 def drawn_weights(
-    tables: FoldTables, rounds: int, generator: torch.Generator | None, dtype: torch.dtype
+    tables: FoldTables,
+    rounds: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    backend: str,
 ) -> Weights:
     """Weights of ``rounds`` random rounds."""
-    images, texts = draw_places(tables, rounds, generator)
-    return _frequencies(images, tables.pairs, dtype), _frequencies(texts, tables.pairs, dtype)
+
+    def drawn(offsets: Tensor) -> Tensor:
+        return drawn_frequencies(offsets, rounds, generator, tables.pairs, dtype, backend)
+
+    return drawn(tables.image_offsets), drawn(tables.text_offsets)
 
 
 def draw_rows(
@@ -103,7 +106,7 @@ def draw_rows(
     dtype: torch.dtype,
 ) -> Tensor:
     """(rows,) 1 for a random ``share`` of the rows, rounded to whole rows, 0 for the others."""
-    order = _uniform((rows,), generator, device).argsort()
+    order = _random((rows,), generator, device).argsort()
     chosen = torch.zeros(rows, dtype=dtype, device=device)
     chosen[order[: round(share * rows)]] = 1
     return chosen

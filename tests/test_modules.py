@@ -18,6 +18,7 @@ PAIRS = {
     mxm.DecoupledLoss: mxm.fused_decoupled_loss,
     mxm.DebiasedLoss: mxm.fused_debiased_loss,
     mxm.SelfDistillationLoss: mxm.fused_self_distillation_loss,
+    mxm.SigLipLoss: mxm.fused_siglip_loss,
     mxm.SupConLoss: mxm.fused_supcon_loss,
     mxm.CWCLLoss: mxm.fused_cwcl_loss,
     mxm.IntraModalLoss: mxm.fused_intra_modal_loss,

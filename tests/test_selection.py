@@ -99,7 +99,7 @@ def test_a_cpu_generator_draws_the_same_on_a_gpu():
 def test_weights_count_the_rounds():
     tables = Folds.from_ids(*IDS).tables(5, 7, CPU)
     generator = torch.Generator().manual_seed(5)
-    rows, cols = drawn_weights(tables, 8, generator, torch.float32)
+    rows, cols = drawn_weights(tables, 8, generator, torch.float32, "blocked")
     to_text, to_image = draw(IDS, 8, 5)
     for slot, (i, j) in enumerate(zip(tables.pair_images, tables.pair_texts, strict=True)):
         assert rows[slot] == (to_text[:, i] == j).sum() / 8

@@ -107,9 +107,10 @@ def load_collection(archive: Path, folder: Path) -> Iterator[Instance]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a collection, whole or not at all; some models have faces of two corners.
+    """Unpack a collection, whole or not at all, and mend what VTK does not read.
 
-    VTK reads nothing of a model with such a face.
+    It reads nothing of a model that has a face of two corners, finds no texture behind trailing
+    blanks or a path of its author's computer, and shows a missing one as white.
     """
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -120,7 +121,20 @@ def unpack(archive: Path, folder: Path) -> None:
         kept = [line for line in lines if not line.startswith("f ") or len(line.split()) > 3]
         if len(kept) < len(lines):
             model.write_text("".join(kept), encoding="latin-1")
+    for materials in partial.rglob("*.mtl"):
+        lines = [line.rstrip() for line in materials.read_text(encoding="latin-1").splitlines()]
+        mended = [texture_beside(line, materials.parent) for line in lines]
+        materials.write_text("\n".join(mended) + "\n", encoding="latin-1")
     partial.rename(folder)
+
+
+def texture_beside(line: str, folder: Path) -> str:
+    """A line of a material file; of a texture's path the name, and nothing if it is not there."""
+    keyword, _, path = line.strip().partition(" ")
+    if keyword != "map_Kd":
+        return line
+    name = path.replace("\\", "/").rpartition("/")[2]
+    return f"map_Kd {name}" if (folder / name).is_file() else ""
 
 
 def captions(

@@ -55,7 +55,8 @@ def light_evenly(actor: Any) -> None:
     texture is shown in its own colours, not multiplied by the material's.
     """
     surface = actor.GetProperty()
-    if actor.GetTexture() is not None:
+    coordinates = actor.GetMapper().GetInput().GetPointData().GetTCoords()
+    if actor.GetTexture() is not None and coordinates is not None:
         surface.SetDiffuseColor(1, 1, 1)
     surface.SetAmbientColor(surface.GetDiffuseColor())
     surface.SetAmbient(0.35)

@@ -13,7 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends import pairs
+from mxm_kernels.backends.problem import (
+    Gradients,
+    Needs,
+    Problem,
+    SigmoidGradients,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 
 TILE = 1 << 21  # numbers in a tile: 8 MiB of float32
@@ -119,6 +128,9 @@ class _Running:
 class _Blocked:
     """The backend: see the module's docstring."""
 
+    mixed_rows = staticmethod(pairs.mixed_rows)
+    drawn_weights = staticmethod(pairs.drawn_weights)
+
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
 
@@ -171,6 +183,48 @@ class _Blocked:
                 dscale += torch.dot(dS.view(-1), S.view(-1))
             sums.add(dS, tile.rows, tile.cols)
         return sums.finish((dscale / problem.scale**2).to(problem.scale.dtype))
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        work = _Workspace(problem)
+        r_rows, r_cols = (work.buffers.new_zeros(len(f)) for f in (problem.x, problem.y))
+        positives = work.buffers.new_empty(problem.pair_images.shape[0])
+        zero = work.buffers.new_zeros(())
+        for tile in _tiles(problem):
+            S = work.student(tile)
+            flat = S.view(-1)
+            positives[tile.pairs] = flat[tile.places]
+            flat[tile.places] = -torch.inf
+            terms = torch.logaddexp(S.add_(bias), zero, out=work.take(2, tile))  # softplus
+            r_rows[slice(*tile.rows)] += terms.sum(1)
+            r_cols[slice(*tile.cols)] += terms.sum(0)
+        return SigmoidStatistics(r_rows, r_cols, positives)
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        work, sums = _Workspace(problem), GradientSum(problem, needs)
+        d = SigmoidStatistics(*(g * problem.scale for g in upstream))  # as in backward
+        dscale, dbias = problem.scale.new_zeros(2, dtype=torch.float64)
+        for tile in _tiles(problem):
+            S = work.student(tile)
+            dS = torch.add(S, bias, out=work.take(2, tile)).sigmoid_()
+            rows, cols = d.r_rows[slice(*tile.rows), None], d.r_cols[slice(*tile.cols)]
+            dS *= torch.add(rows, cols, out=work.take(1, tile))
+            flat = dS.view(-1)
+            flat[tile.places] = 0
+            dbias += flat.sum()
+            flat[tile.places] = d.positives[tile.pairs]
+            if needs.scale:
+                dscale += torch.dot(flat, S.view(-1))
+            sums.add(dS, tile.rows, tile.cols)
+        s = problem.scale
+        gradients = sums.finish((dscale / s**2).to(s.dtype))
+        return SigmoidGradients(*gradients, (dbias / s).to(bias.dtype))
 
 
 def _gradient_tile(

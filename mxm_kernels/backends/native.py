@@ -13,7 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.problem import (
+    Gradients,
+    Needs,
+    Problem,
+    RowLosses,
+    RowProblem,
+    SigmoidGradients,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 
 try:
@@ -157,6 +167,70 @@ class _Native:
         gradients = products(problem, needs, sweep)
         scale = problem.scale.item()
         return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
+
+    # The sigmoid statistics take the tiled way for every dtype: fused they would be a second
+    # pair of drivers of the matrix unit.
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        result = SigmoidStatistics(*problem.room(diagnostics=False)[:3])
+        plane = _Plane(problem)
+        sweep = _native.SigmoidForwardPass(
+            self.level,
+            _native_problem(problem),
+            bias.item(),
+            result.positives.data_ptr(),
+            plane.widest,
+        )
+        for rows, cols in plane:
+            sweep.sweep(*plane.addresses(rows, cols))
+        sweep.finish(result.r_rows.data_ptr(), result.r_cols.data_ptr())
+        return result
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        sweep = _native.SigmoidBackwardPass(
+            self.level,
+            _native_problem(problem),
+            bias.item(),
+            positives.data_ptr(),
+            [g.data_ptr() for g in upstream],
+        )
+        gradients, scale = _tiled_gradients(problem, needs, sweep), problem.scale.item()
+        return SigmoidGradients(
+            gradients.x,
+            gradients.y,
+            problem.scale.new_tensor(sweep.dscale / scale**2),
+            bias.new_tensor(sweep.dbias / scale),
+        )
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        p = RowProblem(*(v.contiguous() for v in problem))
+        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S))
+        _native.mixed_rows(
+            [v.data_ptr() for v in p],
+            [v.data_ptr() for v in out],
+            p.n.shape[0],
+            hard,
+            soft,
+            _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
+        )
+        return out
+
+    def drawn_weights(
+        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
+    ) -> Tensor:
+        assert dtype == torch.float32, "the backend takes no float64"
+        random, weights = random.contiguous(), offsets.new_empty(pairs, dtype=dtype)
+        rounds, rows = random.shape
+        _native.drawn_weights(
+            random.data_ptr(), offsets.data_ptr(), rounds, rows, pairs, weights.data_ptr()
+        )
+        return weights
 
 
 def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:

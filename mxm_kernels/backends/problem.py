@@ -13,6 +13,10 @@ and for diagnostics, not differentiable, the hardest negative and the entropy of
 
     m_i = max_{j not in Pos(i)} S_ij                 m_j
     h_i = t_i - sum_j softmax_j(T_i.) T_ij           h_j
+
+The sigmoid statistics have a bias b instead of a teacher:
+
+    r_i = sum_{j not in Pos(i)} softplus(S_ij + b)   r_j
 """
 
 from __future__ import annotations
@@ -97,12 +101,39 @@ class Upstream(NamedTuple):
     u_cols: Tensor
 
 
+class SigmoidStatistics(NamedTuple):
+    """What the forward of the sigmoid statistics returns, and their upstream gradients."""
+
+    r_rows: Tensor  # (M,) sum of softplus(S + b) over the negatives of each row
+    r_cols: Tensor  # (N,) the same for columns
+    positives: Tensor  # (P,) S of every positive pair, in slot order
+
+
+class RowProblem(NamedTuple):
+    """The rows of one direction, as the row operators take them."""
+
+    n: Tensor  # (rows,)
+    S: Tensor  # (P,) positives, sorted by row
+    u: Tensor  # (rows,), or empty where the soft loss has no share
+    weights: Tensor  # (P,)
+    offsets: Tensor  # (rows + 1,) int64
+
+
+class RowLosses(NamedTuple):
+    """Losses of the rows and their derivatives."""
+
+    losses: Tensor  # (rows,)
+    dn: Tensor  # (rows,)
+    dS: Tensor  # (P,)
+
+
 class Needs(NamedTuple):
     """Which gradients are wanted; a frozen tower costs no product."""
 
     x: bool
     y: bool
     scale: bool
+    bias: bool = False
 
 
 class Gradients(NamedTuple):
@@ -111,6 +142,15 @@ class Gradients(NamedTuple):
     x: Tensor  # (M, D), dtype of the features
     y: Tensor  # (N, D)
     scale: Tensor  # ()
+
+
+class SigmoidGradients(NamedTuple):
+    """What the backward of the sigmoid statistics returns; empty where not wanted."""
+
+    x: Tensor  # (M, D), dtype of the features
+    y: Tensor  # (N, D)
+    scale: Tensor  # ()
+    bias: Tensor  # ()
 
 
 class Backend(Protocol):
@@ -128,4 +168,29 @@ class Backend(Protocol):
         self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
     ) -> Gradients:
         """Compute the gradients."""
+        ...
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        """Compute the sigmoid statistics; the problem has no teacher."""
+        ...
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        """Compute their gradients from S of the ``positives`` and those of the statistics."""
+        ...
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        """Compute MFH's losses of the rows; see ``row_operator``."""
+        ...
+
+    def drawn_weights(
+        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Count how often each positive was drawn; see ``row_operator``."""
         ...

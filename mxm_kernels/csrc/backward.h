@@ -113,7 +113,7 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
 }
 
 // Adds the positives' own gradients to row i; returns the sum of those times S.
-inline double add_positives(const Backward& pass, const Tile& tile, std::int64_t i) {
+inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
   double total = 0;

@@ -250,20 +250,24 @@ inline void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t col, Chu
   merge(cols.own, col, sums.T_cols, chunk.cols);
 }
 
+// `rows` rows of a tile from `first` on, its columns from j on.
+inline Chunk cut(const Problem& p, const Tile& tile, int first, int rows, std::int64_t j) {
+  const std::int64_t start = first * tile.stride + j;
+  return {tile.student + start,
+          tile.teacher ? tile.teacher + start : nullptr,
+          tile.stride,
+          rows,
+          static_cast<int>(std::min<std::int64_t>(kChunk, tile.cols - j)),
+          p.image_groups + tile.row + first,
+          p.text_groups.data() + tile.col + j,
+          p.scale,
+          p.teacher_scale};
+}
+
 inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Statistics& cols) {
-  const Problem& p = pass.problem;
   ChunkSums sums;
-  Chunk chunk;
-  chunk.stride = tile.stride;
-  chunk.rows = rows;
-  chunk.row_groups = p.image_groups + tile.row + first;
-  chunk.scale = p.scale;
-  chunk.teacher_scale = p.teacher_scale;
   for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
-    chunk.cols = static_cast<int>(std::min<std::int64_t>(kChunk, tile.cols - j));
-    chunk.student = tile.student + first * tile.stride + j;
-    chunk.teacher = tile.teacher ? tile.teacher + first * tile.stride + j : nullptr;
-    chunk.col_groups = p.text_groups.data() + tile.col + j;
+    const Chunk chunk = cut(pass.problem, tile, first, rows, j);
     if (tile.teacher != nullptr) {
       sum_chunk<true>(chunk, sums);
     } else {
@@ -279,14 +283,14 @@ inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, St
   }
 }
 
-inline void gather_positives(Forward& pass, const Tile& tile, int first, int rows) {
-  const Problem& p = pass.problem;
+inline void gather_positives(const Problem& p, float* positives, const Tile& tile, int first,
+                             int rows) {
   for (int i = first; i < first + rows; ++i) {
     const std::int64_t row = tile.row + i;
     for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
       const std::int64_t j = p.pair_texts[slot] - tile.col;
       if (j < 0 || j >= tile.cols) continue;
-      pass.positives[slot] = tile.student[i * tile.stride + j] * p.scale;
+      positives[slot] = tile.student[i * tile.stride + j] * p.scale;
     }
   }
 }
@@ -309,22 +313,34 @@ inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_
   }
 }
 
-inline void forward_tile(Forward& pass, const Tile& tile) {
+// Deals the strips of a tile out to threads, then its columns: begin(thread) once, strip(thread,
+// first row, rows) for each, and when all are done columns(team, from, to).
+template <class Begin, class Strip, class Columns>
+inline void deal(int threads, const Tile& tile, Begin begin, Strip strip, Columns columns) {
   const std::int64_t strips = (tile.rows + kStrip - 1) / kStrip;
-#pragma omp parallel num_threads(pass.problem.threads)
+#pragma omp parallel num_threads(threads)
   {
     const int team = team_size(), thread = thread_number();
-    Statistics& cols = pass.partials[thread];
-    cols.clear(tile.cols);
+    begin(thread);
     for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
       const int first = static_cast<int>(k * kStrip);
-      const int rows = static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first));
-      sweep_strip(pass, tile, first, rows, cols);
-      gather_positives(pass, tile, first, rows);
+      strip(thread, first, static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first)));
     }
 #pragma omp barrier
-    merge_columns(pass, tile, team, tile.cols * thread / team, tile.cols * (thread + 1) / team);
+    columns(team, tile.cols * thread / team, tile.cols * (thread + 1) / team);
   }
+}
+
+inline void forward_tile(Forward& pass, const Tile& tile) {
+  deal(
+      pass.problem.threads, tile, [&](int thread) { pass.partials[thread].clear(tile.cols); },
+      [&](int thread, int first, int rows) {
+        sweep_strip(pass, tile, first, rows, pass.partials[thread]);
+        gather_positives(pass.problem, pass.positives, tile, first, rows);
+      },
+      [&](int team, std::int64_t from, std::int64_t to) {
+        merge_columns(pass, tile, team, from, to);
+      });
 }
 
 }  // namespace MXM_LEVEL

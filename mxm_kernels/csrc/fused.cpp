@@ -124,7 +124,7 @@ void forward(Forward& pass, const Features& features) {
         const std::int64_t row = k * kStrip, rows = std::min<std::int64_t>(kStrip, p.rows - row);
         const Tile tile = multiply_both(student, teacher, row, rows, col, cols, strip);
         sweep_strip(pass, tile, 0, static_cast<int>(rows), partial);
-        gather_positives(pass, tile, 0, static_cast<int>(rows));
+        gather_positives(p, pass.positives, tile, 0, static_cast<int>(rows));
       }
 #pragma omp barrier
       const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};

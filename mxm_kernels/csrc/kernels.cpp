@@ -4,6 +4,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "sigmoid.h"
 
 #define MXM_TEXT(name) #name
 #define MXM_NAME(name) MXM_TEXT(name)
@@ -11,15 +12,23 @@
 namespace mxm {
 namespace MXM_LEVEL {
 
-void exponentials(const float* from, float* to, std::int64_t length) {
+template <Floats (*function)(Floats)>
+void each(const float* from, float* to, std::int64_t length) {
   for (std::int64_t k = 0; k < length; k += kLanes) {
-    store(to + k, exponential(load(from + k, length - k)), length - k);
+    store(to + k, function(load(from + k, length - k)), length - k);
   }
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MXM_NAME(MXM_LEVEL), forward_tile,  finish,
-                         prepare,             backward_tile, exponentials};
+const Kernels kernels = {MXM_NAME(MXM_LEVEL),
+                         forward_tile,
+                         finish,
+                         prepare,
+                         backward_tile,
+                         sigmoid_forward_tile,
+                         sigmoid_backward_tile,
+                         each<exponential>,
+                         each<softplus>};
 
 }  // namespace MXM_LEVEL
 }  // namespace mxm

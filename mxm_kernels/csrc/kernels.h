@@ -17,7 +17,10 @@ struct Kernels {
                  std::int64_t length);
   void (*prepare)(Backward& pass);
   void (*backward_tile)(Backward& pass, const Tile& tile);
+  void (*sigmoid_forward_tile)(SigmoidForward& pass, const Tile& tile);
+  void (*sigmoid_backward_tile)(SigmoidBackward& pass, const Tile& tile);
   void (*exponential)(const float* from, float* to, std::int64_t length);
+  void (*softplus)(const float* from, float* to, std::int64_t length);
 };
 
 // Levels that this machine can run, best first.

@@ -11,6 +11,7 @@
 
 #include "fused.h"
 #include "kernels.h"
+#include "rows.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -172,6 +173,85 @@ class BackwardPass {
   Backward pass_;
 };
 
+class SigmoidForwardPass {
+ public:
+  SigmoidForwardPass(const std::string& level, const Problem& problem, float bias,
+                     std::uintptr_t positives, std::int64_t widest)
+      : kernels_(kernels(level)), pass_(problem, bias, at<float>(positives), widest) {}
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.sigmoid_forward_tile(pass_,
+                                  make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void finish(std::uintptr_t r_rows, std::uintptr_t r_cols) const {
+    std::copy(pass_.rows.begin(), pass_.rows.end(), at<float>(r_rows));
+    std::copy(pass_.cols.begin(), pass_.cols.end(), at<float>(r_cols));
+  }
+
+ private:
+  const Kernels& kernels_;
+  SigmoidForward pass_;
+};
+
+class SigmoidBackwardPass {
+ public:
+  // `upstream`: dr, dr', dS_pos.
+  SigmoidBackwardPass(const std::string& level, const Problem& problem, float bias,
+                      std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream)
+      : kernels_(kernels(level)) {
+    pass_.problem = problem;
+    pass_.bias = bias;
+    pass_.positives = at<const float>(positives);
+    pass_.dpositives = at<const float>(upstream.at(2));
+    pass_.rows = scaled(at<const float>(upstream.at(0)), problem.rows);
+    pass_.cols = scaled(at<const float>(upstream.at(1)), problem.cols);
+  }
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.sigmoid_backward_tile(pass_,
+                                   make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  double dscale() const { return pass_.dscale; }
+  double dbias() const { return pass_.dbias; }
+
+ private:
+  std::vector<float> scaled(const float* upstream, std::int64_t length) const {
+    std::vector<float> values(length + kPad, 0.0f);
+    for (std::int64_t k = 0; k < length; ++k) values[k] = upstream[k] * pass_.problem.scale;
+    return values;
+  }
+
+  const Kernels& kernels_;
+  SigmoidBackward pass_;
+};
+
+// `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS.
+void run_mixed_rows(const std::vector<std::uintptr_t>& problem,
+                    const std::vector<std::uintptr_t>& losses, std::int64_t rows, float hard,
+                    float soft, int threads) {
+  RowProblem p;
+  p.n = at<const float>(problem.at(0));
+  p.S = at<const float>(problem.at(1));
+  p.u = at<const float>(problem.at(2));
+  p.weights = at<const float>(problem.at(3));
+  p.offsets = at<const std::int64_t>(problem.at(4));
+  p.rows = rows;
+  p.hard = hard;
+  p.soft = soft;
+  mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2))},
+             threads);
+}
+
+void run_drawn_weights(std::uintptr_t random, std::uintptr_t offsets, std::int64_t rounds,
+                       std::int64_t rows, std::int64_t pairs, std::uintptr_t weights) {
+  drawn_weights(at<const std::int32_t>(random), at<const std::int64_t>(offsets), rounds, rows,
+                pairs, at<float>(weights));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -184,6 +264,12 @@ NB_MODULE(_native, m) {
                           std::int64_t length) {
     kernels(level).exponential(at<const float>(from), at<float>(to), length);
   });
+  m.def("softplus", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
+                       std::int64_t length) {
+    kernels(level).softplus(at<const float>(from), at<float>(to), length);
+  });
+  m.def("mixed_rows", run_mixed_rows, Release());
+  m.def("drawn_weights", run_drawn_weights, Release());
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
@@ -199,6 +285,17 @@ NB_MODULE(_native, m) {
       .def("sweep", &BackwardPass::sweep, Release())
       .def("fused", &BackwardPass::fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
+  nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())
+      .def("sweep", &SigmoidForwardPass::sweep, Release())
+      .def("finish", &SigmoidForwardPass::finish, Release());
+  nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
+                    const std::vector<std::uintptr_t>&>(),
+           Release())
+      .def("sweep", &SigmoidBackwardPass::sweep, Release())
+      .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
+      .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
 }
 
 }  // namespace mxm

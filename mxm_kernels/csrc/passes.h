@@ -120,14 +120,44 @@ struct Term {
   bool shared = false;
 };
 
-struct Backward {
+// What the backward passes have in common. They scale the upstream gradients by s: dS is the
+// gradient of x y^T, and the products need no scaling.
+struct Gradient {
   Problem problem;
-  Term student;
-  Term teacher;
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
   float unit = 1;                     // factor that dS carries, and the gradients must lose
   double dscale = 0;                  // sum of dS * S
+};
+
+struct Backward : Gradient {
+  Term student;
+  Term teacher;
+};
+
+// Sums of softplus(S + b) over the negatives of all rows and columns.
+struct SigmoidForward {
+  SigmoidForward(const Problem& problem, float bias, float* positives, std::int64_t widest)
+      : problem(problem),
+        bias(bias),
+        positives(positives),
+        rows(problem.rows, 0.0),
+        cols(problem.cols, 0.0),
+        partials(problem.threads, std::vector<double>(widest)) {}
+
+  Problem problem;
+  float bias;
+  float* positives;  // (P,)
+  std::vector<double> rows;
+  std::vector<double> cols;
+  std::vector<std::vector<double>> partials;  // each thread's columns of the tile at hand
+};
+
+struct SigmoidBackward : Gradient {
+  float bias = 0;
+  std::vector<float> rows;  // (M,) upstream gradients times s
+  std::vector<float> cols;  // (N + kPad,)
+  double dbias = 0;         // sum of the negatives' dS
 };
 
 }  // namespace mxm

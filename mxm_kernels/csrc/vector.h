@@ -86,5 +86,27 @@ inline Floats exponential(Floats x) {
   return x < -87.0f ? Floats{} : p * reinterpret_cast<Floats>(power);
 }
 
+// log(1 + exp(x)), within 7 units in the last place down to x = -87, 0 below: of sums of small
+// terms none is lost. It is max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) / e a
+// minimax polynomial on [0, 1] that is 1 at 0: 3.4e-8 relative error, 1.8e-7 as evaluated.
+inline Floats softplus(Floats x) {
+  const Floats e = exponential(x < 0.0f ? x : -x);
+  Floats p = e * 0.00536482641f - 0.030065801f;
+  p = p * e + 0.0792045519f;
+  p = p * e - 0.137538031f;
+  p = p * e + 0.191536561f;
+  p = p * e - 0.248571634f;
+  p = p * e + 0.33321324f;
+  p = p * e - 0.499996483f;
+  p = p * e + 1.0f;
+  return (x > 0.0f ? x : Floats{}) + e * p;
+}
+
+// 1 / (1 + exp(-x)), without cancellation on either side.
+inline Floats sigmoid(Floats x) {
+  const Floats e = exponential(x < 0.0f ? x : -x);
+  return (x < 0.0f ? e : fill(1.0f)) / (e + 1.0f);
+}
+
 }  // namespace MXM_LEVEL
 }  // namespace mxm

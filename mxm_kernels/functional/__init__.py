@@ -14,6 +14,7 @@ from mxm_kernels.functional.mfh import (
     fused_mfh_loss,
     fused_soft_loss,
 )
+from mxm_kernels.functional.siglip import fused_siglip_loss
 from mxm_kernels.functional.supcon import fused_supcon_loss
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "fused_intra_modal_loss",
     "fused_mfh_loss",
     "fused_self_distillation_loss",
+    "fused_siglip_loss",
     "fused_soft_loss",
     "fused_supcon_loss",
 ]

@@ -81,9 +81,9 @@ def fused_intra_modal_loss(
     s = checks.as_scale("logit_scale", logit_scale, x, dtype)
     name = backends.choose(backend, x.device, x.dtype)
     d = _other_rows(x, _tables(folds, x), s, name)
-    weights = _weights(d, rounds, generator, dtype)
+    weights = _weights(d, rounds, generator, dtype, name)
     losses = (masked_rows if mask_positives else unmasked_rows)(d, weights)
-    row_weights = nonnegative_weights("row_weights", row_weights, x, dtype)
+    row_weights = nonnegative_weights("row_weights", row_weights, losses, d.has_positive)
     if row_weights is not None:
         losses = row_weights * losses
     if reduction == "none":
@@ -126,9 +126,13 @@ def _other_rows(x: Tensor, tables: FoldTables, s: Tensor, backend: str) -> Direc
 
 
 def _weights(
-    d: Direction, rounds: int | None, generator: torch.Generator | None, dtype: torch.dtype
+    d: Direction,
+    rounds: int | None,
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    backend: str,
 ) -> Tensor:
     offsets, owners = d.segments
     if rounds is None:
         return 1 / d.counts[owners].to(dtype)
-    return draws.drawn_frequencies(offsets, int(rounds), generator, owners.shape[0], dtype)
+    return draws.drawn_frequencies(offsets, int(rounds), generator, owners.shape[0], dtype, backend)

@@ -269,4 +269,4 @@ def _weights(
         return draws.given_weights(tables, selection, dtype)
     if rounds is None:
         return draws.expected_weights(tables, dtype)
-    return draws.drawn_weights(tables, int(rounds), generator, dtype)
+    return draws.drawn_weights(tables, int(rounds), generator, dtype, batch.backend)

@@ -1,5 +1,6 @@
 """What the native backend alone has: its exp, its levels of instruction set, its threads."""
 
+import math
 import subprocess
 import sys
 
@@ -9,7 +10,13 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
-from mxm_kernels.backends.problem import Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.problem import (
+    Needs,
+    Problem,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 
 CPU = torch.device("cpu")
 extension = pytest.mark.skipif(native._native is None, reason="built without a compiler")
@@ -49,10 +56,29 @@ def _upstream(statistics: Statistics) -> Upstream:
 
 
 def _run(backend, problem: Problem) -> list[torch.Tensor]:
-    statistics = backend.forward(problem)
+    statistics = backend.forward(problem, diagnostics=True)
     upstream = _upstream(statistics)
     gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True))
     return [*statistics, *gradients]
+
+
+def _run_sigmoid(backend, problem: Problem) -> list[torch.Tensor]:
+    bias = problem.scale * 0 - 3
+    statistics = backend.sigmoid_forward(problem, bias)
+    g = torch.Generator().manual_seed(1)
+    upstream = SigmoidStatistics(*(torch.randn(v.shape, generator=g).to(v) for v in statistics))
+    needs = Needs(True, True, True, True)
+    positives = statistics.positives
+    return [*statistics, *backend.sigmoid_backward(problem, bias, positives, upstream, needs)]
+
+
+def _double(problem: Problem) -> Problem:
+    floats = {
+        name: value.double()
+        for name, value in problem._asdict().items()
+        if value is not None and value.is_floating_point()
+    }
+    return problem._replace(**floats)
 
 
 @extension
@@ -74,6 +100,27 @@ def test_exp_of_what_is_not_an_ordinary_number(level):
 
 @extension
 @pytest.mark.parametrize("level", LEVELS)
+def test_softplus_is_within_its_bound_of_units_in_the_last_place(level):
+    x = torch.cat([torch.linspace(-87, 88, 2_000_003), torch.linspace(-1e-3, 1e-3, 100_001)])
+    got = torch.empty_like(x)
+    native._native.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
+    exact = torch.nn.functional.softplus(x.double(), threshold=100)
+    unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 24)
+    assert ((got - exact).abs() / unit).max() <= 7
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+def test_softplus_of_what_is_not_an_ordinary_number(level):
+    x = torch.tensor([-torch.inf, -3e38, -88.0, 0.0, 3e38, torch.inf, torch.nan])
+    got = torch.empty_like(x)
+    native._native.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
+    assert got[:3].tolist() == [0, 0, 0] and got[4:6].tolist() == x[4:6].tolist()
+    assert abs(got[3] - math.log(2)) < 1e-7 and got[6].isnan()
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize(
     ("scale", "spread"),
@@ -82,18 +129,22 @@ def test_exp_of_what_is_not_an_ordinary_number(level):
 )
 def test_every_level_agrees_with_float64(level, with_teacher, scale, spread):
     problem = _problem(with_teacher=with_teacher, scale=scale, spread=spread)
-    exact = _run(
-        backends.load("blocked"),
-        problem._replace(**{
-            name: value.double()
-            for name, value in problem._asdict().items()
-            if value is not None and value.is_floating_point()
-        }),
-    )  # fmt: skip
+    exact = _run(backends.load("blocked"), _double(problem))
     rounding = 2e-7 * scale * spread  # of logits of this size
     for got, expected in zip(_run(native._Native(level), problem), exact, strict=True):
         largest = expected.abs().amax().item() if expected.numel() else 0
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=rounding * largest)
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("rows", "cols", "D"), [(203, 157, 24), (33, 601, 7), (3, 2, 1)], ids=str)
+def test_every_level_agrees_on_the_sigmoid_statistics(level, rows, cols, D):
+    problem = _problem(rows, cols, D, with_teacher=False)
+    exact = _run_sigmoid(backends.load("blocked"), _double(problem))
+    for got, expected in zip(_run_sigmoid(native._Native(level), problem), exact, strict=True):
+        largest = expected.abs().amax().item()
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=4e-6 * largest)
 
 
 @extension
@@ -155,6 +206,7 @@ def test_the_same_bits_twice(threads, dtype):
 
 
 @extension
+@pytest.mark.new_process
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_uses_the_threads_that_torch_was_given(threads):
@@ -174,6 +226,7 @@ def test_uses_the_threads_that_torch_was_given(threads):
 
 
 @extension
+@pytest.mark.new_process
 @pytest.mark.parametrize("order", ["torch, mxm_kernels._native", "mxm_kernels._native, torch"])
 def test_one_openmp_runtime_in_either_import_order(order):
     program = (

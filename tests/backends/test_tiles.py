@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels.backends import blocked, native, tiles
+from mxm_kernels.sigmoid_operator import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, run_fused
 from tests.support.compare import assert_as_good
+from tests.support.sigmoid import NAMES, batch, differentiated
 
 CASE = NAMED_CASES["several tiles and tails"]
 
@@ -50,4 +52,17 @@ def test_chunks_change_nothing(dtype, backend, request):
     chunked = run_fused(CASE, dtype, backend)
     for name, value in chunked.named():
         expected = getattr(whole, name)
+        assert_as_good(name, value, expected.double(), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_chunks_change_nothing_in_the_sigmoid_statistics(dtype, backend, request):
+    leaves, tables = batch(backend, dtype, CASE)
+
+    def run():
+        return differentiated(lambda v: sigmoid_statistics(*v, tables, backend.name), leaves)
+
+    whole = run()
+    request.getfixturevalue("small_workspace")
+    for name, value, expected in zip(NAMES, run(), whole, strict=True):
         assert_as_good(name, value, expected.double(), expected, dtype)

@@ -1,9 +1,11 @@
 """The rendered models, on a collection of two boxes that the test writes."""
 
+import io
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("pyvista", reason="the furniture extra is not installed")
 pytest.importorskip("javaproperties", reason="the furniture extra is not installed")
@@ -13,7 +15,8 @@ from examples.ablation.rendering import VIEWS, render
 from examples.finetune.config import OptionError
 
 # A box whose front (towards +z) is red wood; the other sides are blue metal, a colour of
-# ambient 1 as some exporters write it. The last face has two corners.
+# ambient 1 as some exporters write it. The last face has two corners, and textures are named as
+# found in the package.
 BOX = """mtllib {name}.mtl
 v -1 0 -1
 v 1 0 -1
@@ -23,24 +26,30 @@ v -1 0 1
 v 1 0 1
 v 1 3 1
 v -1 3 1
+vt 0 0
+vt 1 1
 usemtl front_wood
-f 5 6 7 8
-f 5 6 7
-f 5 7 8
+f 5/1 6/1 7/2 8/2
+f 5/1 6/1 7/2
+f 5/1 7/2 8/2
 usemtl blue_metal
-f 1 4 3 2
-f 2 3 7 6
-f 1 5 8 4
-f 4 8 7 3
+f 1/1 4/1 3/1 2/1
+f 2/1 3/1 7/1 6/1
+f 1/1 5/1 8/1 4/1
+f 4/1 8/1 7/1 3/1
 f 1 2
 """
 MATERIALS = """newmtl front_wood
 Ka 1 1 1
-Kd 0.8 0.1 0.1
+Kd 0 0 0
+map_Kd C:\\Documents and Settings\\red.png\t
 newmtl blue_metal
 Ka 1 1 1
 Kd 0.1 0.2 0.8
+map_Kd missing.jpg
 """
+RED = io.BytesIO()
+Image.new("RGB", (4, 4), (200, 30, 30)).save(RED, "png")
 CATALOG = """# two boxes
 name=Test catalog
 id#1=a
@@ -74,6 +83,7 @@ def package(tmp_path):
         for name in ("one", "two"):
             archive.writestr(f"boxes/{name}/{name}.obj", BOX.format(name=name))
             archive.writestr(f"boxes/{name}/{name}.mtl", MATERIALS)
+            archive.writestr(f"boxes/{name}/red.png", RED.getvalue())
     return tmp_path
 
 

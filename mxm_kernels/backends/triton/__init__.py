@@ -2,7 +2,8 @@
 
 Forward is one pass over the tiles of S and T for both directions (``statistics``); backward
 writes dS tile by tile into a bounded workspace (``gradient``) and leaves the gradient
-products to the vendor's BLAS. Launch settings are a table in ``launch``.
+products to the vendor's BLAS; the sigmoid statistics (``sigmoid``) go the same way. Launch
+settings are a table in ``launch``.
 """
 
 from __future__ import annotations
@@ -10,12 +11,26 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends import pairs
+from mxm_kernels.backends.problem import (
+    Gradients,
+    Needs,
+    Problem,
+    RowLosses,
+    RowProblem,
+    SigmoidGradients,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
 
 
 class _Triton:
     """The backend; kernels are imported when first run, so that the package needs no Triton."""
+
+    drawn_weights = staticmethod(pairs.drawn_weights)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -46,6 +61,31 @@ class _Triton:
 
         with torch.cuda.device_of(problem.x):
             return gradient.backward(problem, statistics, upstream, needs)
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        from mxm_kernels.backends.triton import sigmoid
+
+        with torch.cuda.device_of(problem.x):
+            return sigmoid.forward(problem, bias)
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        from mxm_kernels.backends.triton import sigmoid
+
+        with torch.cuda.device_of(problem.x):
+            return sigmoid.backward(problem, bias, positives, upstream, needs)
+
+    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+        from mxm_kernels.backends.triton import rows
+
+        with torch.cuda.device_of(problem.n):
+            return rows.mixed_rows(problem, hard, soft)
 
 
 backend = _Triton()

@@ -7,6 +7,8 @@ gradient kernels would cost 6 and 8.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -119,7 +121,14 @@ def workspace_shape(problem: Problem) -> tuple[int, int]:
     return min(rows, max(1, numbers // _padded(width))), width
 
 
-def _unit(problem: Problem, upstream: Upstream) -> Tensor:
+def empty_workspace(problem: Problem) -> Tensor:
+    """Room for that many rows and columns, each row on whole cache lines."""
+    height, width = workspace_shape(problem)
+    dtype = launch.workspace_dtype(problem.x.dtype, problem.x.device)
+    return problem.x.new_empty((height, _padded(width)), dtype=dtype)[:, :width]
+
+
+def unit_of(problem: Problem, upstream: Sequence[Tensor]) -> Tensor:
     """The factor that dS carries in the workspace: s, and for float16 a power of two besides.
 
     Entries of dS are a mean's share of a probability, far below float16's smallest number
@@ -140,16 +149,16 @@ def backward(
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher)
-    unit = _unit(p, upstream)
-    sums = GradientSum(problem, needs, unit=unit / p.scale)
-    height, width = workspace_shape(p)
-    workspace = p.x.new_empty((height, _padded(width)), dtype=launch.workspace_dtype(dtype, device))
+    unit = unit_of(p, upstream)
+    sums, workspace = GradientSum(problem, needs, unit=unit / p.scale), empty_workspace(p)
+    height, width = workspace.shape
     # sum dS S: the positives' and, since u is an average of S, the teacher's share are known
     # from the statistics; the tiles add the negatives'.
     known = [(upstream.positives, statistics.positives)]
     if teacher:
         known += [(upstream.u_rows, statistics.u_rows), (upstream.u_cols, statistics.u_cols)]
     dscale = [torch.dot(gradient, value).view(1) for gradient, value in known]
+    terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
     for rows in split(p.x.shape[0], height):
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
@@ -165,7 +174,7 @@ def backward(
                 TEACHER=teacher, **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
-            positive_gradients(p, statistics, upstream, unit, workspace, rows, cols)
+            positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
             if needs.scale:
                 dscale.append(partial.sum().view(1))
             sums.add(workspace[:h, :w], rows, cols)

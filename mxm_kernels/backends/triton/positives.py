@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem, Statistics, Upstream
+from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton.tile import teacher_arguments
 
@@ -117,19 +117,23 @@ def positive_logits(problem: Problem, out: Tensor) -> None:
 
 def positive_gradients(
     problem: Problem,
-    statistics: Statistics,
-    upstream: Upstream,
+    dpositives: Tensor,
     unit: Tensor,
     workspace: Tensor,
     rows: Span,
     cols: Span,
+    teacher_terms: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Write unit * dS of the positive pairs into ``workspace``, which holds rows x cols of dS."""
+    """Write unit * dS of the positive pairs into ``workspace``, which holds rows x cols of dS.
+
+    ``teacher_terms`` are t, t', du and du', read where the problem has a teacher.
+    """
     p, pairs = problem, problem.pair_images.shape[0]
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
+    t_rows, t_cols, du_rows, du_cols = teacher_terms or (dpositives,) * 4
     pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
         teacher_x, teacher_y, teacher_scale, p.pair_images, p.pair_texts,
-        statistics.t_rows, statistics.t_cols, upstream.positives, upstream.u_rows,
-        upstream.u_cols, unit, workspace, pairs, teacher_x.shape[1], *rows, *cols,
-        workspace.stride(0), TEACHER=p.has_teacher, **BLOCK,
+        t_rows, t_cols, dpositives, du_rows, du_cols, unit, workspace,
+        pairs, teacher_x.shape[1], *rows, *cols, workspace.stride(0),
+        TEACHER=p.has_teacher, **BLOCK,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the tile kernels share: the logits of a tile, and the layout of their arguments."""
+"""What the kernels share: the logits of a tile, softplus, the layout of their arguments."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ def logits(
             b = b.to(tl.float32)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     return total * scale
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)); the polynomial of ``csrc/vector.h``, for log loses the small terms."""
+    e = tl.exp(-tl.abs(x))
+    p = e * 0.00536482641 - 0.030065801
+    p = p * e + 0.0792045519
+    p = p * e - 0.137538031
+    p = p * e + 0.191536561
+    p = p * e - 0.248571634
+    p = p * e + 0.33321324
+    p = p * e - 0.499996483
+    p = p * e + 1.0
+    # Not tl.maximum, which drops NaN.
+    return tl.where(x < 0, 0.0, x) + e * p
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), without cancellation or overflow on either side."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 DEPTH = 16  # a multiple of it lets every load be 16 bytes wide; others spilled up to 912 bytes

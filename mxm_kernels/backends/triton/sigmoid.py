@@ -1,0 +1,181 @@
+"""The sigmoid statistics: the grid and the workspace of the other operator, with softplus.
+
+Sums need no maximum, so a statistic is one number and the lines of a scratch are merged by
+a plain sum over them, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mxm_kernels.backends.problem import Needs, Problem, SigmoidGradients, SigmoidStatistics
+from mxm_kernels.backends.tiles import GradientSum, split
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.gradient import empty_workspace, unit_of
+from mxm_kernels.backends.triton.positives import positive_gradients, positive_logits
+from mxm_kernels.backends.triton.statistics import grid, widest
+from mxm_kernels.backends.triton.tile import logits, padded, sigmoid, softplus
+
+
+# A ragged batch changes these numbers at every step; specialising on them would recompile.
+@triton.jit(do_not_specialize=["M", "N", "first", "width"])
+def sigmoid_statistics_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    scale,  # ()
+    bias,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    row_state,  # (Q, M) out
+    col_state,  # (P, width) out
+    M,
+    N,
+    D,
+    first,  # first column of this launch
+    width,  # number of columns of this launch
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Sums of softplus(S + b) of rows 0:M and columns first:first + width."""
+    p, q = tl.program_id(0), tl.program_id(1)
+    row_line = row_state + q.to(tl.int64) * M
+    col_line = col_state + p.to(tl.int64) * width
+    s, b = tl.load(scale), tl.load(bias)
+    for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
+        rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+        row_inside = rows < M
+        row = tl.minimum(rows, M - 1)
+        row_group = tl.load(image_groups + row)
+        total = tl.load(row_line + rows, mask=rows < tl.where(first > 0, M, 0), other=0.0)
+        for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
+            places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+            col_inside = places < width
+            col = tl.minimum(first + places, N - 1)
+            inside = row_inside[:, None] & col_inside[None, :]
+            # The column line was last written by this program, for its previous row block.
+            known = places < tl.where(row_block != p, width, 0)
+
+            S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
+            same = row_group[:, None] == tl.load(text_groups + col)[None, :]
+            terms = tl.where(same | ~inside, 0.0, softplus(S + b))
+            total += tl.sum(terms, 1)
+            before = tl.load(col_line + places, mask=known, other=0.0)
+            tl.store(col_line + places, before + tl.sum(terms, 0), mask=col_inside)
+        tl.store(row_line + rows, total, mask=row_inside)
+        # Column lines written above are read by other threads in the next row block.
+        tl.debug_barrier()
+
+
+def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
+    """Allocate, launch, sum the lines: no wait for the device."""
+    p, out = padded(problem), SigmoidStatistics(*problem.room(diagnostics=False)[:3])
+    setting = launch.pick("statistics", p.x.device, p.x.dtype, teacher=False)
+    rows, cols = p.x.shape[0], p.y.shape[0]
+    spans = list(split(cols, widest(p, setting, fields=1)))
+    P, Q = grid(p, setting, spans[0][1])
+    row_state = p.x.new_empty((Q, rows), dtype=torch.float32)
+    for first, last in spans:
+        col_state = p.x.new_empty((P, last - first), dtype=torch.float32)
+        sigmoid_statistics_kernel[(P, Q)](
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
+            rows, cols, p.x.shape[1], first, last - first, **setting.tile(),
+            **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
+        )  # fmt: skip
+        torch.sum(col_state, 0, out=out.r_cols[first:last])
+    torch.sum(row_state, 0, out=out.r_rows)
+    positive_logits(p, out.positives)
+    return out
+
+
+@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col"])
+def sigmoid_gradient_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    scale,  # ()
+    bias,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    dr_rows,  # (M,)
+    dr_cols,  # (N,)
+    unit,  # () factor of dS as it is stored
+    dS,  # (height, stride) out
+    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' dS times S
+    dbias,  # (programs, BLOCK_M) out, sums of the same dS alone
+    D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Tiles of unit * dS, one a program, of rows first_row:last_row, columns first_col:last_col.
+
+    The positives' own gradient is missing here; ``positives`` overwrites their entries.
+    """
+    # Row blocks vary fastest: programs that run together share a block of y.
+    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
+    program = tl.program_id(0)
+    row_block, col_block = program % row_blocks, program // row_blocks
+    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+
+    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
+    upstream = tl.load(dr_rows + row)[:, None] + tl.load(dr_cols + col)[None, :]
+    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
+    grad = tl.where(same | ~inside, 0.0, upstream * sigmoid(S + tl.load(bias)))
+    line = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(dscale + line, tl.sum(grad * S, axis=1))
+    tl.store(dbias + line, tl.sum(grad, axis=1))
+    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
+    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
+    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(tile + place, (grad * tl.load(unit)).to(dS.dtype.element_ty), mask=inside)
+
+
+def backward(
+    problem: Problem,
+    bias: Tensor,
+    positives: Tensor,
+    upstream: SigmoidStatistics,
+    needs: Needs,
+) -> SigmoidGradients:
+    """Walk the workspace over the M x N plane: no wait for the device."""
+    p = padded(problem)
+    device, dtype = p.x.device, p.x.dtype
+    setting = launch.pick("gradient", device, dtype, teacher=False)
+    unit = unit_of(p, upstream)
+    sums, workspace = GradientSum(problem, needs, unit=unit / p.scale), empty_workspace(p)
+    height, width = workspace.shape
+    dscale, dbias = [torch.dot(upstream.positives, positives).view(1)], [bias.new_zeros(1)]
+    for rows in split(p.x.shape[0], height):
+        for cols in split(p.y.shape[0], width):
+            h, w = rows[1] - rows[0], cols[1] - cols[0]
+            programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
+            partial = p.x.new_empty((2, programs * setting.rows), dtype=torch.float32)
+            sigmoid_gradient_kernel[(programs,)](
+                p.x, p.y, p.scale, bias, p.image_groups, p.text_groups,
+                upstream.r_rows, upstream.r_cols, unit, workspace, *partial,
+                p.x.shape[1], *rows, *cols, workspace.stride(0), **setting.tile(),
+                **launch.product_options(dtype, device), **setting.options(),
+            )  # fmt: skip
+            positive_gradients(p, upstream.positives, unit, workspace, rows, cols)
+            if needs.scale:
+                dscale.append(partial[0].sum().view(1))
+            if needs.bias:
+                dbias.append(partial[1].sum().view(1))
+            sums.add(workspace[:h, :w], rows, cols)
+    gradients = sums.finish(torch.cat(dscale).sum() / p.scale)
+    return SigmoidGradients(*gradients, torch.cat(dbias).sum())

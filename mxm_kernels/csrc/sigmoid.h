@@ -1,0 +1,99 @@
+// The sweeps of the sigmoid statistics: sums of softplus(S + b) over the negatives, and dS.
+
+#pragma once
+
+#include <algorithm>
+
+#include "backward.h"
+#include "forward.h"
+#include "passes.h"
+#include "vector.h"
+
+namespace mxm {
+namespace MXM_LEVEL {
+
+// A chunk is summed in float32, chunks in float64.
+inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first, int rows,
+                              std::vector<double>& cols) {
+  alignas(64) float sums[kChunk];
+  for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
+    const Chunk chunk = cut(pass.problem, tile, first, rows, j);
+    std::fill_n(sums, padded(chunk.cols), 0.0f);
+    for (int i = 0; i < chunk.rows; ++i) {
+      Floats total{};
+      for (int k = 0; k < chunk.cols; k += kLanes) {
+        const Floats S = load(chunk.student + chunk.at(i, k)) * chunk.scale;
+        const Floats term = chunk.hidden(i, k) ? Floats{} : softplus(S + pass.bias);
+        total += term;
+        store(sums + k, load(sums + k) + term);
+      }
+      pass.rows[tile.row + first + i] += sum(total);
+    }
+    for (int k = 0; k < chunk.cols; ++k) cols[j + k] += sums[k];
+  }
+}
+
+inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
+  deal(
+      pass.problem.threads, tile,
+      [&](int thread) { std::fill_n(pass.partials[thread].begin(), tile.cols, 0.0); },
+      [&](int thread, int first, int rows) {
+        sum_sigmoid_strip(pass, tile, first, rows, pass.partials[thread]);
+        gather_positives(pass.problem, pass.positives, tile, first, rows);
+      },
+      [&](int team, std::int64_t from, std::int64_t to) {
+        for (int thread = 0; thread < team; ++thread) {
+          for (std::int64_t j = from; j < to; ++j) {
+            pass.cols[tile.col + j] += pass.partials[thread][j];
+          }
+        }
+      });
+}
+
+struct ScalarGradients {
+  double scale = 0;
+  double bias = 0;
+};
+
+// dS of row i of the tile, over its products, the positives' own gradient left out.
+inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std::int64_t i,
+                              ScalarGradients& total) {
+  const Problem& p = pass.problem;
+  const std::int64_t row = tile.row + i;
+  float* const student = tile.student + i * tile.stride;
+  Floats scale{}, bias{};
+  for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
+    const Floats product = load(student + j);
+    const Ints hidden = (load(p.text_groups.data() + tile.col + j) == p.image_groups[row]) |
+                        (lane_numbers() >= static_cast<std::int32_t>(tile.cols - j));
+    const Floats upstream = load(pass.cols.data() + tile.col + j) + pass.rows[row];
+    const Floats negative = sigmoid(product * p.scale + pass.bias) * upstream;
+    const Floats dS = hidden ? Floats{} : negative;
+    store(student + j, dS);
+    scale += hidden ? Floats{} : dS * product;
+    bias += dS;
+  }
+  total.scale += static_cast<double>(sum(scale)) * p.scale;
+  total.bias += sum(bias);
+}
+
+inline void sigmoid_backward_tile(SigmoidBackward& pass, const Tile& tile) {
+  std::vector<ScalarGradients> totals(pass.problem.threads);
+#pragma omp parallel num_threads(pass.problem.threads)
+  {
+    const int team = team_size(), thread = thread_number();
+    ScalarGradients total;
+    for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
+      sweep_sigmoid_row(pass, tile, i, total);
+      total.scale += add_positives(pass, tile, i);
+    }
+    totals[thread] = total;
+  }
+  for (const ScalarGradients& total : totals) {
+    pass.dscale += total.scale;
+    pass.dbias += total.bias;
+  }
+}
+
+}  // namespace MXM_LEVEL
+}  // namespace mxm

@@ -1,0 +1,140 @@
+"""SigLIP: every pair by itself, through a sigmoid, with a bias."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from typing_extensions import Unpack
+
+from mxm_kernels import selection as draws
+from mxm_kernels.batch import Batch, make_batch, queue_features, scaled
+from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve
+from mxm_kernels.reduction import Side, mix, row_weights
+from mxm_kernels.segments import Segments, permute, segment_sum
+from mxm_kernels.sigmoid_operator import sigmoid_statistics
+
+NOT_TAKEN = (
+    "teacher_image_features",
+    "teacher_text_features",
+    "teacher_logit_scale",
+    "soft_weight",
+    "label_smoothing",
+    "diagnostics",
+)
+
+
+def fused_siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    logit_bias: float | Tensor,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Sigmoid loss of SigLIP, with one or several positives per row.
+
+        l_i = sum_j softplus(-z_ij (S_ij + b)),    z_ij = 1 if j in Pos(i), else -1
+
+    and the same down the columns; L = (mean_i l_i + mean_j l'_j) / 2. For M = N that is the
+    loss of arXiv 2303.15343, section 3.2, whatever ``image_to_text_weight`` is.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`; None: row i of
+            both sides is a pair, and every other row a negative (M = N).
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        logit_bias: b; a number, or a 0-d or [1] tensor, which receives its gradient.
+        **options: see :class:`Options`. ``pair_weights`` multiply the terms of the positives.
+            The teacher's options, ``label_smoothing`` and ``diagnostics`` are not taken.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import logsigmoid, normalize
+        >>> from mxm_kernels import fused_siglip_loss
+        >>> images, texts = normalize(torch.randn(8, 4)), normalize(torch.randn(8, 4))
+        >>> loss = fused_siglip_loss(images, texts, logit_scale=10.0, logit_bias=-10.0)
+        >>> logits, z = 10 * images @ texts.T - 10, 2 * torch.eye(8) - 1
+        >>> bool(torch.isclose(loss, -logsigmoid(z * logits).sum() / 8))
+        True
+    """
+    for name in NOT_TAKEN:
+        if name in options:
+            raise TypeError(f"fused_siglip_loss takes no {name}")
+    o = resolve(options)
+    batch = make_batch(
+        image_features, text_features, (1, 1) if folds is None else folds, logit_scale, o
+    )
+    bias = _as_bias(logit_bias, batch)
+    rows, cols = _rows(batch, bias)
+    losses = _with_queue(batch, 0, bias, rows), _with_queue(batch, 1, bias, cols)
+
+    def side(k: int) -> Side:
+        weights = row_weights(batch, k, losses[k], None)
+        return Side(losses[k], losses[k].shape[0], weights)
+
+    return mix(o, side)
+
+
+def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of rows and columns, over the batch."""
+    t, x, y = b.tables, b.x, b.y
+    if b.one_scale:
+        first = second = sigmoid_statistics(x, y, b.scales[0], bias, t, b.backend)
+    else:
+        one = b.x.new_ones((), dtype=b.dtype)
+        first = sigmoid_statistics(scaled(x, b.scales[0]), y, one, bias, t, b.backend)
+        second = sigmoid_statistics(x, scaled(y, b.scales[1]), one, bias, t, b.backend)
+    by_text = permute(second.positives, t.text_slots, t.slot_places)
+    terms = [softplus(-(S + bias), threshold=40) for S in (first.positives, by_text)]
+    if b.options.pair_weights is not None:
+        weights = draws.own_weights(t, b.options.pair_weights, b.dtype)
+        terms = [w * term for w, term in zip(weights, terms, strict=True)]
+    rows = segment_sum(terms[0], Segments(t.image_offsets, t.pair_images))
+    cols = segment_sum(terms[1], Segments(t.text_offsets, t.text_owners))
+    return first.r_rows + rows, second.r_cols + cols
+
+
+def _with_queue(b: Batch, side: int, bias: Tensor, losses: Tensor) -> Tensor:
+    """Add the negatives that a queue brings to the rows of one side."""
+    name = ("text_queue", "image_queue")[side]
+    queue = as_queue(name, getattr(b.options, name))
+    if queue is None:
+        return losses
+    features, tables = queue_features(b, side, name, queue)
+    x, s = (b.x, b.y)[side], b.scales[side]
+    if s.ndim:
+        x, s = scaled(x, s), b.x.new_ones((), dtype=b.dtype)
+    return losses + sigmoid_statistics(x, features, s, bias, tables, b.backend).r_rows
+
+
+def _as_bias(bias: object, b: Batch) -> Tensor:
+    if isinstance(bias, Tensor):
+        if bias.numel() != 1 or bias.ndim > 1:
+            raise ValueError(
+                f"logit_bias must be 0-d or of shape [1], got shape {tuple(bias.shape)}"
+            )
+        if not bias.dtype.is_floating_point:
+            raise TypeError(f"logit_bias must be a floating-point tensor, got {bias.dtype}")
+        if bias.device != b.x.device:
+            raise ValueError(
+                f"logit_bias must be on the device of image_features, {b.x.device}, "
+                f"got {bias.device}"
+            )
+        return bias.reshape(()).to(b.dtype)
+    if isinstance(bias, bool) or not isinstance(bias, Real):
+        raise TypeError(f"logit_bias must be a number or a tensor, got {type(bias).__name__}")
+    value = float(bias)
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"logit_bias must be finite, got {bias}")
+    return torch.full((), value, dtype=b.dtype, device=b.x.device)

@@ -1,0 +1,67 @@
+"""The sigmoid statistics: batches, the dense computation, and the size of what is summed."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import softplus
+
+from mxm_kernels import Folds
+from tests.support.cases import NAMED_CASES
+
+RAGGED = NAMED_CASES["ragged and shuffled"]
+
+
+def batch(backend, dtype=torch.float32, case=RAGGED, scalars=(10.0, -10.0)):
+    """x, y, s, b as leaves, and the tables."""
+    x, y, *_ = (f.to(backend.device) for f in case.features(dtype))
+    tables = Folds.from_ids(*case.ids).to(backend.device).tables(len(x), len(y), x.device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scale, bias = (torch.tensor(v, dtype=wide, device=backend.device) for v in scalars)
+    return [v.requires_grad_() for v in (x, y, scale, bias)], tables
+
+
+def dense(leaves, tables):
+    """The same statistics from the whole matrix, in the dtype of the leaves."""
+    x, y, s, b = leaves
+    S = s * (x @ y.T)
+    positive = tables.image_groups[:, None] == tables.text_groups
+    terms = softplus(S + b, threshold=40).masked_fill(positive, 0)
+    return terms.sum(1), terms.sum(0), S[tables.pair_images, tables.pair_texts]
+
+
+def upstream_of(statistics) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return [torch.randn(v.shape, generator=g, dtype=torch.float64) for v in statistics]
+
+
+def differentiated(function, leaves):
+    """The statistics of detached copies of ``leaves``, and their gradients."""
+    leaves = [v.detach().clone().requires_grad_() for v in leaves]
+    statistics = function(leaves)
+    grads = [u.to(v) for u, v in zip(upstream_of(statistics), statistics, strict=True)]
+    torch.autograd.backward(statistics, grads)
+    return [*(v.detach() for v in statistics), *(v.grad for v in leaves)]
+
+
+def magnitudes(leaves, tables) -> list[float]:
+    """Size of the terms that each number sums: what bounds its rounding where terms cancel."""
+    x, y, s, b = (v.detach() for v in leaves)
+    P, S = tables, s * (x @ y.T)
+    rows, cols, pairs = (u.abs() for u in upstream_of(dense(leaves, tables)))
+    positive = P.image_groups[:, None] == P.text_groups
+    W = ((rows[:, None] + cols) * torch.sigmoid(S + b)).masked_fill(positive, 0)
+    db = W.sum()
+    W[P.pair_images, P.pair_texts] = pairs
+    largest = s * (x.abs() @ y.abs().T)
+    logits = softplus(S + b).masked_fill(positive, 0) * largest
+    return [
+        *(float(logits.sum(d).norm()) for d in (1, 0)),
+        float(largest[P.pair_images, P.pair_texts].norm()),
+        float((s * W @ y.abs()).norm() * s),
+        float((s * W.T @ x.abs()).norm() * s),
+        float((W * largest).sum()),
+        float(db * s),
+    ]
+
+
+NAMES = ("r_rows", "r_cols", "positives", "dx", "dy", "dscale", "dbias")
