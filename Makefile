@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minu
 	$(BIN)/python -m examples.finetune
 
 test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 fuzz: $(INSTALLED) ## thousands of calls with arguments of any kind; CALLS=... of every function
 	FUZZ_EXAMPLES=$(CALLS) $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py --timeout 3600
