@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+CALLS ?= 2000
 INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo test sanitize lint compare ablation furniture machine-code bench bench-report clean
+.PHONY: help demo test fuzz sanitize lint compare cma ablation furniture machine-code bench \
+  bench-report report surface dist supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,19 +28,30 @@ demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minu
 test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+fuzz: $(INSTALLED) ## thousands of calls with arguments of any kind; CALLS=... of every function
+	FUZZ_EXAMPLES=$(CALLS) $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py --timeout 3600
+
 # The interpreter is not instrumented, hence the preloaded runtimes; it never frees at exit,
-# hence no leak check.
+# hence no leak check. Python starts with -S, so that it reads no .pth file: an editable
+# installation would put its own build before the one that is tested here.
 sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and UndefinedBehaviorSanitizer
+	@command -v c++ > /dev/null || { echo "make sanitize: no C++ compiler, c++ was not found"; exit 1; }
+	@for name in libasan.so libubsan.so; do test -e "$$(c++ -print-file-name=$$name)" || \
+	  { echo "make sanitize: c++ is without $$name; GCC's package brings it"; exit 1; }; done
 	rm -rf $(SANITIZED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED)/tree . \
-	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=RelWithDebInfo \
+	  -C build-dir=$(SANITIZED)/cmake -C cmake.build-type=Sanitized \
 	  -C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)"
-	ls $(SANITIZED)/tree/mxm_kernels/_native.*.so  # built, not left out
 	cp -r reference bench tests pyproject.toml $(SANITIZED)/tree
 	cd $(SANITIZED)/tree && \
-	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 \
-	  $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/backends/test_native.py
+	  export PYTHONPATH="$$PWD:$$($(abspath $(BIN))/python -c 'import sys; print(*filter(None, sys.path), sep=":")')" && \
+	  export LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" && \
+	  export ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive && \
+	  python="$(abspath $(BIN))/python -S" && \
+	  $$python -c 'import mxm_kernels._native as n; assert n.__file__.startswith("'$$PWD'"), n' && \
+	  { { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "heap-buffer-overflow" || \
+	    { echo "make sanitize: a deliberate overrun went unseen"; exit 1; }; } && \
+	  $$python -m pytest -q -p no:cacheprovider -m "not new_process" tests/backends/test_native.py
 
 lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff check .
@@ -61,6 +74,9 @@ furniture: $(INSTALLED) $(FURNITURE)/usr ## the ablation on 820 rendered 3D mode
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[furniture]'
 	$(BIN)/python -m examples.ablation --data furniture --data_root $(FURNITURE) --epochs 40
 
+cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/cma_clip/results
+	$(BIN)/python -m examples.cma_clip.study
+
 machine-code: $(INSTALLED) ## registers, spills and shared memory of every Triton kernel
 	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json
 
@@ -71,5 +87,21 @@ bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes,
 bench-report: $(INSTALLED) ## tables and plots of bench/results, and the README's tables
 	$(BIN)/python -m bench.report
 
+report: $(INSTALLED) ## versions, devices, backends, and a self-check of seconds
+	$(BIN)/python -m mxm_kernels
+
+surface: $(INSTALLED) ## write the public signatures to docs/public_surface.txt
+	$(BIN)/python -m tests.support.surface
+
+# LEND=.venv/lib/python3.12/site-packages lends installed packages and saves the download.
+dist: $(INSTALLED) ## wheel and source archive into dist/, tested in a clean environment
+	$(BIN)/python -m nox -s build dist -- $(if $(LEND),--lend $(LEND))
+
+supported: $(INSTALLED) ## the oldest and the newest supported Python and packages (11 GB, an hour)
+	$(BIN)/python -m nox -s build supported_oldest supported_newest
+
+docs: $(INSTALLED) ## the site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove the virtual environment and build products
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

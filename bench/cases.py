@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mxm_kernels import backends
+
 TEMPERATURE = 0.03
 
 
@@ -178,7 +180,7 @@ def gpu_suite() -> list[Group]:
 
 def smoke_suite(device: torch.device) -> list[Group]:
     """A few seconds that touch everything: does the benchmark itself run?"""
-    ours = "triton" if device.type == "cuda" else "blocked"
+    ours = backends.choose(None, device, torch.float32)
     providers = (ours, "floor", "dense eager", "chunked")
     return [
         Group("large", (Case(24, 20, 16),), providers, 0.2),

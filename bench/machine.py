@@ -15,26 +15,13 @@ from pathlib import Path
 
 import torch
 
+from mxm_kernels.environment.report import cores, cpu_model
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     *("torch", "triton", "numpy", "pytest-benchmark"),
     *("open_clip_torch", "memeff", "inf-cl", "cut-cross-entropy", "liger-kernel"),
 )
-
-
-def cpu_model() -> str:
-    """The processor's own name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(device: torch.device) -> int:

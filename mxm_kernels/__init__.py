@@ -18,6 +18,7 @@ from mxm_kernels.functional import (
     fused_soft_loss,
     fused_supcon_loss,
 )
+from mxm_kernels.gradient_cache import GradientCache
 from mxm_kernels.modules import (
     CWCLLoss,
     DebiasedLoss,
@@ -42,6 +43,7 @@ __all__ = [
     "DecoupledLoss",
     "Diagnostics",
     "Folds",
+    "GradientCache",
     "HardLoss",
     "InfoNCELoss",
     "IntraModalLoss",

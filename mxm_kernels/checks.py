@@ -12,10 +12,12 @@ _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_features(image_features: Tensor, text_features: Tensor) -> None:
+def check_features(
+    image_features: Tensor, text_features: Tensor, *, may_be_empty: bool = False
+) -> None:
     """Two (rows, D) floating-point tensors of one dtype on one device, with rows in them."""
-    check_matrix("image_features", image_features)
-    check_matrix("text_features", text_features)
+    check_matrix("image_features", image_features, may_be_empty=may_be_empty)
+    check_matrix("text_features", text_features, may_be_empty=may_be_empty)
     if image_features.shape[1] != text_features.shape[1]:
         raise ValueError(
             "image_features and text_features must have the same dimension D, "
@@ -24,7 +26,7 @@ def check_features(image_features: Tensor, text_features: Tensor) -> None:
     check_alike("text_features", text_features, "image_features", image_features)
 
 
-def check_matrix(name: str, features: object) -> None:
+def check_matrix(name: str, features: object, *, may_be_empty: bool = False) -> None:
     """A dense (rows, D) floating-point tensor with rows in it."""
     if not isinstance(features, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
@@ -36,7 +38,7 @@ def check_matrix(name: str, features: object) -> None:
         raise TypeError(
             f"{name} must be float32, bfloat16, float16 or float64, got {features.dtype}"
         )
-    if features.shape[0] == 0 or features.shape[1] == 0:
+    if (features.shape[0] == 0 and not may_be_empty) or features.shape[1] == 0:
         raise ValueError(
             f"{name} must have at least one row and one dimension, got shape "
             f"{tuple(features.shape)}"
@@ -120,9 +122,8 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
 
 def positive_vector(name: str, scales: Tensor) -> Tensor:
     """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
-    if scales.device.type == "cpu" and not torch.compiler.is_compiling():
-        least = float(scales.detach().nan_to_num(1.0).min())
-        _check_positive(name, least)
+    if scales.device.type == "cpu" and not torch.compiler.is_compiling() and scales.numel():
+        _check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
     return torch.where(scales > 0, scales, torch.nan)
 
 
@@ -143,6 +144,12 @@ def check_draw(generator: object, selection: object) -> None:
             "selection must be a pair (image_to_text, text_to_image), "
             f"got {type(selection).__name__}"
         )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """One of a few words. An array has an opinion of its own on ``in``, hence the type first."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_rounds(rounds: object) -> None:

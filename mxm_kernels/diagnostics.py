@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from mxm_kernels.direction import Direction
+from mxm_kernels.algebra.direction import Direction
 
 
 @dataclass(eq=False)
@@ -53,30 +54,33 @@ class Diagnostics:
         return {name: float(value) for name, value in values.items() if value is not None}
 
     @torch.no_grad()
-    def measure(self, rows: Direction, cols: Direction) -> None:
-        """Fill in every field from the two directions of a batch."""
-        self.image_to_text_accuracy = _accuracy(rows)
-        self.text_to_image_accuracy = _accuracy(cols)
-        self.positive_similarity = _positive_similarity(rows)
-        self.image_to_text_hardest_negative = _hardest_negative(rows)
-        self.text_to_image_hardest_negative = _hardest_negative(cols)
-        self.image_to_text_teacher_entropy = rows.h.mean() if rows.h.numel() else None
-        self.text_to_image_teacher_entropy = cols.h.mean() if cols.h.numel() else None
+    def measure(self, rows: Direction, cols: Direction, total: Callable[[Tensor], Tensor]) -> None:
+        """Fill in every field from the two directions; ``total`` sums over the ranks."""
+        self.image_to_text_accuracy = _accuracy(rows, total)
+        self.text_to_image_accuracy = _accuracy(cols, total)
+        similarity = rows.S / (rows.scale if rows.scale.ndim == 0 else rows.spread(rows.scale))
+        self.positive_similarity = _mean(similarity, total) if rows.with_positive else None
+        self.image_to_text_hardest_negative = _hardest_negative(rows, total)
+        self.text_to_image_hardest_negative = _hardest_negative(cols, total)
+        has_teacher = rows.u.numel() or cols.u.numel()
+        self.image_to_text_teacher_entropy = _mean(rows.h, total) if has_teacher else None
+        self.text_to_image_teacher_entropy = _mean(cols.h, total) if has_teacher else None
 
 
-def _accuracy(d: Direction) -> Tensor | None:
+def _accuracy(d: Direction, total: Callable[[Tensor], Tensor]) -> Tensor | None:
     if d.with_positive == 0:
         return None
     # A row without a positive has -inf here, which is above nothing.
-    return (d.max(d.S) > d.m).sum() / d.with_positive
+    return total((d.max(d.S) > d.m).sum()) / d.with_positive
 
 
-def _positive_similarity(d: Direction) -> Tensor | None:
-    if d.S.numel() == 0:
-        return None
-    return (d.S / (d.scale if d.scale.ndim == 0 else d.spread(d.scale))).mean()
+def _mean(values: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    both = total(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    return both[0] / both[1]
 
 
-def _hardest_negative(d: Direction) -> Tensor:
+def _hardest_negative(d: Direction, total: Callable[[Tensor], Tensor]) -> Tensor:
     found = d.has_negative
-    return (d.m / d.scale).masked_fill(~found, 0).sum() / found.sum()
+    sums = torch.stack([(d.m / d.scale).masked_fill(~found, 0).sum(), found.sum().to(d.m.dtype)])
+    sums = total(sums)
+    return sums[0] / sums[1]

@@ -19,6 +19,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
+class RowTables(NamedTuple):
+    """The pairs of some image rows with all texts: what the operator reads of the tables."""
+
+    image_groups: Tensor  # (M,) int32
+    text_groups: Tensor  # (N,) int32
+    image_offsets: Tensor  # (M + 1,) int64
+    pair_images: Tensor  # (P,) int64
+    pair_texts: Tensor  # (P,) int64
+
+
 @dataclass(frozen=True, eq=False)
 class FoldTables:
     """Groups, slots and both sort orders of the positive pairs."""
@@ -55,6 +65,25 @@ class FoldTables:
     def device(self) -> torch.device:
         """Where the vectors live."""
         return self.image_groups.device
+
+    def rows(self, images: slice) -> tuple[RowTables, slice]:
+        """The tables of a range of image rows, and the slots of their pairs."""
+        offsets = self.image_offsets[images.start : images.stop + 1]
+        pairs = slice(*offsets[[0, -1]].tolist())
+        tables = RowTables(
+            self.image_groups[images],
+            self.text_groups,
+            offsets - pairs.start,
+            self.pair_images[pairs] - images.start,
+            self.pair_texts[pairs],
+        )
+        return tables, pairs
+
+    def columns(self, texts: slice) -> tuple[tuple[Tensor, Tensor], slice]:
+        """Offsets and owners of the pairs of a range of texts, and their places in text order."""
+        offsets = self.text_offsets[texts.start : texts.stop + 1]
+        pairs = slice(*offsets[[0, -1]].tolist())
+        return (offsets - pairs.start, self.text_owners[pairs] - texts.start), pairs
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FoldTables:
         """Return a copy with ``function`` applied to every vector."""

@@ -6,7 +6,7 @@ CPU, and move it with the batch; the training step then never waits for the devi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ class Folds:
         Folds.uniform(views=6, captions=5)
     """
 
-    def __init__(self, source: tuple[int, int] | FoldTables) -> None:
+    def __init__(
+        self, source: tuple[int, int] | FoldTables, ids: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self._source = source
+        self._ids = ids  # (M,), (N,) int64, of ragged folds
 
     @classmethod
     def uniform(cls, views: int, captions: int) -> Folds:
@@ -79,21 +82,28 @@ class Folds:
                     raise ValueError(
                         f"{name} has uint64 ids of 2**63 or more: the other side must be uint64 too"
                     )
-        return cls(tables_from_ids(image, text))
+        return cls(tables_from_ids(image, text), (image, text))
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Folds:
         """Return the same folds with their vectors on ``device``."""
         if isinstance(self._source, tuple):
             return self
-        return Folds(self._source.map(lambda t: t.to(device, non_blocking=non_blocking)))
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Folds:
         """Return the same folds in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
         if isinstance(self._source, tuple):
             return self
-        return Folds(self._source.map(Tensor.pin_memory))
+        return self._map(Tensor.pin_memory)
 
-    def pairs(self, images: int, texts: int, device: torch.device | str = "cpu"):
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Folds:
+        assert isinstance(self._source, FoldTables) and self._ids is not None
+        ids = function(self._ids[0]), function(self._ids[1])
+        return Folds(self._source.map(function), ids)
+
+    def pairs(
+        self, images: int, texts: int, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """Image row and text row of every positive pair, sorted by image, then by text.
 
         The order of ``pair_weights``.
@@ -145,6 +155,34 @@ class Folds:
                 "call folds.to(device)"
             )
         return tables
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether they were made by :meth:`uniform`."""
+        return isinstance(self._source, tuple)
+
+    @property
+    def views(self) -> int:
+        """Image rows of every instance, of uniform folds."""
+        assert isinstance(self._source, tuple)
+        return self._source[0]
+
+    def ids(
+        self,
+        images: int,
+        texts: int,
+        device: torch.device,
+        names: tuple[str, str, str] = ("folds", "image_features", "text_features"),
+    ) -> tuple[Tensor, Tensor]:
+        """An instance id for each row, (M,) and (N,); uniform folds number their instances.
+
+        Raises:
+            ValueError: as :meth:`tables`.
+        """
+        tables = self.tables(images, texts, device, names)
+        if self._ids is None:
+            return tables.image_groups.long(), tables.text_groups.long()
+        return self._ids
 
     def __repr__(self) -> str:
         if isinstance(self._source, tuple):

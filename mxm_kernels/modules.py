@@ -8,13 +8,13 @@ of :class:`Inputs`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from mxm_kernels import functional
+from mxm_kernels import checks, functional
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.functional.mfh import check_hard
 from mxm_kernels.options import (
@@ -25,6 +25,9 @@ from mxm_kernels.options import (
     check_fraction,
     check_hyper_parameters,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Loss(nn.Module):
@@ -268,8 +271,7 @@ class SupConLoss(_Loss):
     def __init__(
         self, positives: Literal["out", "in"] = "out", **options: Unpack[HyperParameters]
     ) -> None:
-        if positives not in ("out", "in"):
-            raise ValueError(f"positives must be 'out' or 'in', got {positives!r}")
+        checks.check_choice("positives", positives, ("out", "in"))
         super().__init__(functional.fused_supcon_loss, {"positives": positives}, options)
 
     def forward(
@@ -364,6 +366,8 @@ class IntraModalLoss(_Loss):
         rounds: R >= 1 random selections, or None for their exact expectation.
         reduction: "mean" or "none".
         backend: "triton", "native", "blocked", or None to choose by device.
+        process_group: the batch is that of all its ranks, as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`.
 
     Example:
         >>> from mxm_kernels import IntraModalLoss
@@ -377,11 +381,15 @@ class IntraModalLoss(_Loss):
         rounds: int | None = None,
         reduction: Literal["mean", "none"] = "mean",
         backend: str | None = None,
+        process_group: ProcessGroup | None = None,
+        gather: Literal["all", "ring"] = "all",
     ) -> None:
         check_flag("mask_positives", mask_positives)
         check_hard(1.0, rounds)
         own = {"mask_positives": mask_positives, "rounds": rounds}
         shared: HyperParameters = {"reduction": reduction, "backend": backend}
+        if process_group is not None:
+            shared["process_group"], shared["gather"] = process_group, gather
         super().__init__(functional.fused_intra_modal_loss, own, shared)
 
     def forward(

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from mxm_kernels import checks
 from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds, Ids
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FoldsLike: TypeAlias = "Folds | tuple[int, int] | tuple[Ids, Ids]"
 Scale: TypeAlias = "float | Tensor | tuple[Tensor, Tensor]"
@@ -49,6 +53,18 @@ class HyperParameters(TypedDict, total=False):
         reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)), each
             times its weight; a row without a positive has hard loss 0 there.
         backend: "triton", "native", "blocked", or None to choose by device.
+        process_group: a torch.distributed.ProcessGroup: the batch is that of all its ranks, each
+            of which passes its own rows, in a number of its own, which may be 0. Instance ids
+            mean the same instance on every rank; uniform folds number instances that are on one
+            rank only. The result is the loss of the whole batch on every rank, and gradients
+            that DDP or FSDP average to those of one process; with reduction="none" it is the
+            losses of the rank's own rows. Options have to be the same on every rank. Row
+            weights, row scales and row shares are those of the rank's rows, ``pair_weights`` and
+            ``selection`` those of the whole batch, rank after rank; queues are the same on every
+            rank. A ``generator`` must be in the same state on every rank; without one, rank 0
+            draws the seed.
+        gather: how the text features of the other ranks come to a rank: "all" at once, or block
+            by block around a "ring", where those of all ranks do not fit beside each other.
     """
 
     soft_weight: float | tuple[Tensor, Tensor]
@@ -56,6 +72,8 @@ class HyperParameters(TypedDict, total=False):
     label_smoothing: float
     reduction: Reduction
     backend: str | None
+    process_group: ProcessGroup | None
+    gather: Literal["all", "ring"]
 
 
 class Inputs(TypedDict, total=False):
@@ -108,6 +126,8 @@ class Resolved(NamedTuple):
     diagnostics: Diagnostics | None = None
     reduction: Reduction = "mean"
     backend: str | None = None
+    process_group: ProcessGroup | None = None
+    gather: Literal["all", "ring"] = "all"
 
     @property
     def has_teacher(self) -> bool:
@@ -172,18 +192,30 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
             "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
             f"got {len(values.soft_weight)} of them"
         )
-    if values.reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {values.reduction!r}")
+    checks.check_choice("gather", values.gather, ("all", "ring"))
+    if values.gather == "ring" and values.process_group is None:
+        raise ValueError("gather='ring' needs a process_group")
+    checks.check_choice("reduction", values.reduction, ("mean", "none"))
     return options
+
+
+def require_folds(folds: object) -> None:
+    """For a loss in which positives need not be pairs: None would leave every row without."""
+    if folds is None:
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            "(image_ids, text_ids), got None"
+        )
 
 
 def check_fraction(name: str, value: object, *, below_one: bool = False) -> None:
     """A number in [0, 1], or in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if below_one and not 0 <= float(value) < 1:
+    number = cast(float, value)  # not converted: an integer may be too large for one
+    if below_one and not 0 <= number < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-    if not 0 <= float(value) <= 1:
+    if not 0 <= number <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 

@@ -1,7 +1,9 @@
-"""The wheel: what it holds, what it needs, and that the version comes from one place."""
+"""The wheel and the source archive: what they hold and need; the version comes from one place."""
 
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -13,16 +15,28 @@ import mxm_kernels
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built by the backend that is installed beside the tests."""
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+def build(kind, out):
+    """The path of a wheel or source archive, built by the backend installed beside the tests."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as archive:
         yield archive
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The files of the source archive, below its one folder."""
+    path = build("sdist", tmp_path_factory.mktemp("sdist"))
+    assert path.name == f"mxm_kernels-{mxm_kernels.__version__}.tar.gz"
+    with tarfile.open(path) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
 
 
 def test_holds_the_package_and_nothing_else(wheel):
@@ -40,3 +54,47 @@ def test_needs_little(wheel):
     assert names == {"torch", "triton", "numpy", "typing_extensions"}
     assert metadata["Version"] == mxm_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_source_archive_builds_and_is_tested_by_itself(sources):
+    for needed in ("CMakeLists.txt", "Makefile", "README.md", "LICENSE", "noxfile.py"):
+        assert needed in sources
+    for folder in ("mxm_kernels", "tests", "reference", "bench", "examples", "docs"):
+        here = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+        assert here
+        assert here <= sources
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "mxm_kernels/csrc").iterdir()} <= sources
+
+
+def test_the_source_archive_holds_no_build_products(sources):
+    tops = {name.split("/")[0] for name in sources}
+    assert tops.isdisjoint({".git", ".venv", "build", "dist", "site", ".nox", "runs"})
+    assert not [name for name in sources if name.endswith((".so", ".pyc"))]
+
+
+def test_the_version_is_written_in_one_place():
+    """And it is a release number of semantic versioning."""
+    version = mxm_kernels.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version)
+    for path in ("pyproject.toml", "CMakeLists.txt", "README.md"):
+        assert f'"{version}"' not in (ROOT / path).read_text().replace("==", "")
+
+
+def test_the_supported_versions_are_the_same_everywhere():
+    """pyproject.toml's bounds and classifiers, and the first page of the site."""
+    project = (ROOT / "pyproject.toml").read_text()
+    page = (ROOT / "docs" / "index.md").read_text()
+    pythons = re.findall(r"Python :: (3\.\d+)\"", project)
+    assert re.search(rf'requires-python = ">={re.escape(pythons[0])}"', project)
+    assert f"Python {pythons[0]} or newer" in page
+    for name, shown in (("torch", "PyTorch"), ("triton", "Triton")):
+        bound = re.search(rf'"{name}>=([\d.]+)', project)[1]
+        assert f"{shown} {bound} or newer" in page
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    pytest.importorskip("nox", reason="the release extra is not installed")
+    import noxfile
+
+    assert "numpy==1.26.*" in noxfile.oldest()
+    assert noxfile.PYTHONS[0] == "3.10"

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,3 +38,24 @@ def test_the_workspaces_are_those_of_the_code():
     from mxm_kernels.backends.triton import launch
 
     assert launch.WORKSPACE_BYTES == 256 << 20
+
+
+def test_the_code_runs():
+    """With the variables that the text describes."""
+    features = {
+        name: torch.nn.functional.normalize(torch.randn(rows, 8)).requires_grad_()
+        for name, rows in (("image_features", 4), ("text_features", 3))
+    }
+    namespace = {
+        **features,
+        "image_ids": [0, 0, 1, 1],
+        "text_ids": [1, 0, 1],
+        "log_scale": torch.tensor(3.0, requires_grad=True),
+        "momentum_images": features["image_features"].detach(),
+        "momentum_texts": features["text_features"].detach(),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert all(f.grad is not None for f in features.values())

@@ -26,11 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
 def fine_tune(config: Config) -> int:
     """Run, and show the outcome."""
     # These imports take seconds, which --help and a mistyped option need not wait for.
+    from .checkpoint import CheckpointError
     from .figure import save_figure
     from .retrieval import metrics_table
     from .train import run
 
-    result = run(config)
+    try:
+        result = run(config)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if result.is_main_process:
         figure = save_figure(result, config)
         print(metrics_table(result.before, result.after))

@@ -54,6 +54,9 @@ class Config:
 
     epochs: int = option(10, "passes over the training instances")
     batch_size: int = option(70, "instances per optimiser step, over all processes")
+    micro_batch: int = option(
+        0, "most images or captions that an encoder sees at once, by gradient caching; 0: all"
+    )
     lr: float = option(1e-4, "rate of pretrained layers (the paper, from CLIP: 1e-5 or 1e-6)")
     head_lr: float = option(1e-3, "learning rate of fresh projections and the temperature")
     weight_decay: float = option(0.01, "weight decay of Adam")
@@ -74,7 +77,7 @@ class Config:
         for name in ("epochs", "batch_size", "image_size", "embed_dim", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("limit", "max_steps", "rounds", "num_workers"):
+        for name in ("limit", "max_steps", "rounds", "num_workers", "micro_batch"):
             if getattr(self, name) < 0:
                 raise OptionError(f"--{name} must not be negative, not {getattr(self, name)}")
         if self.temperature <= 0:

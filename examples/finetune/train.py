@@ -16,6 +16,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import save_model
 from torch import Tensor
 
+from .checkpoint import write_whole
 from .config import Config
 from .data import load_splits
 from .dual_encoder import Encoders
@@ -75,6 +76,7 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, after the running step is in a checkpoint.
+        CheckpointError: a checkpoint cannot be written or read.
 
     """
     config.output_path.mkdir(parents=True, exist_ok=True)
@@ -99,8 +101,12 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
         is_main_process=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
-        save_model(trainer.student, str(config.output_path / "model.safetensors"))
+        weights, metrics = (
+            config.output_path / "model.safetensors",
+            config.output_path / "metrics.json",
+        )
+        write_whole(weights, lambda path: save_model(trainer.student, str(path)))
         text = json.dumps(result.summary(), indent=2)
-        (config.output_path / "metrics.json").write_text(text)
+        write_whole(metrics, lambda path: path.write_text(text))
     accelerator.free_memory()
     return result

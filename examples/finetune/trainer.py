@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mxm_kernels import fused_mfh_loss
+from mxm_kernels import GradientCache, fused_mfh_loss
 from mxm_kernels.data import (
     MultifoldBatch,
     MultifoldBatchSampler,
@@ -22,7 +20,7 @@ from mxm_kernels.data import (
     collate_multifold,
 )
 
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, Progress
 from .config import Config
 from .data.multifold import pad_texts
 from .dual_encoder import DualEncoder
@@ -30,24 +28,6 @@ from .interrupt import InterruptedRunError, stop_on_signal
 from .observations import Material
 from .retrieval import Metrics, encode, evaluate
 from .teacher import make_teacher
-
-
-@dataclass
-class Progress:
-    """What a run has done, as it is kept in a checkpoint."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    before: Metrics | None = None
-    seconds: float = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """State of a checkpoint."""
-        vars(self).update(state)
 
 
 class Trainer:
@@ -80,11 +60,10 @@ class Trainer:
         self.teacher: AveragedModel | None = None
         if config.loss == "mfh":
             self.teacher = make_teacher(model, config.teacher_decay)
-            accelerator.register_for_checkpointing(self.teacher)
-        accelerator.register_for_checkpointing(self.progress)
         self.student = model
         self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
-        self.checkpoints = Checkpoints(accelerator, config)
+        self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
+        self.checkpoints = Checkpoints(accelerator, config, self.progress, self.teacher)
 
     def batches(self) -> Iterator[MultifoldBatch]:
         """Batches of the steps that are left; a resumed run sees those of an uninterrupted one."""
@@ -144,6 +123,8 @@ class Trainer:
         torch.manual_seed(seed)
         loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
         self.accelerator.backward(loss)
+        if self.cache is not None:
+            self.cache.backward()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -156,11 +137,11 @@ class Trainer:
 
     def loss(self, batch: MultifoldBatch, generator: torch.Generator) -> Tensor:
         """MFH over all observations, or CLIP's loss over one pair per instance."""
-        images, texts, scale = self.model(batch.images, *batch.texts)
+        images, texts, scale = self.encode(self.model, batch)
         if self.teacher is None:
             return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
         with torch.no_grad(), self.accelerator.autocast():
-            momentum = self.teacher(batch.images, *batch.texts)
+            momentum = self.encode(self.teacher, batch)
         return fused_mfh_loss(
             images,
             texts,
@@ -172,6 +153,11 @@ class Trainer:
             rounds=self.config.rounds or None,
             generator=generator,
         )
+
+    def encode(self, model: nn.Module, batch: MultifoldBatch) -> tuple[Tensor, ...]:
+        """Features of all rows and the scale, in micro-batches if the configuration has them."""
+        inputs = batch.images, *batch.texts
+        return model(*inputs) if self.cache is None else self.cache.encode(model, *inputs)
 
     def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:
         """Metrics of the student, with its image and caption features."""

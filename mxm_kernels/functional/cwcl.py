@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.direction import Direction
-from mxm_kernels.losses import logsumexp_rows
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import logsumexp_rows
+from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import Options, Scale, resolve
-from mxm_kernels.reduction import reduce
 
 
 def fused_cwcl_loss(
@@ -27,7 +27,7 @@ def fused_cwcl_loss(
 
     (arXiv 2309.14580, equations 3 and 4; there a = b are the features of the modality whose
     encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
-    (1, a_i), which costs (M + N) D D' operations.
+    (1, a_i), which costs (M + N) D D' operations. A row whose weights are all 0 has target 0.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -68,7 +68,8 @@ def fused_cwcl_loss(
     ):
         if name in options:
             raise TypeError(f"fused_cwcl_loss takes no {name}")
-    batch = make_batch(image_features, text_features, None, logit_scale, o)
+    own = ("cwcl",)
+    batch = make_batch(image_features, text_features, None, logit_scale, o, own=own)
     return reduce(batch, _weighted_rows, _targets(batch), every_row=True)
 
 
@@ -82,11 +83,16 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.teacher is not None
     x, y, a, b = (f.to(batch.dtype) for f in (batch.x, batch.y, *batch.teacher))
     with torch.autocast(x.device.type, enabled=False):
-        rows, cols = _weighted_average(x, y, a, b), _weighted_average(y, x, b, a)
+        rows = _weighted_average(batch, x, y, a, b, batch.tables.texts)
+        cols = _weighted_average(batch, y, x, b, a, batch.tables.images)
     return batch.scales[0] * rows, batch.scales[1] * cols
 
 
-def _weighted_average(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _weighted_average(
+    batch: Batch, x: Tensor, y: Tensor, a: Tensor, b: Tensor, columns: int
+) -> Tensor:
     """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij."""
-    products = x @ y.sum(0) + ((x @ (y.T @ b)) * a).sum(1)
-    return products / (len(y) + a @ b.sum(0))
+    y_sum, y_b, b_sum = batch.sum(y.sum(0)), batch.sum(y.T @ b), batch.sum(b.sum(0))
+    products = x @ y_sum + ((x @ y_b) * a).sum(1)
+    total = columns + a @ b_sum
+    return products / total.masked_fill(total == 0, 1)  # the products are 0 there too

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels import checks
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import Formula, reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
-from mxm_kernels.reduction import Formula, reduce
 
 
 def fused_info_nce_loss(
@@ -67,7 +68,8 @@ def fused_info_nce_loss(
     """
     check_flag("mask_false_negatives", mask_false_negatives)
     formula = masked_rows if mask_false_negatives else unmasked_rows
-    return _paired(image_features, text_features, folds, logit_scale, formula, options)
+    own = "info_nce", mask_false_negatives
+    return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
 
 
 def fused_decoupled_loss(
@@ -104,7 +106,8 @@ def fused_decoupled_loss(
         >>> fused_decoupled_loss(torch.eye(2), torch.eye(2), logit_scale=3.0)
         tensor(-3.)
     """
-    return _paired(image_features, text_features, folds, logit_scale, decoupled_rows, options)
+    own = ("decoupled",)
+    return _paired(image_features, text_features, folds, logit_scale, decoupled_rows, options, own)
 
 
 def fused_debiased_loss(
@@ -148,7 +151,8 @@ def fused_debiased_loss(
     """
     check_fraction("positive_prior", positive_prior, below_one=True)
     formula = partial(debiased_rows, positive_prior=float(positive_prior))
-    return _paired(image_features, text_features, folds, logit_scale, formula, options)
+    own = "debiased", float(positive_prior)
+    return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
 
 
 def fused_self_distillation_loss(
@@ -194,6 +198,7 @@ def fused_self_distillation_loss(
         True
     """
     check_fraction("soft_share", soft_share)
+    checks.check_draw(generator, None)
     if "soft_weight" in options:
         raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
     given: Options = {
@@ -202,13 +207,19 @@ def fused_self_distillation_loss(
     }
     o = resolve({**given, **options}, reads_teacher=True)
     batch = make_batch(
-        image_features, text_features, (1, 1) if folds is None else folds, logit_scale, o
+        image_features,
+        text_features,
+        (1, 1) if folds is None else folds,
+        logit_scale,
+        o,
+        generator=generator,
+        own=("self_distillation", float(soft_share)),
     )
     shares = [
-        draws.draw_rows(f.shape[0], float(soft_share), generator, f.device, batch.dtype)
-        for f in (batch.x, batch.y)
+        draws.draw_rows(rows, float(soft_share), batch.generator, batch.x.device, batch.dtype)
+        for rows in (batch.tables.images, batch.tables.texts)
     ]
-    return reduce(batch.with_soft((shares[0], shares[1])), masked_rows, _weights(batch))
+    return reduce(batch.with_soft(batch.own_rows(*shares)), masked_rows, _weights(batch))
 
 
 def _paired(
@@ -218,18 +229,19 @@ def _paired(
     logit_scale: Scale,
     formula: Formula,
     options: Options,
+    own: tuple,
 ) -> Tensor:
     o = resolve(options)
     folds = (1, 1) if folds is None else folds
-    batch = make_batch(image_features, text_features, folds, logit_scale, o)
+    batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     return reduce(batch, formula, _weights(batch))
 
 
 def _weights(batch: Batch) -> draws.Weights:
     own = batch.options.pair_weights
     if own is not None:
-        return draws.own_weights(batch.tables, own, batch.dtype)
-    return draws.paired_weights(batch.tables, batch.dtype)
+        return batch.own_pairs(draws.own_weights(batch.tables, own, batch.dtype))
+    return batch.own_pairs(draws.paired_weights(batch.tables, batch.dtype))
 
 
 def check_flag(name: str, value: object) -> None:

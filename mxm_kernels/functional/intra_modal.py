@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from mxm_kernels import backends, checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import autocast
-from mxm_kernels.direction import Direction, image_to_text
-from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels import checks
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, autocast, directions, make_batch
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import nonnegative_weights
+from mxm_kernels.algebra.segments import Segments, take
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.functional.info_nce import check_flag
-from mxm_kernels.losses import masked_rows, unmasked_rows
-from mxm_kernels.operator import statistics
-from mxm_kernels.reduction import nonnegative_weights
-from mxm_kernels.segments import Segments, take
+from mxm_kernels.options import Options, Reduction, resolve
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def fused_intra_modal_loss(
@@ -29,8 +32,10 @@ def fused_intra_modal_loss(
     rounds: int | None = None,
     generator: torch.Generator | None = None,
     row_weights: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     backend: str | None = None,
+    process_group: ProcessGroup | None = None,
+    gather: Literal["all", "ring"] = "all",
 ) -> Tensor:
     """Hard loss between the observations of one modality: views with views, texts with texts.
 
@@ -53,6 +58,8 @@ def fused_intra_modal_loss(
         row_weights: (M,) non-negative weights of the rows in the mean.
         reduction: "mean", or "none" for the losses of the rows (M,).
         backend: "triton", "native", "blocked", or None to choose by device.
+        process_group: the batch is that of all its ranks, as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`.
 
     Returns:
         A 0-d tensor, or (M,) for ``reduction="none"``. Rows alone in their instance have loss
@@ -70,69 +77,86 @@ def fused_intra_modal_loss(
         >>> views.grad.shape
         torch.Size([12, 8])
     """
-    x = autocast(features)
-    checks.check_matrix("features", x)
+    checks.check_matrix("features", autocast(features), may_be_empty=process_group is not None)
     checks.check_rounds(rounds)
     checks.check_draw(generator, None)
     check_flag("mask_positives", mask_positives)
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    s = checks.as_scale("logit_scale", logit_scale, x, dtype)
-    name = backends.choose(backend, x.device, x.dtype)
-    d = _other_rows(x, _tables(folds, x), s, name)
-    weights = _weights(d, rounds, generator, dtype, name)
-    losses = (masked_rows if mask_positives else unmasked_rows)(d, weights)
-    row_weights = nonnegative_weights("row_weights", row_weights, losses, d.has_positive)
+    if isinstance(logit_scale, tuple | list):
+        raise TypeError("logit_scale must be a number or a tensor, got a pair")
+    shared: Options = {
+        "reduction": reduction,
+        "backend": backend,
+        "process_group": process_group,
+        "gather": gather,
+    }
+    batch = make_batch(
+        features,
+        features,
+        _folds(folds, features.device),
+        logit_scale,
+        resolve(shared),
+        generator=generator,
+        own=("intra_modal", rounds, mask_positives),
+        names=("features", "features"),
+    )
+    if batch.tables.pairs == batch.tables.images:
+        raise ValueError(
+            "folds: expected an instance with at least two rows, got one row in every instance"
+        )
+    d = _other_rows(batch)
+    losses = (masked_rows if mask_positives else unmasked_rows)(d, _weights(batch, d, rounds))
+    is_part = process_group is not None
+    row_weights = nonnegative_weights(
+        "row_weights", row_weights, losses, d.has_positive, is_part=is_part
+    )
     if row_weights is not None:
         losses = row_weights * losses
     if reduction == "none":
         return losses
-    count = d.has_positive.sum() if row_weights is None else (row_weights * d.has_positive).sum()
-    return losses.sum() / count
+    counted = d.has_positive if row_weights is None else row_weights * d.has_positive
+    return batch.sum(losses.sum()) / batch.sum(counted.sum())
 
 
-def _tables(folds: int | Ids, x: Tensor) -> FoldTables:
+def _folds(folds: int | Ids, device: torch.device) -> Folds:
     if isinstance(folds, int) and not isinstance(folds, bool):
-        made = Folds.uniform(folds, folds)
-    elif isinstance(folds, bool | float | str):
+        return Folds.uniform(folds, folds)
+    if isinstance(folds, bool | float | str):
         raise TypeError(
             f"folds must be an integer or the ids of the rows, got {type(folds).__name__}"
         )
-    else:
-        made = Folds.from_ids(folds, folds).to(x.device)
-    tables = made.tables(x.shape[0], x.shape[0], x.device)
-    if tables.pairs == tables.images:
-        raise ValueError(
-            "folds: expected an instance with at least two rows, got one row in every instance"
-        )
-    return tables
+    return Folds.from_ids(folds, folds).to(device)
 
 
-def _other_rows(x: Tensor, tables: FoldTables, s: Tensor, backend: str) -> Direction:
+def _other_rows(batch: Batch) -> Direction:
     """The rows of S without its diagonal, which is among the positives of every row."""
-    d = image_to_text(statistics(x, x, None, s, None, tables, backend), tables, s)
-    rows = torch.arange(tables.images, device=x.device)
-    offsets = tables.image_offsets - torch.arange(tables.images + 1, device=x.device)
-    others = tables.pairs - tables.images
-    owners = rows.repeat_interleave(offsets.diff(), output_size=others)
+    d, _ = directions(batch, soft=False)
+    tables, device = batch.tables, batch.x.device
+    numbers = torch.arange(tables.images, device=device)
+    mine, _ = batch.own_rows(numbers, numbers)
+    rows = len(mine)
+    offsets = d.segments.offsets - torch.arange(rows + 1, device=device)
+    others = len(d.S) - rows
+    owners = torch.arange(rows, device=device).repeat_interleave(offsets.diff(), output_size=others)
     # A row's own place among its positives is its rank; those after it move up by one.
-    lanes = torch.arange(others, device=x.device) - offsets[owners]
-    lanes = lanes + (lanes >= tables.text_ranks[owners])
-    kept = tables.image_offsets[owners] + lanes
+    lanes = torch.arange(others, device=device) - offsets[owners]
+    lanes = lanes + (lanes >= tables.text_ranks[mine][owners])
+    kept = d.segments.offsets[owners] + lanes
     return replace(
         d, S=take(d.S, kept), segments=Segments(offsets, owners), columns=tables.texts - 1
     )
 
 
-def _weights(
-    d: Direction,
-    rounds: int | None,
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
-    offsets, owners = d.segments
+def _weights(batch: Batch, d: Direction, rounds: int | None) -> Tensor:
+    """Of the positives of this process's rows; drawn for the whole batch, if they are drawn."""
     if rounds is None:
-        return 1 / d.counts[owners].to(dtype)
-    return draws.drawn_frequencies(offsets, int(rounds), generator, owners.shape[0], dtype, backend)
+        return 1 / d.counts[d.segments.owners].to(batch.dtype)
+    tables = batch.tables
+    offsets = tables.image_offsets - torch.arange(tables.images + 1, device=batch.x.device)
+    others = tables.pairs - tables.images
+    every = draws.drawn_frequencies(
+        offsets, int(rounds), batch.generator, others, batch.dtype, batch.backend
+    )
+    if batch.shard is None:
+        return every
+    first = batch.shard.pairs[0].start - batch.shard.first_image
+    return every[first : first + len(d.S)]

@@ -7,11 +7,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, autocast, make_batch, resolve_folds
-from mxm_kernels.losses import masked_rows
-from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
-from mxm_kernels.reduction import reduce
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, autocast, make_batch, resolve_folds
+from mxm_kernels.algebra.losses import masked_rows
+from mxm_kernels.algebra.reduction import reduce
+from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, require_folds, resolve
 
 
 def fused_mfh_loss(
@@ -83,6 +83,7 @@ def fused_mfh_loss(
         torch.Size([12, 64])
     """
     check_hard(hard_weight, rounds)
+    require_folds(folds)
     if "soft_weight" in options:
         raise TypeError("fused_mfh_loss takes hard_weight, which is 1 - soft_weight")
     o = resolve(options, reads_teacher=True)
@@ -93,10 +94,13 @@ def fused_mfh_loss(
         )
     o = o._replace(soft_weight=1 - float(hard_weight) if o.has_teacher else 0.0)
     checks.check_draw(generator, selection)
-    batch = make_batch(image_features, text_features, folds, logit_scale, o)
+    own = "mfh", rounds, selection is None
+    batch = make_batch(
+        image_features, text_features, folds, logit_scale, o, generator=generator, own=own
+    )
     if hard_weight == 0:
         return reduce(batch, None, (None, None))
-    return reduce(batch, masked_rows, _weights(batch, rounds, generator, selection))
+    return reduce(batch, masked_rows, _weights(batch, rounds, selection))
 
 
 def fused_hard_loss(
@@ -143,10 +147,14 @@ def fused_hard_loss(
         True
     """
     check_hard(1.0, rounds)
+    require_folds(folds)
     o = resolve(options)
     checks.check_draw(generator, selection)
-    batch = make_batch(image_features, text_features, folds, logit_scale, o)
-    return reduce(batch, masked_rows, _weights(batch, rounds, generator, selection))
+    own = "hard", rounds, selection is None
+    batch = make_batch(
+        image_features, text_features, folds, logit_scale, o, generator=generator, own=own
+    )
+    return reduce(batch, masked_rows, _weights(batch, rounds, selection))
 
 
 def fused_soft_loss(
@@ -194,7 +202,7 @@ def fused_soft_loss(
     for name in ("soft_weight", "label_smoothing", "pair_weights"):
         if name in options:
             raise TypeError(f"the soft loss takes no {name}: its targets are the teacher's")
-    batch = make_batch(image_features, text_features, folds, logit_scale, o)
+    batch = make_batch(image_features, text_features, folds, logit_scale, o, own=("soft",))
     return reduce(batch, None, (None, None))
 
 
@@ -254,19 +262,18 @@ def check_hard(hard_weight: object, rounds: object) -> None:
 
 
 def _weights(
-    batch: Batch,
-    rounds: int | None,
-    generator: torch.Generator | None,
-    selection: tuple[Tensor, Tensor] | None,
+    batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None
 ) -> draws.Weights:
     """How much each positive of a row weighs: drawn, given or expected."""
     tables, dtype, own = batch.tables, batch.dtype, batch.options.pair_weights
     if own is not None:
         if selection is not None:
             raise TypeError("selection and pair_weights both say what was drawn: give one")
-        return draws.own_weights(tables, own, dtype)
-    if selection is not None:
-        return draws.given_weights(tables, selection, dtype)
-    if rounds is None:
-        return draws.expected_weights(tables, dtype)
-    return draws.drawn_weights(tables, int(rounds), generator, dtype, batch.backend)
+        weights = draws.own_weights(tables, own, dtype)
+    elif selection is not None:
+        weights = draws.given_weights(tables, selection, dtype)
+    elif rounds is None:
+        weights = draws.expected_weights(tables, dtype)
+    else:
+        weights = draws.drawn_weights(tables, int(rounds), batch.generator, dtype, batch.backend)
+    return batch.own_pairs(weights)

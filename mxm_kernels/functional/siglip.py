@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 from typing_extensions import Unpack
 
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, make_batch, queue_features, scaled
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, make_batch, queue_features, scaled
+from mxm_kernels.algebra.reduction import Side, mix, row_weights
+from mxm_kernels.algebra.segments import permute, segment_sum
+from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve
-from mxm_kernels.reduction import Side, mix, row_weights
-from mxm_kernels.segments import Segments, permute, segment_sum
-from mxm_kernels.sigmoid_operator import sigmoid_statistics
+from mxm_kernels.parallel.over_ranks import sigmoid_over_ranks
 
 NOT_TAKEN = (
     "teacher_image_features",
@@ -72,37 +74,56 @@ def fused_siglip_loss(
         if name in options:
             raise TypeError(f"fused_siglip_loss takes no {name}")
     o = resolve(options)
-    batch = make_batch(
-        image_features, text_features, (1, 1) if folds is None else folds, logit_scale, o
-    )
+    folds = (1, 1) if folds is None else folds
+    bias_kind = "tensor" if isinstance(logit_bias, Tensor) else logit_bias
+    own = "siglip", bias_kind, getattr(logit_bias, "requires_grad", False)
+    batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     bias = _as_bias(logit_bias, batch)
     rows, cols = _rows(batch, bias)
     losses = _with_queue(batch, 0, bias, rows), _with_queue(batch, 1, bias, cols)
 
     def side(k: int) -> Side:
         weights = row_weights(batch, k, losses[k], None)
-        return Side(losses[k], losses[k].shape[0], weights)
+        return Side(losses[k], batch.rows[k], batch.rows[k], batch.sum, weights)
 
-    return mix(o, side)
+    return mix(batch, side)
 
 
 def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of rows and columns, over the batch."""
-    t, x, y = b.tables, b.x, b.y
     if b.one_scale:
-        first = second = sigmoid_statistics(x, y, b.scales[0], bias, t, b.backend)
+        first = second = _run(b, b.x, b.y, b.scales[0], bias)
     else:
         one = b.x.new_ones((), dtype=b.dtype)
-        first = sigmoid_statistics(scaled(x, b.scales[0]), y, one, bias, t, b.backend)
-        second = sigmoid_statistics(x, scaled(y, b.scales[1]), one, bias, t, b.backend)
-    by_text = permute(second.positives, t.text_slots, t.slot_places)
-    terms = [softplus(-(S + bias), threshold=40) for S in (first.positives, by_text)]
+        first = _run(b, scaled(b.x, b.scales[0]), b.y, one, bias)
+        second = _run(b, b.x, scaled(b.y, b.scales[1]), one, bias)
+    terms = [softplus(-(S + bias), threshold=40) for S in (first.S_rows, second.S_cols)]
     if b.options.pair_weights is not None:
-        weights = draws.own_weights(t, b.options.pair_weights, b.dtype)
+        weights = b.own_pairs(draws.own_weights(b.tables, b.options.pair_weights, b.dtype))
         terms = [w * term for w, term in zip(weights, terms, strict=True)]
-    rows = segment_sum(terms[0], Segments(t.image_offsets, t.pair_images))
-    cols = segment_sum(terms[1], Segments(t.text_offsets, t.text_owners))
-    return first.r_rows + rows, second.r_cols + cols
+    segments = b.segments
+    return (
+        first.r_rows + segment_sum(terms[0], segments[0]),
+        second.r_cols + segment_sum(terms[1], segments[1]),
+    )
+
+
+class _Sums(NamedTuple):
+    """Of the rows and columns of this process."""
+
+    r_rows: Tensor  # sum of softplus over the negatives
+    S_rows: Tensor  # S of the positives, row after row
+    r_cols: Tensor
+    S_cols: Tensor  # column after column
+
+
+def _run(b: Batch, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> _Sums:
+    if b.shard is not None:
+        return _Sums(*sigmoid_over_ranks(b.shard, x, y, scale, bias, b.backend))
+    t = b.tables
+    s = sigmoid_statistics(x, y, scale, bias, t, b.backend)
+    by_text = permute(s.positives, t.text_slots, t.slot_places)
+    return _Sums(s.r_rows, s.positives, s.r_cols, by_text)
 
 
 def _with_queue(b: Batch, side: int, bias: Tensor, losses: Tensor) -> Tensor:

@@ -147,6 +147,24 @@ def test_every_level_agrees_on_the_sigmoid_statistics(level, rows, cols, D):
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=4e-6 * largest)
 
 
+def _largest(values: torch.Tensor) -> float:
+    return values.abs().amax().item() if values.numel() else 0.0
+
+
+def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """s |dS| |y| and s |dS|^T |x|: what the gradients sum, without its signs, in float64."""
+    p = _double(problem)
+    S = (p.scale * p.x @ p.y.T).requires_grad_()
+    negatives = S.masked_fill(p.image_groups[:, None] == p.text_groups, -torch.inf)
+    statistics = [negatives.logsumexp(1), negatives.logsumexp(0), S[p.pair_images, p.pair_texts]]
+    if p.has_teacher:
+        T = p.teacher_scale * p.teacher_x @ p.teacher_y.T
+        statistics += [(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]
+    upstream = _upstream(native.backend.forward(problem))
+    (dS,) = torch.autograd.grad(statistics, S, [u.double() for u in upstream[: len(statistics)]])
+    return p.scale * dS.abs() @ p.y.abs(), p.scale * dS.abs().T @ p.x.abs()
+
+
 @extension
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize(
@@ -161,12 +179,17 @@ def test_the_matrix_unit_agrees_with_widened_features(rows, cols, D, with_teache
     problem = _cast(problem, torch.bfloat16)
     apart, fused = (native._Native(level) for level in (LEVELS[0], None))
     assert fused._fuses(problem) and not apart._fuses(problem)
-    results = _run(fused, problem), _run(apart, problem)
-    for got, expected in zip(*results, strict=True):
-        largest = expected.abs().amax().item() if expected.numel() else 0
-        # Gradients: dS and the result are rounded to 8 bits, and terms of a sum cancel.
-        relative = 2**-6 if expected.dtype == torch.bfloat16 else 1e-5
-        torch.testing.assert_close(got, expected, rtol=0, atol=relative * largest + 1e-30)
+    *results, dx, dy, dscale = _run(fused, problem)
+    *expected, expected_dx, expected_dy, expected_dscale = _run(apart, problem)
+    for got, want in zip((*results, dscale), (*expected, expected_dscale), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * _largest(want) + 1e-30)
+    # The fused way rounds each dS to 8 bits, and both ways round the result: each rounding is
+    # off by up to half of eps, of the terms' absolute values where they cancel.
+    eps, (dx_terms, dy_terms) = torch.finfo(torch.bfloat16).eps, _absolute_terms(problem)
+    for got, want, terms in ((dx, expected_dx, dx_terms), (dy, expected_dy, dy_terms)):
+        want = want.double()
+        allowed = eps / 2 * terms * (1 + eps) + eps * want.abs() + 1e-5 * _largest(want)
+        assert ((got.double() - want).abs() <= allowed).all()
 
 
 @extension

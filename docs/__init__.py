@@ -1,0 +1,1 @@
+"""The site: its pages, its figures and what builds them."""

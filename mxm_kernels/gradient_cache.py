@@ -1,0 +1,418 @@
+"""Gradient caching: contrastive batches larger than the memory of the encoders.
+
+A contrastive loss needs the features of the whole batch at once, but the activations that the
+encoders keep for their backward pass are what fills the memory. Two passes over micro-batches
+keep those of one micro-batch only (Gao et al. 2021, "Scaling deep contrastive learning batch
+size under memory limited setup", arXiv 2101.06983):
+
+    1. encode every micro-batch without a graph, and remember the random state it started from
+    2. the loss of all features; its backward stops at the features: f -> dL/df
+    3. encode every micro-batch again, from its random state, with a graph, and go back through
+       the encoder with the dL/df of its rows
+
+The result is the gradient of the whole batch, for one more forward pass of the encoders. It
+equals the gradient without a cache to rounding, for every encoder that treats its rows one by
+one. BatchNorm in training mode does not: see :class:`GradientCache`.
+
+open_clip's ``--accum-freq k`` trains on the same negatives and gives the encoders the same
+gradient, for as many passes of the encoders and k losses instead of one. Two things are not the
+same there: dropout draws anew in the second pass, and logit_scale receives k times its gradient,
+because every one of the k losses is differentiated with respect to it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+T = TypeVar("T")
+
+
+class GradientCache:
+    """Encode a batch in micro-batches, with the gradients of the whole batch.
+
+    Three steps replace ``loss.backward()``: ``encode`` with each encoder, ``loss.backward()`` on
+    any loss of the features, ``cache.backward()``. The optimiser follows as usual.
+
+    **Micro-batches.** All tensors among the inputs are cut along their first dimension into the
+    same number of parts, as few as keep every part at ``micro_batch`` rows or less; a tensor of
+    M image rows and one of N text rows may go together. Inputs and outputs may be nested in any
+    way that ``torch.utils._pytree`` knows: tuples, lists, dicts. Numbers, strings, None and 0-d
+    tensors are passed on as they are.
+
+    **logit_scale.** A 0-d output, the same for every micro-batch, is not concatenated; its
+    gradient goes back once. A parameter outside the encoders gets its gradient from
+    ``loss.backward()`` as always. Under DDP and FSDP return the scale from the module, 0-d, or
+    its gradient is not averaged.
+
+    **Random state.** The default generators of the CPU and of the devices of the inputs and of
+    the encoder are restored, so dropout draws the same twice. Other sources of randomness
+    (numpy, a generator of your own) are not: draw from them before ``encode``.
+
+    **Autocast and GradScaler.** The second pass runs under the autocast state in which
+    ``encode`` was called. Scale the loss: the scaled gradients go through the cache.
+
+    **DDP and FSDP.** Only the last micro-batch of a module synchronises, through its
+    ``no_sync()`` or ``set_requires_gradient_sync()``. Pass the wrapped module itself, or name it
+    in ``modules`` if it is called from another function; and call a module that holds both
+    encoders once, with both inputs, so that each micro-batch uses all of its parameters.
+
+    **Momentum teacher.** Under ``torch.no_grad()``, ``encode`` only cuts into micro-batches and
+    remembers nothing, which is how to encode with a teacher.
+
+    **BatchNorm** in training mode normalises over a micro-batch instead of the batch and updates
+    its running statistics in both passes, so its gradients are not those of the whole batch;
+    ``encode`` warns. LayerNorm, GroupNorm, or BatchNorm in eval mode are exact.
+
+    Args:
+        micro_batch: most rows that an encoder sees at once, at least 1.
+        modules: wrapped (DDP, FSDP) modules that an encoder calls without being one itself.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import GradientCache, fused_mfh_loss
+        >>> _ = torch.manual_seed(0)
+        >>> image_encoder, text_encoder = torch.nn.Linear(8, 4), torch.nn.Linear(6, 4)
+        >>> log_scale = torch.nn.Parameter(torch.tensor(3.0))
+        >>> cache = GradientCache(micro_batch=5)
+        >>> images = cache.encode(image_encoder, torch.randn(12, 8))  # parts of 4, 4 and 4 rows
+        >>> texts = cache.encode(text_encoder, torch.randn(10, 6))  # parts of 5 and 5 rows
+        >>> loss = fused_mfh_loss(
+        ...     normalize(images), normalize(texts), (6, 5), logit_scale=log_scale.exp()
+        ... )
+        >>> loss.backward()  # as far as the features, and to log_scale
+        >>> cache.backward()  # through the encoders
+        >>> image_encoder.weight.grad.shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, micro_batch: int, modules: tuple[nn.Module, ...] = ()) -> None:
+        if isinstance(micro_batch, bool) or not isinstance(micro_batch, int):
+            raise TypeError(f"micro_batch must be an integer, got {type(micro_batch).__name__}")
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"modules must hold modules, got {type(module).__name__}")
+        self.micro_batch = micro_batch
+        self.modules = tuple(modules)
+        self._calls: list[_Call] = []
+
+    def encode(self, encoder: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """``encoder(*args, **kwargs)`` in micro-batches: features to put into the loss.
+
+        Args:
+            encoder: a module or another function. Its outputs are tensors with a row for every
+                row of an input, or 0-d, in any nesting.
+            args: inputs, cut into micro-batches along the first dimension of every tensor.
+            kwargs: the same by name.
+
+        Returns:
+            What the encoder returns, for all rows. Its tensors are leaves whose ``.grad``
+            :meth:`backward` reads; under ``torch.no_grad()`` they want no gradient.
+
+        Raises:
+            TypeError: an input is of a type that cannot be cut.
+            ValueError: there is no tensor to cut, an input wants a gradient, or the encoder
+                returned a tensor that has not a row for every row of an input.
+            RuntimeError: :meth:`backward` was forgotten after the last loss.
+        """
+        if any(call.has_gradient() for call in self._calls):
+            raise RuntimeError(
+                "loss.backward() was called without cache.backward() after it: the encoders have "
+                "no gradient of that loss"
+            )
+        wanted = torch.is_grad_enabled()
+        modules = _modules_of(encoder) + self.modules
+        _warn_of_batch_norm(modules, wanted)
+        parts = _cut(args, kwargs, self.micro_batch)
+        autocast = _Autocast.current(parts[0].devices(modules))
+        outputs, states = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(_RandomState.current(part.devices(modules)))
+                outputs.append(part.run(encoder))
+        # Casts made without a graph must not serve a forward pass that needs one.
+        torch.clear_autocast_cache()
+        features, spec = _join(outputs, parts)
+        if wanted and _trainable(encoder, modules):
+            for feature in features:
+                if feature is not None:
+                    feature.requires_grad_(feature.is_floating_point())
+            self._calls.append(_Call(encoder, parts, states, autocast, features, modules))
+        return tree_unflatten(features, spec)
+
+    def backward(self, sync: bool = True) -> None:
+        """Go back through the encoders with the gradients that the loss left at the features.
+
+        Args:
+            sync: whether the last micro-batch synchronises DDP and FSDP modules; False where
+                the gradients of several steps are accumulated, except in the last of them.
+
+        Raises:
+            RuntimeError: no loss of the features has been differentiated.
+        """
+        calls, self._calls = self._calls, []
+        if calls and not any(call.has_gradient() for call in calls):
+            raise RuntimeError(
+                "the features have no gradient: call loss.backward() before cache.backward()"
+            )
+        last = {module: call for call in calls for module in call.modules}
+        for call in calls:
+            final = {m for m, user in last.items() if user is call} if sync else set()
+            call.backward(final)
+
+
+@dataclass
+class _Part:
+    """The inputs of one micro-batch."""
+
+    inputs: list[Any]  # leaves of (args, kwargs)
+    spec: TreeSpec
+    rows: set[int]  # first dimension of every tensor that was cut
+
+    def run(self, encoder: Callable[..., T]) -> T:
+        args, kwargs = tree_unflatten(self.inputs, self.spec)
+        return encoder(*args, **kwargs)
+
+    def devices(self, modules: tuple[nn.Module, ...]) -> set[torch.device]:
+        """Where this part is computed: the devices of its tensors and of the parameters."""
+        tensors = [leaf for leaf in self.inputs if isinstance(leaf, Tensor)]
+        return {t.device for t in tensors} | {p.device for m in modules for p in m.parameters()}
+
+
+@dataclass
+class _Call:
+    """One encoding that waits for the gradient of its features."""
+
+    encoder: Callable[..., Any]
+    parts: list[_Part]
+    states: list[_RandomState]
+    autocast: _Autocast
+    features: list[Tensor | None]  # leaves, all rows
+    modules: tuple[nn.Module, ...]
+
+    def has_gradient(self) -> bool:
+        return any(feature.grad is not None for feature in self._tensors())
+
+    def backward(self, final: set[nn.Module]) -> None:
+        """Second pass; the modules in ``final`` synchronise at its last micro-batch."""
+        starts = [0] * len(self.features)
+        for index, (part, state) in enumerate(zip(self.parts, self.states, strict=True)):
+            is_last = index == len(self.parts) - 1
+            silent = [m for m in self.modules if not (is_last and m in final)]
+            with ExitStack() as stack:
+                for module in silent:
+                    stack.enter_context(_no_sync(module))
+                with torch.enable_grad(), state.restored(), self.autocast.restored():
+                    outputs, _ = tree_flatten(part.run(self.encoder))
+                grads = [
+                    self._gradient(k, output, starts, is_last) for k, output in enumerate(outputs)
+                ]
+                used = [
+                    k
+                    for k, (output, grad) in enumerate(zip(outputs, grads, strict=True))
+                    if grad is not None and output.requires_grad
+                ]
+                if used:
+                    torch.autograd.backward([outputs[k] for k in used], [grads[k] for k in used])
+        for feature in self._tensors():
+            feature.grad = None
+
+    def _tensors(self) -> list[Tensor]:
+        return [feature for feature in self.features if feature is not None]
+
+    def _gradient(
+        self, k: int, output: Tensor | None, starts: list[int], is_last: bool
+    ) -> Tensor | None:
+        """The rows of feature ``k``'s gradient that belong to ``output``."""
+        feature = self.features[k]
+        if output is None or feature is None:
+            return None
+        grad = feature.grad
+        if output.ndim == 0:
+            return grad if is_last else None
+        start = starts[k]
+        starts[k] += len(output)
+        return None if grad is None else grad[start : start + len(output)]
+
+
+def _cut(args: tuple, kwargs: dict, micro_batch: int) -> list[_Part]:
+    """Cut every tensor with rows into the same number of parts."""
+    leaves, spec = tree_flatten((args, kwargs))
+    for leaf in leaves:
+        _check_input(leaf)
+    whole = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    if not whole:
+        raise ValueError("encode: expected a tensor with rows among the inputs, got none")
+    count = max(1, -(-max(len(leaf) for leaf in whole) // micro_batch))
+    columns = [
+        leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.ndim > 0 else [leaf] * count
+        for leaf in leaves
+    ]
+    parts = [list(inputs) for inputs in zip(*columns, strict=True)]
+    return [
+        _Part(part, spec, {len(t) for t in part if isinstance(t, Tensor) and t.ndim > 0})
+        for part in parts
+    ]
+
+
+_PASSED_ON = (bool, int, float, str, bytes, torch.dtype, torch.device, type(None))
+
+
+def _check_input(leaf: Any) -> None:
+    if isinstance(leaf, Tensor):
+        if leaf.requires_grad:
+            raise ValueError(
+                "encode: an input requires a gradient, which a gradient cache gives to parameters "
+                "only; detach it, or make what computes it a part of the encoder"
+            )
+    elif not isinstance(leaf, _PASSED_ON):
+        advice = "call dict() on it" if isinstance(leaf, Mapping) else "pass its tensors"
+        if is_dataclass(leaf):
+            advice = "pass its fields"
+        raise TypeError(
+            "encode: inputs must be tensors and plain values in tuples, lists and dicts, got "
+            f"{type(leaf).__name__}; {advice}"
+        )
+
+
+def _join(outputs: list[Any], parts: list[_Part]) -> tuple[list[Tensor | None], TreeSpec]:
+    """Concatenate the rows of the micro-batches' outputs; a 0-d output is taken once."""
+    flat, specs = zip(*(tree_flatten(output) for output in outputs), strict=True)
+    kinds = [[getattr(leaf, "ndim", None) for leaf in leaves] for leaves in flat]
+    if any(spec != specs[0] for spec in specs) or any(kind != kinds[0] for kind in kinds):
+        raise ValueError("encode: the encoder returned another structure for another micro-batch")
+    for leaves, part in zip(flat, parts, strict=True):
+        for leaf in leaves:
+            if leaf is None:
+                continue
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"encode: the encoder must return tensors, got {type(leaf).__name__}"
+                )
+            if leaf.ndim > 0 and len(leaf) not in part.rows:
+                raise ValueError(
+                    "encode: the encoder must return a row for every row of an input, "
+                    f"{' or '.join(map(str, sorted(part.rows)))} in this micro-batch, or a 0-d "
+                    f"tensor, got shape {tuple(leaf.shape)}"
+                )
+    return [_concatenate(column) for column in zip(*flat, strict=True)], specs[0]
+
+
+def _concatenate(column: tuple[Tensor | None, ...]) -> Tensor | None:
+    first = column[0]
+    if first is None or first.ndim == 0:
+        return None if first is None else first.clone()
+    return torch.cat(cast(tuple[Tensor, ...], column))
+
+
+def _modules_of(encoder: Callable) -> tuple[nn.Module, ...]:
+    """The module that an encoder is, or that it is a method of."""
+    owner = getattr(encoder, "__self__", encoder)
+    return (owner,) if isinstance(owner, nn.Module) else ()
+
+
+def _trainable(encoder: Callable, modules: tuple[nn.Module, ...]) -> bool:
+    """Whether a gradient can arrive anywhere; of a plain function it is not known."""
+    known = isinstance(getattr(encoder, "__self__", encoder), nn.Module)
+    return not known or any(p.requires_grad for m in modules for p in m.parameters())
+
+
+def _warn_of_batch_norm(modules: tuple[nn.Module, ...], wanted: bool) -> None:
+    kinds = nn.modules.batchnorm._BatchNorm
+    layers = (layer for module in modules for layer in module.modules())
+    if wanted and any(isinstance(layer, kinds) and layer.training for layer in layers):
+        warnings.warn(
+            "GradientCache: BatchNorm in training mode normalises over a micro-batch and counts "
+            "it twice in its running statistics; the gradients are not those of the whole batch",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _no_sync(module: nn.Module) -> Iterator[None]:
+    """Keep the gradients of ``module`` on this process: DDP and FSDP, version 1 and 2."""
+    context: Any = getattr(module, "no_sync", None)
+    switch: Any = getattr(module, "set_requires_gradient_sync", None)
+    with ExitStack() as stack:
+        if callable(context):
+            stack.enter_context(context())
+        elif callable(switch):
+            switch(False)
+            stack.callback(switch, True)
+        else:  # the wrapper may be inside
+            for inner in module.children():
+                stack.enter_context(_no_sync(inner))
+        yield
+
+
+@dataclass
+class _RandomState:
+    """The default generators of the CPU and of some devices."""
+
+    cpu: Tensor
+    devices: dict[torch.device, Tensor]
+
+    @classmethod
+    def current(cls, devices: set[torch.device]) -> _RandomState:
+        states = {d: _device_module(d).get_rng_state(d) for d in devices if _has_generator(d)}
+        return cls(torch.get_rng_state(), states)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Run from this state, and leave the present one as it was."""
+        now = _RandomState.current(set(self.devices))
+        self._set()
+        try:
+            yield
+        finally:
+            now._set()
+
+    def _set(self) -> None:
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            _device_module(device).set_rng_state(state, device)
+
+
+def _has_generator(device: torch.device) -> bool:
+    return device.type not in ("cpu", "meta")
+
+
+def _device_module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+@dataclass
+class _Autocast:
+    """Whether and to what dtype autocast casts, for some kinds of devices."""
+
+    states: list[tuple[str, bool, torch.dtype]]
+    cache: bool
+
+    @classmethod
+    def current(cls, devices: set[torch.device]) -> _Autocast:
+        kinds = sorted({device.type for device in devices} | {"cpu"})
+        known = [kind for kind in kinds if torch.amp.is_autocast_available(kind)]
+        return cls(
+            [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in known],
+            torch.is_autocast_cache_enabled(),
+        )
+
+    def restored(self) -> AbstractContextManager[Any]:
+        """Enter this state."""
+        stack = ExitStack()
+        for kind, enabled, dtype in self.states:
+            context: Any = nullcontext()
+            if enabled or torch.is_autocast_enabled(kind):
+                context = torch.autocast(kind, dtype, enabled, cache_enabled=self.cache)
+            stack.enter_context(context)
+        return stack

@@ -1,0 +1,95 @@
+"""The code of every page runs: Python blocks in one namespace a page, shell blocks line by line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import unittest
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def run_shell(example: Example) -> str | None:
+    """Run what is quick; of the rest check that it exists."""
+    for line in example.parsed.strip().splitlines():
+        problem = _problem(line.partition("  #")[0].strip())
+        if problem:
+            return f"{line}: {problem}"
+    return None
+
+
+def _problem(command: str) -> str | None:
+    words = command.split()
+    if words[:1] == ["make"]:
+        done = _run(["make", "--dry-run", *words[1:]])
+        return done.stderr if done.returncode else None
+    if words[:3] == ["python", "-m", "mxm_kernels"]:
+        done = _run([sys.executable, *words[1:], "--no-check"])
+        return done.stderr if done.returncode else None
+    if words[:2] == ["python", "-m"]:  # a command of minutes: its options must exist
+        done = _run([sys.executable, "-m", words[2], "--help"])
+        unknown = [o for o in re.findall(r"--[a-z_-]+", command) if o not in done.stdout]
+        return f"no option {unknown}" if unknown else done.stderr if done.returncode else None
+    if words[:2] == ["pip", "install"]:
+        return _unknown_extra(words[-1])
+    return "this test does not know how to check this command"
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def _unknown_extra(target: str) -> str | None:
+    """``pip install .`` is `make dist`'s to run; an extra must be one of pyproject.toml's."""
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.findall(r"\[([a-z,]+)\]", target)
+    wanted = extras[0].split(",") if extras else []
+    missing = [extra for extra in wanted if not re.search(rf"^{extra} = \[", project, re.MULTILINE)]
+    return f"no extra {missing}" if missing else None
+
+
+@pytest.fixture(scope="module")
+def sybil():
+    """Finds the blocks of a page."""
+    return Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", run_shell), SkipParser()])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_block_runs(page, sybil):
+    """In order, as a reader runs them: a block may use what an earlier one made."""
+    document = sybil.parse(page)
+    document.namespace["find_spec"] = find_spec  # for the conditions of skipped examples
+    for example in document.examples():
+        try:
+            example.evaluate()
+        except unittest.SkipTest:
+            continue
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_no_block_is_of_a_language_that_does_not_run(page):
+    languages = set(re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)) - {""}
+    assert languages <= {"python", "sh", "text"}
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("make docs", None),
+        ("make nothing", "nothing"),
+        ("pip install .[examples]", None),
+        ("pip install .[nothing]", "no extra"),
+        ("rm -rf .", "does not know"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command, problem):
+    found = _problem(command)
+    assert (found is None) if problem is None else problem in found

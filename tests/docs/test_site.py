@@ -1,0 +1,116 @@
+"""The site: it builds without a warning, its formulas and figures are there, it is all local."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+pytest.importorskip("latex2mathml", reason="the docs extra is not installed")
+
+from docs import site_hooks
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site; strict: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+def page(site, name):
+    """The HTML of a page."""
+    path = site / "index.html" if name == "index" else site / name / "index.html"
+    return path.read_text()
+
+
+def test_every_page_is_there_with_its_formulas(site):
+    for path in PAGES:
+        html = page(site, path.stem)
+        assert html.count("<math") >= path.read_text().count("\n$$\n") // 2
+        assert "arithmatex" not in html
+
+
+def test_no_formula_has_an_unknown_command(site):
+    """latex2mathml prints a command or a column separator that it does not know as it is."""
+    for path in PAGES:
+        for formula in re.findall(r"<math.*?</math>", page(site, path.stem), re.DOTALL):
+            assert "\\" not in formula
+            assert "&amp;" not in formula
+            assert "<mi>&</mi>" not in formula
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text()
+        )
+        assert loaded == []
+
+
+def test_every_figure_is_drawn_and_shown(site):
+    assert site_hooks.figures()
+    everything = "".join(path.read_text() for path in PAGES)
+    for name in site_hooks.figures():
+        assert f"(figures/{name}.svg)" in everything
+        assert "<svg" in (site / "figures" / f"{name}.svg").read_text()
+
+
+def test_a_figure_is_the_same_every_time():
+    assert site_hooks.draw("group_matrix") == site_hooks.draw("group_matrix")
+
+
+def test_every_plot_stands_on_its_page_and_on_the_summary(site):
+    plots = sorted((ROOT / "bench" / "results").glob("*.svg"))
+    assert plots
+    summary = page(site, "performance")
+    reports = "".join(page(site, f"results/{path.stem}") for path in site_hooks.reports())
+    for plot in plots:
+        assert plot.name in summary
+        assert plot.name in reports
+
+
+def test_the_reference_has_every_public_name(site):
+    import mxm_kernels
+
+    html = page(site, "api")
+    for name in mxm_kernels.__all__:
+        assert f'id="mxm_kernels.{name}"' in html
+    assert not re.findall(r":(func|class|meth):", html)
+
+
+def test_formulas_become_mathml():
+    marked = '<span class="arithmatex">\\(a &lt; b\\)</span><div class="arithmatex">\\[x\\]</div>'
+    made = site_hooks.formulas(marked)
+    assert made.count("<math") == 2
+    assert 'display="block"' in made
+    assert "&#x0003C;" in made
+
+
+def test_cross_references_become_links_where_they_lead_somewhere():
+    content = '<h3 id="mxm_kernels.Folds.to"></h3> :meth:<code>to</code> :func:<code>gone</code>'
+    made = site_hooks.references(content)
+    assert '<a href="#mxm_kernels.Folds.to"><code>to</code></a> <code>gone</code>' in made
+
+
+def test_every_loss_stands_on_the_page_of_the_family():
+    import mxm_kernels
+
+    text = (ROOT / "docs" / "losses.md").read_text()
+    losses = [name for name in mxm_kernels.__all__ if name.startswith("fused_")]
+    assert losses
+    for name in losses:
+        module = name.removeprefix("fused_").removesuffix("_loss")
+        used = name in text or f"{module}Loss".lower().replace("_", "") in text.lower()
+        assert used, f"{name} is not on docs/losses.md"
