@@ -49,6 +49,14 @@ def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(texts), batch_first=True), lengths
 
 
+def rows_by_instance(ids: Tensor) -> list[list[int]]:
+    """Rows of every instance, from the rows' instance ids (rows,)."""
+    rows: list[list[int]] = [[] for _ in range(int(ids.max()) + 1)]
+    for row, instance in enumerate(ids.tolist()):
+        rows[instance].append(row)
+    return rows
+
+
 class LazyInputs(Sequence[Tensor]):
     """Inputs of images that are decoded on access, for what does not fit in memory."""
 
