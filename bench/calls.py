@@ -56,8 +56,8 @@ def main() -> None:
     lines = []
     for name in backends.NAMES:
         if backends.load(name).unavailable(torch.device("cpu"), torch.float32) is None:
-            lines.append((name, *map(str, count(step(name)))))
-    print(table(("backend", "calls", "allocations"), lines))
+            lines.append([name, *map(str, count(step(name)))])
+    print(table(["backend", "calls", "allocations"], lines))
 
 
 if __name__ == "__main__":
