@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mxm_kernels.algebra.batch import Batch, directions
+from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.algebra.run import directions
 from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.operators.rows import mixed_rows
 from mxm_kernels.options import row_vector

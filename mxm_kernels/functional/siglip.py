@@ -11,8 +11,9 @@ from torch.nn.functional import softplus
 from typing_extensions import Unpack
 
 from mxm_kernels.algebra import selection as draws
-from mxm_kernels.algebra.batch import Batch, make_batch, queue_features, scaled
+from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.reduction import Side, mix, row_weights
+from mxm_kernels.algebra.run import queue_features, scaled
 from mxm_kernels.algebra.segments import permute, segment_sum
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve

@@ -35,18 +35,18 @@ class Observations:
     text_ids: Tensor
 
 
+def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack text inputs (L_j, ...) to (N, max L_j, ...), and their lengths (N,)."""
+    lengths = torch.tensor([len(text) for text in texts])
+    return pad_sequence(list(texts), batch_first=True), lengths
+
+
 def rows_by_instance(ids: Tensor) -> list[list[int]]:
     """Rows of every instance, from the rows' instance ids (rows,)."""
     rows: list[list[int]] = [[] for _ in range(int(ids.max()) + 1)]
     for row, instance in enumerate(ids.tolist()):
         rows[instance].append(row)
     return rows
-
-
-def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack text inputs (L_j, ...) to (N, max L_j, ...), and their lengths (N,)."""
-    lengths = torch.tensor([len(text) for text in texts])
-    return pad_sequence(list(texts), batch_first=True), lengths
 
 
 class LazyInputs(Sequence[Tensor]):
