@@ -18,7 +18,9 @@ def main(arguments: list[str]) -> int:
         description="open_clip's training program with fused losses; "
         "all other arguments are the program's.",
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="store_true", help="these, then the program's")
     parser.add_argument("--mfh", action="store_true", help="MFH on all captions of each image")
     parser.add_argument("--mfh-hard-weight", type=float, default=0.6, help="beside a teacher")
     parser.add_argument("--mfh-rounds", type=int, default=10, help="0 for the exact expectation")
@@ -27,8 +29,12 @@ def main(arguments: list[str]) -> int:
         from open_clip_train import main as program
     except ImportError as error:
         parser.error(
-            f"open_clip's training program is missing: {error}; install open_clip_torch[training]"
+            f"open_clip's training program cannot start: {error}; "
+            "pip install open_clip_torch[training]"
         )
+    if own.help:
+        parser.print_help()
+        program.parse_args(["--help"])
     undo = patch_mfh(own.mfh_hard_weight, own.mfh_rounds or None) if own.mfh else patch()
     with undo:
         return program.main(theirs) or 0

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 
 import pytest
 import torch
@@ -262,6 +263,22 @@ def test_the_command(csv):
     assert len(logged(csv, "command")) == 4
     assert command.main(arguments(csv, "paired")) == 0
     assert len(logged(csv, "paired")) == 2 * (sum(CAPTIONS) // 4)
+
+
+def test_the_command_shows_both_kinds_of_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    assert {"--mfh-rounds", "--train-data"} <= set(
+        re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    )
+
+
+def test_the_command_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open_clip_train", None)
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "pip install open_clip_torch[training]" in capsys.readouterr().err
 
 
 def test_the_loader_has_what_the_program_reads():
