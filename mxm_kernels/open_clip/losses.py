@@ -84,12 +84,12 @@ class ClipLoss(_Gathered):
     nothing: the softmax does not depend on it, and its gradient is exactly 0.
 
     Args:
-        local_loss: return the mean over this rank's rows, not over the batch.
-        gather_with_grad: send gradients back to the ranks that the features came from.
-        cache_labels: taken for compatibility; there are no labels.
-        rank: of this process in torch.distributed's default group.
-        world_size: processes in it; 1 needs no torch.distributed.
-        use_horovod: must be False.
+        local_loss (bool): return the mean over this rank's rows, not over the batch.
+        gather_with_grad (bool): send gradients back to the ranks that the features came from.
+        cache_labels (bool): taken for compatibility; there are no labels.
+        rank (int): of this process in torch.distributed's default group.
+        world_size (int): processes in it; 1 needs no torch.distributed.
+        use_horovod (bool): must be False.
 
     Raises:
         ValueError: ``use_horovod``; or ``rank`` and ``world_size``, when called, are not those of
@@ -163,12 +163,12 @@ class MFHLoss(_Gathered):
     nothing to save here.
 
     Args:
-        local_loss: as :class:`ClipLoss`, without effect.
-        gather_with_grad: must be True where ``world_size`` > 1.
-        cache_labels: as :class:`ClipLoss`.
-        rank: as :class:`ClipLoss`.
-        world_size: as :class:`ClipLoss`.
-        use_horovod: must be False.
+        local_loss (bool): as :class:`ClipLoss`, without effect.
+        gather_with_grad (bool): must be True where ``world_size`` > 1.
+        cache_labels (bool): as :class:`ClipLoss`.
+        rank (int): as :class:`ClipLoss`.
+        world_size (int): as :class:`ClipLoss`.
+        use_horovod (bool): must be False.
         hard_weight: a, the share of the hard loss where there is a teacher.
         rounds: R >= 1 random selections, or None for their exact expectation.
 
@@ -249,9 +249,9 @@ class SigLipLoss(nn.Module):
     gradients are those of the whole batch, as in open_clip.
 
     Args:
-        cache_labels: taken for compatibility; there are no labels.
-        rank: of this process in torch.distributed's default group.
-        world_size: processes in it.
+        cache_labels (bool): taken for compatibility; there are no labels.
+        rank (int): of this process in torch.distributed's default group.
+        world_size (int): processes in it.
         dist_impl: "bidir" (the default) and "shift" pass the texts around a ring, "gather" and
             "reduce" gather them at once. The results are the same.
 
