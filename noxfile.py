@@ -52,7 +52,7 @@ def run_suite(session: nox.Session, arguments: list[str]) -> None:
     shutil.rmtree(unpacked / "mxm_kernels")
     with session.chdir(unpacked):
         session.run("python", "-m", "mxm_kernels")
-        suite = ("-q", "-n", "2", "--dist", "loadgroup", *SUITE, *arguments)
+        suite = ("-q", "-n", "2", "--dist", "worksteal", *SUITE, *arguments)
         session.run("python", "-m", "pytest", *suite)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mxm_kernels.report import cores, cpu_model
+from mxm_kernels.environment.report import cores, cpu_model
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (

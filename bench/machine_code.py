@@ -30,6 +30,8 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
+from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
+from mxm_kernels.backends.triton.rows import mixed_rows_kernel
 from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
 
@@ -62,10 +64,12 @@ _INT_POINTERS = {
     "text_groups": "*i32",
     "pair_images": "*i64",
     "pair_texts": "*i64",
+    "offsets": "*i64",
 }
+_NUMBERS = {"hard", "soft"}
 _DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
 _INTEGERS = {
-    "M", "N", "first", "width", "lines", "length", "pairs",
+    "M", "N", "first", "width", "lines", "length", "pairs", "rows",
     "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
@@ -78,7 +82,9 @@ KERNELS = {
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
+    "mixed_rows": mixed_rows_kernel,
 }
+_FLOAT32_ONLY = ("merge", "mixed_rows")
 # The kernels that multiply matrices, and whose settings they take.
 PRODUCTS: dict[str, launch.Phase] = {
     "statistics": "statistics",
@@ -97,13 +103,14 @@ SWITCHES = {
     "pair_gradient": _TEACHER,
     "sigmoid_statistics": ((False, False),),
     "sigmoid_gradient": ((False, False),),
+    "mixed_rows": _TEACHER,
 }
 
 
 def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     """Every kernel in every setting that the launchers use."""
     for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
-        if dtype != "fp32" and kernel == "merge":
+        if dtype != "fp32" and kernel in _FLOAT32_ONLY:
             continue
         if dtype == "tf32" and kernel not in PRODUCTS:
             continue
@@ -123,6 +130,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     diagnostics = config["diagnostics"]
     constants: dict[str, Any] = {
         "TEACHER": teacher,
+        "SOFT": teacher,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
     }
@@ -136,6 +144,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         options = setting.options()
     elif name == "merge":
         constants["BLOCK"] = MERGE_BLOCK
+    elif name == "mixed_rows":
+        constants["BLOCK"] = ROW_BLOCK
     else:
         constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
@@ -145,6 +155,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
             kind = "constexpr"
         elif argument in _INTEGERS:
             kind = "i32"
+        elif argument in _NUMBERS:
+            kind = "fp32"
         else:
             kind = f"*{features}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
         signature[argument] = kind

@@ -29,15 +29,16 @@ def peaks(entry: Entry) -> dict[str, int]:
     before = 0
     if resident:
         (_PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
     most = {"peak_bytes": peak_bytes(step, entry.batch.x.device)}
     if resident:
-        most["peak_resident_bytes"] = _status("VmHWM") - before
+        most["peak_resident_bytes"] = status_bytes("VmHWM") - before
     leaves = entry.batch.leaves.values()
     gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
     return {name: max(0, size - gradients) for name, size in most.items()}
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """A size of this process that the kernel keeps, such as VmRSS or VmHWM; 0 where it does not."""
     found = re.search(rf"{name}:\s+(\d+) kB", (_PROCESS / "status").read_text())
     return int(found[1]) << 10 if found else 0

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mxm_kernels import report
+from mxm_kernels.environment import report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -146,6 +146,12 @@ def check_draw(generator: object, selection: object) -> None:
         )
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """One of a few words. An array has an opinion of its own on ``in``, hence the type first."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
 def check_rounds(rounds: object) -> None:
     """R, or None for the expectation."""
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, Integral)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from mxm_kernels.direction import Direction
+from mxm_kernels.algebra.direction import Direction
 
 
 @dataclass(eq=False)

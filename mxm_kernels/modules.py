@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from mxm_kernels import functional
+from mxm_kernels import checks, functional
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.functional.mfh import check_hard
 from mxm_kernels.options import (
@@ -271,8 +271,7 @@ class SupConLoss(_Loss):
     def __init__(
         self, positives: Literal["out", "in"] = "out", **options: Unpack[HyperParameters]
     ) -> None:
-        if positives not in ("out", "in"):
-            raise ValueError(f"positives must be 'out' or 'in', got {positives!r}")
+        checks.check_choice("positives", positives, ("out", "in"))
         super().__init__(functional.fused_supcon_loss, {"positives": positives}, options)
 
     def forward(

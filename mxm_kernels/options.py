@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, Typ
 import torch
 from torch import Tensor
 
+from mxm_kernels import checks
 from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds, Ids
 
@@ -191,22 +192,30 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
             "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
             f"got {len(values.soft_weight)} of them"
         )
-    if values.gather not in ("all", "ring"):
-        raise ValueError(f"gather must be 'all' or 'ring', got {values.gather!r}")
+    checks.check_choice("gather", values.gather, ("all", "ring"))
     if values.gather == "ring" and values.process_group is None:
         raise ValueError("gather='ring' needs a process_group")
-    if values.reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {values.reduction!r}")
+    checks.check_choice("reduction", values.reduction, ("mean", "none"))
     return options
+
+
+def require_folds(folds: object) -> None:
+    """For a loss in which positives need not be pairs: None would leave every row without."""
+    if folds is None:
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            "(image_ids, text_ids), got None"
+        )
 
 
 def check_fraction(name: str, value: object, *, below_one: bool = False) -> None:
     """A number in [0, 1], or in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if below_one and not 0 <= float(value) < 1:
+    number = cast(float, value)  # not converted: an integer may be too large for one
+    if below_one and not 0 <= number < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-    if not 0 <= float(value) <= 1:
+    if not 0 <= number <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mxm_kernels.distributed import Ranks
 from mxm_kernels.folds import Folds
 from mxm_kernels.modules import MFHLoss
+from mxm_kernels.parallel.distributed import Ranks
 
 _RANK = 1 << 40  # ids of rank r without labels start at r times this
 

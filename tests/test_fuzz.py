@@ -253,3 +253,44 @@ def test_folds_from_anything(folds, image_ids, text_ids, views, captions):
     ):
         with suppress(TypeError, ValueError):
             make()
+
+
+X = normalize(torch.arange(12.0).reshape(4, 3) + 1, dim=1)
+PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "error", "message"),
+    [
+        ("fused_supcon_loss", {"folds": None}, TypeError, "folds must be Folds.*got None"),
+        ("fused_hard_loss", {"folds": None}, TypeError, "folds must be Folds.*got None"),
+        ("fused_mfh_loss", {"folds": None}, TypeError, "folds must be Folds.*got None"),
+        ("fused_info_nce_loss", {"label_smoothing": 10**400}, ValueError, "label_smoothing must"),
+        ("fused_info_nce_loss", {"reduction": np.zeros(2)}, ValueError, "reduction must be 'mean'"),
+        ("fused_info_nce_loss", {"backend": np.zeros(2)}, ValueError, "backend must be one of"),
+        (
+            "fused_self_distillation_loss",
+            {"soft_share": 0.0, "generator": 3},
+            TypeError,
+            "generator must be a torch.Generator",
+        ),
+    ],
+)
+def test_what_fuzzing_found(function, change, error, message):
+    with pytest.raises(error, match=message):
+        getattr(mxm, function)(**PAIRS | change)
+
+
+@pytest.mark.parametrize("function", ["fused_decoupled_loss", "fused_debiased_loss"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_nan_shows_beside_no_negative_and_below_the_floor(function, rows):
+    bad = X.clone()
+    bad[0, 0] = torch.nan
+    value = getattr(mxm, function)(bad[:rows], X[:rows], logit_scale=1.0)
+    assert not value.isfinite()
+
+
+def test_cwcl_of_rows_that_weigh_nothing_is_finite():
+    one = torch.ones(1, 1)
+    teacher = {"teacher_image_features": one, "teacher_text_features": -one}
+    assert mxm.fused_cwcl_loss(one, one, logit_scale=1.0, **teacher).isfinite()

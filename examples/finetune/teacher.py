@@ -1,11 +1,10 @@
 """The momentum model: an exponential moving average of the student's parameters."""
 
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .dual_encoder import DualEncoder
 
-
-def make_teacher(student: DualEncoder, decay: float) -> AveragedModel:
+def make_teacher(student: nn.Module, decay: float) -> AveragedModel:
     """Teacher that starts as a copy of the student, in evaluation mode for good.
 
     Only parameters are averaged: batch norm's statistics never change (see DualEncoder.train).

@@ -1,6 +1,8 @@
 """The training loop: student, teacher, optimiser, schedule and checkpoints."""
 
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +13,16 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mxm_kernels import GradientCache, fused_mfh_loss
+from mxm_kernels.data import (
+    MultifoldBatch,
+    MultifoldBatchSampler,
+    MultifoldDataset,
+    collate_multifold,
+)
 
 from .checkpoint import Checkpoints, Progress
 from .config import Config
-from .data.multifold import Batch, MultifoldDataset, StepSampler, collate
+from .data.multifold import pad_texts
 from .dual_encoder import DualEncoder
 from .interrupt import InterruptedRunError, stop_on_signal
 from .observations import Material
@@ -30,10 +38,16 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.material = config, accelerator, material
         self.progress = Progress()
-        single_pair = config.loss == "clip"
-        self.dataset = MultifoldDataset(material.train, config.seed, single_pair)
-        sampler = StepSampler(len(self.dataset), config.batch_size, 0, config.seed)
-        self.steps = config.epochs * sampler.steps_per_epoch
+        data, drawn = material.train, 1 if config.loss == "clip" else None
+        self.dataset = MultifoldDataset(
+            data.images, data.texts, data.image_ids, data.text_ids, views=drawn, captions=drawn
+        )
+        instances = len(self.dataset)
+        # One sampler for all processes: Accelerate shares its batches out.
+        self.sampler = MultifoldBatchSampler(
+            instances, min(config.batch_size, instances), seed=config.seed
+        )
+        self.steps = config.epochs * self.sampler.batches_per_epoch
         if config.max_steps:
             self.steps = min(self.steps, config.max_steps)
 
@@ -51,17 +65,27 @@ class Trainer:
         self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
         self.checkpoints = Checkpoints(accelerator, config, self.progress, self.teacher)
 
-    def loader(self) -> DataLoader:
-        """Batches of the steps that are left."""
-        size, seed = self.config.batch_size, self.config.seed
-        sampler = StepSampler(len(self.dataset), size, self.steps, seed, self.progress.step)
+    def batches(self) -> Iterator[MultifoldBatch]:
+        """Batches of the steps that are left; a resumed run sees those of an uninterrupted one."""
         loader = DataLoader(
             self.dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
+            batch_sampler=self.sampler,
+            collate_fn=partial(collate_multifold, collate_texts=pad_texts),
             num_workers=self.config.num_workers,
+            persistent_workers=self.config.num_workers > 0,
         )
-        return self.accelerator.prepare_data_loader(loader)
+        loader = self.accelerator.prepare_data_loader(loader)
+        epoch, start_batch = divmod(self.progress.step, self.sampler.batches_per_epoch)
+        self.sampler.resume(epoch, start_batch)
+        while self.progress.step < self.steps:
+            self.sampler.set_epoch(epoch)
+            # Accelerate counts epochs too, and passes its count on where it does not wrap.
+            loader.set_epoch(epoch)
+            for batch in loader:
+                if self.progress.step == self.steps:
+                    break  # --max_steps ends within the epoch
+                yield batch
+            epoch += 1
 
     def train(self, progress_bar: bool) -> None:
         """Run the steps that are left."""
@@ -72,7 +96,7 @@ class Trainer:
         )
         with stop_on_signal() as stop, bar:
             start = time.perf_counter()
-            for batch in self.loader():
+            for batch in self.batches():
                 loss = self.train_step(batch)
                 now = time.perf_counter()
                 self.progress.seconds, start = self.progress.seconds + now - start, now
@@ -91,7 +115,7 @@ class Trainer:
         if stopping and step < self.steps:
             raise InterruptedRunError(f"stopped after step {step} of {self.steps}")
 
-    def train_step(self, batch: Batch) -> float:
+    def train_step(self, batch: MultifoldBatch) -> float:
         """One optimiser step and one update of the teacher; returns the loss."""
         # Dropout and pair selection depend on the step alone, not on what was drawn before it,
         # so a resumed run needs no generator's state.
@@ -111,7 +135,7 @@ class Trainer:
         self.progress.step += 1
         return value
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: MultifoldBatch, generator: torch.Generator) -> Tensor:
         """MFH over all observations, or CLIP's loss over one pair per instance."""
         images, texts, scale = self.encode(self.model, batch)
         if self.teacher is None:
@@ -130,9 +154,9 @@ class Trainer:
             generator=generator,
         )
 
-    def encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    def encode(self, model: nn.Module, batch: MultifoldBatch) -> tuple[Tensor, ...]:
         """Features of all rows and the scale, in micro-batches if the configuration has them."""
-        inputs = batch.images, batch.texts, batch.text_lengths
+        inputs = batch.images, *batch.texts
         return model(*inputs) if self.cache is None else self.cache.encode(model, *inputs)
 
     def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:

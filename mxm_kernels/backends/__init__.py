@@ -39,7 +39,7 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         preferred = {"cuda": "triton", "cpu": "native"}.get(device.type, "blocked")
         can_run = load(preferred).unavailable(device, dtype) is None
         return preferred if can_run else "blocked"
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     reason = load(name).unavailable(device, dtype)
     if reason is not None:

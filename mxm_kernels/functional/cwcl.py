@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.direction import Direction
-from mxm_kernels.losses import logsumexp_rows
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import logsumexp_rows
+from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import Options, Scale, resolve
-from mxm_kernels.reduction import reduce
 
 
 def fused_cwcl_loss(
@@ -27,7 +27,7 @@ def fused_cwcl_loss(
 
     (arXiv 2309.14580, equations 3 and 4; there a = b are the features of the modality whose
     encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
-    (1, a_i), which costs (M + N) D D' operations.
+    (1, a_i), which costs (M + N) D D' operations. A row whose weights are all 0 has target 0.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -94,4 +94,5 @@ def _weighted_average(
     """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij."""
     y_sum, y_b, b_sum = batch.sum(y.sum(0)), batch.sum(y.T @ b), batch.sum(b.sum(0))
     products = x @ y_sum + ((x @ y_b) * a).sum(1)
-    return products / (columns + a @ b_sum)
+    total = columns + a @ b_sum
+    return products / total.masked_fill(total == 0, 1)  # the products are 0 there too

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, make_batch
-from mxm_kernels.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels import checks
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import Formula, reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
-from mxm_kernels.reduction import Formula, reduce
 
 
 def fused_info_nce_loss(
@@ -197,6 +198,7 @@ def fused_self_distillation_loss(
         True
     """
     check_fraction("soft_share", soft_share)
+    checks.check_draw(generator, None)
     if "soft_weight" in options:
         raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
     given: Options = {

@@ -7,11 +7,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, autocast, make_batch, resolve_folds
-from mxm_kernels.losses import masked_rows
-from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
-from mxm_kernels.reduction import reduce
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, autocast, make_batch, resolve_folds
+from mxm_kernels.algebra.losses import masked_rows
+from mxm_kernels.algebra.reduction import reduce
+from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, require_folds, resolve
 
 
 def fused_mfh_loss(
@@ -83,6 +83,7 @@ def fused_mfh_loss(
         torch.Size([12, 64])
     """
     check_hard(hard_weight, rounds)
+    require_folds(folds)
     if "soft_weight" in options:
         raise TypeError("fused_mfh_loss takes hard_weight, which is 1 - soft_weight")
     o = resolve(options, reads_teacher=True)
@@ -146,6 +147,7 @@ def fused_hard_loss(
         True
     """
     check_hard(1.0, rounds)
+    require_folds(folds)
     o = resolve(options)
     checks.check_draw(generator, selection)
     own = "hard", rounds, selection is None

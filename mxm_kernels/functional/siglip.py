@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from typing_extensions import Unpack
 
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import Batch, make_batch, queue_features, scaled
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.reduction import Side, mix, row_weights
+from mxm_kernels.algebra.run import queue_features, scaled
+from mxm_kernels.algebra.segments import permute, segment_sum
+from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve
-from mxm_kernels.over_ranks import sigmoid_over_ranks
-from mxm_kernels.reduction import Side, mix, row_weights
-from mxm_kernels.segments import permute, segment_sum
-from mxm_kernels.sigmoid_operator import sigmoid_statistics
+from mxm_kernels.parallel.over_ranks import sigmoid_over_ranks
 
 NOT_TAKEN = (
     "teacher_image_features",

@@ -7,11 +7,12 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels import selection as draws
-from mxm_kernels.batch import make_batch
-from mxm_kernels.losses import joint_rows, unmasked_rows
-from mxm_kernels.options import FoldsLike, Options, Scale, resolve
-from mxm_kernels.reduction import reduce
+from mxm_kernels import checks
+from mxm_kernels.algebra import selection as draws
+from mxm_kernels.algebra.batch import make_batch
+from mxm_kernels.algebra.losses import joint_rows, unmasked_rows
+from mxm_kernels.algebra.reduction import reduce
+from mxm_kernels.options import FoldsLike, Options, Scale, require_folds, resolve
 
 
 def fused_supcon_loss(
@@ -53,8 +54,8 @@ def fused_supcon_loss(
         True
     """
     o = resolve(options)
-    if positives not in ("out", "in"):
-        raise ValueError(f"positives must be 'out' or 'in', got {positives!r}")
+    require_folds(folds)
+    checks.check_choice("positives", positives, ("out", "in"))
     if positives == "in" and o.pair_weights is not None:
         raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')
     own = "supcon", positives

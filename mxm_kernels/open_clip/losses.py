@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mxm_kernels.distributed import world_group
 from mxm_kernels.functional import (
     fused_info_nce_loss,
     fused_mfh_loss,
@@ -30,6 +29,7 @@ from mxm_kernels.functional import (
     fused_soft_loss,
 )
 from mxm_kernels.functional.mfh import check_hard
+from mxm_kernels.parallel.distributed import world_group
 
 
 class _Gathered(nn.Module):

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from bench.machine_code import TARGETS, configurations, faults
 
-pytestmark = pytest.mark.xdist_group("machine_code")  # one process compiles for all
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = list(configurations(list(TARGETS)))
 
@@ -23,13 +23,22 @@ def _key(record) -> tuple:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """One compilation for all tests, in a process where kernels are not interpreted."""
-    out = tmp_path_factory.mktemp("machine_code") / "records.json"
+    """One compilation for all tests, of all workers, where kernels are not interpreted."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the run, which the workers share
+    out = folder / "machine_code.json"
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            _compile(out)
+    return {_key(record): record for record in json.loads(out.read_text())}
+
+
+def _compile(out: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.machine_code", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return {_key(record): record for record in json.loads(out.read_text())}
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: "-".join(map(str, _key(c))))

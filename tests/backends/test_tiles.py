@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels.backends import blocked, native, tiles
-from mxm_kernels.sigmoid_operator import sigmoid_statistics
+from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, run_fused
 from tests.support.compare import assert_as_good
 from tests.support.sigmoid import NAMES, batch, differentiated

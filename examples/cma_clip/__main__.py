@@ -1,0 +1,51 @@
+"""Command line: `python -m examples.cma_clip --help`."""
+
+import json
+import sys
+
+from examples.finetune.config import OptionError, parse
+from examples.finetune.interrupt import InterruptedRunError
+
+from .config import Config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train CMA-CLIP in its three stages on the emoji set, and print its test metrics."""
+    try:
+        (config,) = parse(arguments, [Config], "python -m examples.cma_clip", main.__doc__)
+        return classify(config)
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (InterruptedRunError, KeyboardInterrupt) as stop:
+        print(f"\n{stop or 'Interrupted'}.", file=sys.stderr)
+        return 130
+
+
+def classify(config: Config) -> int:
+    """Run, and write the model and the results."""
+    from safetensors.torch import save_model
+
+    from .experiment import Experiment
+    from .prepare import aligned_encoders, load_data
+
+    data = load_data(config)
+    experiment = Experiment(config, data, aligned_encoders(config, data))
+    experiment.train(experiment.stages())
+    config.output_path.mkdir(parents=True, exist_ok=True)
+    save_model(experiment.model, str(config.output_path / "model.safetensors"))
+    summary = {"options": config.numeric_options(), **experiment.summary()}
+    path = config.output_path / "results.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    for name, test in summary["test"].items():
+        for task, accuracy in test["accuracy"].items():
+            print(
+                f"{name} test, {task}: accuracy {accuracy:.1f}, recall at "
+                f"{100 * config.precision:g} % precision {test['recall'][task]:.1f}"
+            )
+    print(f"Results: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,218 @@
+"""Table 6 on the emoji set: `python -m examples.cma_clip.study` (or `make cma`).
+
+CMA-CLIP with and without modality-wise attention, sequence-wise attention and contrastive loss,
+with and without noise in the captions, over several seeds. A seed fixes the split, the aligned
+encoders, the noise, the batches and the initial weights, so differences between the models of a
+seed are paired. Finished parts are kept, and a study that was interrupted goes on from them.
+"""
+
+import copy
+import json
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+
+import mxm_kernels
+from examples.finetune.compare import machine
+from examples.finetune.config import OptionError, option, parse
+
+from .config import StudyConfig
+from .encoders import token_encoder
+from .experiment import Experiment
+from .prepare import DataSet, aligned_encoders, load_data, load_encoders
+from .sources import CachedTokens, LiveTokens
+
+RESULTS = Path(__file__).parent / "results"
+CONDITIONS = ("clean", "noisy")
+FULL = "CMA-CLIP"
+# The contrastive loss acts in the end-to-end stage only: without it the warm-up is the same.
+NO_CONTRASTIVE = "without contrastive loss"
+NO_MA = "w/o MA"
+# Not in Table 6: the modality-wise attention over tokens that have not seen the other modality.
+NO_SA = "w/o SA"
+NO_MA_SA = "w/o (MA + SA)"
+VARIANTS = (FULL, NO_CONTRASTIVE, NO_MA, NO_SA, NO_MA_SA)
+PACKAGES = ("torch", "open_clip_torch", "transformers", "torchmetrics", "safetensors")
+
+
+@dataclass
+class Study:
+    """Options of the study, beside those of its runs."""
+
+    seeds: list[int] = field(
+        default_factory=lambda: [2022, 2023, 2024, 2025, 2026], metadata={"help": "seeds"}
+    )
+    workers: int = option(2, "processes, of one thread each")
+    results_dir: str = option(str(RESULTS), "folder of the JSON file, the report and the figures")
+
+
+def align(config: StudyConfig) -> None:
+    """Align the encoders of a seed, and keep them and the tokens of everything."""
+    torch.set_num_threads(1)
+    options = config.encoder_config()
+    if tokens_file(config).is_file():
+        return
+    data = shared_data(config)
+    encoders = token_encoder(aligned_encoders(config, data, progress=False))
+    cache = LiveTokens(encoders, data.observations).cache()
+    torch.save(cache.state(), options.output_path / "writing.pt")
+    (options.output_path / "writing.pt").rename(tokens_file(config))
+
+
+def tokens_file(config: StudyConfig) -> Path:
+    """Where the tokens of the aligned encoders of a seed are."""
+    return config.encoder_config().output_path / "tokens.pt"
+
+
+def shared_data(config: StudyConfig) -> DataSet:
+    """Return the data set; the file was written before the workers started."""
+    return load_data(config, config.output_path / "observations.pt", progress=False)
+
+
+def compare(config: StudyConfig, condition: str) -> dict[str, Any]:
+    """All variants of a seed in one condition; the outcome is kept in a file."""
+    torch.set_num_threads(1)
+    if condition == "clean":
+        config = replace(config, noise="none")
+    file = config.output_path / f"{condition}_{config.seed}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    data, start = shared_data(config), time.perf_counter()
+    runs = variants(config, data, config.output_path / f"{condition}_{config.seed}")
+    outcome = {
+        "seed": config.seed,
+        "condition": condition,
+        "seconds": time.perf_counter() - start,
+        "variants": runs,
+    }
+    file.with_suffix(".writing").write_text(json.dumps(outcome))
+    file.with_suffix(".writing").rename(file)
+    return outcome
+
+
+def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]:
+    """Train and test the variants."""
+    cache = CachedTokens.load(torch.load(tokens_file(config), weights_only=True))
+
+    aligned = load_encoders(config.encoder_config())
+
+    def start(name: str, **options: Any) -> Experiment:
+        changed = replace(config, output_dir=str(folder / name), **options)
+        return Experiment(changed, data, copy.deepcopy(aligned), cache)
+
+    full = start("full")
+    warm_up, *rest = full.stages()
+    full.train([warm_up])
+    no_contrastive = start("no_contrastive", contrastive_weight=0.0)
+    no_contrastive.model.load_state_dict(full.model.state_dict())
+    no_contrastive.results = copy.deepcopy(full.results)
+    for experiment in (full, no_contrastive):
+        experiment.train(rest)
+    save_model(full.model, str(folder / "model.safetensors"))
+    no_ma = start("no_ma", modality_attention=False)
+    no_sa = start("no_sa", sequence_attention=False)
+    no_ma_sa = start("no_ma_sa", modality_attention=False, sequence_attention=False)
+    for experiment in (no_ma, no_sa, no_ma_sa):
+        experiment.train(experiment.stages())
+    experiments = (full, no_contrastive, no_ma, no_sa, no_ma_sa)
+    return {name: e.summary() for name, e in zip(VARIANTS, experiments, strict=True)}
+
+
+def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
+    """Run everything, in processes, and collect it."""
+    require_same_options(config)
+    load_data(config, config.output_path / "observations.pt")
+    seeds = [replace(config, seed=seed) for seed in study.seeds]
+    jobs = [(seed, condition) for seed in seeds for condition in CONDITIONS]
+    runs = []
+    with processes(study.workers) as run_all:
+        for done, _ in enumerate(run_all(align, seeds), 1):
+            print(f"aligned encoders of {done} of {len(seeds)} seeds", flush=True)
+        for outcome in run_all(compare, *zip(*jobs, strict=True)):
+            runs.append(outcome)
+            print(f"{outcome['condition']} {outcome['seed']}: done", flush=True)
+    return {
+        "seeds": study.seeds,
+        "options": {k: v for k, v in config.numeric_options().items() if k != "seed"},
+        "classes": shared_data(config).labels.counts,
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "mxm_kernels": mxm_kernels.__version__,
+            **{package: version(package) for package in PACKAGES},
+        },
+        "runs": runs,
+    }
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` over worker processes; with one worker, in this process."""
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield pool.map
+
+
+def require_same_options(config: StudyConfig) -> None:
+    """Refuse to go on with the parts of a study of other options."""
+    file = config.output_path / "options.json"
+    wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
+    stored = json.loads(file.read_text()) if file.is_file() else wanted
+    differences = [name for name in wanted if stored.get(name) != wanted[name]]
+    if differences:
+        raise OptionError(
+            f"{config.output_path} has parts of a study with another {', '.join(differences)}; "
+            "name another --output_dir or remove it"
+        )
+    config.output_path.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(wanted, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study, and write its results, report and figures."""
+    from .figures import save_figures
+    from .relevance import save_relevance
+    from .report import markdown
+
+    types = [StudyConfig, Study]
+    try:
+        config, study = parse(arguments, types, "python -m examples.cma_clip.study", __doc__)
+        if config.noise == "none":
+            raise OptionError("--noise must be image or text: it is the noisy condition's modality")
+        if study.workers < 1 or not study.seeds:
+            raise OptionError(
+                f"--workers must be at least 1 and --seeds name one, not {study.workers} and "
+                f"{study.seeds}"
+            )
+        report = run_study(config, study)
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    folder = Path(study.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "study.md").write_text(markdown(report), encoding="utf-8")
+    save_figures(report, folder)
+    first = replace(config, seed=study.seeds[0])
+    model = config.output_path / f"clean_{first.seed}" / "model.safetensors"
+    save_relevance(first, shared_data(first), model, folder / "relevance.png")
+    print(f"Results, report and figures: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

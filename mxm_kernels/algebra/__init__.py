@@ -1,0 +1,1 @@
+"""From the statistics to a loss: directions, row formulas, draws, reductions."""

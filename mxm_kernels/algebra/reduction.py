@@ -1,0 +1,193 @@
+"""From the losses of the rows to the result: soft share, row weights, directions, reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.algebra.batch import Batch
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.algebra.run import directions
+from mxm_kernels.backends.problem import RowProblem
+from mxm_kernels.operators.rows import mixed_rows
+from mxm_kernels.options import row_vector
+
+# (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
+# it is given are the weights (P,) of the positives, for most.
+Formula = Callable[[Direction, Any, float], Tensor]
+Given = tuple[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One direction's losses and all that their mean depends on."""
+
+    losses: Tensor  # (rows,) of the formula, or of the soft loss alone
+    count: int | None  # rows in the mean of the losses, of all ranks; None: already divided by it
+    every: int  # rows of all ranks
+    total: Callable[[Tensor], Tensor]  # sum over the ranks
+    weights: Tensor | None = None  # (rows,) of the rows
+    counted: Tensor | None = None  # (rows,) which rows are in the mean of the losses; None: all
+    soft: Tensor | None = None  # (rows,) of the soft loss, where it has a share beside a formula
+    share: float | Tensor = 0.0  # of the soft loss
+
+    def rows(self) -> Tensor:
+        """Losses of the rows, each times its weight."""
+        losses = self.losses
+        if self.soft is not None:
+            losses = (1 - self.share) * losses + self.share * self.soft
+        return losses if self.weights is None else self.weights * losses
+
+    def mean(self) -> Tensor:
+        """Mean of the losses over the rows that count, plus mean of the soft loss over all.
+
+        This process's part of it: the sum over the ranks is the mean.
+        """
+        weights, rows = self.weights, self.every
+        if weights is not None and self.counted is not None:
+            weights = weights * self.counted
+        if self.soft is None:
+            return self._average(self.losses, self.count, weights)
+        if isinstance(self.share, Tensor):
+            hard = self._average((1 - self.share) * self.losses, self.count, weights)
+            return hard + self._average(self.share * self.soft, rows, self.weights)
+        hard = (1 - self.share) * self._average(self.losses, self.count, weights)
+        return hard + self.share * self._average(self.soft, rows, self.weights)
+
+    def _average(self, losses: Tensor, count: int | None, row_weights: Tensor | None) -> Tensor:
+        if row_weights is None:
+            total = losses.sum()
+            return total if count is None else total / count
+        return (row_weights * losses).sum() / self.total(row_weights.sum())
+
+
+def reduce(
+    batch: Batch, formula: Formula | None, given: Given, *, every_row: bool = False
+) -> Tensor:
+    """Run the operator, the formula in both directions, and mix them.
+
+    ``given`` is what the formula is given in each direction; without a formula the loss is the
+    soft loss alone.
+    """
+    o = batch.options
+    pair = directions(batch, soft=formula is None or o.soft)
+    if o.diagnostics is not None:
+        o.diagnostics.measure(*pair, batch.sum)
+    shares = _soft_shares(batch)
+
+    def side(k: int) -> Side:
+        d = pair[k]
+        if formula is masked_rows and _in_one_call(batch, d, given[k]):
+            return _mixed_side(batch, k, d, given[k], shares[k])
+        losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
+        everyone = every_row or formula is None
+        counted = None if everyone else d.has_positive
+        rows = batch.rows[k]
+        return Side(
+            losses=losses,
+            count=rows if everyone else d.with_positive,
+            every=rows,
+            total=batch.sum,
+            weights=row_weights(batch, k, losses, counted),
+            counted=counted,
+            soft=soft_rows(d) if formula is not None and o.soft else None,
+            share=shares[k],
+        )
+
+    return mix(batch, side)
+
+
+def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
+    """Whether the operator of the rows computes what the options ask for."""
+    o = batch.options
+    plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
+    one_share = not isinstance(o.soft_weight, tuple | list)
+    return plain and one_share and d.excluded is None and not weights.requires_grad
+
+
+def _mixed_side(batch: Batch, k: int, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
+    """The masked loss and the soft loss together; for a mean each row has its share of it."""
+    assert not isinstance(soft, Tensor)
+    mean = batch.options.reduction == "mean"
+    losses = mixed_rows(
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets),
+        d.segments.owners,
+        batch.backend,
+        hard=1 - soft,
+        soft=soft,
+        counts=(d.with_positive, batch.rows[k]) if mean else (1, 1),
+    )
+    return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
+
+
+def mix(batch: Batch, side: Callable[[int], Side]) -> Tensor:
+    """Both directions in one number, or the rows of each; ``side(k)`` makes direction k."""
+    options = batch.options
+    if options.reduction == "none":
+        return cast(Tensor, (side(0).rows(), side(1).rows()))  # iterates as a Tensor does
+    share = options.image_to_text_weight
+    if share in (0, 1):
+        return batch.sum(side(0 if share else 1).mean())
+    forward, backward = side(0).mean(), side(1).mean()
+    both = (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
+    return batch.sum(both)
+
+
+def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
+    """The share of the soft loss in each direction: a number or one for each row."""
+    share = batch.options.soft_weight
+    if not isinstance(share, tuple | list):
+        return float(share), float(share)
+    rows, cols = share
+    return (
+        _fractions("soft_weight[0]", rows, batch.x, batch.dtype),
+        _fractions("soft_weight[1]", cols, batch.y, batch.dtype),
+    )
+
+
+def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Tensor:
+    vector = row_vector(name, value, like.shape[0], like, dtype)
+    if _can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
+        raise ValueError(f"{name} must be between 0 and 1")
+    return vector
+
+
+def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
+    """``image_weights`` or ``text_weights``, checked."""
+    name = ("image_weights", "text_weights")[side]
+    value, is_part = getattr(batch.options, name), batch.shard is not None
+    return nonnegative_weights(name, value, losses, counted, is_part=is_part)
+
+
+def nonnegative_weights(
+    name: str,
+    value: Tensor | None,
+    losses: Tensor,
+    counted: Tensor | None,
+    *,
+    is_part: bool = False,
+) -> Tensor | None:
+    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN.
+
+    ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
+    """
+    if value is None:
+        return None
+    vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
+    if not _can_look(vector):
+        return torch.where(vector >= 0, vector, torch.nan)
+    if not bool((vector >= 0).all()):
+        raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
+    positive = vector > 0 if counted is None else (vector > 0) & counted
+    if not is_part and not bool(positive.any()):
+        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
+    return vector
+
+
+def _can_look(vector: Tensor) -> bool:
+    return vector.device.type == "cpu" and not torch.compiler.is_compiling()

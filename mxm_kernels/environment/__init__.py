@@ -1,0 +1,1 @@
+"""What ``python -m mxm_kernels`` tells: the environment report and the self-check."""

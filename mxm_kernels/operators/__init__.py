@@ -1,0 +1,1 @@
+"""The differentiable operators, registered with torch.library: tensors in, statistics out."""

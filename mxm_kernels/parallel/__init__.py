@@ -1,0 +1,1 @@
+"""The operators over the ranks of a process group; the one place of torch.distributed."""

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from examples.cma_clip.data import PairSplit
+from examples.cma_clip.encoders import OpenClipTokens
+from examples.cma_clip.model import CMAClip
+from examples.cma_clip.noise import Noise
+from examples.finetune.open_clip_towers import OpenClipEncoder
+
+from .tiny import CLASSES, make_clip, make_labels, observations
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    return OpenClipTokens(OpenClipEncoder(make_clip(tmp_path), 0.07)).eval()
+
+
+@pytest.fixture
+def data():
+    return observations(12)
+
+
+@pytest.fixture
+def splits(data):
+    labels = make_labels(12)
+    noise = Noise("text", 0.5, seed=1)
+    return {
+        "train": PairSplit(data, labels, range(8), "train", noise),
+        "val": PairSplit(data, labels, range(8, 12), "val", noise),
+    }
+
+
+@pytest.fixture
+def model(encoders):
+    torch.manual_seed(1)
+    return CMAClip(encoders, CLASSES, layers=2, width=16, heads=2)

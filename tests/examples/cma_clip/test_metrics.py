@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from examples.cma_clip.metrics import accuracy, recall_at_precision
+
+
+def brute_force(logits, labels, precision):
+    probabilities = logits.double().softmax(1)
+    best = 0.0
+    for threshold in probabilities.flatten():
+        accepted = probabilities >= threshold
+        right = accepted[torch.arange(len(labels)), labels].sum()
+        if right / accepted.sum() >= precision:
+            best = max(best, float(right / len(labels)))
+    return 100 * best
+
+
+@pytest.mark.parametrize("precision", [0.75, 0.8, 0.9, 1.0])
+def test_recall_is_the_best_of_all_thresholds(precision):
+    labels = torch.randint(4, (60,))
+    logits = torch.randn(60, 4)
+    logits[torch.arange(60), labels] += 2
+    want = brute_force(logits, labels, precision)
+    assert 0 < want < 100
+    assert recall_at_precision(logits, labels, precision) == pytest.approx(want)
+
+
+def test_the_extremes():
+    labels = torch.tensor([0, 1, 2])
+    assert recall_at_precision(10 * torch.eye(3), labels) == 100
+    assert recall_at_precision(10 * torch.eye(3).roll(1, 0), labels) == 0
+    assert accuracy(torch.eye(3), labels) == 100
+    assert accuracy(torch.eye(3), torch.tensor([0, 1, 1])) == pytest.approx(200 / 3)

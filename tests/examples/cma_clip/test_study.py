@@ -1,0 +1,183 @@
+import copy
+import json
+
+import open_clip
+import pytest
+
+from examples.cma_clip.__main__ import main as classify
+from examples.cma_clip.config import Config, StudyConfig
+from examples.cma_clip.relevance import is_word, token_names
+from examples.cma_clip.report import markdown
+from examples.cma_clip.study import FULL, NO_MA, main
+from examples.cma_clip.summary import Mean, Runs
+from examples.finetune.config import OptionError
+
+from .tiny import TEXT, VISION
+
+TINY = {
+    "limit": 100,
+    "min_instances": 3,
+    "image_size": 32,
+    "embed_dim": 16,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "batch_size": 16,
+    "alignment_epochs": 1,
+    "cpu": True,
+}
+
+
+def command(options, *more):
+    return [part for k, v in options.items() for part in (f"--{k}", str(v))] + list(more)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    options = {
+        **TINY,
+        "output_dir": folder / "run",
+        "results_dir": folder / "results",
+        "workers": 1,
+    }
+    arguments = command(options, "--seeds", "1", "2", "--stage_epochs", "1", "1", "1")
+    assert main(arguments) == 0
+    return folder, arguments
+
+
+def test_a_tiny_study_writes_everything_and_goes_on(study, capsys):
+    folder, arguments = study
+    names = {path.name for path in (folder / "results").iterdir()}
+    assert names == {"study.json", "study.md", "ablation.svg", "text_weight.svg", "relevance.png"}
+    report = json.loads((folder / "results" / "study.json").read_text())
+    assert [(r["seed"], r["condition"]) for r in report["runs"]] == [
+        (s, c) for s in (1, 2) for c in ("clean", "noisy")
+    ]
+    noisy = report["runs"][1]["variants"][FULL]
+    assert 0 < noisy["test"]["noisy"]["noisy_pairs"] < noisy["test"]["noisy"]["pairs"]
+    assert [stage["name"] for stage in noisy["stages"]] == ["warm_up", "end_to_end", "tuning"]
+    # The models of a seed share the warm-up where it is the same.
+    other = report["runs"][1]["variants"]["without contrastive loss"]
+    assert other["stages"][0] == noisy["stages"][0]
+    assert other["stages"][1]["losses"] != noisy["stages"][1]["losses"]
+    files = {p: p.read_bytes() for p in (folder / "results").iterdir()}
+    assert main(arguments) == 0  # everything is there already
+    assert {p: p.read_bytes() for p in files} == files
+    assert main([*arguments, "--width", "8"]) == 2
+    assert "has parts of a study with another width" in capsys.readouterr().err
+
+
+def test_the_report_says_what_is_in_the_json(study):
+    folder, _ = study
+    report = json.loads((folder / "results" / "study.json").read_text())
+    text = (folder / "results" / "study.md").read_text()
+    assert text == markdown(report)
+    assert "Size: 1 layers, 16 wide, 2 heads" in text
+    mean = Mean.of(Runs(report).values("noisy", NO_MA, "recall", "average"))
+    assert mean.plain() in text
+
+
+def test_only_large_differences_are_findings(study):
+    folder, _ = study
+    report = json.loads((folder / "results" / "study.json").read_text())
+    report["seeds"] = [1, 2, 3]
+    report["runs"] += [{**copy.deepcopy(run), "seed": 3} for run in report["runs"][:2]]
+    for run in report["runs"]:
+        for name, variant in run["variants"].items():
+            test = variant["test"][run["condition"]]
+            value = 50.0 + run["seed"] + (20 if name == FULL else 0)
+            jitter = 0.1 * run["seed"] * (name == NO_MA)
+            test["recall"] = dict.fromkeys(report["classes"], value + jitter)
+            test["accuracy"] = dict.fromkeys(report["classes"], float(7 * run["seed"] % 5))
+    text = markdown(report)
+    assert "Average R@90, with noise: CMA-CLIP has 20.0 points more than without contr" in text
+    assert "; 19.8 points more than w/o MA;" in text
+    line = next(x for x in text.splitlines() if x.startswith("- Average accuracy, with noise"))
+    assert "CMA-CLIP has a difference within chance from without contrastive loss (+0.0" in line
+    assert "more" not in line
+
+
+def test_means_and_intervals():
+    mean = Mean.of([1.0, 2.0, 3.0])
+    assert (mean.value, mean.error) == (2.0, pytest.approx(1 / 3**0.5))
+    assert not mean.outside_noise  # 2 against 4.30 standard errors of 0.58
+    assert Mean.of([2.0, 2.1, 1.9]).outside_noise
+    assert not Mean.of([5.0]).outside_noise
+    assert Mean.of([2.0, 2.1, 1.9]).signed() == "+2.0 ± 0.1*"
+
+
+def test_one_run_from_the_command_line(tmp_path, capsys):
+    options = {**TINY, "output_dir": tmp_path, "noise": "image", "alignment_epochs": 0}
+    assert classify(command(options, "--stage_epochs", "1", "0", "1")) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [stage["name"] for stage in results["stages"]] == ["warm_up", "tuning"]
+    assert set(results["test"]) == {"clean", "noisy"}
+    assert (tmp_path / "model.safetensors").is_file()
+    assert "recall at 90 % precision" in capsys.readouterr().out
+
+
+def test_one_run_of_an_open_clip_model(tmp_path):
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": VISION,
+        "text_cfg": {**TEXT, "vocab_size": 49408},
+    }
+    (tmp_path / "tiny-for-the-command.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    options = {
+        **TINY,
+        "model": "tiny-for-the-command",
+        "unfreeze": "all",
+        "output_dir": tmp_path,
+        "batch_size": 64,
+        "alignment_epochs": 0,
+    }
+    assert classify(command(options, "--stage_epochs", "1", "1", "1")) == 0
+    stages = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert [len(stage["validation"]) for stage in stages] == [2, 2, 2]
+
+
+def test_words_of_both_tokenizers():
+    packaged = token_names(Config(), "red apple")
+    assert packaged == ["[CLS]", "red", "apple", "[SEP]"]
+    clip = token_names(Config(model="ViT-B-32"), "red apple")
+    assert clip[:4] == ["<start_of_text>", "red", "apple", "<end_of_text>"]
+    assert [name for name in (*packaged, *clip[:4]) if is_word(name)] == ["red", "apple"] * 2
+    assert not is_word(",")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("heads", 3, "--heads must divide --width 512, not 3"),
+        ("layers", 0, "--layers must be at least 1, not 0"),
+        ("lr", 0.0, "--lr must be positive"),
+        ("contrastive_weight", -1.0, "--contrastive_weight must not be negative"),
+        ("stage_epochs", [1, 2], "--stage_epochs takes three numbers"),
+        ("stage_epochs", [0, 0, 0], "not all 0"),
+        ("noise_rate", 2.0, r"--noise_rate must lie in \[0, 1\], not 2.0"),
+        ("precision", 0.0, r"--precision must lie in \(0, 1\]"),
+        ("dropout", 1.0, r"--dropout must lie in \[0, 1\)"),
+    ],
+)
+def test_wrong_options_are_named(option, value, message):
+    with pytest.raises(OptionError, match=message):
+        Config(**{option: value})
+
+
+def test_wrong_command_lines_end_with_a_message(capsys, tmp_path):
+    assert classify(["--heads", "3"]) == 2
+    assert "error: --heads must divide" in capsys.readouterr().err
+    assert main(["--noise", "none", "--output_dir", str(tmp_path)]) == 2
+    assert "--noise must be image or text" in capsys.readouterr().err
+    assert main(["--workers", "0", "--output_dir", str(tmp_path)]) == 2
+    assert "--workers must be at least 1" in capsys.readouterr().err
+
+
+def test_the_studys_options_differ_in_size_only():
+    paper, small = Config(), StudyConfig()
+    assert (paper.layers, paper.width, paper.heads) == (12, 512, 8)
+    assert paper.batch_size * paper.pairs_per_instance == 1024
+    assert (paper.lr, paper.weight_decay, paper.stage_epochs) == (1e-5, 1e-4, [20, 20, 20])
+    assert paper.precision == small.precision == 0.9

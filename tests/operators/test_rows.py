@@ -1,0 +1,119 @@
+"""The operators over rows and pairs: the loss algebra's numbers in one call."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mxm_kernels import Folds
+from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.algebra.segments import Segments
+from mxm_kernels.backends.problem import RowProblem
+from mxm_kernels.operators.rows import drawn_weights, mixed_rows
+from tests.support.cases import cases
+from tests.support.compare import error
+
+
+def _rows(case, spread: float, no_negative: bool):
+    """n, S, u, weights in float64 and the segments of a batch's image rows."""
+    tables = Folds.from_ids(*case.ids).tables(
+        len(case.image_ids), len(case.text_ids), torch.device("cpu")
+    )
+    g = torch.Generator().manual_seed(case.seed)
+    M, P = tables.images, tables.pairs
+    n, u = (spread * torch.randn(M, generator=g, dtype=torch.float64) for _ in range(2))
+    S = spread * torch.randn(P, generator=g, dtype=torch.float64)
+    weights = torch.rand(P, generator=g, dtype=torch.float64)
+    if no_negative:
+        n[tables.image_offsets.diff() > 0] = -torch.inf
+    return (n, S, u, weights), Segments(tables.image_offsets, tables.pair_images)
+
+
+def _algebra(vectors, segments, hard, soft):
+    n, S, u, weights = vectors
+    d = Direction(
+        n=n, S=S, u=u, t=u, m=u, h=u, segments=segments, scale=n.new_ones(()), columns=1,
+        with_positive=1,
+    )  # fmt: skip
+    return hard * masked_rows(d, weights) + (soft * soft_rows(d) if soft else 0)
+
+
+@settings(max_examples=60)
+@given(
+    case=cases(30),
+    spread=st.sampled_from([0.1, 3.0, 100.0]),
+    shares=st.sampled_from([(1.0, 0.0), (0.6, 0.4), (0.0, 1.0), (1e-4, 2e-4)]),
+    no_negative=st.booleans(),
+)
+def test_mixed_rows(backend, case, spread, shares, no_negative):
+    vectors, segments = _rows(case, spread, no_negative)
+    results = []
+    for dtype, fused in ((torch.float32, True), (torch.float64, False), (torch.float32, False)):
+        n, S, u, weights = (v.to(dtype) for v in vectors)
+        leaves = [v.clone().requires_grad_() for v in (n, S, u)]
+        if fused:
+            where = backend.device
+            on = [v.to(where) for v in (*leaves, weights)]
+            offsets, owners = (v.to(where) for v in segments)
+            problem = RowProblem(*on, offsets)
+            hard, soft = shares[0] * 7, shares[1] * 3
+            losses = mixed_rows(problem, owners, backend.name, hard=hard, soft=soft, counts=(7, 3))
+        else:
+            losses = _algebra((*leaves, weights), segments, *shares)
+        g = torch.Generator().manual_seed(1)
+        losses.backward(torch.randn(losses.shape, generator=g, dtype=torch.float64).to(losses))
+        grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in leaves]
+        results.append([losses.detach().cpu(), *grads])
+    actual, expected, naive = results
+    for a, e, plain in zip(actual, expected, naive, strict=True):
+        allowed = max(2 * error(plain, e), 1e-6 * float(e.norm()), 1e-6 * shares[0])
+        assert error(a, e) <= allowed
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.4])
+def test_contract_with_pytorch(soft, backend):
+    (n, S, u, weights), segments = _rows(_case(), 2.0, False)
+    vectors = [v.float().to(backend.device) for v in (n, S, u, weights)]
+    offsets, owners = (v.to(backend.device) for v in segments)
+    for v in vectors[:3]:
+        v.requires_grad_()
+    arguments = (*vectors, offsets, owners, 0.6, soft, 5, 7, backend.name)
+    torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
+    random = torch.randint(2**31 - 1, (3, len(n)), dtype=torch.int32, device=backend.device)
+    drawn = (random, offsets, len(S), torch.float32, backend.name)
+    torch.library.opcheck(torch.ops.mxm_kernels.drawn_weights.default, drawn)
+
+
+def _case():
+    from tests.support.cases import NAMED_CASES
+
+    return NAMED_CASES["rows without positives"]
+
+
+def test_second_derivatives_are_refused():
+    (n, S, u, weights), segments = _rows(_case(), 2.0, False)
+    n.requires_grad_()
+    problem = RowProblem(n, S, u, weights, segments.offsets)
+    losses = mixed_rows(problem, segments.owners, "blocked", hard=0.5, soft=0.5)
+    (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+def test_draws_are_the_same_everywhere(backend):
+    offsets = torch.tensor([0, 3, 3, 4, 9])
+    random = torch.randint(2**31 - 1, (50, 4), dtype=torch.int32)
+    random[0], random[1] = 0, 2**31 - 1  # the first and the last of each
+    weights = drawn_weights(
+        random.to(backend.device), offsets.to(backend.device), 9, torch.float32, backend.name
+    ).cpu()
+    expected = torch.zeros(9)
+    for row in random.tolist():
+        for i, value in enumerate(row):
+            k = int(offsets[i + 1] - offsets[i])
+            if k:
+                expected[int(offsets[i]) + value * k // 2**31] += 1
+    torch.testing.assert_close(weights, expected / 50)
+    sums = torch.segment_reduce(weights, "sum", offsets=offsets, initial=0.0)
+    torch.testing.assert_close(sums, torch.tensor([1.0, 0.0, 1.0, 1.0]))

@@ -1,0 +1,232 @@
+"""The sigmoid operator: its numbers against dense float64, and its contract with PyTorch."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize, softplus
+
+from mxm_kernels import Folds
+from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from reference.siglip import siglip_loss
+from tests.support.cases import NAMED_CASES, Case
+from tests.support.compare import assert_as_good
+from tests.support.memory import peak_bytes, saved_bytes
+from tests.support.sigmoid import NAMES, batch, dense, differentiated, magnitudes, upstream_of
+
+TILES = NAMED_CASES["several tiles and tails"]
+CASES = {
+    name: NAMED_CASES[name]
+    for name in (
+        "ragged and shuffled",
+        "rows without positives",
+        "a single instance",
+        "one image",
+        "one dimension",
+        "pairs of CLIP",
+        "several tiles and tails",
+        "more columns than programs",
+    )
+}
+CASES["more than a chunk"] = Case(
+    tuple(i % 90 for i in range(70)), tuple(j // 6 for j in range(540))
+)
+SCALARS = {
+    "SigLIP at its start": (10.0, -10.0),
+    "far tails": (5.0, -25.0),
+    "both signs": (40.0, 1.0),
+}
+
+
+def arguments_of(leaves, tables, backend):
+    t = tables
+    vectors = t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts
+    return (*leaves, *vectors, backend.name)
+
+
+@pytest.mark.parametrize("scalars", SCALARS.values(), ids=SCALARS)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_agrees_with_dense_float64(case, dtype, scalars, backend):
+    if dtype not in backend.dtypes:
+        pytest.skip(f"{backend} takes no {dtype}")
+    if case is CASES["more than a chunk"] and _interpreted(backend):
+        pytest.skip("triton-cpu: 20 seconds, and it has tiles and programs in the other cases")
+    leaves, tables = batch(backend, dtype, case, scalars)
+    got = differentiated(lambda v: sigmoid_statistics(*v, tables, backend.name), leaves)
+    tables = tables.map(torch.Tensor.cpu)
+    exact = [v.detach().cpu().double() for v in leaves]
+    expected = differentiated(lambda v: dense(v, tables), exact)
+    narrow = torch.promote_types(dtype, torch.float32)
+    naive = differentiated(lambda v: dense(v, tables), [v.to(narrow) for v in exact])
+    sizes = magnitudes(exact, tables)
+    for name, *values, size in zip(NAMES, got, expected, naive, sizes, strict=True):
+        # The statistics and the scalars' gradients are float32 for 16-bit features too.
+        own = narrow if name not in ("dx", "dy", "dscale", "dbias") else dtype
+        assert_as_good(name, *values, own, magnitude=size)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_loss_of_siglip(case, backend):
+    if case is CASES["more than a chunk"] and _interpreted(backend):
+        pytest.skip("triton-cpu: 20 seconds")
+    leaves, tables = batch(backend, case=case)
+    statistics = sigmoid_statistics(*leaves, tables, backend.name)
+    positives = softplus(-(statistics.positives + leaves[3]))
+    loss = (statistics.r_rows.sum() + positives.sum()) / len(leaves[0])
+    loss.backward()
+    exact = [v.detach().cpu().double().requires_grad_() for v in leaves]
+    expected = siglip_loss(*exact[:2], *case.ids, scale=exact[2], bias=exact[3])
+    expected.backward()
+    results = (loss, *(v.grad for v in leaves)), (expected, *(v.grad for v in exact))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.cpu().double(), want, rtol=2e-5, atol=1e-7)
+
+
+def test_small_terms_are_not_lost(backend):
+    """Every r is a sum of terms of about 1e-9, each right to a relative 1e-5."""
+    leaves, tables = batch(backend, case=TILES, scalars=(1.0, -21.0))
+    got = sigmoid_statistics(*leaves, tables, backend.name)
+    expected = dense([v.cpu().double() for v in leaves], tables.map(torch.Tensor.cpu))
+    assert expected[0].max() < 1e-7
+    for r, want in zip(got[:2], expected[:2], strict=True):
+        torch.testing.assert_close(r.cpu().double(), want, rtol=1e-6, atol=0)
+
+
+def test_the_sums_of_rows_and_columns_are_one(backend):
+    leaves, tables = batch(backend, case=TILES)
+    r_rows, r_cols, _ = sigmoid_statistics(*leaves, tables, backend.name)
+    torch.testing.assert_close(r_rows.sum(), r_cols.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(dtype, backend):
+    if dtype not in backend.dtypes:
+        pytest.skip(f"{backend} takes no {dtype}")
+    leaves, tables = batch(backend, dtype)
+    arguments = arguments_of(leaves, tables, backend)
+    torch.library.opcheck(torch.ops.mxm_kernels.sigmoid_statistics.default, arguments)
+
+
+@pytest.mark.parametrize(
+    "needs", [(1, 1, 1, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)], ids=str
+)
+def test_opcheck_of_the_backward(needs, backend):
+    leaves, tables = batch(backend)
+    *problem, name = arguments_of([v.detach() for v in leaves], tables, backend)
+    outputs = torch.ops.mxm_kernels.sigmoid_statistics(*problem, name)
+    upstream = [torch.randn_like(v) for v in outputs]
+    torch.library.opcheck(
+        torch.ops.mxm_kernels.sigmoid_statistics_backward.default,
+        (*problem, outputs[2], *upstream, [bool(n) for n in needs], name),
+    )
+
+
+def test_gradcheck(backend):
+    if torch.float64 not in backend.dtypes:
+        pytest.skip(f"{backend} takes no float64")
+    leaves, tables = batch(backend, torch.float64, scalars=(3.0, -1.0))
+    torch.autograd.gradcheck(lambda *v: tuple(sigmoid_statistics(*v, tables, backend.name)), leaves)
+
+
+def test_compiled_whole(backend):
+    torch.compiler.reset()
+    leaves, tables = batch(backend)
+    function = lambda *v: sigmoid_statistics(*v, tables, backend.name)  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True)
+    results = [differentiated(lambda v, f=f: f(*v), leaves) for f in (function, compiled)]
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager)
+    torch.compiler.reset()
+
+
+def test_second_derivatives_are_refused(backend):
+    leaves, tables = batch(backend)
+    statistics = sigmoid_statistics(*leaves, tables, backend.name)
+    (grad,) = torch.autograd.grad(statistics.r_rows.sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_feature_that_is_not_finite_poisons_the_sums(side, value, backend):
+    leaves, tables = batch(backend)
+    with torch.no_grad():
+        leaves[side][2, 3] = value
+    statistics = sigmoid_statistics(*leaves, tables, backend.name)
+    assert statistics.r_rows.isnan().all() and statistics.r_cols.isnan().all()
+
+
+@pytest.mark.parametrize("which", [2, 3], ids=["scale", "bias"])
+def test_a_scale_or_bias_that_is_not_a_number_poisons_every_row_with_a_negative(which, backend):
+    leaves, tables = batch(backend)
+    with torch.no_grad():
+        leaves[which].fill_(torch.nan)
+    statistics = sigmoid_statistics(*leaves, tables, backend.name)
+    assert statistics.r_rows.isnan().all() and statistics.r_cols.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_runs_give_the_same_bits(dtype, backend):
+    leaves, tables = batch(backend, dtype, TILES)
+    runs = [
+        differentiated(lambda v: sigmoid_statistics(*v, tables, backend.name), leaves)
+        for _ in range(2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("trained", range(4), ids=["image", "text", "scale", "bias"])
+def test_a_frozen_side_gets_no_gradient_and_costs_no_product(trained, backend):
+    leaves, tables = batch(backend)
+    every = differentiated(lambda v: sigmoid_statistics(*v, tables, backend.name), leaves)[3:]
+    counts = {}
+    for kept in (trained, None):
+        some = [v.detach().requires_grad_(kept is None or k == kept) for k, v in enumerate(leaves)]
+        statistics = sigmoid_statistics(*some, tables, backend.name)
+        grads = [u.to(v) for u, v in zip(upstream_of(statistics), statistics, strict=True)]
+        with torch.profiler.profile() as profile:
+            torch.autograd.backward(statistics, grads)
+        names = ("aten::mm", "aten::addmm_")
+        counts[kept] = sum(e.count for e in profile.key_averages() if e.key in names)
+        if kept is not None:
+            torch.testing.assert_close(some[kept].grad, every[kept])
+            assert all(v.grad is None for k, v in enumerate(some) if k != kept)
+    assert counts[None] - counts[trained] == (1 if trained < 2 else 2)
+
+
+def _interpreted(backend) -> bool:
+    return backend.name == "triton" and backend.device.type == "cpu"
+
+
+def test_autograd_keeps_one_number_a_pair(backend):
+    leaves, tables = batch(backend, case=TILES)
+    known = [*leaves, *(v for v in vars(tables).values() if torch.is_tensor(v))]
+    run = lambda: sigmoid_statistics(*leaves, tables, backend.name).r_rows  # noqa: E731
+    assert saved_bytes(run, known) <= 4 * tables.pairs
+
+
+WORKSPACE = {"blocked": 24 << 20, "native": 48 << 20, "triton": 256 << 20}
+
+
+def test_peak_memory_is_features_rows_and_a_workspace(backend):
+    if _interpreted(backend):
+        pytest.skip("triton-cpu: interpreted kernels allocate in NumPy, unseen by PyTorch")
+    D = 16
+    for rows in (3000, 12000):
+        x, y = (
+            normalize(torch.randn(rows, D)).to(backend.device).requires_grad_() for _ in range(2)
+        )
+        s, b = (torch.tensor(v, device=backend.device) for v in (10.0, -10.0))
+        tables = Folds.uniform(3, 3).tables(rows, rows, x.device)
+
+        def step():
+            sigmoid_statistics(x, y, s, b, tables, backend.name).r_rows.sum().backward()  # noqa: B023
+
+        step()
+        x.grad = y.grad = None
+        peak = peak_bytes(step, backend.device)
+        linear = 4 * (2 * rows * 3 * D + 20 * 2 * rows + 100 * 3 * rows)
+        assert peak <= WORKSPACE[backend.name] + linear
+        assert peak < 4 * rows * rows or rows == 3000
