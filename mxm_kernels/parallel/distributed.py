@@ -251,6 +251,28 @@ def _digest(facts: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
+def world_group(rank: int, world_size: int) -> dist.ProcessGroup:
+    """The default group, where this process is ``rank`` of ``world_size``.
+
+    Raises:
+        ValueError: it is not, or there is none yet.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            f"world_size={world_size} needs torch.distributed: call "
+            "torch.distributed.init_process_group first"
+        )
+    real = dist.get_rank(), dist.get_world_size()
+    if (rank, world_size) != real:
+        raise ValueError(
+            "rank and world_size must be those of torch.distributed, "
+            f"{real[0]} and {real[1]}, got {rank} and {world_size}"
+        )
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 def generator_state(generator: torch.Generator) -> str:
     """A digest of a generator's state, to compare between ranks."""
     state = generator.get_state().numpy().tobytes()

@@ -1,0 +1,286 @@
+"""open_clip's own training program, run with and without the fused losses."""
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+import torch
+
+open_clip = pytest.importorskip("open_clip")
+program = pytest.importorskip("open_clip_train.main", reason="open_clip_torch[training]")
+pandas = pytest.importorskip("pandas")
+from PIL import Image  # noqa: E402
+
+from mxm_kernels import fused_mfh_loss  # noqa: E402
+from mxm_kernels.open_clip import __main__ as command  # noqa: E402
+from mxm_kernels.open_clip import losses, patch, patch_mfh  # noqa: E402
+from mxm_kernels.open_clip.captions import GroupedLoader  # noqa: E402
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+CAPTIONS = [3, 1, 2, 4, 2, 1, 3, 2]  # of each image
+COLOURS = ["red", "green", "blue", "white", "black", "pink", "brown", "yellow"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory):
+    """A tiny model, which the program knows by name, and a second one as a frozen teacher."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "tiny-for-tests.json").write_text(json.dumps(MODEL))
+    (folder / "tiny-coca.json").write_text(json.dumps(MODEL))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(9)
+    weights = folder / "teacher.pt"
+    torch.save(open_clip.create_model("tiny-for-tests").state_dict(), weights)
+    return weights
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """A row for each caption; images of one colour each."""
+    rows = []
+    for index, (colour, captions) in enumerate(zip(COLOURS, CAPTIONS, strict=True)):
+        path = tmp_path / f"{colour}.png"
+        Image.new("RGB", (16, 16), colour).save(path)
+        rows += [(str(path), f"{colour} square number {k} of {index}") for k in range(captions)]
+    table = pandas.DataFrame(rows, columns=["filepath", "title"]).sample(frac=1, random_state=0)
+    table.to_csv(tmp_path / "train.csv", sep="\t", index=False)
+    return tmp_path / "train.csv"
+
+
+def arguments(csv, name, *more):
+    options = {
+        "--model": "tiny-for-tests",
+        "--train-data": csv,
+        "--dataset-type": "csv",
+        "--batch-size": 4,
+        "--epochs": 2,
+        "--workers": 0,
+        "--warmup": 1,
+        "--lr": 0.01,
+        "--precision": "fp32",
+        "--device": "cpu",
+        "--log-every-n-steps": 1,
+        "--logs": csv.parent / "logs",
+        "--name": name,
+        "--save-frequency": 0,
+    }
+    return [str(word) for pair in options.items() for word in pair] + [str(m) for m in more]
+
+
+def logged(csv, name):
+    """The losses of every step, as the program wrote them."""
+    text = (csv.parent / "logs" / name / "out.log").read_text()
+    lines = [line for line in text.splitlines() if "Train Epoch" in line]
+    return [{k: float(v) for k, v in re.findall(r"(\w*[Ll]oss): (\S+) \(", line)} for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The program's handlers go; the next run would write into the last one's file."""
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) in (logging.FileHandler, logging.StreamHandler):
+            logging.root.removeHandler(handler)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Every loss that the program steps with, unrounded."""
+    seen = []
+    real = program.train_one_epoch
+
+    def train_one_epoch(model, data, loss, *rest, **options):
+        def recorded(*inputs, **outputs):
+            values = loss(*inputs, **outputs)
+            seen.append({k: v.item() for k, v in values.items()})
+            return values
+
+        return real(model, data, recorded, *rest, **options)
+
+    monkeypatch.setattr(program, "train_one_epoch", train_one_epoch)
+    return seen
+
+
+def run(csv, name, *more):
+    program.main(arguments(csv, name, *more))
+    return logged(csv, name)
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ((), ["Contrastive_loss"]),
+        (("--siglip",), ["Contrastive_loss"]),
+        (("--accum-freq", "2"), ["Contrastive_loss"]),
+        (("--distill-model", "tiny-for-tests"), ["Contrastive_loss", "Distill_loss"]),
+    ],
+    ids=["clip", "siglip", "accum", "distill"],
+)
+def test_the_same_losses_with_and_without(csv, models, exact, monkeypatch, more, names):
+    if "--distill-model" in more:
+        more = (*more, "--distill-pretrained", models)
+    made = []
+    for kind in (losses.ClipLoss, losses.DistillClipLoss, losses.SigLipLoss):
+        real = kind.forward
+        monkeypatch.setattr(
+            kind, "forward", lambda *a, real=real, **k: made.append(1) or real(*a, **k)
+        )
+    theirs = run(csv, "theirs", *more)
+    their_exact = exact[:]
+    assert not made
+    exact.clear()
+    with patch():
+        ours = run(csv, "ours", *more)
+    assert len(made) == len(exact) == len(their_exact) >= 4
+    assert len(ours) == len(theirs) >= 4
+    for mine, other in zip(ours, theirs, strict=True):
+        assert list(other) == [*names, "Loss"]
+        assert mine == pytest.approx(other, rel=2e-5)  # five digits are logged
+    assert exact[0] == pytest.approx(their_exact[0], rel=1e-6)
+    for mine, other in zip(exact, their_exact, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)  # Adam's steps carry rounding on
+
+
+def test_it_is_undone():
+    from open_clip import factory
+
+    before = dict(vars(factory)), dict(vars(program))
+    with patch(), patch_mfh():
+        assert factory.ClipLoss is losses.ClipLoss
+        assert program.create_loss is not before[1]["create_loss"]
+    assert (dict(vars(factory)), dict(vars(program))) == before
+    patch().close()
+    assert dict(vars(factory)) == before[0]
+
+
+def test_mfh_on_all_captions(csv, exact, monkeypatch):
+    batches = []
+
+    def spied(x, y, folds, **options):
+        value = fused_mfh_loss(x, y, folds, **options)
+        batches.append((len(x), len(y), folds))
+        return value
+
+    monkeypatch.setattr(losses, "fused_mfh_loss", spied)
+    with patch_mfh(rounds=None):
+        steps = run(csv, "mfh", "--epochs", 8, "--workers", 1)
+    assert len(steps) == len(exact) == 16
+    assert all(list(step) == ["Contrastive_loss", "Loss"] for step in steps)
+    assert sum(m for m, _, _ in batches[:2]) == len(CAPTIONS)
+    assert sum(n for _, n, _ in batches[:2]) == sum(CAPTIONS)
+    for (m, n, folds), value in zip(batches, exact, strict=True):
+        assert m == 4
+        image_rows, text_rows = folds.pairs(m, n)
+        assert text_rows.sort().values.tolist() == list(range(n))  # each caption has its image
+        assert set(image_rows.tolist()) == set(range(m))
+        assert value["contrastive_loss"] > 0
+    first, last = exact[:2], exact[-2:]
+    assert sum(v["contrastive_loss"] for v in last) < sum(v["contrastive_loss"] for v in first)
+
+
+def test_the_grouped_captions_are_those_of_the_image(csv):
+    """Batches of the grouped loader against the table itself."""
+    from open_clip_train.data import CsvDataset
+
+    from mxm_kernels.open_clip.captions import GroupedCaptions, collate
+
+    tokenizer = open_clip.get_tokenizer("tiny-for-tests")
+    rows = CsvDataset(csv, torch.nn.Identity(), "filepath", "title", "\t", tokenizer)
+    rows.transforms = lambda image: torch.tensor(image.getpixel((0, 0)))
+    table = pandas.read_csv(csv, sep="\t")
+    items = GroupedCaptions(rows)
+    images, texts, folds = collate([items[k] for k in range(len(items))])
+    image_rows, text_rows = folds.pairs(len(images), len(texts))
+    found = {
+        (tuple(images[i].tolist()), tuple(texts[j].tolist()))
+        for i, j in zip(image_rows.tolist(), text_rows.tolist(), strict=True)
+    }
+    expected = {
+        (Image.open(path).getpixel((0, 0)), tuple(tokenizer([title])[0].tolist()))
+        for path, title in table.itertuples(index=False)
+    }
+    assert found == expected
+    assert len(found) == sum(CAPTIONS)
+
+
+def test_mfh_with_a_teacher(csv, models, monkeypatch):
+    teachers = []
+
+    def spied(*features, **options):
+        teachers.append(options["teacher_image_features"])
+        return fused_mfh_loss(*features, **options)
+
+    monkeypatch.setattr(losses, "fused_mfh_loss", spied)
+    more = "--distill-model", "tiny-for-tests", "--distill-pretrained", models
+    with patch_mfh():
+        assert len(run(csv, "mfh", *more)) == 4
+    assert all(t.shape == (4, 16) and not t.requires_grad for t in teachers)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--siglip",), "--siglip"),
+        (("--accum-freq", 2), "--accum-freq 2.*GradientCache"),
+        (("--batch-size", 9), "--batch-size 9 counts images, and .* has 8"),
+        (("--dataset-type", "synthetic", "--train-num-samples", 8), "must be csv, got synthetic"),
+        (("--model", "tiny-coca"), "CoCa"),
+    ],
+)
+def test_mfh_says_what_it_cannot(csv, more, message):
+    with patch_mfh(), pytest.raises(ValueError, match=message):
+        run(csv, "mfh", *more)
+
+
+def test_coca_has_no_fused_loss(csv):
+    with patch(), pytest.raises(ValueError, match="CoCa model has no fused form"):
+        run(csv, "coca", "--model", "tiny-coca")
+
+
+def test_another_open_clip_is_an_error(monkeypatch):
+    monkeypatch.delattr("open_clip.factory.SigLipLoss")
+    with pytest.raises(ImportError, match=r"no SigLipLoss: open_clip_torch 3\.3"):
+        patch()
+
+
+def test_the_command(csv):
+    assert command.main(["--mfh", "--mfh-rounds", "0", *arguments(csv, "command")]) == 0
+    assert len(logged(csv, "command")) == 4
+    assert command.main(arguments(csv, "paired")) == 0
+    assert len(logged(csv, "paired")) == 2 * (sum(CAPTIONS) // 4)
+
+
+def test_the_command_shows_both_kinds_of_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    assert {"--mfh-rounds", "--train-data"} <= set(
+        re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    )
+
+
+def test_the_command_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open_clip_train", None)
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "pip install open_clip_torch[training]" in capsys.readouterr().err
+
+
+def test_the_loader_has_what_the_program_reads():
+    loader = GroupedLoader(torch.utils.data.DataLoader([(1, 2, 3)] * 4, batch_size=2))
+    assert (len(loader), loader.num_batches, loader.num_samples) == (2, 2, 4)
