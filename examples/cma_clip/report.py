@@ -216,9 +216,11 @@ def colophon(report: dict[str, Any]) -> str:
     """The relevance maps, and the machine."""
     ran_on = report["machine"]
     return (
-        f"![relevance](relevance.png)\n\nPatches that a word's query finds in the first layer, as "
-        "in the paper's Figure 2; the emoji are evenly spaced in the test split, not chosen. The "
-        "word is the one whose relevance varies most over the patches. The maps are as coarse as "
+        "`relevance.png` in the run's folder shows the patches that a word's query finds in the "
+        "first layer, as in the paper's Figure 2; it is not committed, for it holds the emoji's "
+        "art (Twemoji CC-BY 4.0, OpenMoji CC-BY-SA 4.0, Noto OFL 1.1). The emoji are evenly "
+        "spaced in the test split, not chosen. The word is the one whose relevance varies most "
+        "over the patches. The maps are as coarse as "
         "the encoder's cells, and nothing here measures whether they are right.\n\n"
         f"Ran on {ran_on['processor']}, torch {report['versions']['torch']}."
     )

@@ -209,8 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     save_figures(report, folder)
     first = replace(config, seed=study.seeds[0])
     model = config.output_path / f"clean_{first.seed}" / "model.safetensors"
-    save_relevance(first, shared_data(first), model, folder / "relevance.png")
-    print(f"Results, report and figures: {folder}")
+    maps = config.output_path / "relevance.png"  # with the emoji's art: not among the results
+    save_relevance(first, shared_data(first), model, maps)
+    print(f"Results, report and figures: {folder}; relevance maps: {maps}")
     return 0
 
 
