@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.algebra.segments import permute
+from mxm_kernels.backends.pairs import frequencies, places_of
 from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.operators import rows as row_operator
 
@@ -32,16 +33,6 @@ def _random(
     return made.random_(generator=generator).to(device, non_blocking=True)
 
 
-def _draw_places(offsets: Tensor, rounds: int, generator: torch.Generator | None) -> Tensor:
-    """(rounds, rows) a uniformly drawn place in each row's segment, -1 for an empty segment.
-
-    One of k positives is drawn with a bias below k * 2**-31.
-    """
-    counts = offsets.diff()
-    random = _random((rounds, counts.shape[0]), generator, offsets.device)
-    return torch.where(counts > 0, offsets[:-1] + ((random.long() * counts) >> 31), -1)
-
-
 def draw_places(
     tables: FoldTables, rounds: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
@@ -50,19 +41,13 @@ def draw_places(
     Returns places (R, M) in slot order and (R, N) in text-major order, -1 for a row without
     a positive.
     """
-    images = _draw_places(tables.image_offsets, rounds, generator)
-    return images, _draw_places(tables.text_offsets, rounds, generator)
 
+    def draw(offsets: Tensor) -> Tensor:
+        return places_of(
+            _random((rounds, offsets.shape[0] - 1), generator, offsets.device), offsets
+        )
 
-def _frequencies(places: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
-    """(rounds, rows) drawn places -> (P,) how often each was drawn, over the rounds.
-
-    Counted in integers, whose additions commute: the same bits in any order.
-    """
-    drawn = torch.where(places < 0, pairs, places).view(-1)
-    counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
-    counts.scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
-    return counts[:pairs].to(dtype) / places.shape[0]
+    return draw(tables.image_offsets), draw(tables.text_offsets)
 
 
 def drawn_frequencies(
@@ -193,8 +178,8 @@ def given_weights(
     crossed = _slots(tables, text_to_image, text_rows, tables.text_offsets, "selection[1]")
     places = torch.where(crossed < 0, crossed, tables.slot_places[crossed.clamp(min=0)])
     weights = (
-        _frequencies(slots, tables.pairs, dtype),
-        _frequencies(places, tables.pairs, dtype),
+        frequencies(slots, tables.pairs, dtype),
+        frequencies(places, tables.pairs, dtype),
     )
     if not torch.compiler.is_compiling():
         return weights

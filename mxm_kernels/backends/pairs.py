@@ -31,14 +31,26 @@ def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
     return RowLosses(losses, dn, dS)
 
 
-def drawn_weights(random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
-    """(P,) share of the rounds in which each positive was drawn.
+def places_of(random: Tensor, offsets: Tensor) -> Tensor:
+    """(rounds, rows) the place in its segment that each number draws, -1 for an empty segment.
+
+    ``random`` is int32, uniform in [0, 2^31): one of k is drawn with a bias below k * 2**-31.
+    """
+    counts = offsets.diff()
+    return torch.where(counts > 0, offsets[:-1] + ((random.long() * counts) >> 31), -1)
+
+
+def frequencies(places: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    """(rounds, rows) drawn places -> (P,) how often each was drawn, over the rounds.
 
     Counted in integers, whose additions commute: the same bits in any order.
     """
-    counts = offsets.diff()
-    lanes = (random.long() * counts) >> 31
-    drawn = torch.where(counts > 0, offsets[:-1] + lanes, pairs).view(-1)
-    total = torch.zeros(pairs + 1, dtype=torch.int32, device=offsets.device)
-    total.scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
-    return total[:pairs].to(dtype) / random.shape[0]
+    drawn = torch.where(places < 0, pairs, places).view(-1)
+    counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
+    counts.scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
+    return counts[:pairs].to(dtype) / places.shape[0]
+
+
+def drawn_weights(random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    """(P,) share of the rounds in which each positive was drawn."""
+    return frequencies(places_of(random, offsets), pairs, dtype)
