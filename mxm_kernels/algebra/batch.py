@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends, checks
-from mxm_kernels.algebra.segments import Segments
 from mxm_kernels.algebra.selection import Weights
 from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.options import FoldsLike, Resolved, Scale, row_vector
 from mxm_kernels.parallel.distributed import Ranks, generator_state
 from mxm_kernels.parallel.shards import Shard
+from mxm_kernels.segments import Segments
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxm_kernels.algebra.segments import (
+from mxm_kernels.backends.problem import Statistics
+from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.segments import (
     Segments,
     permute,
     segment_logsumexp,
@@ -19,8 +21,6 @@ from mxm_kernels.algebra.segments import (
     segment_sum,
     spread,
 )
-from mxm_kernels.backends.problem import Statistics
-from mxm_kernels.fold_tables import FoldTables
 
 
 @dataclass(frozen=True, eq=False)

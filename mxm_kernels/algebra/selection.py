@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.algebra.segments import permute
 from mxm_kernels.backends.pairs import frequencies, places_of
 from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.operators import rows as row_operator
+from mxm_kernels.segments import permute
 
 _INVALID = -2  # mark of an entry that is no positive pair
 

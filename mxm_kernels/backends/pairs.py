@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mxm_kernels.algebra.segments import Segments, segment_max, segment_sum
 from mxm_kernels.backends.problem import RowLosses, RowProblem
+from mxm_kernels.segments import Segments, segment_max, segment_sum
 
 
 def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:

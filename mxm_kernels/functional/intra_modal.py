@@ -15,10 +15,10 @@ from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import nonnegative_weights
 from mxm_kernels.algebra.run import directions
-from mxm_kernels.algebra.segments import Segments, take
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.options import Options, Reduction, resolve
+from mxm_kernels.segments import Segments, take
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

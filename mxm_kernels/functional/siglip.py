@@ -14,10 +14,10 @@ from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.reduction import Side, mix, row_weights
 from mxm_kernels.algebra.run import queue_features, scaled
-from mxm_kernels.algebra.segments import permute, segment_sum
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve
 from mxm_kernels.parallel.over_ranks import sigmoid_over_ranks
+from mxm_kernels.segments import permute, segment_sum
 
 NOT_TAKEN = (
     "teacher_image_features",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxm_kernels.algebra.segments import Segments
 from mxm_kernels.fold_tables import FoldTables, RowTables, tables_from_ids, tables_without_pairs
 from mxm_kernels.parallel.distributed import Ranks, bounds
+from mxm_kernels.segments import Segments
 
 
 @dataclass(frozen=True, eq=False)

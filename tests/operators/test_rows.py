@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
-from mxm_kernels.algebra.segments import Segments
 from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
+from mxm_kernels.segments import Segments
 from tests.support.cases import cases
 from tests.support.compare import error
 
