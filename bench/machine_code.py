@@ -27,11 +27,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.gradient import gradient_kernel
+from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
-from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
+from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
-from mxm_kernels.backends.triton.rows import mixed_rows_kernel
+from mxm_kernels.backends.triton.rows import (
+    DRAW,
+    drawn_weights_kernel,
+    mixed_loss_kernel,
+    mixed_rows_kernel,
+)
 from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
 
@@ -65,26 +70,39 @@ _INT_POINTERS = {
     "pair_images": "*i64",
     "pair_texts": "*i64",
     "offsets": "*i64",
+    "image_offsets": "*i64",
+    "text_offsets": "*i64",
+    "text_slots": "*i64",
+    "random": "*i32",
 }
-_NUMBERS = {"hard", "soft"}
+_NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols"}
 _DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
 _INTEGERS = {
-    "M", "N", "first", "width", "lines", "length", "pairs", "rows",
-    "first_row", "last_row", "first_col", "last_col",
+    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
+    "tiles", "rounds", "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
 
 KERNELS = {
     "statistics": statistics_kernel,
     "merge": merge_kernel,
-    "positives": positives_kernel,
     "gradient": gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
     "mixed_rows": mixed_rows_kernel,
+    "mixed_loss": mixed_loss_kernel,
+    "drawn_weights": drawn_weights_kernel,
+    "scale_gradient": scale_gradient_kernel,
 }
-_FLOAT32_ONLY = ("merge", "mixed_rows")
+# Those that read no features, with the constants of their launch.
+_FLOAT32_ONLY: dict[str, dict[str, int]] = {
+    "merge": {"BLOCK": MERGE_BLOCK},
+    "mixed_rows": {"BLOCK": ROW_BLOCK},
+    "mixed_loss": {"BLOCK": ROW_BLOCK},
+    "drawn_weights": DRAW,
+    "scale_gradient": {"BLOCK": SUM_BLOCK},
+}
 # The kernels that multiply matrices, and whose settings they take.
 PRODUCTS: dict[str, launch.Phase] = {
     "statistics": "statistics",
@@ -98,12 +116,14 @@ _TEACHER = ((False, False), (True, False))
 SWITCHES = {
     "statistics": (*_TEACHER, (True, True)),
     "merge": (*_TEACHER, (False, True), (True, True)),
-    "positives": ((False, False),),
     "gradient": _TEACHER,
     "pair_gradient": _TEACHER,
     "sigmoid_statistics": ((False, False),),
     "sigmoid_gradient": ((False, False),),
     "mixed_rows": _TEACHER,
+    "mixed_loss": _TEACHER,
+    "drawn_weights": ((False, False),),
+    "scale_gradient": _TEACHER,
 }
 
 
@@ -142,12 +162,10 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         precision = "tf32" if dtype == "tf32" else "ieee"
         constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
         options = setting.options()
-    elif name == "merge":
-        constants["BLOCK"] = MERGE_BLOCK
-    elif name == "mixed_rows":
-        constants["BLOCK"] = ROW_BLOCK
-    else:
-        constants |= PAIR_BLOCK
+    elif name in _FLOAT32_ONLY:
+        constants |= _FLOAT32_ONLY[name]
+        options = {"num_warps": 8} if name == "scale_gradient" else {}
+    constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
     signature, attributes = {}, {}
     for place, argument in enumerate(kernel.arg_names):

@@ -3,8 +3,8 @@
 The grid is P x Q programs. Program (p, q) takes row blocks p, p + P, ... and of each the
 column blocks q, q + Q, ...; row statistics stay in registers, column statistics go to line p
 of a scratch that only this program row touches, so no addition is atomic and two runs
-give the same bits. A second kernel merges the Q lines of the rows and the P lines of the
-columns in a fixed order.
+give the same bits. Then the programs share out the positive pairs. A second kernel merges the Q
+lines of the rows and the P lines of the columns in a fixed order.
 
 A statistic is kept as (maximum, sum of exp(value - maximum)) for S over negatives; for T there
 are also the sum of exp(T - maximum) S and, for diagnostics, of exp(T - maximum) T: 2 numbers,
@@ -13,17 +13,14 @@ or 5 or 6 with a teacher. The functions below take how many there are as FIELDS,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
-from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.positives import positive_logits
+from mxm_kernels.backends.triton import launch, positives
+from mxm_kernels.backends.triton.positives import store_positives
 from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
 
 
@@ -86,7 +83,7 @@ def _join_line(
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "N", "first", "width"])
+@triton.jit(do_not_specialize=["M", "N", "first", "width", "pairs"])
 def statistics_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -96,22 +93,28 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
     row_state,  # (Q, FIELDS, M) out
     col_state,  # (P, FIELDS, width) out
+    positives,  # (pairs,) out
     M,
     N,
     D,
     TEACHER_D,
     first,  # first column of this launch
     width,  # number of columns of this launch
+    pairs,  # 0: another launch has them
     T_FIELDS: tl.constexpr,  # 0 without a teacher
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
-    """Running statistics of rows 0:M and columns first:first + width."""
+    """Running statistics of rows 0:M and columns first:first + width, and the positives."""
     FIELDS: tl.constexpr = 2 + T_FIELDS
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
@@ -153,6 +156,11 @@ def statistics_kernel(
             _store_partial(row_line + 2 * M, M, rows, row_inside, T_row, T_FIELDS)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
+    program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
+    store_positives(
+        x, y, scale, pair_images, pair_texts, positives, pairs, D, program, programs,
+        BLOCK_P, PAIR_D,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -165,8 +173,9 @@ def _join_lines(state, lines, length, index, inside, LINE: tl.constexpr, FIELDS:
     return partial
 
 
-@triton.jit(do_not_specialize=["lines", "length"])
-def merge_kernel(
+@triton.jit
+def _merge_block(
+    block,
     state,  # (lines, FIELDS, length)
     n,  # (length,) out
     u,  # (length,) out
@@ -179,9 +188,8 @@ def merge_kernel(
     DIAGNOSTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Merge the lines of a scratch into n, with a teacher u and t, for diagnostics m and h."""
     FIELDS: tl.constexpr = 2 + T_FIELDS
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    index = block * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
     S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
     tl.store(n + index, S[0] + tl.log(S[1]), mask=inside)
@@ -195,6 +203,35 @@ def merge_kernel(
         if DIAGNOSTICS:
             # Rounding may pass 0.
             tl.store(h + index, tl.maximum(t_value - T[3] / T[1], 0.0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["row_lines", "rows", "col_lines", "cols"])
+def merge_kernel(
+    row_state,  # (row_lines, FIELDS, rows)
+    n_rows, u_rows, t_rows, m_rows, h_rows,  # (rows,) out
+    col_state,  # (col_lines, FIELDS, cols)
+    n_cols, u_cols, t_cols, m_cols, h_cols,  # (cols,) out
+    row_lines,
+    rows,
+    col_lines,
+    cols,
+    T_FIELDS: tl.constexpr,
+    DIAGNOSTICS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Merge the lines of both scratches into n, with a teacher u and t, for diagnostics m and h."""
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(rows, BLOCK)
+    if program < row_blocks:
+        _merge_block(
+            program, row_state, n_rows, u_rows, t_rows, m_rows, h_rows, row_lines, rows,
+            T_FIELDS, DIAGNOSTICS, BLOCK,
+        )  # fmt: skip
+    else:
+        _merge_block(
+            program - row_blocks, col_state, n_cols, u_cols, t_cols, m_cols, h_cols, col_lines,
+            cols, T_FIELDS, DIAGNOSTICS, BLOCK,
+        )  # fmt: skip
 
 
 MERGE_BLOCK = 128
@@ -214,14 +251,6 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
     return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
 
 
-def merge(state: Tensor, out: Sequence[Tensor], t_fields: int, diagnostics: bool) -> None:
-    """Launch ``merge_kernel`` on a (lines, fields, length) scratch, for n, u, t, m and h."""
-    lines, _, length = state.shape
-    merge_kernel[(triton.cdiv(length, MERGE_BLOCK),)](
-        state, *out, lines, length, T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, BLOCK=MERGE_BLOCK
-    )
-
-
 def forward(problem: Problem, diagnostics: bool) -> Statistics:
     """Allocate, launch, merge: no wait for the device."""
     p, out = padded(problem), problem.room(diagnostics)
@@ -232,23 +261,22 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
     row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
+    of_rows = out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows
+    of_cols = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
     for first, last in spans:
-        width = last - first
+        width, is_last = last - first, last == cols
         col_state = p.x.new_empty((P, fields, width), dtype=torch.float32)
         statistics_kernel[(P, Q)](
-            p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-            p.image_groups, p.text_groups, row_state, col_state,
+            p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
+            p.pair_images, p.pair_texts, row_state, col_state, out.positives,
             rows, cols, p.x.shape[1], teacher_x.shape[1], first, width,
-            T_FIELDS=t_fields, **setting.tile(),
-            **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
+            out.positives.shape[0] if is_last else 0, T_FIELDS=t_fields,
+            **setting.tile(), **launch.product_options(p.x.dtype, p.x.device),
+            **positives.BLOCK, **setting.options(),
         )  # fmt: skip
-        columns = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
-        merge(col_state, [v[first:last] for v in columns], t_fields, diagnostics)
-    merge(
-        row_state,
-        (out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows),
-        t_fields,
-        diagnostics,
-    )
-    positive_logits(p, out.positives)
+        merged = rows if is_last else 0  # the rows are complete after the last columns
+        merge_kernel[(triton.cdiv(merged, MERGE_BLOCK) + triton.cdiv(width, MERGE_BLOCK),)](
+            row_state, *of_rows, col_state, *(v[first:last] for v in of_cols), Q, merged, P, width,
+            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, BLOCK=MERGE_BLOCK,
+        )  # fmt: skip
     return out
