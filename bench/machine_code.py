@@ -93,10 +93,9 @@ PRODUCTS: dict[str, launch.Phase] = {
     "sigmoid_gradient": "gradient",
 }
 _TEACHER = ((False, False), (True, False))
-# The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
-# the same kernel with and without diagnostics.
+# The (teacher, diagnostics) of which each kernel has a variant.
 SWITCHES = {
-    "statistics": (*_TEACHER, (True, True)),
+    "statistics": (*_TEACHER, (False, True), (True, True)),
     "merge": (*_TEACHER, (False, True), (True, True)),
     "positives": ((False, False),),
     "gradient": _TEACHER,

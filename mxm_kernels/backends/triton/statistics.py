@@ -6,9 +6,10 @@ of a scratch that only this program row touches, so no addition is atomic and tw
 give the same bits. A second kernel merges the Q lines of the rows and the P lines of the
 columns in a fixed order.
 
-A statistic is kept as (maximum, sum of exp(value - maximum)) for S over negatives; for T there
-are also the sum of exp(T - maximum) S and, for diagnostics, of exp(T - maximum) T: 2 numbers,
-or 5 or 6 with a teacher. The functions below take how many there are as FIELDS, 2 to 4.
+A statistic is kept as (reference, sum of exp(value - reference)) for S over negatives; for T
+there are also the sum of exp(T - reference) S and, for diagnostics, of exp(T - reference) T:
+2 numbers, or 5 or 6 with a teacher. The functions below take how many there are as FIELDS, 2 to
+4. Diagnostics keep one number more, the maximum of S.
 """
 
 from __future__ import annotations
@@ -23,32 +24,17 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.exponentials import LN2, LOG2E, exp, summarise
 from mxm_kernels.backends.triton.positives import positive_logits
-from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
-
-
-@triton.jit
-def _summarise(values, weights, axis: tl.constexpr, FIELDS: tl.constexpr):
-    """(maximum, sum of exp, exp weighted by weights, exp weighted by values) over ``axis``."""
-    top = tl.max(values, axis)
-    # An empty row has maximum -inf; exp(-inf - -inf) would be NaN.
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    share = tl.exp(values - tl.expand_dims(safe, axis))
-    total = tl.sum(share, axis)
-    weighted, own = total, total  # fields beyond FIELDS are never stored
-    if FIELDS >= 3:
-        weighted = tl.sum(share * weights, axis)
-    if FIELDS == 4:
-        own = tl.sum(share * values, axis)
-    return top, total, weighted, own
+from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
 @triton.jit
 def _join(a, b):
-    """Merge two partial statistics."""
+    """Merge two partial statistics, against the greater reference."""
     top = tl.maximum(a[0], b[0])
     safe = tl.where(top == float("-inf"), 0.0, top)
-    p, q = tl.exp(a[0] - safe), tl.exp(b[0] - safe)
+    p, q = exp(a[0] - safe), exp(b[0] - safe)
     return top, a[1] * p + b[1] * q, a[2] * p + b[2] * q, a[3] * p + b[3] * q
 
 
@@ -76,13 +62,17 @@ def _store_partial(state, length, index, inside, partial, FIELDS: tl.constexpr):
 
 
 @triton.jit
-def _join_line(
-    state, length, index, inside, known, values, weights, axis: tl.constexpr, FIELDS: tl.constexpr
-):
-    """Merge a tile into a line of scratch, starting it where nothing is ``known``."""
+def _raise_line(line, index, inside, known, top):
+    """Raise a line of maxima, starting it where nothing is ``known``."""
+    before = tl.load(line + index, mask=known, other=float("-inf"))
+    tl.store(line + index, tl.maximum(before, top), mask=inside)
+
+
+@triton.jit
+def _join_line(state, length, index, inside, known, partial, FIELDS: tl.constexpr):
+    """Merge a tile's part into a line of scratch, starting it where nothing is ``known``."""
     before = _load_partial(state, length, index, known, FIELDS)
-    partial = _join(before, _summarise(values, weights, axis, FIELDS))
-    _store_partial(state, length, index, inside, partial, FIELDS)
+    _store_partial(state, length, index, inside, _join(before, partial), FIELDS)
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -105,6 +95,7 @@ def statistics_kernel(
     first,  # first column of this launch
     width,  # number of columns of this launch
     T_FIELDS: tl.constexpr,  # 0 without a teacher
+    DIAGNOSTICS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -112,7 +103,7 @@ def statistics_kernel(
     WIDEN: tl.constexpr,
 ):
     """Running statistics of rows 0:M and columns first:first + width."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS
+    FIELDS: tl.constexpr = 2 + T_FIELDS + DIAGNOSTICS
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
     col_line = col_state + p.to(tl.int64) * FIELDS * width
@@ -128,6 +119,9 @@ def statistics_kernel(
         T_row = S_row
         if T_FIELDS:
             T_row = _load_partial(row_line + 2 * M, M, rows, resumed, T_FIELDS)
+        if DIAGNOSTICS:
+            row_tops = row_line + (FIELDS - 1) * M
+            top = tl.load(row_tops + rows, mask=resumed, other=float("-inf"))
         for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
             places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
             col_inside = places < width
@@ -136,21 +130,30 @@ def statistics_kernel(
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
-            negatives = tl.where(same | ~inside, float("-inf"), S)
-            S_row = _join(S_row, _summarise(negatives, S, 1, 2))
-            _join_line(col_line, width, places, col_inside, known, negatives, S, 0, 2)
+            negatives = tl.where(same | ~inside, float("-inf"), S * (s * LOG2E))
+            by_row, by_col = summarise(negatives, S, s, 2)
+            S_row = _join(S_row, by_row)
+            _join_line(col_line, width, places, col_inside, known, by_col, 2)
+            if DIAGNOSTICS:
+                top = tl.maximum(top, tl.max(negatives, 1) * LN2)
+                col_top = tl.max(negatives, 0) * LN2
+                col_tops = col_line + (FIELDS - 1) * width
+                _raise_line(col_tops, places, col_inside, known, col_top)
             if T_FIELDS:
-                T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
+                T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
                 # Not -inf, which times a share of 0 would be NaN.
-                T = tl.where(inside, T, -1e30)
-                T_row = _join(T_row, _summarise(T, S, 1, T_FIELDS))
+                T = tl.where(inside, T * (t * LOG2E), -1e30)
+                by_row, by_col = summarise(T, S, s, T_FIELDS)
+                T_row = _join(T_row, by_row)
                 t_line = col_line + 2 * width
-                _join_line(t_line, width, places, col_inside, known, T, S, 0, T_FIELDS)
+                _join_line(t_line, width, places, col_inside, known, by_col, T_FIELDS)
         _store_partial(row_line, M, rows, row_inside, S_row, 2)
         if T_FIELDS:
             _store_partial(row_line + 2 * M, M, rows, row_inside, T_row, T_FIELDS)
+        if DIAGNOSTICS:
+            tl.store(row_tops + rows, top, mask=row_inside)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
 
@@ -180,13 +183,18 @@ def merge_kernel(
     BLOCK: tl.constexpr,
 ):
     """Merge the lines of a scratch into n, with a teacher u and t, for diagnostics m and h."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS
+    FIELDS: tl.constexpr = 2 + T_FIELDS + DIAGNOSTICS
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
     S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
     tl.store(n + index, S[0] + tl.log(S[1]), mask=inside)
     if DIAGNOSTICS:
-        tl.store(m + index, S[0], mask=inside)
+        tops = state + (FIELDS - 1) * length + index
+        top = tl.load(tops, mask=inside, other=float("-inf"))
+        for line in range(1, lines):
+            there = tops + tl.cast(line, tl.int64) * FIELDS * length
+            top = tl.maximum(top, tl.load(there, mask=inside, other=float("-inf")))
+        tl.store(m + index, top, mask=inside)
     if T_FIELDS:
         T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
         t_value = T[0] + tl.log(T[1])
@@ -228,7 +236,7 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     setting = launch.pick("statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics)
     t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
-    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields
+    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields + diagnostics
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
     row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
@@ -239,7 +247,7 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
             p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
             p.image_groups, p.text_groups, row_state, col_state,
             rows, cols, p.x.shape[1], teacher_x.shape[1], first, width,
-            T_FIELDS=t_fields, **setting.tile(),
+            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **setting.tile(),
             **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
         )  # fmt: skip
         columns = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols

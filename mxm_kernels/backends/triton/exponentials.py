@@ -1,0 +1,104 @@
+"""The exponentials of a tile, in base 2: one for each entry, serving rows and columns alike.
+
+An exponential is what a tile has most of after its product: the special-function unit does 16
+a clock where the matrix unit does a thousand multiplications. exp(x) as the compiler writes it
+takes five instructions (a factor, and two for results below float32's normal numbers), exp2 of
+a fused multiply-add takes two. Hence a tile's product stays as it is, unscaled, and its logits
+are taken to base 2 by the factor scale log2(e).
+
+exp(L - r_i) and exp(L - c_j) differ by a factor of the row times a factor of the column, so one
+exponential against a reference serves both, as long as no factor leaves float32: a tile whose
+references lie too far apart takes two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Of the normalisers of a tile, in powers of 2, that is 40 nats. With c the least normaliser,
+# exp(L - c) <= exp(40) and exp(c - l) >= exp(-40); what vanishes, L < c - 87, is below
+# exp(-87) of its row and its column.
+GRADIENT_RANGE = tl.constexpr(57.0)
+# Sums of a tile are taken against its greatest entry, which is lifted to 2**LIFT. A sum of at least
+# LEAST_SUM lost only terms below 2**-46 of itself; a row or column with less is 76 nats or more
+# below the greatest entry, or empty.
+LIFT = tl.constexpr(30.0)
+LEAST_SUM = tl.constexpr(2.0**-80)
+
+
+@triton.jit
+def exp(x):
+    """exp(x), one factor and one instruction; 0 below float32's normal numbers."""
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def two_sided(total, factor, rows, cols, d_rows, d_cols):
+    """d_i exp(L - l_i) + d_j exp(L - l_j) of the logits L = ln(2) factor total, (BLOCK_M, BLOCK_N).
+
+    A row or column whose normaliser is -inf gets garbage.
+    """
+    rows, cols = rows * LOG2E, cols * LOG2E
+    low_row = tl.min(tl.where(rows == float("-inf"), float("inf"), rows), 0)
+    low_col = tl.min(tl.where(cols == float("-inf"), float("inf"), cols), 0)
+    low = tl.minimum(low_row, low_col)
+    high = tl.maximum(tl.max(rows, 0), tl.max(cols, 0))
+    if high - low <= GRADIENT_RANGE:
+        by_row = d_rows * tl.exp2(low - rows)
+        by_col = d_cols * tl.exp2(low - cols)
+        grad = tl.exp2(total * factor - low) * (by_row[:, None] + by_col[None, :])
+    else:
+        grad = tl.exp2(total * factor - rows[:, None]) * d_rows[:, None]
+        grad += tl.exp2(total * factor - cols[None, :]) * d_cols[None, :]
+    return grad
+
+
+@triton.jit
+def _sums(share, values, weights, scale, axis: tl.constexpr, FIELDS: tl.constexpr):
+    """Sums over ``axis`` of the shares: alone, times scale weights, times ln(2) values."""
+    total = tl.sum(share, axis)
+    weighted, own = total, total  # fields beyond FIELDS are never stored
+    if FIELDS >= 3:
+        weighted = tl.sum(share * weights, axis) * scale
+    if FIELDS == 4:
+        own = tl.sum(share * values, axis) * LN2
+    return total, weighted, own
+
+
+@triton.jit
+def _own_reference(values, weights, scale, axis: tl.constexpr, FIELDS: tl.constexpr):
+    """Partial statistics over ``axis``, each against its own maximum."""
+    top = tl.max(values, axis)
+    # An empty row has maximum -inf; -inf - -inf would be NaN.
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    share = tl.exp2(values - tl.expand_dims(safe, axis))
+    total, weighted, own = _sums(share, values, weights, scale, axis, FIELDS)
+    return top * LN2, total, weighted, own
+
+
+@triton.jit
+def summarise(values, weights, scale, FIELDS: tl.constexpr):
+    """Partial statistics of a tile's rows and of its columns, from logits L = ln(2) values.
+
+    Each is (reference, sum of exp(L - reference), the same weighted by scale weights, by L).
+    """
+    top = tl.max(tl.max(values, 1), 0)
+    lifted = tl.where(top == float("-inf"), 0.0, top - LIFT)
+    share = tl.exp2(values - lifted)
+    row_total, row_weighted, row_own = _sums(share, values, weights, scale, 1, FIELDS)
+    col_total, col_weighted, col_own = _sums(share, values, weights, scale, 0, FIELDS)
+    row_reference = tl.zeros_like(row_total) + lifted * LN2
+    col_reference = tl.zeros_like(col_total) + lifted * LN2
+    # NaN is less than nothing, so it stays where it is.
+    if tl.minimum(tl.min(row_total, 0), tl.min(col_total, 0)) < LEAST_SUM:
+        row_reference, row_total, row_weighted, row_own = _own_reference(
+            values, weights, scale, 1, FIELDS
+        )
+        col_reference, col_total, col_weighted, col_own = _own_reference(
+            values, weights, scale, 0, FIELDS
+        )
+    by_row = row_reference, row_total, row_weighted, row_own
+    return by_row, (col_reference, col_total, col_weighted, col_own)
