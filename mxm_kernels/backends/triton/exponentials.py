@@ -22,11 +22,12 @@ LN2 = tl.constexpr(0.6931471805599453)
 # exp(L - c) <= exp(40) and exp(c - l) >= exp(-40); what vanishes, L < c - 87, is below
 # exp(-87) of its row and its column.
 GRADIENT_RANGE = tl.constexpr(57.0)
-# Sums of a tile are taken against its greatest entry, which is lifted to 2**LIFT. A sum of at least
-# LEAST_SUM lost only terms below 2**-46 of itself; a row or column with less is 76 nats or more
-# below the greatest entry, or empty.
-LIFT = tl.constexpr(30.0)
+# Sums are taken against the greatest entry met so far, which is lifted to 2**LIFT: a million of them
+# stay inside float32. A sum of at least LEAST_SUM lost only terms below 2**-46 of itself; what is
+# less lies 110 nats below the greatest entry, or is empty, and is computed again (``rescue``).
+LIFT = tl.constexpr(80.0)
 LEAST_SUM = tl.constexpr(2.0**-80)
+LOWEST = tl.constexpr(-1e30)  # a reference before any entry; finite, since -inf - -inf is NaN
 
 
 @triton.jit
@@ -57,48 +58,21 @@ def two_sided(total, factor, rows, cols, d_rows, d_cols):
 
 
 @triton.jit
-def _sums(share, values, weights, scale, axis: tl.constexpr, FIELDS: tl.constexpr):
-    """Sums over ``axis`` of the shares: alone, times scale weights, times ln(2) values."""
-    total = tl.sum(share, axis)
-    weighted, own = total, total  # fields beyond FIELDS are never stored
-    if FIELDS >= 3:
-        weighted = tl.sum(share * weights, axis) * scale
-    if FIELDS == 4:
-        own = tl.sum(share * values, axis) * LN2
-    return total, weighted, own
+def raised(reference, values):
+    """The reference of sums once ``values`` are among them, in powers of 2."""
+    return tl.maximum(reference, tl.max(tl.max(values, 1), 0) - LIFT)
 
 
 @triton.jit
-def _own_reference(values, weights, scale, axis: tl.constexpr, FIELDS: tl.constexpr):
-    """Partial statistics over ``axis``, each against its own maximum."""
-    top = tl.max(values, axis)
-    # An empty row has maximum -inf; -inf - -inf would be NaN.
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    share = tl.exp2(values - tl.expand_dims(safe, axis))
-    total, weighted, own = _sums(share, values, weights, scale, axis, FIELDS)
-    return top * LN2, total, weighted, own
+def add_sums(sums, factor, share, weights, scale, values, axis: tl.constexpr, FIELDS: tl.constexpr):
+    """``sums`` times ``factor``, and to them the sums of a tile's shares over ``axis``.
 
-
-@triton.jit
-def summarise(values, weights, scale, FIELDS: tl.constexpr):
-    """Partial statistics of a tile's rows and of its columns, from logits L = ln(2) values.
-
-    Each is (reference, sum of exp(L - reference), the same weighted by scale weights, by L).
+    They are those of share, share scale weights and share ln(2) values: FIELDS - 1 of them count.
     """
-    top = tl.max(tl.max(values, 1), 0)
-    lifted = tl.where(top == float("-inf"), 0.0, top - LIFT)
-    share = tl.exp2(values - lifted)
-    row_total, row_weighted, row_own = _sums(share, values, weights, scale, 1, FIELDS)
-    col_total, col_weighted, col_own = _sums(share, values, weights, scale, 0, FIELDS)
-    row_reference = tl.zeros_like(row_total) + lifted * LN2
-    col_reference = tl.zeros_like(col_total) + lifted * LN2
-    # NaN is less than nothing, so it stays where it is.
-    if tl.minimum(tl.min(row_total, 0), tl.min(col_total, 0)) < LEAST_SUM:
-        row_reference, row_total, row_weighted, row_own = _own_reference(
-            values, weights, scale, 1, FIELDS
-        )
-        col_reference, col_total, col_weighted, col_own = _own_reference(
-            values, weights, scale, 0, FIELDS
-        )
-    by_row = row_reference, row_total, row_weighted, row_own
-    return by_row, (col_reference, col_total, col_weighted, col_own)
+    total = sums[0] * factor + tl.sum(share, axis)
+    weighted, own = total, total
+    if FIELDS >= 3:
+        weighted = sums[1] * factor + tl.sum(share * weights, axis) * scale
+    if FIELDS == 4:
+        own = sums[2] * factor + tl.sum(share * values, axis) * LN2
+    return total, weighted, own

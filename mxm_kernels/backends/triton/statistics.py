@@ -6,7 +6,8 @@ of a scratch that only this program row touches, so no addition is atomic and tw
 give the same bits. A second kernel merges the Q lines of the rows and the P lines of the
 columns in a fixed order.
 
-A statistic is kept as (reference, sum of exp(value - reference)) for S over negatives; for T
+A statistic is kept as (reference, sum of exp(value - reference)) for S over negatives, the
+reference in powers of 2 and one for a whole block; for T
 there are also the sum of exp(T - reference) S and, for diagnostics, of exp(T - reference) T:
 2 numbers, or 5 or 6 with a teacher. The functions below take how many there are as FIELDS, 2 to
 4. Diagnostics keep one number more, the maximum of S.
@@ -24,8 +25,9 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.exponentials import LN2, LOG2E, exp, summarise
+from mxm_kernels.backends.triton.exponentials import LEAST_SUM, LN2, LOG2E, LOWEST, add_sums, raised
 from mxm_kernels.backends.triton.positives import positive_logits
+from mxm_kernels.backends.triton.rescue import rescue
 from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
@@ -33,32 +35,49 @@ from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 def _join(a, b):
     """Merge two partial statistics, against the greater reference."""
     top = tl.maximum(a[0], b[0])
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    p, q = exp(a[0] - safe), exp(b[0] - safe)
+    p, q = tl.exp2(a[0] - top), tl.exp2(b[0] - top)
     return top, a[1] * p + b[1] * q, a[2] * p + b[2] * q, a[3] * p + b[3] * q
 
 
 @triton.jit
-def _load_partial(state, length, index, known, FIELDS: tl.constexpr):
-    """The partial statistics of each index; the neutral values where not ``known``."""
-    top = tl.load(state + index, mask=known, other=float("-inf"))
+def _load_sums(state, length, index, known, FIELDS: tl.constexpr):
+    """The sums of each index; 0 where not ``known``."""
     total = tl.load(state + length + index, mask=known, other=0.0)
     weighted, own = total, total
     if FIELDS >= 3:
         weighted = tl.load(state + 2 * length + index, mask=known, other=0.0)
     if FIELDS == 4:
         own = tl.load(state + 3 * length + index, mask=known, other=0.0)
-    return top, total, weighted, own
+    return total, weighted, own
 
 
 @triton.jit
-def _store_partial(state, length, index, inside, partial, FIELDS: tl.constexpr):
-    tl.store(state + index, partial[0], mask=inside)
-    tl.store(state + length + index, partial[1], mask=inside)
+def _load_partial(state, length, index, known, FIELDS: tl.constexpr):
+    """The partial statistics of each index; the neutral values where not ``known``."""
+    reference = tl.load(state + index, mask=known, other=LOWEST)
+    total, weighted, own = _load_sums(state, length, index, known, FIELDS)
+    return reference, total, weighted, own
+
+
+@triton.jit
+def _store_partial(state, length, index, inside, reference, sums, FIELDS: tl.constexpr):
+    """Store the sums, and beside each of them the reference that they share."""
+    tl.store(state + index, tl.zeros_like(sums[0]) + reference, mask=inside)
+    tl.store(state + length + index, sums[0], mask=inside)
     if FIELDS >= 3:
-        tl.store(state + 2 * length + index, partial[2], mask=inside)
+        tl.store(state + 2 * length + index, sums[1], mask=inside)
     if FIELDS == 4:
-        tl.store(state + 3 * length + index, partial[3], mask=inside)
+        tl.store(state + 3 * length + index, sums[2], mask=inside)
+
+
+@triton.jit
+def _resume(state, length, index, known, start, again, reference, FIELDS: tl.constexpr):
+    """The greater reference, and against it the sums of a block from ``start`` on, if ``again``."""
+    before = tl.load(state + start, mask=again, other=LOWEST)
+    reference = tl.maximum(reference, before)
+    factor = tl.exp2(before - reference)
+    total, weighted, own = _load_sums(state, length, index, known, FIELDS)
+    return reference, (total * factor, weighted * factor, own * factor)
 
 
 @triton.jit
@@ -69,10 +88,16 @@ def _raise_line(line, index, inside, known, top):
 
 
 @triton.jit
-def _join_line(state, length, index, inside, known, partial, FIELDS: tl.constexpr):
-    """Merge a tile's part into a line of scratch, starting it where nothing is ``known``."""
-    before = _load_partial(state, length, index, known, FIELDS)
-    _store_partial(state, length, index, inside, _join(before, partial), FIELDS)
+def _add_line(
+    state, length, index, inside, known, start, again, reference, share, weights, scale, values,
+    FIELDS: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's shares to a block of a line of scratch, starting it where it is not ``again``."""
+    before = tl.load(state + start, mask=again, other=LOWEST)
+    sums = _load_sums(state, length, index, known, FIELDS)
+    factor = tl.exp2(before - reference)
+    sums = add_sums(sums, factor, share, weights, scale, values, 0, FIELDS)
+    _store_partial(state, length, index, inside, reference, sums, FIELDS)
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -109,16 +134,24 @@ def statistics_kernel(
     col_line = col_state + p.to(tl.int64) * FIELDS * width
     s = tl.load(scale)
     t = tl.load(teacher_scale)
+    # One reference for all that this program sums, raised as it meets greater entries.
+    S_reference = tl.full((), LOWEST, tl.float32)
+    T_reference = tl.full((), LOWEST, tl.float32)
     for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
         rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
         row_inside = rows < M
         row = tl.minimum(rows, M - 1)
         row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
-        S_row = _load_partial(row_line, M, rows, resumed, 2)
+        start = row_block * BLOCK_M
+        S_reference, S_row = _resume(
+            row_line, M, rows, resumed, start, first > 0, S_reference, 2
+        )
         T_row = S_row
         if T_FIELDS:
-            T_row = _load_partial(row_line + 2 * M, M, rows, resumed, T_FIELDS)
+            T_reference, T_row = _resume(
+                row_line + 2 * M, M, rows, resumed, start, first > 0, T_reference, T_FIELDS
+            )
         if DIAGNOSTICS:
             row_tops = row_line + (FIELDS - 1) * M
             top = tl.load(row_tops + rows, mask=resumed, other=float("-inf"))
@@ -133,9 +166,15 @@ def statistics_kernel(
             S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             negatives = tl.where(same | ~inside, float("-inf"), S * (s * LOG2E))
-            by_row, by_col = summarise(negatives, S, s, 2)
-            S_row = _join(S_row, by_row)
-            _join_line(col_line, width, places, col_inside, known, by_col, 2)
+            before = S_reference
+            S_reference = raised(before, negatives)
+            share = tl.exp2(negatives - S_reference)
+            factor = tl.exp2(before - S_reference)
+            S_row = add_sums(S_row, factor, share, S, s, negatives, 1, 2)
+            _add_line(
+                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
+                S_reference, share, S, s, negatives, 2,
+            )  # fmt: skip
             if DIAGNOSTICS:
                 top = tl.maximum(top, tl.max(negatives, 1) * LN2)
                 col_top = tl.max(negatives, 0) * LN2
@@ -145,13 +184,19 @@ def statistics_kernel(
                 T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
                 # Not -inf, which times a share of 0 would be NaN.
                 T = tl.where(inside, T * (t * LOG2E), -1e30)
-                by_row, by_col = summarise(T, S, s, T_FIELDS)
-                T_row = _join(T_row, by_row)
-                t_line = col_line + 2 * width
-                _join_line(t_line, width, places, col_inside, known, by_col, T_FIELDS)
-        _store_partial(row_line, M, rows, row_inside, S_row, 2)
+                before = T_reference
+                T_reference = raised(before, T)
+                share = tl.exp2(T - T_reference)
+                factor = tl.exp2(before - T_reference)
+                T_row = add_sums(T_row, factor, share, S, s, T, 1, T_FIELDS)
+                _add_line(
+                    col_line + 2 * width, width, places, col_inside, known, col_block * BLOCK_N,
+                    row_block != p, T_reference, share, S, s, T, T_FIELDS,
+                )  # fmt: skip
+        _store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
         if T_FIELDS:
-            _store_partial(row_line + 2 * M, M, rows, row_inside, T_row, T_FIELDS)
+            T_line = row_line + 2 * M
+            _store_partial(T_line, M, rows, row_inside, T_reference, T_row, T_FIELDS)
         if DIAGNOSTICS:
             tl.store(row_tops + rows, top, mask=row_inside)
         # Column lines written above are read by other threads in the next row block.
@@ -187,7 +232,9 @@ def merge_kernel(
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
     S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
-    tl.store(n + index, S[0] + tl.log(S[1]), mask=inside)
+    # What lies too far below the greatest entry is left to ``rescue``, which looks for NaN.
+    n_value = (S[0] + tl.log2(S[1])) * LN2
+    tl.store(n + index, tl.where(S[1] >= LEAST_SUM, n_value, float("nan")), mask=inside)
     if DIAGNOSTICS:
         tops = state + (FIELDS - 1) * length + index
         top = tl.load(tops, mask=inside, other=float("-inf"))
@@ -197,7 +244,7 @@ def merge_kernel(
         tl.store(m + index, top, mask=inside)
     if T_FIELDS:
         T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
-        t_value = T[0] + tl.log(T[1])
+        t_value = tl.where(T[1] >= LEAST_SUM, (T[0] + tl.log2(T[1])) * LN2, float("nan"))
         tl.store(u + index, T[2] / T[1], mask=inside)
         tl.store(t + index, t_value, mask=inside)
         if DIAGNOSTICS:
@@ -258,5 +305,6 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
         t_fields,
         diagnostics,
     )
+    rescue(p, out, t_fields)
     positive_logits(p, out.positives)
     return out
