@@ -28,6 +28,8 @@ from triton.compiler import ASTSource
 
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
+from mxm_kernels.backends.triton.merge import BLOCK as MERGE_BLOCK
+from mxm_kernels.backends.triton.merge import merge_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
@@ -38,7 +40,7 @@ from mxm_kernels.backends.triton.rows import (
     mixed_rows_kernel,
 )
 from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
-from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
+from mxm_kernels.backends.triton.statistics import statistics_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -97,7 +99,6 @@ KERNELS = {
 }
 # Those that read no features, with the constants of their launch.
 _FLOAT32_ONLY: dict[str, dict[str, int]] = {
-    "merge": {"BLOCK": MERGE_BLOCK},
     "mixed_rows": {"BLOCK": ROW_BLOCK},
     "mixed_loss": {"BLOCK": ROW_BLOCK},
     "drawn_weights": DRAW,
@@ -111,10 +112,9 @@ PRODUCTS: dict[str, launch.Phase] = {
     "sigmoid_gradient": "gradient",
 }
 _TEACHER = ((False, False), (True, False))
-# The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
-# the same kernel with and without diagnostics.
+# The (teacher, diagnostics) of which each kernel has a variant.
 SWITCHES = {
-    "statistics": (*_TEACHER, (True, True)),
+    "statistics": (*_TEACHER, (False, True), (True, True)),
     "merge": (*_TEACHER, (False, True), (True, True)),
     "gradient": _TEACHER,
     "pair_gradient": _TEACHER,
@@ -132,7 +132,7 @@ def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
         if dtype != "fp32" and kernel in _FLOAT32_ONLY:
             continue
-        if dtype == "tf32" and kernel not in PRODUCTS:
+        if dtype == "tf32" and kernel not in (*PRODUCTS, "merge"):
             continue
         for teacher, diagnostics in switches:
             yield {
@@ -153,15 +153,18 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "SOFT": teacher,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
+        "PRECISION": "tf32" if dtype == "tf32" else "ieee",
+        "WIDEN": False,
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
         setting = launch.SETTINGS[config["target"]][PRODUCTS[name]].pick(
             DTYPES[dtype], teacher, diagnostics
         )
-        precision = "tf32" if dtype == "tf32" else "ieee"
-        constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
+        constants |= setting.tile()
         options = setting.options()
+    elif name == "merge":
+        constants |= MERGE_BLOCK
     elif name in _FLOAT32_ONLY:
         constants |= _FLOAT32_ONLY[name]
         options = {"num_warps": 8} if name == "scale_gradient" else {}

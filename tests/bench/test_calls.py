@@ -20,7 +20,7 @@ def test_calls_of_a_step(name):
 
 
 def test_launches_of_a_step():
-    """12: the draw 2, statistics 2, losses 2, and back: 1 of autograd, dS 2, products 2, scale 1."""
+    """The draw 2, statistics 2, losses 2, and back: autograd 1, dS 2, products 2, the scale 1."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
         pytest.skip("no Triton here")

@@ -17,15 +17,9 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.backends.tiles import GradientSum, split
 from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
-from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
-
-
-@triton.jit
-def _two_sided(values, rows, cols, d_rows, d_cols):
-    """d_i exp(values_ij - rows_i) + d_j exp(values_ij - cols_j), (BLOCK_M, BLOCK_N)."""
-    by_row = tl.exp(values - rows[:, None]) * d_rows[:, None]
-    return by_row + tl.exp(values - cols[None, :]) * d_cols[None, :]
+from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -49,7 +43,7 @@ def gradient_kernel(
     du_cols,  # (N,)
     factor,  # () of dS as it is stored, besides the scale
     dS,  # (height, stride) out
-    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' own dS times S
+    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of factor dS S of negatives
     D,
     TEACHER_D,
     first_row,
@@ -77,33 +71,37 @@ def gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
-    grad = _two_sided(
+    s = tl.load(scale)
+    u = s * tl.load(factor)
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
+    grad = two_sided(
         S,
+        s,
         tl.load(n_rows + row),
         tl.load(n_cols + col),
-        tl.load(dn_rows + row),
-        tl.load(dn_cols + col),
+        tl.load(dn_rows + row) * u,
+        tl.load(dn_cols + col) * u,
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
     grad = tl.where(same | ~inside, 0.0, grad)
-    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(grad * S, axis=1))
+    own = tl.sum(grad * S, axis=1)  # of factor dS times the logits
+    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), own)
     if TEACHER:
-        t = tl.load(teacher_scale)
-        T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
-        grad += _two_sided(
+        T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+        grad += two_sided(
             T,
+            tl.load(teacher_scale),
             tl.load(t_rows + row),
             tl.load(t_cols + col),
-            tl.load(du_rows + row),
-            tl.load(du_cols + col),
+            tl.load(du_rows + row) * u,
+            tl.load(du_cols + col) * u,
         )
     # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    unit = tl.load(scale) * tl.load(factor)
-    tl.store(tile + place, (grad * unit).to(dS.dtype.element_ty), mask=inside)
+    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
+    tl.store(tile + place, grad.to(dS.dtype.element_ty), mask=(rows < last_row)[:, None])
 
 
 @triton.jit
@@ -131,7 +129,7 @@ def _dot(a, b, length, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tiles", "pairs", "parts", "rows", "cols"])
 def scale_gradient_kernel(
-    partial,  # (tiles,) sums of the negatives' dS times S, by rows of tiles
+    partial,  # (tiles,) sums of factor dS S over the negatives, by rows of tiles
     positives,  # (pairs,)
     dpositives,  # (parts, pairs)
     u_rows,  # (rows,)
@@ -153,16 +151,17 @@ def scale_gradient_kernel(
 
     The teacher's part is sum du u, since u is an average of S.
     """
-    total = _sum(partial, tiles, BLOCK)
-    for part in range(parts):
-        total += _dot(positives, dpositives + part * pairs, pairs, BLOCK)
+    known = _dot(positives, dpositives, pairs, BLOCK)
+    for part in range(1, parts):
+        known += _dot(positives, dpositives + part * pairs, pairs, BLOCK)
     if TEACHER:
-        total += _dot(u_rows, du_rows, rows, BLOCK) + _dot(u_cols, du_cols, cols, BLOCK)
-    tl.store(dscale, total * tl.load(factor) / tl.load(scale))
+        known += _dot(u_rows, du_rows, rows, BLOCK) + _dot(u_cols, du_cols, cols, BLOCK)
+    total = known * tl.load(factor) + _sum(partial, tiles, BLOCK)
+    tl.store(dscale, total / tl.load(scale))
 
 
 LEAST_ROWS = 1024  # of a chunk: fewer would starve the product with x
-ALIGNMENT = 64  # rows of the workspace start on whole cache lines
+ALIGNMENT = 128  # columns of the workspace: whole cache lines, and whole tiles of any setting
 
 
 def _padded(width: int) -> int:
@@ -178,7 +177,7 @@ def workspace_shape(problem: Problem) -> tuple[int, int]:
 
 
 def empty_workspace(problem: Problem) -> Tensor:
-    """Room for that many rows and columns, each row on whole cache lines."""
+    """Room for that many rows and columns, each row with room for whole tiles."""
     height, width = workspace_shape(problem)
     dtype = launch.workspace_dtype(problem.x.dtype, problem.x.device)
     return problem.x.new_empty((height, _padded(width)), dtype=dtype)[:, :width]
@@ -238,7 +237,8 @@ def backward(
             )  # fmt: skip
             positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)
             few = alone and len(partial) <= FEW
-            partials.append(partial if few else partial.sum().view(1))
+            partial = partial if few else partial.sum().view(1)
+            partials.append(partial if unit is None else partial / unit)
             sums.add(workspace[:h, :w], rows, cols)
     if not needs.scale:
         return sums.finish(torch.empty_like(p.scale))

@@ -17,7 +17,7 @@ from mxm_kernels.backends.triton import launch, positives
 from mxm_kernels.backends.triton.gradient import empty_workspace, stored_factor
 from mxm_kernels.backends.triton.positives import positive_gradients, store_positives
 from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import logits, padded, sigmoid, softplus
+from mxm_kernels.backends.triton.tile import padded, products, sigmoid, softplus
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -67,7 +67,7 @@ def sigmoid_statistics_kernel(
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             terms = tl.where(same | ~inside, 0.0, softplus(S + b))
             total += tl.sum(terms, 1)
@@ -143,7 +143,7 @@ def sigmoid_gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * tl.load(scale)
     upstream = tl.load(dr_rows + row)[:, None] + tl.load(dr_cols + col)[None, :]
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     grad = tl.where(same | ~inside, 0.0, upstream * sigmoid(S + tl.load(bias)))
@@ -153,8 +153,10 @@ def sigmoid_gradient_kernel(
     # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
+    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
     unit = tl.load(scale) * tl.load(factor)
-    tl.store(tile + place, (grad * unit).to(dS.dtype.element_ty), mask=inside)
+    stored = (grad * unit).to(dS.dtype.element_ty)
+    tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
 
 
 def backward(
