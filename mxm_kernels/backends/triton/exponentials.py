@@ -58,21 +58,27 @@ def two_sided(total, factor, rows, cols, d_rows, d_cols):
 
 
 @triton.jit
-def raised(reference, values):
-    """The reference of sums once ``values`` are among them, in powers of 2."""
-    return tl.maximum(reference, tl.max(tl.max(values, 1), 0) - LIFT)
+def raised(reference, total, factor):
+    """The reference of sums once a tile's logits factor total are among them, in powers of 2.
+
+    The greatest magnitude stands for the greatest entry: a factor may be negative.
+    """
+    top = tl.max(tl.abs(total).reshape(total.shape[0] * total.shape[1]), 0)
+    return tl.maximum(reference, top * tl.abs(factor) - LIFT)
 
 
 @triton.jit
-def add_sums(sums, factor, share, weights, scale, values, axis: tl.constexpr, FIELDS: tl.constexpr):
+def add_sums(
+    sums, factor, share, S, s, T, t, axis: tl.constexpr, FIELDS: tl.constexpr
+):  # fmt: skip
     """``sums`` times ``factor``, and to them the sums of a tile's shares over ``axis``.
 
-    They are those of share, share scale weights and share ln(2) values: FIELDS - 1 of them count.
+    They are those of share, share s S and share t T: FIELDS - 1 of them count.
     """
     total = sums[0] * factor + tl.sum(share, axis)
     weighted, own = total, total
     if FIELDS >= 3:
-        weighted = sums[1] * factor + tl.sum(share * weights, axis) * scale
+        weighted = sums[1] * factor + tl.sum(share * S, axis) * s
     if FIELDS == 4:
-        own = sums[2] * factor + tl.sum(share * values, axis) * LN2
+        own = sums[2] * factor + tl.sum(share * T, axis) * t
     return total, weighted, own
