@@ -24,6 +24,7 @@ COUNTED = {
     "copies_asynchronous": r"LDGSTS|buffer_load\S* .*\blds\b",
     "copies_tensor": r"UTMALDG",
     "exponentials": EXPONENTIAL.pattern,
+    "atomics": r"ATOM|RED\b|REDG|(global|buffer|flat)_atomic",
 }
 
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
@@ -101,7 +102,7 @@ class Flow:
         ]
 
     def shortest(self, starts: Iterable[int], ends: set[int], closed: set[int]) -> list[int] | None:
-        """The blocks between ``starts`` and ``ends`` by the way of the fewest instructions."""
+        """The blocks behind ``starts`` up to one of ``ends``, by the way of the fewest instructions."""
         reached = set(closed)
         queue = [
             (0, [following])
@@ -114,7 +115,7 @@ class Flow:
             cost, way = heapq.heappop(queue)
             place = way[-1]
             if place in ends:
-                return way[:-1]
+                return way
             if place not in reached:
                 reached.add(place)
                 cost += len(self.blocks[place].code)
@@ -130,23 +131,25 @@ class Flow:
         inside = {place for loop in loops for place in loop}
         way: list[int] = []
         for before, behind in pairwise(loops):
-            way += self.shortest(before, set(behind), inside - set(behind)) or []
-        # Round to the first product again, where tiles are walked; else from start to end.
-        again = self.shortest(loops[-1], set(loops[0]), inside - set(loops[0]))
+            way += (self.shortest(before, set(behind), inside - set(behind)) or [-1])[:-1]
+        # Round to the first product again, where tiles are walked; else from start to end. A loop
+        # is entered from above: blocks below the code's end, which wait, jump back into it.
+        above = {p for p in range(loops[0][0]) if any(k in loops[0] for k in self.after[p])}
+        again = self.shortest(loops[-1], above, inside)
         if again is None:
             last = {place for place, after in enumerate(self.after) if not after}
             leave = self.shortest(loops[-1], last, inside)
-            way += [0, *(self.shortest([0], set(loops[0]), inside) or []), *(leave or [])]
+            way += [0, *(self.shortest([0], above, inside) or []), *(leave or [])]
         else:
             way += again
         return [self.blocks[place] for place in way]
 
 
-def mix(text: str, lanes: int, elements: int | None) -> dict[str, object]:
+def mix(text: str, lanes: int = 0, elements: int = 0) -> dict[str, object]:
     """Counts of a kernel's instructions.
 
-    ``lanes`` is the number of threads of a program, ``elements`` that of the entries of its tile,
-    None for a kernel without a product.
+    ``lanes`` is the number of threads of a program, ``elements`` that of the entries of its tile:
+    without them nothing is counted for each entry.
     """
     flow = Flow(text)
     code = [line for block in flow.blocks for line in block.code]
@@ -159,7 +162,7 @@ def mix(text: str, lanes: int, elements: int | None) -> dict[str, object]:
         compiled = re.compile(pattern)
         found[name] = sum(compiled.match(line) is not None for line in code)
     tile = flow.tile()
-    if elements is not None and tile:
+    if elements and tile:
         each = lanes / elements
         found["exponentials_each"] = round(sum(b.count(EXPONENTIAL) for b in tile) * each, 2)
         found["instructions_each"] = round(sum(len(b.code) for b in tile) * each, 1)

@@ -2,9 +2,10 @@
 
     python -m bench.machine_code [--out FILE] [TARGET ...]
 
-For each kernel: registers, spilled bytes, shared memory against the target's limit, and the
-matrix instructions in the machine code. The tests hold these to their limits; the table in
-bench/results is this program's output. Run it without TRITON_INTERPRET.
+For each kernel: registers, spilled bytes, shared memory against the target's limit, programs
+on a multiprocessor (``occupancy``) and the mix of instructions (``instructions``). The tests
+hold these to their limits. FILE, and a table beside it in Markdown, are in bench/results. Run it
+without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.instructions import mix
+from bench.markdown import table
+from bench.occupancy import occupancy
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.merge import BLOCK as MERGE_BLOCK
@@ -52,12 +56,8 @@ TARGETS = {
 # specifications per compute capability, and the CDNA3 instruction set guide (LDS). sm_80's
 # row also serves 8.6, 8.9 and 12.x, whose limit is 99 KiB.
 SHARED_LIMIT = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-MATRIX_INSTRUCTION = {
-    "sm_80": r"\bmma\.sync",
-    "sm_90": r"\bwgmma\.mma_async",
-    "sm_100": r"\btcgen05\.mma",
-    "gfx942": r"\bv_mfma_",
-}
+# The unit that the target multiplies fastest with, in its machine code.
+MATRIX_UNIT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -158,9 +158,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
-        setting = launch.SETTINGS[config["target"]][PRODUCTS[name]].pick(
-            DTYPES[dtype], teacher, diagnostics
-        )
+        setting = _setting(config)
         constants |= setting.tile()
         options = setting.options()
     elif name == "merge":
@@ -193,31 +191,64 @@ def compile_one(config: dict[str, Any]) -> dict[str, Any]:
     source, options = _source(config)
     target = config["target"]
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    text = compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]
-    usage = _amd_usage(text) if target.startswith("gfx") else _cuda_usage(compiled.asm["cubin"])
+    amd = target.startswith("gfx")
+    if amd:
+        text = compiled.asm["amdgcn"]
+        usage = _amd_usage(text)
+    else:
+        text, usage = _cuda_code(compiled.asm["cubin"])
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    programs, limit = occupancy(target, usage["registers"], shared, warps, columns)
+    tile = {}
+    # AMD's compiler masks branches instead of taking them, so a tile's way cannot be read off.
+    if config["kernel"] in PRODUCTS and not amd:
+        setting = _setting(config)
+        tile = {"lanes": 32 * warps, "elements": setting.rows * setting.cols}
     return {
         **config,
-        **options,
+        "tile": _tile(config),
+        "warps": warps,
         **usage,
-        "shared": compiled.metadata.shared,
+        "shared": shared,
         "shared_limit": SHARED_LIMIT[target],
-        "matrix_instructions": len(re.findall(MATRIX_INSTRUCTION[target], text)),
-        "atomics": len(re.findall(r"^\s*(?:atom|red|global_atomic|buffer_atomic)[._]", text, re.M)),
+        "programs": programs,
+        "limited_by": limit,
+        **mix(text, **tile),
     }
 
 
-def _cuda_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled bytes of the (single) function, from cuobjdump."""
+def _tile(config: dict[str, Any]) -> str:
+    """Rows x columns x depth of a product's steps."""
+    if config["kernel"] not in PRODUCTS:
+        return ""
+    setting = _setting(config)
+    return f"{setting.rows} x {setting.cols} x {setting.depth}, {setting.stages} stages"
+
+
+def _setting(config: dict[str, Any]) -> launch.Launch:
+    """The launch that the package would take."""
+    return launch.SETTINGS[config["target"]][PRODUCTS[config["kernel"]]].pick(
+        DTYPES[config["dtype"]], config["teacher"], config["diagnostics"]
+    )
+
+
+def _cuda_code(cubin: bytes) -> tuple[str, dict[str, int]]:
+    """SASS, registers and spilled bytes of the (single) function."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        command = [tool, "--dump-resource-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        def ask(*command: str) -> str:
+            command = (*command, file.name)
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        report = ask(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+        code = ask(triton.knobs.nvidia.nvdisasm.path, "--print-code")
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage:\n{report}")
-    return {"registers": int(found[1]), "spilled": int(found[2])}
+    return code, {"registers": int(found[1]), "spilled": int(found[2])}
 
 
 def _amd_usage(assembly: str) -> dict[str, int]:
@@ -238,11 +269,53 @@ def faults(record: dict[str, Any]) -> list[str]:
         found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")
     # Exact float32 products have no matrix instruction on NVIDIA.
     multiplies = record["kernel"] in PRODUCTS and record["dtype"] != "fp32"
-    if multiplies and record["matrix_instructions"] < 1 + record["teacher"]:
+    unit = MATRIX_UNIT[record["target"]]
+    matrix = sum(count for kind, count in record["matrix"].items() if kind.startswith(unit))
+    if multiplies and matrix < 1 + record["teacher"]:
         found.append("a product without matrix instructions")
     if record["atomics"]:
         found.append(f"{record['atomics']} atomic operations")
     return found
+
+
+COLUMNS = {
+    "kernel": lambda r: (
+        r["kernel"] + ", teacher" * r["teacher"] + ", diagnostics" * r["diagnostics"]
+    ),
+    "dtype": lambda r: r["dtype"],
+    "tile": lambda r: r["tile"],
+    "warps": lambda r: r["warps"],
+    "registers": lambda r: r["registers"],
+    "spilled": lambda r: r["spilled"],
+    "shared, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
+    "programs, limit": lambda r: f"{r['programs']}, {r['limited_by']}",
+    "matrix": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
+    "loads 16 B / less": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
+    "stores 16 B / less": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
+    "asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
+    "exponentials": lambda r: r["exponentials"],
+    "each": lambda r: r.get("exponentials_each", ""),
+    "instructions each": lambda r: r.get("instructions_each", ""),
+}
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The table that people read, target by target."""
+    page = f"""# Machine code
+
+What Triton {triton.__version__} makes of every kernel; `make machine-code` writes this page and
+the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
+on its way from product to product, without the loops over D that multiply.
+"""
+    for target in TARGETS:
+        rows = [
+            [str(cell(record)) for cell in COLUMNS.values()]
+            for record in records
+            if record["target"] == target
+        ]
+        if rows:
+            page += f"\n## {target}\n\n{table(list(COLUMNS), rows)}\n"
+    return page
 
 
 def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
@@ -263,13 +336,11 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
     records = report(arguments.targets or list(TARGETS))
+    page = markdown(records)
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")
-    columns = list(records[0] | records[-1])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for record in records:
-        print("| " + " | ".join(str(record.get(column, "")) for column in columns) + " |")
+        arguments.out.with_suffix(".md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

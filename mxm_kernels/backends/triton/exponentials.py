@@ -22,10 +22,12 @@ LN2 = tl.constexpr(0.6931471805599453)
 # exp(L - c) <= exp(40) and exp(c - l) >= exp(-40); what vanishes, L < c - 87, is below
 # exp(-87) of its row and its column.
 GRADIENT_RANGE = tl.constexpr(40.0)
-# Sums are taken against the greatest entry met so far. A sum of at least LEAST_SUM lost only terms
-# below 2**-46 of itself; what is less lies 55 nats below the greatest entry, or is empty, and is
-# computed again (``rescue``). Lifting the sums by 2**80 would make it 110 nats, but an exponent
-# near 80 is rounded to 4e-6, twenty times as coarse as a logit near 3.
+# Sums are taken against the greatest magnitude met so far, lifted by up to 2**LIFT: a million of
+# them stay inside float32. A sum of at least LEAST_SUM lost only terms below 2**-46 of itself; what
+# is less lies 55 nats and the lift below the greatest, or is empty, and is computed again
+# (``rescue``). An exponent is rounded to its size, so the lift is half of the scale, up to 55 nats:
+# no coarser than the logits are, and for features of unit length up to scale 36 no row is lost.
+LIFT = tl.constexpr(80.0)
 LEAST_SUM = tl.constexpr(2.0**-80)
 LOWEST = tl.constexpr(-1e30)  # a reference before any entry; finite, since -inf - -inf is NaN
 
@@ -57,21 +59,28 @@ def two_sided(total, scale, rows, cols, d_rows, d_cols):
 
 
 @triton.jit
-def raised(reference, values):
-    """The reference of sums once ``values`` are among them, in powers of 2."""
-    return tl.maximum(reference, tl.max(tl.max(values, 1), 0))
+def raised(reference, total, factor):
+    """The reference of sums once a tile's logits factor total are among them, in powers of 2.
+
+    The greatest magnitude stands for the greatest entry: a factor may be negative.
+    """
+    size = tl.abs(factor)
+    top = tl.max(tl.abs(total).reshape(total.shape[0] * total.shape[1]), 0)
+    return tl.maximum(reference, top * size - tl.minimum(size * 0.5, LIFT))
 
 
 @triton.jit
-def add_sums(sums, factor, share, weights, scale, values, axis: tl.constexpr, FIELDS: tl.constexpr):
+def add_sums(
+    sums, factor, share, S, s, T, t, axis: tl.constexpr, FIELDS: tl.constexpr
+):  # fmt: skip
     """``sums`` times ``factor``, and to them the sums of a tile's shares over ``axis``.
 
-    They are those of share, share scale weights and share ln(2) values: FIELDS - 1 of them count.
+    They are those of share, share s S and share t T: FIELDS - 1 of them count.
     """
     total = sums[0] * factor + tl.sum(share, axis)
     weighted, own = total, total
     if FIELDS >= 3:
-        weighted = sums[1] * factor + tl.sum(share * weights, axis) * scale
+        weighted = sums[1] * factor + tl.sum(share * S, axis) * s
     if FIELDS == 4:
-        own = sums[2] * factor + tl.sum(share * values, axis) * LN2
+        own = sums[2] * factor + tl.sum(share * T, axis) * t
     return total, weighted, own

@@ -24,6 +24,12 @@ def _join(a, b):
 
 
 @triton.jit
+def _held(total):
+    """Whether a sum is within float32's reach, for its reference; NaN is not."""
+    return (total >= LEAST_SUM) & (total < float("inf"))
+
+
+@triton.jit
 def _join_lines(state, lines, length, index, inside, LINE: tl.constexpr, FIELDS: tl.constexpr):
     """Merge the partial statistics of all lines, in order; LINE fields from one to the next."""
     partial = load_partial(state, length, index, inside, FIELDS)
@@ -57,11 +63,11 @@ def _merge_block(
     row = first + index
     S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
     n_value = (S[0] + tl.log2(S[1])) * LN2
-    lost = ~(S[1] >= LEAST_SUM)  # NaN too
+    lost = ~_held(S[1])
     T = S
     if T_FIELDS:
         T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
-        lost = lost | ~(T[1] >= LEAST_SUM)
+        lost = lost | ~_held(T[1])
     u_value = T[2] / T[1]
     t_value = (T[0] + tl.log2(T[1])) * LN2
     h_value = t_value - T[3] / T[1]

@@ -22,7 +22,7 @@ import triton.language as tl
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, merge, positives
-from mxm_kernels.backends.triton.exponentials import LN2, LOG2E, LOWEST, add_sums, raised
+from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised
 from mxm_kernels.backends.triton.partials import load_sums, store_partial
 from mxm_kernels.backends.triton.positives import store_positives
 from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
@@ -47,14 +47,14 @@ def _raise_line(line, index, inside, known, top):
 
 @triton.jit
 def _add_line(
-    state, length, index, inside, known, start, again, reference, share, weights, scale, values,
+    state, length, index, inside, known, start, again, reference, share, S, s, T, t,
     FIELDS: tl.constexpr,
 ):  # fmt: skip
     """Add a tile's shares to a block of a line of scratch, or start it where not ``again``."""
     before = tl.load(state + start, mask=again, other=LOWEST)
     sums = load_sums(state, length, index, known, FIELDS)
     factor = tl.exp2(before - reference)
-    sums = add_sums(sums, factor, share, weights, scale, values, 0, FIELDS)
+    sums = add_sums(sums, factor, share, S, s, T, t, 0, FIELDS)
     store_partial(state, length, index, inside, reference, sums, FIELDS)
 
 
@@ -104,6 +104,8 @@ def statistics_kernel(
     for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
         rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
         row_inside = rows < M
+        # Added to a row's reference: rows beyond the last are copies of it, without a share.
+        beyond = tl.where(row_inside, 0.0, float("inf"))
         row = tl.minimum(rows, M - 1)
         row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
@@ -121,39 +123,43 @@ def statistics_kernel(
             places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
             col_inside = places < width
             col = tl.minimum(first + places, N - 1)
-            inside = row_inside[:, None] & col_inside[None, :]
+            partial = (col_block + 1) * BLOCK_N > width
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
             S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
-            negatives = tl.where(same | ~inside, float("-inf"), S * (s * LOG2E))
             before = S_reference
-            S_reference = raised(before, negatives)
-            share = tl.exp2(negatives - S_reference)
+            S_reference = raised(before, S, s * LOG2E)
+            share = tl.exp2(S * (s * LOG2E) - (S_reference + beyond)[:, None])
+            share = tl.where(same, 0.0, share)
+            if partial:
+                share = tl.where(col_inside[None, :], share, 0.0)
             factor = tl.exp2(before - S_reference)
-            S_row = add_sums(S_row, factor, share, S, s, negatives, 1, 2)
+            S_row = add_sums(S_row, factor, share, S, s, S, s, 1, 2)
             _add_line(
                 col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
-                S_reference, share, S, s, negatives, 2,
+                S_reference, share, S, s, S, s, 2,
             )  # fmt: skip
             if DIAGNOSTICS:
-                top = tl.maximum(top, tl.max(negatives, 1) * LN2)
-                col_top = tl.max(negatives, 0) * LN2
+                inside = row_inside[:, None] & col_inside[None, :]
+                negatives = tl.where(same | ~inside, float("-inf"), S * s)
+                top = tl.maximum(top, tl.max(negatives, 1))
+                col_top = tl.max(negatives, 0)
                 col_tops = col_line + (FIELDS - 1) * width
                 _raise_line(col_tops, places, col_inside, known, col_top)
             if T_FIELDS:
                 T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
-                # Not -inf, which times a share of 0 would be NaN.
-                T = tl.where(inside, T * (t * LOG2E), -1e30)
                 before = T_reference
-                T_reference = raised(before, T)
-                share = tl.exp2(T - T_reference)
+                T_reference = raised(before, T, t * LOG2E)
+                share = tl.exp2(T * (t * LOG2E) - (T_reference + beyond)[:, None])
+                if partial:
+                    share = tl.where(col_inside[None, :], share, 0.0)
                 factor = tl.exp2(before - T_reference)
-                T_row = add_sums(T_row, factor, share, S, s, T, 1, T_FIELDS)
+                T_row = add_sums(T_row, factor, share, S, s, T, t, 1, T_FIELDS)
                 _add_line(
                     col_line + 2 * width, width, places, col_inside, known, col_block * BLOCK_N,
-                    row_block != p, T_reference, share, S, s, T, T_FIELDS,
+                    row_block != p, T_reference, share, S, s, T, t, T_FIELDS,
                 )  # fmt: skip
         store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
         if T_FIELDS:
@@ -171,9 +177,12 @@ def statistics_kernel(
 
 
 def grid(problem: Problem, setting: launch.Launch, width: int) -> tuple[int, int]:
-    """P x Q: as many row programs as there are row blocks, then columns until the GPU is full."""
-    programs = launch.processors(problem.x.device)
-    row_programs = min(triton.cdiv(problem.x.shape[0], setting.rows), programs)
+    """P x Q: as many row programs as the cache has room for, then columns until the GPU is full."""
+    p, programs = problem, launch.processors(problem.x.device) * setting.programs
+    depth = p.x.shape[1] + (0 if p.teacher_x is None else p.teacher_x.shape[1])
+    cached = max(1, launch.CACHED_BYTES // (setting.rows * depth * p.x.element_size()))
+    most = max(1, programs // triton.cdiv(programs, cached))  # all of them busy, in equal columns
+    row_programs = min(triton.cdiv(p.x.shape[0], setting.rows), most)
     col_programs = min(triton.cdiv(width, setting.cols), max(1, programs // row_programs))
     return row_programs, col_programs
 
