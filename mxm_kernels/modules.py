@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from mxm_kernels import checks, functional
+from mxm_kernels.functional import cwcl, mfh, siglip
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.functional.mfh import check_hard
 from mxm_kernels.options import (
@@ -24,6 +25,7 @@ from mxm_kernels.options import (
     Scale,
     check_fraction,
     check_hyper_parameters,
+    check_not_taken,
 )
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ class SoftLoss(_PairedLoss):
     """
 
     def __init__(self, **options: Unpack[HyperParameters]) -> None:
+        check_not_taken("SoftLoss", mfh.NOT_TAKEN, options)
         super().__init__(functional.fused_soft_loss, {}, options)
 
 
@@ -302,9 +305,7 @@ class SigLipLoss(_Loss):
     """
 
     def __init__(self, **options: Unpack[HyperParameters]) -> None:
-        for name in ("soft_weight", "label_smoothing"):
-            if name in options:
-                raise TypeError(f"SigLipLoss takes no {name}")
+        check_not_taken("SigLipLoss", siglip.NOT_TAKEN, options)
         super().__init__(functional.fused_siglip_loss, {}, options)
 
     def forward(
@@ -341,9 +342,7 @@ class CWCLLoss(_Loss):
     """
 
     def __init__(self, **options: Unpack[HyperParameters]) -> None:
-        for name in ("soft_weight", "label_smoothing"):
-            if name in options:
-                raise TypeError(f"CWCLLoss takes no {name}")
+        check_not_taken("CWCLLoss", cwcl.NOT_TAKEN, options)
         super().__init__(functional.fused_cwcl_loss, {}, options)
 
     def forward(

@@ -29,7 +29,7 @@ from mxm_kernels.functional import (
     fused_soft_loss,
 )
 from mxm_kernels.functional.mfh import check_hard
-from mxm_kernels.parallel.distributed import world_group
+from mxm_kernels.parallel.distributed import SharedErrors, world_group
 
 
 class _Gathered(nn.Module):
@@ -57,13 +57,17 @@ class _Gathered(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
 
+    def _group(self) -> Any:
+        """torch.distributed's default group, or None in one process."""
+        return world_group(self.rank, self.world_size) if self.world_size > 1 else None
+
     def _over_ranks(
         self, function: Callable[..., Any], x: Tensor, y: Tensor, scale: Any, **options: Any
     ) -> Tensor:
         """The value and the gradients of the table above."""
         if self.world_size == 1:
             return function(x, y, logit_scale=scale, **options)
-        options["process_group"] = world_group(self.rank, self.world_size)
+        options["process_group"] = self._group()
         if not self.local_loss:
             if not self.gather_with_grad:
                 x, y = _divide_gradient(x, self.world_size), _divide_gradient(y, self.world_size)
@@ -112,8 +116,10 @@ class ClipLoss(_Gathered):
         output_dict=False,
     ):
         """Loss of (B, D) image features and their (B, D) texts; a dictionary on request."""
+        with SharedErrors(self._group()):
+            nothing = _no_gradient(logit_bias)
         loss = self._over_ranks(fused_info_nce_loss, image_features, text_features, logit_scale)
-        loss = loss + _no_gradient(logit_bias)
+        loss = loss + nothing
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -140,7 +146,8 @@ class DistillClipLoss(_Gathered):
         output_dict=False,
     ):
         """Both losses, as a pair or a dictionary; the teacher (``dist_``) gets no gradient."""
-        _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+        with SharedErrors(self._group()):
+            _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
         features = image_features, text_features, logit_scale
         contrastive = self._over_ranks(fused_info_nce_loss, *features)
         distill = self._over_ranks(
@@ -220,12 +227,15 @@ class MFHLoss(_Gathered):
         Momentum or teacher features come as ``dist_*``, the names that open_clip's program
         gives to those of ``--distill-model``.
         """
-        if folds is None:
-            raise TypeError(
-                "MFHLoss needs folds, the rows that show the same instance: Folds, a pair (views, "
-                "captions) or a pair (image_ids, text_ids)"
-            )
-        _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+        group = self._group()
+        with SharedErrors(group):
+            if folds is None:
+                raise TypeError(
+                    "MFHLoss needs folds, the rows that show the same instance: Folds, a pair "
+                    "(views, captions) or a pair (image_ids, text_ids)"
+                )
+            _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+            nothing = _no_gradient(logit_bias)
         loss = fused_mfh_loss(
             image_features,
             text_features,
@@ -236,9 +246,9 @@ class MFHLoss(_Gathered):
             teacher_image_features=dist_image_features,
             teacher_text_features=dist_text_features,
             teacher_logit_scale=dist_logit_scale,
-            process_group=world_group(self.rank, self.world_size) if self.world_size > 1 else None,
+            process_group=group,
         )
-        loss = loss + _no_gradient(logit_bias)
+        loss = loss + nothing
         return {"contrastive_loss": loss} if output_dict else loss
 
 
