@@ -81,6 +81,13 @@ def test_every_plot_stands_on_its_page_and_on_the_summary(site):
         assert plot.name in reports
 
 
+def test_the_scaling_model_is_shown_and_named_a_model(site):
+    html = page(site, "scaling")
+    assert "results/scaling_model/weak_scaling.svg" in html
+    assert (site / "results" / "scaling_model" / "weak_scaling.svg").exists()
+    assert "A model, not a measurement over several devices" in html
+
+
 def test_the_reference_has_every_public_name(site):
     import mxm_kernels
 
