@@ -220,10 +220,11 @@ class MFHLoss(_Gathered):
         dist_text_features=None,
         dist_logit_scale=None,
         output_dict=False,
+        generator=None,
     ):
         """Loss of (M, D) images and (N, D) texts; ``folds`` say which show the same instance.
 
-        They are those of :func:`fused_mfh_loss`: Folds, or a pair of counts or of ids.
+        They and ``generator`` are those of :func:`fused_mfh_loss`.
         Momentum or teacher features come as ``dist_*``, the names that open_clip's program
         gives to those of ``--distill-model``.
         """
@@ -243,6 +244,7 @@ class MFHLoss(_Gathered):
             logit_scale=logit_scale,
             hard_weight=self.hard_weight,
             rounds=self.rounds,
+            generator=generator,
             teacher_image_features=dist_image_features,
             teacher_text_features=dist_text_features,
             teacher_logit_scale=dist_logit_scale,
