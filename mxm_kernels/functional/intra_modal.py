@@ -99,7 +99,7 @@ def fused_intra_modal_loss(
         if process_group is not None:
             check_weights("row_weights", row_weights, cast)
         made = _folds(folds, features.device)
-    weighted = row_weights is not None and row_weights.requires_grad
+    weighted = getattr(row_weights, "requires_grad", False)
     batch = make_batch(
         features,
         features,

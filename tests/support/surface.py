@@ -31,9 +31,14 @@ def surface() -> str:
 
 
 def _base(kind: type) -> str:
-    """The nearest base that is public."""
-    public = (base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
-    return next(public).__name__
+    """The nearest base that is public: another package's, or one of ours that has a name."""
+    bases = (base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
+    ours = "mxm_kernels."
+    return next(
+        b.__name__
+        for b in bases
+        if not b.__module__.startswith(ours) or b.__name__ in mxm_kernels.__all__
+    )
 
 
 def _fields(kind: type) -> list[str]:
