@@ -17,6 +17,8 @@ from mxm_kernels.folds import Folds
 from mxm_kernels.modules import MFHLoss
 from mxm_kernels.parallel.distributed import Ranks, SharedErrors
 
+__all__ = ["MultifoldLoss"]
+
 _RANK = 1 << 40  # ids of rank r without labels start at r times this
 
 
