@@ -267,7 +267,8 @@ def test_folds_from_anything(folds, image_ids, text_ids, views, captions):
 
 
 X = normalize(torch.arange(12.0).reshape(4, 3) + 1, dim=1)
-PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
+PAIRS = {"image_features": X, "text_features": X}
+SCALE = {"logit_scale": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +281,18 @@ PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
         ("fused_info_nce_loss", {"reduction": np.zeros(2)}, ValueError, "reduction must be 'mean'"),
         ("fused_info_nce_loss", {"backend": np.zeros(2)}, ValueError, "backend must be one of"),
         (
+            "fused_mfh_loss",
+            {"rounds": 10**400, "folds": (1, 1)},
+            ValueError,
+            "rounds must be at most",
+        ),
+        (
+            "fused_intra_modal_loss",
+            {"features": X, "folds": 2, "row_weights": 3},
+            TypeError,
+            "row_weights must be a tensor, got int",
+        ),
+        (
             "fused_self_distillation_loss",
             {"soft_share": 0.0, "generator": 3},
             TypeError,
@@ -289,7 +302,7 @@ PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
 )
 def test_what_fuzzing_found(function, change, error, message):
     with pytest.raises(error, match=message):
-        getattr(mxm, function)(**PAIRS | change)
+        getattr(mxm, function)(**(change if "features" in change else PAIRS) | change, **SCALE)
 
 
 @pytest.mark.parametrize("function", ["fused_decoupled_loss", "fused_debiased_loss"])
