@@ -25,6 +25,7 @@ _OF_ROWS = (
     "image_weights",
     "text_weights",
 )
+_TRAINABLE = ("soft_weight", "pair_weights", "image_weights", "text_weights")
 
 
 def facts_of(
@@ -40,14 +41,15 @@ def facts_of(
     options = {name: value for name, value in o._asdict().items() if name != "process_group"}
     facts = {n: _fact(v, x.device, of_rows=n in _OF_ROWS) for n, v in options.items()}
     uniform = folds is not None and folds.is_uniform
-    given = {"image_features": x, "text_features": y, "logit_scale": logit_scale, **options}
+    trained = {"image_features": x, "text_features": y, "logit_scale": logit_scale}
+    trained |= {name: options[name] for name in _TRAINABLE}
     return facts | {
         "D": x.shape[1],
         "dtype": str(x.dtype),
         "device": x.device.type,
         "logit_scale": _fact(logit_scale, x.device, of_rows=isinstance(logit_scale, tuple | list)),
         "which arguments require a gradient": [
-            name for name, value in given.items() if _wants_gradient(value)
+            name for given in trained.items() for name in _with_gradient(*given)
         ],
         "folds": repr(folds) if uniform else type(folds).__name__,
         "generator": None if generator is None else generator_state(generator),
@@ -55,10 +57,11 @@ def facts_of(
     }
 
 
-def _wants_gradient(value: Any) -> bool:
+def _with_gradient(name: str, value: Any) -> list[str]:
     if isinstance(value, tuple | list):
-        return any(map(_wants_gradient, value))
-    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+        return [n for k, v in enumerate(value) for n in _with_gradient(f"{name}[{k}]", v)]
+    wanted = isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+    return [name] if wanted else []
 
 
 def _fact(value: Any, device: torch.device, *, of_rows: bool = False) -> Any:
