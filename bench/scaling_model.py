@@ -135,7 +135,7 @@ def at_peak(M: int = 4096, N: int = 4096, D: int = 768) -> Device:
     return Device(
         name="H100 SXM at its stated peak (model, not measured)",
         compute="not measured: six products at the 989.4 TFLOP/s for dense bfloat16 of NVIDIA's "
-        "H100 data sheet (half of the sparse figure), which no kernel reaches; so at the bandwidths "
+        "H100 data sheet (half of the sparse figure), which no kernel reaches; at the bandwidths "
         "below the share of communication is an upper bound",
         M=M,
         N=N,
