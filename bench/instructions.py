@@ -102,7 +102,7 @@ class Flow:
         ]
 
     def shortest(self, starts: Iterable[int], ends: set[int], closed: set[int]) -> list[int] | None:
-        """The blocks behind ``starts`` up to one of ``ends``, by the way of the fewest instructions."""
+        """The blocks behind ``starts`` up to one of ``ends``, by the fewest instructions."""
         reached = set(closed)
         queue = [
             (0, [following])

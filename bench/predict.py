@@ -145,9 +145,16 @@ def predict(records: list[dict[str, Any]]) -> str:
         total += max(work, moved)
         floor = products * case.unit / RATE
         steps.append(
-            [case.name, f"{products} U", seconds(floor), seconds(max(work, moved))]
-            + [seconds(moved), seconds(total), f"{floor / total:.0%}"]
-            + [f"{floor / LIBRARY / total:.0%}"]
+            [
+                case.name,
+                f"{products} U",
+                seconds(floor),
+                seconds(max(work, moved)),
+                seconds(moved),
+                seconds(total),
+                f"{floor / total:.0%}",
+                f"{floor / LIBRARY / total:.0%}",
+            ]
         )
     head = ["case", "kernel", "tile", "programs", "shared memory", "L2", "exponentials"]
     head += ["instructions", "shuffles", "of the rate at most", "limited by", "time at least"]
