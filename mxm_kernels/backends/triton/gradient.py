@@ -241,7 +241,7 @@ def backward(
             partials.append(partial if unit is None else partial / unit)
             sums.add(workspace[:h, :w], rows, cols)
     if not needs.scale:
-        return sums.finish(torch.empty_like(p.scale))
+        return sums.finish(torch.zeros_like(p.scale))
     given = torch.ones_like(p.scale) if factor is None else factor
     return sums.finish(_scale_gradient(p, statistics, upstream, given, partials))
 
