@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+MOST_ROUNDS = 1 << 24  # as many are counted exactly in float32
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -157,3 +158,7 @@ def check_rounds(rounds: object) -> None:
         raise TypeError(f"rounds must be an integer or None, got {type(rounds).__name__}")
     if rounds is not None and int(rounds) < 1:
         raise ValueError(f"rounds must be at least 1, or None for the expectation, got {rounds}")
+    if rounds is not None and int(rounds) > MOST_ROUNDS:
+        raise ValueError(
+            f"rounds must be at most {MOST_ROUNDS}, or None for the expectation, got {rounds}"
+        )

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.algebra import selection as draws
-from mxm_kernels.algebra.batch import Batch, autocast, make_batch
+from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import nonnegative_weights
+from mxm_kernels.algebra.row_options import check_weights
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.options import Options, Reduction, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
 from mxm_kernels.segments import Segments, take
 
 if TYPE_CHECKING:
@@ -78,26 +81,33 @@ def fused_intra_modal_loss(
         >>> views.grad.shape
         torch.Size([12, 8])
     """
-    checks.check_matrix("features", autocast(features), may_be_empty=process_group is not None)
-    checks.check_rounds(rounds)
-    checks.check_draw(generator, None)
-    check_flag("mask_positives", mask_positives)
-    if isinstance(logit_scale, tuple | list):
-        raise TypeError("logit_scale must be a number or a tensor, got a pair")
     shared: Options = {
         "reduction": reduction,
         "backend": backend,
         "process_group": process_group,
         "gather": gather,
     }
+    with SharedErrors(process_group):
+        cast = autocast(features)
+        checks.check_matrix("features", cast, may_be_empty=process_group is not None)
+        checks.check_rounds(rounds)
+        checks.check_draw(generator, None)
+        check_flag("mask_positives", mask_positives)
+        if isinstance(logit_scale, tuple | list):
+            raise TypeError("logit_scale must be a number or a tensor, got a pair")
+        o = resolve(shared)
+        if process_group is not None:
+            check_weights("row_weights", row_weights, cast)
+        made = _folds(folds, features.device)
+    weighted = getattr(row_weights, "requires_grad", False)
     batch = make_batch(
         features,
         features,
-        _folds(folds, features.device),
+        made,
         logit_scale,
-        resolve(shared),
+        o,
         generator=generator,
-        own=("intra_modal", rounds, mask_positives),
+        own=("intra_modal", rounds, mask_positives, row_weights is None, weighted),
         names=("features", "features"),
     )
     if batch.tables.pairs == batch.tables.images:
