@@ -97,7 +97,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
     """A positive scale as a 0-d tensor of ``dtype`` beside ``like``; a tensor keeps its graph.
 
     A number or a CPU tensor that is not positive is an error. Looking at a GPU tensor would
-    make the step wait for the GPU, so there it becomes NaN, and so does the loss.
+    make the step wait for the GPU, so there the operators make the loss NaN.
     """
     if isinstance(scale, Tensor):
         if scale.numel() != 1 or scale.ndim > 1:
@@ -113,8 +113,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
             # NaN passes: it came from training, and the loss shows it.
             if value == value:
                 _check_positive(name, value)
-        scale = scale.reshape(()).to(dtype)
-        return torch.where(scale > 0, scale, torch.nan)
+        return scale.reshape(()).to(dtype)
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
     _check_positive(name, cast(float, scale))
