@@ -198,20 +198,10 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
 
 
 def forward(problem: Problem, diagnostics: bool) -> Statistics:
-    """The statistics, with and without diagnostics the same to the last bit.
+    """Allocate, launch, merge: no wait for the device.
 
-    Where diagnostics need another launch, which sums in another order, they are a pass apart.
+    Where diagnostics need another launch (``launch.SETTINGS``), the sums come in its order.
     """
-    kind = "statistics", problem.x.device, problem.x.dtype, problem.has_teacher
-    if diagnostics and launch.pick(*kind, True) != launch.pick(*kind):
-        own, found = _forward(problem, False), _forward(problem, True)
-        of_diagnostics = ("m_rows", "m_cols", "h_rows", "h_cols")
-        return own._replace(**{name: getattr(found, name) for name in of_diagnostics})
-    return _forward(problem, diagnostics)
-
-
-def _forward(problem: Problem, diagnostics: bool) -> Statistics:
-    """Allocate, launch, merge: no wait for the device."""
     p, out = padded(problem), problem.room(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
