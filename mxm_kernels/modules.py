@@ -372,7 +372,7 @@ class IntraModalLoss(_Loss):
 
     Example:
         >>> from mxm_kernels import IntraModalLoss
-        >>> IntraModalLoss(rounds=4)
+        >>> IntraModalLoss(rounds=4)  # doctest: +NORMALIZE_WHITESPACE
         IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, reduction='mean',
                        backend=None)
     """

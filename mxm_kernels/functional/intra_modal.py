@@ -51,8 +51,8 @@ def fused_intra_modal_loss(
     unmasked and in expectation h is SupCon (arXiv 2004.11362, equation 2), and q is that paper's
     equation 8 inside one modality. Rows alone in their instance count in the mean of q only.
 
-    The soft part needs more products than across modalities, in float32, and O(M D) memory: the
-    loss then takes about three times as long.
+    The soft part adds nine products of M M D, in float32, to the four of the hard part, and
+    O(M D) memory.
 
     Args:
         features: (M, D), L2-normalised.
