@@ -81,6 +81,15 @@ def test_every_plot_stands_on_its_page_and_on_the_summary(site):
         assert plot.name in reports
 
 
+def test_every_plot_of_the_examples_is_shown(site):
+    shown = page(site, "found")
+    plots = [place for place in site_hooks.studies().values() if place.endswith(".svg")]
+    assert plots
+    for place in plots:
+        assert f'src="../{place}"' in shown
+        assert (site / place).is_file()
+
+
 def test_the_reference_has_every_public_name(site):
     import mxm_kernels
 
