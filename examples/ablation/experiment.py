@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -232,8 +232,3 @@ def mean_rows(data: FeatureSet, schedule: Schedule, pairs: bool) -> tuple[float,
         return float(schedule.batch_size), float(schedule.batch_size)
     share = schedule.batch_size / data.instances
     return len(data.images) * share, len(data.texts) * share
-
-
-def average(outcomes: list[Outcome], metric: str) -> float:
-    """Mean of a metric over runs."""
-    return fmean(outcome.metrics[metric] for outcome in outcomes)
