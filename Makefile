@@ -83,9 +83,11 @@ machine-code: $(INSTALLED) ## registers, spills and shared memory of every Trito
 bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes, then bench-report
 	$(BIN)/python -m pytest bench/test_speed.py bench/test_memory.py --bench-minutes 14 --timeout 900
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m bench.scaling_model
 
-bench-report: $(INSTALLED) ## tables and plots of bench/results, and the README's tables
+bench-report: $(INSTALLED) ## tables and plots of bench/results, the README's tables, the scaling model
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m bench.scaling_model
 
 report: $(INSTALLED) ## versions, devices, backends, and a self-check of seconds
 	$(BIN)/python -m mxm_kernels

@@ -1,16 +1,23 @@
-"""Count the PyTorch calls and allocations of one training step: what a small batch costs.
+"""Count the PyTorch calls, allocations and launches of one training step of a small batch.
 
     python -m bench.calls
+    TRITON_INTERPRET=1 python -m bench.calls
 
 At the paper's batch, 420 images and 350 texts, a step is a millisecond or two of arithmetic, and
-every call that PyTorch dispatches adds microseconds, on a GPU a launch.
+every call that PyTorch dispatches adds microseconds. On a GPU it is the launches: with a GPU they
+are counted as its profiler sees them; without, as the calls that compute something, which is what
+each of them launches at the least, and the kernels that Triton interprets.
 """
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
+from itertools import product
+
 import torch
 from torch.nn.functional import normalize
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.markdown import table
 from mxm_kernels import backends, fused_mfh_loss
@@ -18,14 +25,31 @@ from mxm_kernels import backends, fused_mfh_loss
 ALLOCATIONS = ("aten::empty", "aten::empty_strided")
 
 
-def step(backend: str, rows: tuple[int, int] = (420, 350), dimension: int = 512):
+# Calls that make a tensor without computing an element of it, or read one on the host.
+_LAUNCH_NOTHING = re.compile(
+    "aten::(empty.*|new_empty.*|resize_|as_strided|view|_unsafe_view|reshape|select|slice|narrow|"
+    "split.*|unbind|t|transpose|permute|expand.*|unsqueeze|squeeze|detach_?|alias|to|item|"
+    "_local_scalar_dense|contiguous|result_type|is_nonzero|lift_fresh|set_|resolve_conj|resolve_neg|numpy_T)"
+)
+
+
+def step(
+    backend: str,
+    rows: tuple[int, int] = (420, 350),
+    dimension: int = 512,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+):
     """One step of MFH with 10 rounds and a teacher, as a function."""
-    x, y, tx, ty = (normalize(torch.randn(n, dimension)) for n in rows * 2)
-    scale = torch.tensor(30.0, requires_grad=True)
+    x, y, tx, ty = (
+        normalize(torch.randn(n, dimension)).to(device=device, dtype=dtype) for n in rows * 2
+    )
+    scale = torch.tensor(30.0, device=device, requires_grad=True)
     x.requires_grad_()
     y.requires_grad_()
 
     def run() -> None:
+        x.grad = y.grad = scale.grad = None
         loss = fused_mfh_loss(
             x,
             y,
@@ -51,13 +75,69 @@ def count(run) -> tuple[int, int]:
     return len(outer), sum(e.name in ALLOCATIONS for e in events)
 
 
+def launches(run, device: str = "cpu") -> int:
+    """Kernels that a step launches on a GPU: counted there, otherwise derived from its calls."""
+    for _ in range(2):
+        run()
+    if device == "cuda":
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            run()
+            torch.cuda.synchronize()
+        kinds = torch.autograd.DeviceType.CUDA
+        return sum(e.device_type == kinds for e in seen.events())
+    with _named_launches(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    return sum(_launches(event) for event in seen.events())
+
+
+_TRITON = "launch of a Triton kernel"
+
+
+@contextmanager
+def _named_launches():
+    """Have the interpreter say when it runs a kernel; what it calls for that is its own."""
+    from triton.runtime.interpreter import GridExecutor
+
+    plain = GridExecutor.__call__
+
+    def named(self, *args, **kwargs):
+        with record_function(_TRITON):
+            return plain(self, *args, **kwargs)
+
+    GridExecutor.__call__ = named
+    try:
+        yield
+    finally:
+        GridExecutor.__call__ = plain
+
+
+def _launches(event) -> bool:
+    """Whether it is a kernel, or a call that computes and calls no other that does."""
+    if event.name == _TRITON:
+        return True
+    ancestor = event.cpu_parent
+    while ancestor is not None:
+        if ancestor.name == _TRITON:
+            return False
+        ancestor = ancestor.cpu_parent
+    return _computes(event) and not any(_computes(child) for child in event.cpu_children)
+
+
+def _computes(event) -> bool:
+    return event.name.startswith("aten::") and not _LAUNCH_NOTHING.fullmatch(event.name)
+
+
 def main() -> None:
     """Print a table of the backends that run here."""
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     lines = []
-    for name in backends.NAMES:
-        if backends.load(name).unavailable(torch.device("cpu"), torch.float32) is None:
-            lines.append([name, *map(str, count(step(name)))])
-    print(table(["backend", "calls", "allocations"], lines))
+    for device, name in product(devices, backends.NAMES):
+        if backends.load(name).unavailable(torch.device(device), torch.float32) is not None:
+            continue
+        run = step(name, device=device)
+        counted = str(launches(run, device)) if name == "triton" else ""
+        lines.append([f"{name}, {device}", *map(str, count(run)), counted])
+    print(table(["backend", "calls", "allocations", "launches"], lines))
 
 
 if __name__ == "__main__":

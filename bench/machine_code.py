@@ -2,9 +2,10 @@
 
     python -m bench.machine_code [--out FILE] [TARGET ...]
 
-For each kernel: registers, spilled bytes, shared memory against the target's limit, and the
-matrix instructions in the machine code. The tests hold these to their limits; the table in
-bench/results is this program's output. Run it without TRITON_INTERPRET.
+For each kernel: registers, spilled bytes, shared memory against the target's limit, programs
+on a multiprocessor (``occupancy``) and the mix of instructions (``instructions``). The tests
+hold these to their limits. FILE, and a table beside it in Markdown, are in bench/results. Run it
+without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -26,14 +27,24 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.instructions import mix
+from bench.markdown import table
+from bench.occupancy import occupancy
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.gradient import gradient_kernel
+from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
+from mxm_kernels.backends.triton.merge import BLOCK as MERGE_BLOCK
+from mxm_kernels.backends.triton.merge import merge_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
-from mxm_kernels.backends.triton.positives import pair_gradient_kernel, positives_kernel
+from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
-from mxm_kernels.backends.triton.rows import mixed_rows_kernel
+from mxm_kernels.backends.triton.rows import (
+    DRAW,
+    drawn_weights_kernel,
+    mixed_loss_kernel,
+    mixed_rows_kernel,
+)
 from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
-from mxm_kernels.backends.triton.statistics import MERGE_BLOCK, merge_kernel, statistics_kernel
+from mxm_kernels.backends.triton.statistics import statistics_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -45,12 +56,8 @@ TARGETS = {
 # specifications per compute capability, and the CDNA3 instruction set guide (LDS). sm_80's
 # row also serves 8.6, 8.9 and 12.x, whose limit is 99 KiB.
 SHARED_LIMIT = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-MATRIX_INSTRUCTION = {
-    "sm_80": r"\bmma\.sync",
-    "sm_90": r"\bwgmma\.mma_async",
-    "sm_100": r"\btcgen05\.mma",
-    "gfx942": r"\bv_mfma_",
-}
+# The unit that the target multiplies fastest with, in its machine code.
+MATRIX_UNIT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -65,26 +72,38 @@ _INT_POINTERS = {
     "pair_images": "*i64",
     "pair_texts": "*i64",
     "offsets": "*i64",
+    "image_offsets": "*i64",
+    "text_offsets": "*i64",
+    "text_slots": "*i64",
+    "random": "*i32",
 }
-_NUMBERS = {"hard", "soft"}
+_NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols"}
 _DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
 _INTEGERS = {
-    "M", "N", "first", "width", "lines", "length", "pairs", "rows",
-    "first_row", "last_row", "first_col", "last_col",
+    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
+    "tiles", "rounds", "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
 
 KERNELS = {
     "statistics": statistics_kernel,
     "merge": merge_kernel,
-    "positives": positives_kernel,
     "gradient": gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
     "mixed_rows": mixed_rows_kernel,
+    "mixed_loss": mixed_loss_kernel,
+    "drawn_weights": drawn_weights_kernel,
+    "scale_gradient": scale_gradient_kernel,
 }
-_FLOAT32_ONLY = ("merge", "mixed_rows")
+# Those that read no features, with the constants of their launch.
+_FLOAT32_ONLY: dict[str, dict[str, int]] = {
+    "mixed_rows": {"BLOCK": ROW_BLOCK},
+    "mixed_loss": {"BLOCK": ROW_BLOCK},
+    "drawn_weights": DRAW,
+    "scale_gradient": {"BLOCK": SUM_BLOCK},
+}
 # The kernels that multiply matrices, and whose settings they take.
 PRODUCTS: dict[str, launch.Phase] = {
     "statistics": "statistics",
@@ -93,17 +112,18 @@ PRODUCTS: dict[str, launch.Phase] = {
     "sigmoid_gradient": "gradient",
 }
 _TEACHER = ((False, False), (True, False))
-# The (teacher, diagnostics) of which each kernel has a variant. The statistics of S alone are
-# the same kernel with and without diagnostics.
+# The (teacher, diagnostics) of which each kernel has a variant.
 SWITCHES = {
-    "statistics": (*_TEACHER, (True, True)),
+    "statistics": (*_TEACHER, (False, True), (True, True)),
     "merge": (*_TEACHER, (False, True), (True, True)),
-    "positives": ((False, False),),
     "gradient": _TEACHER,
     "pair_gradient": _TEACHER,
     "sigmoid_statistics": ((False, False),),
     "sigmoid_gradient": ((False, False),),
     "mixed_rows": _TEACHER,
+    "mixed_loss": _TEACHER,
+    "drawn_weights": ((False, False),),
+    "scale_gradient": _TEACHER,
 }
 
 
@@ -112,7 +132,7 @@ def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
         if dtype != "fp32" and kernel in _FLOAT32_ONLY:
             continue
-        if dtype == "tf32" and kernel not in PRODUCTS:
+        if dtype == "tf32" and kernel not in (*PRODUCTS, "merge"):
             continue
         for teacher, diagnostics in switches:
             yield {
@@ -133,21 +153,20 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "SOFT": teacher,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
+        "PRECISION": "tf32" if dtype == "tf32" else "ieee",
+        "WIDEN": False,
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
-        setting = launch.SETTINGS[config["target"]][PRODUCTS[name]].pick(
-            DTYPES[dtype], teacher, diagnostics
-        )
-        precision = "tf32" if dtype == "tf32" else "ieee"
-        constants |= {"PRECISION": precision, "WIDEN": False, **setting.tile()}
+        setting = _setting(config)
+        constants |= setting.tile()
         options = setting.options()
     elif name == "merge":
-        constants["BLOCK"] = MERGE_BLOCK
-    elif name == "mixed_rows":
-        constants["BLOCK"] = ROW_BLOCK
-    else:
-        constants |= PAIR_BLOCK
+        constants |= MERGE_BLOCK
+    elif name in _FLOAT32_ONLY:
+        constants |= _FLOAT32_ONLY[name]
+        options = {"num_warps": 8} if name == "scale_gradient" else {}
+    constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
     signature, attributes = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -172,31 +191,64 @@ def compile_one(config: dict[str, Any]) -> dict[str, Any]:
     source, options = _source(config)
     target = config["target"]
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    text = compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]
-    usage = _amd_usage(text) if target.startswith("gfx") else _cuda_usage(compiled.asm["cubin"])
+    amd = target.startswith("gfx")
+    if amd:
+        text = compiled.asm["amdgcn"]
+        usage = _amd_usage(text)
+    else:
+        text, usage = _cuda_code(compiled.asm["cubin"])
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    programs, limit = occupancy(target, usage["registers"], shared, warps, columns)
+    tile = {}
+    # AMD's compiler masks branches instead of taking them, so a tile's way cannot be read off.
+    if config["kernel"] in PRODUCTS and not amd:
+        setting = _setting(config)
+        tile = {"lanes": 32 * warps, "elements": setting.rows * setting.cols}
     return {
         **config,
-        **options,
+        "tile": _tile(config),
+        "warps": warps,
         **usage,
-        "shared": compiled.metadata.shared,
+        "shared": shared,
         "shared_limit": SHARED_LIMIT[target],
-        "matrix_instructions": len(re.findall(MATRIX_INSTRUCTION[target], text)),
-        "atomics": len(re.findall(r"^\s*(?:atom|red|global_atomic|buffer_atomic)[._]", text, re.M)),
+        "programs": programs,
+        "limited_by": limit,
+        **mix(text, **tile),
     }
 
 
-def _cuda_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled bytes of the (single) function, from cuobjdump."""
+def _tile(config: dict[str, Any]) -> str:
+    """Rows x columns x depth of a product's steps."""
+    if config["kernel"] not in PRODUCTS:
+        return ""
+    setting = _setting(config)
+    return f"{setting.rows} x {setting.cols} x {setting.depth}, {setting.stages} stages"
+
+
+def _setting(config: dict[str, Any]) -> launch.Launch:
+    """The launch that the package would take."""
+    return launch.SETTINGS[config["target"]][PRODUCTS[config["kernel"]]].pick(
+        DTYPES[config["dtype"]], config["teacher"], config["diagnostics"]
+    )
+
+
+def _cuda_code(cubin: bytes) -> tuple[str, dict[str, int]]:
+    """SASS, registers and spilled bytes of the (single) function."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        command = [tool, "--dump-resource-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        def ask(*command: str) -> str:
+            command = (*command, file.name)
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        report = ask(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+        code = ask(triton.knobs.nvidia.nvdisasm.path, "--print-code")
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage:\n{report}")
-    return {"registers": int(found[1]), "spilled": int(found[2])}
+    return code, {"registers": int(found[1]), "spilled": int(found[2])}
 
 
 def _amd_usage(assembly: str) -> dict[str, int]:
@@ -217,11 +269,53 @@ def faults(record: dict[str, Any]) -> list[str]:
         found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")
     # Exact float32 products have no matrix instruction on NVIDIA.
     multiplies = record["kernel"] in PRODUCTS and record["dtype"] != "fp32"
-    if multiplies and record["matrix_instructions"] < 1 + record["teacher"]:
+    unit = MATRIX_UNIT[record["target"]]
+    matrix = sum(count for kind, count in record["matrix"].items() if kind.startswith(unit))
+    if multiplies and matrix < 1 + record["teacher"]:
         found.append("a product without matrix instructions")
     if record["atomics"]:
         found.append(f"{record['atomics']} atomic operations")
     return found
+
+
+COLUMNS = {
+    "kernel": lambda r: (
+        r["kernel"] + ", teacher" * r["teacher"] + ", diagnostics" * r["diagnostics"]
+    ),
+    "dtype": lambda r: r["dtype"],
+    "tile": lambda r: r["tile"],
+    "warps": lambda r: r["warps"],
+    "registers": lambda r: r["registers"],
+    "spilled": lambda r: r["spilled"],
+    "shared, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
+    "programs, limit": lambda r: f"{r['programs']}, {r['limited_by']}",
+    "matrix": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
+    "loads 16 B / less": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
+    "stores 16 B / less": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
+    "asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
+    "exponentials": lambda r: r["exponentials"],
+    "each": lambda r: r.get("exponentials_each", ""),
+    "instructions each": lambda r: r.get("instructions_each", ""),
+}
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The table that people read, target by target."""
+    page = f"""# Machine code
+
+What Triton {triton.__version__} makes of every kernel; `make machine-code` writes this page and
+the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
+on its way from product to product, without the loops over D that multiply.
+"""
+    for target in TARGETS:
+        rows = [
+            [str(cell(record)) for cell in COLUMNS.values()]
+            for record in records
+            if record["target"] == target
+        ]
+        if rows:
+            page += f"\n## {target}\n\n{table(list(COLUMNS), rows)}\n"
+    return page
 
 
 def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
@@ -242,13 +336,11 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
     records = report(arguments.targets or list(TARGETS))
+    page = markdown(records)
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")
-    columns = list(records[0] | records[-1])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for record in records:
-        print("| " + " | ".join(str(record.get(column, "")) for column in columns) + " |")
+        arguments.out.with_suffix(".md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

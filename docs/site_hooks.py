@@ -1,7 +1,8 @@
 """What mkdocs does not do by itself: figures, benchmark results and formulas.
 
 * Every module of docs/figures has a function ``draw``; its figure becomes figures/NAME.svg.
-* Every report of bench/results becomes a page under Performance, with its plots and its JSON.
+* Every report of bench/results becomes a page under Performance, with its plots and its JSON; the
+  plot of the scaling model is shown on the page about scaling.
 * Every page and plot of an example's results is at found/EXAMPLE.
 * ``$...$`` and ``$$...$$`` become MathML, which browsers show without a script, a font or a
   network; ``:func:`` and its kin become links.
@@ -55,6 +56,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         made = File.generated(config, place, abs_src_path=str(path))
         made.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(made)
+    for plot in sorted(RESULTS.glob("scaling_model/*.svg")):
+        name = f"results/scaling_model/{plot.name}"
+        files.append(File.generated(config, name, abs_src_path=str(plot)))
     return files
 
 

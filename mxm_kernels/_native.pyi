@@ -8,7 +8,14 @@ def has_matrix_unit() -> bool: ...
 def exponential(level: str, source: int, target: int, length: int, /) -> None: ...
 def softplus(level: str, source: int, target: int, length: int, /) -> None: ...
 def mixed_rows(
-    problem: list[int], losses: list[int], rows: int, hard: float, soft: float, threads: int, /
+    problem: list[int],
+    slots: int,
+    losses: list[int],
+    rows: int,
+    hard: float,
+    soft: float,
+    threads: int,
+    /,
 ) -> None: ...
 def drawn_weights(
     random: int, offsets: int, rounds: int, rows: int, pairs: int, weights: int, /
@@ -48,9 +55,18 @@ class ForwardPass:
 class BackwardPass:
     dscale: float
     def __init__(
-        self, level: str, problem: Problem, statistics: list[int], upstream: list[int], /
+        self,
+        level: str,
+        problem: Problem,
+        statistics: list[int],
+        upstream: list[int],
+        factor: float,
+        /,
     ) -> None: ...
     def sweep(self, *tile: int) -> None: ...
+    def sweep_to(
+        self, dS: int, student: int, teacher: int, stride: int, rows: int, cols: int, /
+    ) -> None: ...
     def fused(self, features: Features, dx: int, dy: int, /) -> None: ...
 
 class SigmoidForwardPass:

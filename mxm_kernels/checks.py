@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+MOST_ROUNDS = 1 << 24  # as many are counted exactly in float32
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -100,7 +101,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
     """A positive scale as a 0-d tensor of ``dtype`` beside ``like``; a tensor keeps its graph.
 
     A number or a CPU tensor that is not positive is an error. Looking at a GPU tensor would
-    make the step wait for the GPU, so there it becomes NaN, and so does the loss.
+    make the step wait for the GPU, so there the operators make the loss NaN.
     """
     if isinstance(scale, Tensor):
         if scale.numel() != 1 or scale.ndim > 1:
@@ -116,8 +117,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
             # NaN passes: it came from training, and the loss shows it.
             if value == value:
                 _check_positive(name, value)
-        scale = scale.reshape(()).to(dtype)
-        return torch.where(scale > 0, scale, torch.nan)
+        return scale.reshape(()).to(dtype)
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
     _check_positive(name, cast(float, scale))
@@ -162,3 +162,7 @@ def check_rounds(rounds: object) -> None:
         raise TypeError(f"rounds must be an integer or None, got {type(rounds).__name__}")
     if rounds is not None and int(rounds) < 1:
         raise ValueError(f"rounds must be at least 1, or None for the expectation, got {rounds}")
+    if rounds is not None and int(rounds) > MOST_ROUNDS:
+        raise ValueError(
+            f"rounds must be at most {MOST_ROUNDS}, or None for the expectation, got {rounds}"
+        )

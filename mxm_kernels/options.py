@@ -5,7 +5,7 @@ One list: public functions pass ``**options`` on, and only ``resolve`` fills in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 
@@ -197,6 +197,17 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
         raise ValueError("gather='ring' needs a process_group")
     checks.check_choice("reduction", values.reduction, ("mean", "none"))
     return options
+
+
+def check_not_taken(loss: str, names: Iterable[str], options: Iterable[str]) -> None:
+    """Options of the family that have no meaning for a loss.
+
+    Raises:
+        TypeError: one was given; the message names it and the loss.
+    """
+    for name in names:
+        if name in options:
+            raise TypeError(f"{loss} takes no {name}")
 
 
 def require_folds(folds: object) -> None:

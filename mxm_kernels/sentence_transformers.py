@@ -15,7 +15,9 @@ from torch.nn.functional import normalize
 
 from mxm_kernels.folds import Folds
 from mxm_kernels.modules import MFHLoss
-from mxm_kernels.parallel.distributed import Ranks
+from mxm_kernels.parallel.distributed import Ranks, SharedErrors
+
+__all__ = ["MultifoldLoss"]
 
 _RANK = 1 << 40  # ids of rank r without labels start at r times this
 
@@ -58,13 +60,17 @@ class MultifoldLoss(nn.Module):
     ) -> Tensor:
         """Loss of a batch of B rows; labels (B,) integers or None."""
         columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        if len(columns) < 2:
-            raise ValueError(
-                f"expected a column of anchors and one or more of positives, got {len(columns)}"
-            )
-        anchors, positives = columns[0], torch.cat(columns[1:])
-        ids = self._ids(len(anchors), anchors.device) if labels is None else labels
-        folds = Folds.from_ids(ids, ids.repeat(len(columns) - 1))
+        group = getattr(self.loss, "hyper_parameters", {}).get("process_group")
+        with SharedErrors(group):
+            if len(columns) < 2:
+                raise ValueError(
+                    f"expected a column of anchors and one or more of positives, got {len(columns)}"
+                )
+            anchors, positives = columns[0], torch.cat(columns[1:])
+            first = 0 if group is None else Ranks(group).rank * _RANK
+            ids = torch.arange(first, first + len(anchors), device=anchors.device)
+            ids = ids if labels is None else labels
+            folds = Folds.from_ids(ids, ids.repeat(len(columns) - 1))
         return self.loss(
             normalize(anchors, dim=1), normalize(positives, dim=1), folds, logit_scale=self.scale
         )
@@ -72,8 +78,3 @@ class MultifoldLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the trainer writes into the model card."""
         return {"loss": repr(self.loss), "scale": self.scale}
-
-    def _ids(self, rows: int, device: torch.device) -> Tensor:
-        group = getattr(self.loss, "hyper_parameters", {}).get("process_group")
-        start = 0 if group is None else Ranks(group).rank * _RANK
-        return torch.arange(start, start + rows, device=device)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -88,6 +89,14 @@ JUNK = [
     torch.float32,
 ]
 junk = st.sampled_from(JUNK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    """A group of one rank, so that calls over a process group are drawn too."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
 
 
 @st.composite
@@ -168,6 +177,8 @@ def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
         "reduction": st.sampled_from(["mean", "none"]),
         "backend": st.sampled_from([None, "blocked", "native", "native", "blocked", "triton"]),
         "generator": st.builds(torch.Generator),
+        "process_group": st.builds(lambda: dist.group.WORLD),
+        "gather": st.sampled_from(["all", "ring"]),
     }
     taken = inspect.signature(getattr(mxm, function)).parameters
     known = set(taken) | (set(Options.__annotations__) if "options" in taken else set())
@@ -179,7 +190,7 @@ def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
         elif name in known or wrong:
             call[name] = draw(own[name])
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
-        call[draw(st.sampled_from(sorted(known - {"options", "process_group"})))] = draw(junk)
+        call[draw(st.sampled_from(sorted(known - {"options"})))] = draw(junk)
     return call
 
 
@@ -261,7 +272,8 @@ def test_folds_from_anything(folds, image_ids, text_ids, views, captions):
 
 
 X = normalize(torch.arange(12.0).reshape(4, 3) + 1, dim=1)
-PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
+PAIRS = {"image_features": X, "text_features": X}
+SCALE = {"logit_scale": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -274,6 +286,18 @@ PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
         ("fused_info_nce_loss", {"reduction": np.zeros(2)}, ValueError, "reduction must be 'mean'"),
         ("fused_info_nce_loss", {"backend": np.zeros(2)}, ValueError, "backend must be one of"),
         (
+            "fused_mfh_loss",
+            {"rounds": 10**400, "folds": (1, 1)},
+            ValueError,
+            "rounds must be at most",
+        ),
+        (
+            "fused_intra_modal_loss",
+            {"features": X, "folds": 2, "row_weights": 3},
+            TypeError,
+            "row_weights must be a tensor, got int",
+        ),
+        (
             "fused_self_distillation_loss",
             {"soft_share": 0.0, "generator": 3},
             TypeError,
@@ -283,7 +307,7 @@ PAIRS = {"image_features": X, "text_features": X, "logit_scale": 5.0}
 )
 def test_what_fuzzing_found(function, change, error, message):
     with pytest.raises(error, match=message):
-        getattr(mxm, function)(**PAIRS | change)
+        getattr(mxm, function)(**(change if "features" in change else PAIRS) | change, **SCALE)
 
 
 @pytest.mark.parametrize("function", ["fused_decoupled_loss", "fused_debiased_loss"])

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mxm_kernels import backends, checks
+from mxm_kernels.algebra.agreement import facts_of
+from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.queues import QueuedRows, check_queues
+from mxm_kernels.algebra.row_options import check_rows
 from mxm_kernels.algebra.selection import Weights
 from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.options import FoldsLike, Resolved, Scale, row_vector
-from mxm_kernels.parallel.distributed import Ranks, generator_state
+from mxm_kernels.parallel.distributed import Ranks, SharedErrors
 from mxm_kernels.parallel.shards import Shard
 from mxm_kernels.segments import Segments
-
-_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Batch:
     teacher: tuple[Tensor, Tensor] | None  # (M, D'), (N, D')
     scales: tuple[Tensor, Tensor]  # () both the same, or (M,) and (N,)
     teacher_scales: tuple[Tensor, Tensor]
+    queues: tuple[QueuedRows | None, QueuedRows | None]  # what the images see, what the texts see
     tables: FoldTables  # of the rows of all ranks
     options: Resolved
     dtype: torch.dtype  # of the loss
@@ -93,8 +96,8 @@ def make_batch(
 ) -> Batch:
     """Check every argument; without folds no pair is positive.
 
-    ``own`` is what the loss has beside the shared options, as far as all ranks must agree on it;
-    ``names`` are those of the features in errors about their rows.
+    ``own`` is what the loss has beside the shared options, as far as all ranks must agree on it,
+    numbers, words and tensors; ``names`` are those of the features in errors about their rows.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -108,18 +111,16 @@ def make_batch(
         else:
             tables = resolve_folds(folds, c.x, c.y, names)
         return Batch(**c._asdict(), tables=tables, options=options, generator=generator, shard=None)
-    ranks = Ranks(options.process_group)
-    try:
+    with SharedErrors(options.process_group):
+        ranks = Ranks(options.process_group)
         c = _check(image_features, text_features, logit_scale, options)
         x, y = c.x, c.y
+        check_rows(options, x, y)
         made = None if folds is None else as_folds(folds, x.device)
         ids = None
         if made is not None:
             ids = made.ids(x.shape[0], y.shape[0], x.device, ("folds", *names))
-        facts = _facts(x, y, logit_scale, options, made, generator, own)
-    except (TypeError, ValueError, backends.BackendUnavailableError) as error:
-        ranks.agree(error)
-        raise
+        facts = facts_of(x, y, logit_scale, options, made, generator, own)
     # Drawn from the default generator, which this advances on every rank alike.
     seed = int(torch.randint(2**62, ())) if generator is None else 0
     agreed = ranks.agree(facts, (x.shape[0], y.shape[0]), seed, x.device)
@@ -148,6 +149,7 @@ class _Checked(NamedTuple):
     teacher: tuple[Tensor, Tensor] | None
     scales: tuple[Tensor, Tensor]
     teacher_scales: tuple[Tensor, Tensor]
+    queues: tuple[QueuedRows | None, QueuedRows | None]
     dtype: torch.dtype
     backend: str
 
@@ -168,44 +170,8 @@ def _check(
         t = checks.as_scale("teacher_logit_scale", o.teacher_logit_scale, x, dtype).detach()
         teacher_scales = t, t
     name = backends.choose(o.backend, x.device, x.dtype)
-    return _Checked(x, y, teacher, scales, teacher_scales, dtype, name)
-
-
-def _facts(
-    x: Tensor,
-    y: Tensor,
-    logit_scale: Scale,
-    o: Resolved,
-    folds: Folds | None,
-    generator: torch.Generator | None,
-    own: tuple[Any, ...],
-) -> dict[str, Any]:
-    """What every rank has to have alike, in words and numbers."""
-    scales = logit_scale if isinstance(logit_scale, tuple | list) else [logit_scale]
-    grads = torch.is_grad_enabled()
-    facts = {name: _kind(value) for name, value in o._asdict().items() if name != "process_group"}
-    uniform = folds is not None and folds.is_uniform
-    return facts | {
-        "D": x.shape[1],
-        "dtype": str(x.dtype),
-        "logit_scale": [_kind(scale) for scale in scales],
-        "which arguments require a gradient": [
-            grads and isinstance(t, Tensor) and t.requires_grad for t in (x, y, *scales)
-        ],
-        "folds": repr(folds) if uniform else type(folds).__name__,
-        "generator": None if generator is None else generator_state(generator),
-        "loss": own,
-    }
-
-
-def _kind(value: Any) -> Any:
-    """A number or a word itself; of tensors only what ranks share, all but the rows."""
-    if isinstance(value, Tensor):
-        return f"tensor of shape {('rows', *value.shape[1:]) if value.ndim else ()}"
-    if isinstance(value, tuple | list):
-        return [_kind(v) for v in value]
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return value if plain else type(value).__name__
+    queues = check_queues(o, x, y)
+    return _Checked(x, y, teacher, scales, teacher_scales, queues, dtype, name)
 
 
 def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -222,18 +188,6 @@ def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tup
     rows = row_vector(names[0], logit_scale[0], x.shape[0], x, dtype)
     cols = row_vector(names[1], logit_scale[1], y.shape[0], y, dtype)
     return checks.positive_vector(names[0], rows), checks.positive_vector(names[1], cols)
-
-
-def autocast(features: _MaybeTensor) -> _MaybeTensor:
-    """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
-    if not isinstance(features, Tensor) or features.is_meta:
-        return features
-    device = features.device.type
-    if not torch.is_autocast_enabled(device):
-        return features
-    if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
-        return features
-    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
 
 
 def as_folds(folds: FoldsLike, device: torch.device) -> Folds:

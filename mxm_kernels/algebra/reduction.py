@@ -12,6 +12,7 @@ from torch import Tensor
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.backends.problem import RowProblem
 from mxm_kernels.operators.rows import mixed_rows
@@ -75,6 +76,8 @@ def reduce(
     soft loss alone.
     """
     o = batch.options
+    if formula is masked_rows and is_plain(batch, given):
+        return plain_loss(batch, given)
     pair = directions(batch, soft=formula is None or o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)

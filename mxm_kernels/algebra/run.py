@@ -11,12 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mxm_kernels import checks
-from mxm_kernels.algebra.batch import Batch, autocast
+from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction, add_log, image_to_text, text_to_image
-from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
+from mxm_kernels.algebra.queues import QueuedRows
 from mxm_kernels.operators.statistics import statistics
-from mxm_kernels.options import Queue, as_queue
 from mxm_kernels.parallel.over_ranks import directions_over_ranks
 
 
@@ -33,12 +31,11 @@ def directions(batch: Batch, *, soft: bool) -> tuple[Direction, Direction]:
         sums = b.sum(torch.stack([b.x.sum(0, dtype=b.dtype), b.y.sum(0, dtype=b.dtype)]))
         rows = replace(rows, total=_row_totals(b.x, sums[1], b.scales[0]))
         cols = replace(cols, total=_row_totals(b.y, sums[0], b.scales[1]))
-    text_queue = as_queue("text_queue", b.options.text_queue)
-    image_queue = as_queue("image_queue", b.options.image_queue)
-    if text_queue is not None:
-        rows = _with_queue(b, 0, rows, "text_queue", text_queue)
-    if image_queue is not None:
-        cols = _with_queue(b, 1, cols, "image_queue", image_queue)
+    seen_by_images, seen_by_texts = b.queues
+    if seen_by_images is not None:
+        rows = _with_queue(b, 0, rows, seen_by_images)
+    if seen_by_texts is not None:
+        cols = _with_queue(b, 1, cols, seen_by_texts)
     return rows, cols
 
 
@@ -81,10 +78,15 @@ def _row_totals(x: Tensor, total: Tensor, scale: Tensor) -> Tensor:
     return scale * torch.mv(x.to(total.dtype), total)
 
 
-def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> Direction:
+def _with_queue(b: Batch, side: int, d: Direction, queue: QueuedRows) -> Direction:
     """Merge the rows of a queue into a direction: negatives, and what its folds leave out."""
     x = (b.x, b.y)[side]
-    features, tables = queue_features(b, side, name, queue)
+    name, features, tables = queue
+    if b.teacher is not None and b.teacher[0].shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{name} stands in the teacher's matrix too: the teacher's features must have its "
+            f"dimension {x.shape[1]}, got {b.teacher[0].shape[1]}"
+        )
     teacher, s, t = None, b.scales[side], b.teacher_scales[side]
     own = None if b.teacher is None else b.teacher[side]
     if s.ndim:  # a scale for each row
@@ -110,24 +112,3 @@ def _with_queue(b: Batch, side: int, d: Direction, name: str, queue: Queue) -> D
         total = _row_totals(x, features.sum(0, dtype=b.dtype), s) - more.sum(more.S)
         merged = replace(merged, total=d.total + total)
     return merged
-
-
-def queue_features(b: Batch, side: int, name: str, queue: Queue) -> tuple[Tensor, FoldTables]:
-    """The queue's features, detached and checked, and which of its rows are no negatives."""
-    x, features = (b.x, b.y)[side], autocast(queue.features)
-    checks.check_matrix(name, features)
-    if features.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"{name} must have the dimension D of the features, {x.shape[1]}, "
-            f"got {features.shape[1]}"
-        )
-    checks.check_alike(name, features, "image_features", x)
-    if b.teacher is not None and b.teacher[0].shape[1] != x.shape[1]:
-        raise ValueError(
-            f"{name} stands in the teacher's matrix too: the teacher's features must have its "
-            f"dimension {x.shape[1]}, got {b.teacher[0].shape[1]}"
-        )
-    if queue.folds is None:
-        return features.detach(), tables_without_pairs(len(x), len(features), x.device)
-    names = name, ("image_features", "text_features")[side], "the queue"
-    return features.detach(), queue.folds.tables(len(x), len(features), x.device, names)

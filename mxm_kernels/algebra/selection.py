@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.pairs import frequencies, places_of
+from mxm_kernels.backends.problem import Draw
 from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.operators import rows as row_operator
 from mxm_kernels.segments import permute
@@ -33,6 +34,18 @@ def _random(
     return made.random_(generator=generator).to(device, non_blocking=True)
 
 
+def _draw(tables: FoldTables, rounds: int, generator: torch.Generator | None) -> Draw:
+    """Numbers that draw a positive of every row and column, ``rounds`` times."""
+    shape = (rounds * (tables.images + tables.texts),)
+    return Draw(
+        _random(shape, generator, tables.device),
+        tables.image_offsets,
+        tables.text_offsets,
+        rounds,
+        tables.pairs,
+    )
+
+
 def draw_places(
     tables: FoldTables, rounds: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
@@ -41,33 +54,8 @@ def draw_places(
     Returns places (R, M) in slot order and (R, N) in text-major order, -1 for a row without
     a positive.
     """
-
-    def draw(offsets: Tensor) -> Tensor:
-        return places_of(
-            _random((rounds, offsets.shape[0] - 1), generator, offsets.device), offsets
-        )
-
-    return draw(tables.image_offsets), draw(tables.text_offsets)
-
-
-def drawn_frequencies(
-    offsets: Tensor,
-    rounds: int,
-    generator: torch.Generator | None,
-    pairs: int,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
-    """(P,) weights of ``rounds`` random rounds over segments of positives."""
-    random = _random((rounds, offsets.shape[0] - 1), generator, offsets.device)
-    return row_operator.drawn_weights(random, offsets, pairs, dtype, backend)
-
-
-def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
-    """The limit of infinitely many rounds: every positive of a row weighs the same."""
-    rows = tables.image_offsets.diff()[tables.pair_images]
-    cols = tables.text_offsets.diff()[tables.text_owners]
-    return 1 / rows.to(dtype), 1 / cols.to(dtype)
+    rows, cols = (places_of(*side) for side in _draw(tables, rounds, generator).sides())
+    return rows, cols
 
 
 def drawn_weights(
@@ -78,11 +66,26 @@ def drawn_weights(
     backend: str,
 ) -> Weights:
     """Weights of ``rounds`` random rounds."""
+    return row_operator.drawn_weights(_draw(tables, rounds, generator), dtype, backend)
 
-    def drawn(offsets: Tensor) -> Tensor:
-        return drawn_frequencies(offsets, rounds, generator, tables.pairs, dtype, backend)
 
-    return drawn(tables.image_offsets), drawn(tables.text_offsets)
+def drawn_frequencies(
+    offsets: Tensor,
+    rounds: int,
+    generator: torch.Generator | None,
+    pairs: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(P,) weights of ``rounds`` random rounds over segments of positives of one side."""
+    random = _random((rounds, offsets.shape[0] - 1), generator, offsets.device)
+    return frequencies(places_of(random, offsets), pairs, dtype)
+
+
+def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
+    """The limit of infinitely many rounds: every positive of a row weighs the same."""
+    rows = tables.image_offsets.diff()[tables.pair_images]
+    cols = tables.text_offsets.diff()[tables.text_owners]
+    return 1 / rows.to(dtype), 1 / cols.to(dtype)
 
 
 def draw_rows(

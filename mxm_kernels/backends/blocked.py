@@ -128,7 +128,9 @@ class _Running:
 class _Blocked:
     """The backend: see the module's docstring."""
 
+    pair_parts = 1
     mixed_rows = staticmethod(pairs.mixed_rows)
+    mixed_loss = staticmethod(pairs.mixed_loss)
     drawn_weights = staticmethod(pairs.drawn_weights)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -168,12 +170,22 @@ class _Blocked:
             t_cols=T_cols.logsumexp(),
         )
 
+    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
+        return (0,)
+
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        factor: Tensor | None = None,
     ) -> Gradients:
         work, sums = _Workspace(problem), GradientSum(problem, needs)
         # Scaled once here, dS below is the gradient of x y^T and the products need no scaling.
-        d = Upstream(*(g * problem.scale for g in upstream))
+        scale = problem.scale if factor is None else problem.scale * factor
+        d = Upstream(*(g * scale for g in upstream))
+        d = d._replace(positives=d.positives.sum(0))
         dscale = problem.scale.new_zeros((), dtype=torch.float64)
         for tile in _tiles(problem):
             S = work.student(tile)

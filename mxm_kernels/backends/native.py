@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.problem import (
+    Draw,
     Gradients,
     Needs,
     Problem,
     RowLosses,
     RowProblem,
+    Shares,
+    Sides,
     SigmoidGradients,
     SigmoidStatistics,
     Statistics,
@@ -34,6 +37,7 @@ except ImportError as error:  # built without a compiler: the package is whole w
 
 TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
 TILE_COLUMNS = 4608  # at D = 1024 their widened features are 18 MiB
+KEPT = 4 << 20  # floats of S, and of T, up to which forward keeps them: two are 32 MiB
 LARGE = 8 << 20  # bytes from which a workspace asks for large pages
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PAD = 16  # floats in the widest vector of the sweep
@@ -113,6 +117,8 @@ def _threads(elements: int) -> int:
 class _Native:
     """The backend: see the module's docstring."""
 
+    pair_parts = 1
+
     def __init__(self, level: str | None = None) -> None:
         self.level = level or (_native.levels()[0] if _native is not None else "")
         self.fuse = level is None and _native is not None and _native.has_matrix_unit()
@@ -129,6 +135,12 @@ class _Native:
     def _fuses(self, problem: Problem) -> bool:
         """Whether the extension does the products too, on the matrix unit."""
         return self.fuse and problem.x.dtype == torch.bfloat16
+
+    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
+        """(1 or 2, M, stride): one tile, which the products would fill again in backward."""
+        rows, cols = problem.x.shape[0], problem.y.shape[0]
+        keeps = not self._fuses(problem) and cols <= TILE_COLUMNS and rows * _stride(cols) <= KEPT
+        return (2 if problem.has_teacher else 1, rows, _stride(cols)) if keeps else (0,)
 
     def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
         result = problem.room(diagnostics)
@@ -147,11 +159,19 @@ class _Native:
         n_rows, n_cols, _, *averages = (s.data_ptr() for s in result)
         sweep.finish(n_rows, n_cols, *averages[:4])
         if diagnostics:
-            sweep.finish_diagnostics(*averages[4:])
+            sweep.finish_diagnostics(*averages[4:8])
+        if plane is not None and len(self.kept_shape(problem)) > 1:
+            plane.buffers[..., plane.widest :].zero_()  # for the same bits from the same features
+            result = result._replace(kept=plane.buffers)
         return result
 
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        factor: Tensor | None = None,
     ) -> Gradients:
         s = statistics
         saved = s.n_rows, s.n_cols, s.positives, s.t_rows, s.t_cols
@@ -162,9 +182,13 @@ class _Native:
             _native_problem(problem),
             [v.data_ptr() for v in saved],
             [g.data_ptr() for g in upstream],
+            1.0 if factor is None else factor.item(),
         )
-        products = _fused_gradients if self._fuses(problem) else _tiled_gradients
-        gradients = products(problem, needs, sweep)
+        if s.kept.numel():
+            gradients = _kept_gradients(problem, needs, sweep, s.kept)
+        else:
+            products = _fused_gradients if self._fuses(problem) else _tiled_gradients
+            gradients = products(problem, needs, sweep)
         scale = problem.scale.item()
         return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
 
@@ -210,27 +234,75 @@ class _Native:
 
     def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
-        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S))
-        _native.mixed_rows(
-            [v.data_ptr() for v in p],
-            [v.data_ptr() for v in out],
-            p.n.shape[0],
-            hard,
-            soft,
-            _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
-        )
+        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S))
+        _mixed_rows(p, None, out, hard, soft)
         return out
 
-    def drawn_weights(
-        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
-    ) -> Tensor:
-        assert dtype == torch.float32, "the backend takes no float64"
-        random, weights = random.contiguous(), offsets.new_empty(pairs, dtype=dtype)
-        rounds, rows = random.shape
-        _native.drawn_weights(
-            random.data_ptr(), offsets.data_ptr(), rounds, rows, pairs, weights.data_ptr()
+    def mixed_loss(
+        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+    ) -> tuple[Tensor, Upstream]:
+        p, s, dS = problem, statistics, torch.zeros_like(statistics.positives)
+        if not p.scale.item() > 0 or (
+            p.teacher_scale is not None and not p.teacher_scale.item() > 0
+        ):
+            s = s._replace(positives=torch.full_like(s.positives, torch.nan))
+        rows, cols = (torch.empty_like(n) for n in (s.n_rows, s.n_cols))
+        upstream = Upstream(
+            torch.empty_like(rows),
+            torch.empty_like(cols),
+            dS[None],
+            torch.full_like(s.u_rows, -shares.soft_rows),
+            torch.full_like(s.u_cols, -shares.soft_cols),
         )
-        return weights
+        _mixed_rows(
+            RowProblem(s.n_rows, s.positives, s.u_rows, sides.row_weights, p.image_offsets),
+            None,
+            RowLosses(rows, upstream.n_rows, dS),
+            shares.hard_rows,
+            shares.soft_rows,
+        )
+        _mixed_rows(
+            RowProblem(s.n_cols, s.positives, s.u_cols, sides.col_weights, sides.text_offsets),
+            sides.text_slots,
+            RowLosses(cols, upstream.n_cols, dS),
+            shares.hard_cols,
+            shares.soft_cols,
+        )
+        return rows.sum() + cols.sum(), upstream
+
+    def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        assert dtype == torch.float32, "the backend takes no float64"
+        rows, cols = (draw.random.new_empty(draw.pairs, dtype=dtype) for _ in range(2))
+        for (random, offsets), out in zip(draw.sides(), (rows, cols), strict=True):
+            source, length = random.data_ptr(), random.shape[1]
+            _native.drawn_weights(
+                source, offsets.data_ptr(), draw.rounds, length, draw.pairs, out.data_ptr()
+            )
+        return rows, cols
+
+
+def _mixed_rows(
+    p: RowProblem, slots: Tensor | None, out: RowLosses, hard: float, soft: float
+) -> None:
+    """Losses of the rows and dn into ``out``, dS added to it."""
+    _native.mixed_rows(
+        [v.data_ptr() for v in p],
+        0 if slots is None else slots.data_ptr(),
+        [v.data_ptr() for v in out],
+        p.n.shape[0],
+        hard,
+        soft,
+        _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
+    )
+
+
+def _kept_gradients(problem: Problem, needs: Needs, sweep, kept: Tensor) -> Gradients:
+    """From the tile that forward kept, which a second backward may read again."""
+    rows, cols, sums = len(problem.x), len(problem.y), GradientSum(problem, needs)
+    dS, teacher = torch.empty_like(kept[0]), kept[-1].data_ptr() if problem.has_teacher else 0
+    sweep.sweep_to(dS.data_ptr(), kept.data_ptr(), teacher, kept.shape[2], rows, cols)
+    sums.add(dS[:, :cols], (0, rows), (0, cols))
+    return sums.finish(problem.scale)
 
 
 def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:

@@ -59,6 +59,7 @@ class Problem(NamedTuple):
         sizes = both + [self.pair_images.shape[0]] + (both if self.has_teacher else none) * 2
         sizes += both if diagnostics else none
         sizes += both if diagnostics and self.has_teacher else none
+        sizes += [0]
         return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
 
     def contiguous(self) -> Problem:
@@ -75,7 +76,8 @@ class Problem(NamedTuple):
 class Statistics(NamedTuple):
     """What forward returns: O(M + N + P) numbers.
 
-    Without a teacher u, t and h are empty; m and h are where no diagnostics are wanted.
+    Without a teacher u, t and h are empty; m and h are where no diagnostics are wanted. ``kept``
+    is bounded by a constant of the backend.
     """
 
     n_rows: Tensor  # (M,) log-sum-exp over the negatives of each row
@@ -89,6 +91,7 @@ class Statistics(NamedTuple):
     m_cols: Tensor  # (N,)
     h_rows: Tensor  # (M,) entropy of the teacher's softmax over the row, in nats
     h_cols: Tensor  # (N,)
+    kept: Tensor  # products of both matrices for backward, in a backend's own shape, or empty
 
 
 class Upstream(NamedTuple):
@@ -96,7 +99,7 @@ class Upstream(NamedTuple):
 
     n_rows: Tensor
     n_cols: Tensor
-    positives: Tensor
+    positives: Tensor  # (parts, P), of which it is the sum
     u_rows: Tensor
     u_cols: Tensor
 
@@ -125,6 +128,43 @@ class RowLosses(NamedTuple):
     losses: Tensor  # (rows,)
     dn: Tensor  # (rows,)
     dS: Tensor  # (P,)
+
+
+class Sides(NamedTuple):
+    """The positive pairs seen from the texts, and the weights of the pairs on either side."""
+
+    row_weights: Tensor  # (P,) in slot order
+    col_weights: Tensor  # (P,) in text-major order
+    text_offsets: Tensor  # (N + 1,) int64
+    text_slots: Tensor  # (P,) int64, slot of each pair in text-major order
+    slot_places: Tensor  # (P,) int64, place in text-major order of each slot
+
+
+class Shares(NamedTuple):
+    """Factors of the hard and soft losses of every row and column, their mean's included."""
+
+    hard_rows: float
+    soft_rows: float
+    hard_cols: float
+    soft_cols: float
+
+
+class Draw(NamedTuple):
+    """Random numbers for the positives of every row and column, and where those are."""
+
+    random: Tensor  # (R (M + N),) int32, uniform in [0, 2^31): (R, M) of rows, (R, N) of columns
+    image_offsets: Tensor  # (M + 1,) int64
+    text_offsets: Tensor  # (N + 1,) int64
+    rounds: int  # R
+    pairs: int  # P
+
+    def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(R, M) and (R, N) numbers, each with its offsets."""
+        rows = self.rounds * (self.image_offsets.shape[0] - 1)
+        return (
+            (self.random[:rows].view(self.rounds, -1), self.image_offsets),
+            (self.random[rows:].view(self.rounds, -1), self.text_offsets),
+        )
 
 
 class Needs(NamedTuple):
@@ -156,6 +196,8 @@ class SigmoidGradients(NamedTuple):
 class Backend(Protocol):
     """One implementation of the operator."""
 
+    pair_parts: int  # in which mixed_loss gives the gradient by the positives
+
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
         ...
@@ -164,10 +206,19 @@ class Backend(Protocol):
         """Compute the statistics; diagnostics change no bit of the others."""
         ...
 
+    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
+        """Shape of what forward keeps for backward."""
+        ...
+
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        factor: Tensor | None = None,
     ) -> Gradients:
-        """Compute the gradients."""
+        """Compute the gradients, ``factor`` () times those of ``upstream``."""
         ...
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
@@ -186,11 +237,18 @@ class Backend(Protocol):
         ...
 
     def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
-        """Compute MFH's losses of the rows; see ``row_operator``."""
+        """Compute MFH's losses of the rows of one direction; see ``operators.rows``."""
         ...
 
-    def drawn_weights(
-        self, random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype
-    ) -> Tensor:
-        """Count how often each positive was drawn; see ``row_operator``."""
+    def mixed_loss(
+        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+    ) -> tuple[Tensor, Upstream]:
+        """Compute MFH () of both directions, and its gradient by the statistics.
+
+        NaN where a feature is not finite (see ``pairs.mixed_rows``) or a scale not positive.
+        """
+        ...
+
+    def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Count how often each positive was drawn on either side; see ``operators.rows``."""
         ...

@@ -25,17 +25,25 @@ class GradientSum:
 
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
-    ``unit`` is a factor that the tiles carry and the sums must lose.
+    ``unit`` is a factor that the tiles carry and the sums must lose. ``alone``: there is one tile,
+    whose products on a GPU need no sum and come in the dtype of the features.
     """
 
-    def __init__(self, problem: Problem, needs: Needs, unit: Tensor | None = None) -> None:
+    def __init__(
+        self, problem: Problem, needs: Needs, unit: Tensor | None = None, *, alone: bool = False
+    ) -> None:
         self.problem, self.unit = problem, unit
         x, y = problem.x, problem.y
+        self.direct = alone and unit is None and x.device.type == "cuda"
+        dtype = y.dtype if self.direct else problem.accumulator
         self.dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs.x else None
-        self.dy = y.new_empty(y.shape, dtype=problem.accumulator) if needs.y else None
+        self.dy = y.new_empty(y.shape, dtype=dtype) if needs.y else None
 
     def add(self, dS: Tensor, rows: Span, cols: Span) -> None:
         """Add one tile: dS (h, w) of image rows ``rows`` and text rows ``cols``."""
+        if self.direct:
+            self._multiply(dS)
+            return
         first_row, first_col = rows[0] == 0, cols[0] == 0
         if self.dx is not None:
             if first_col:
@@ -48,6 +56,12 @@ class GradientSum:
         if self.dy is not None:
             x = self.problem.x[slice(*rows)]
             add_product(self.dy[slice(*cols)], dS.T, x, first=first_row)
+
+    def _multiply(self, dS: Tensor) -> None:
+        if self.dx is not None:
+            torch.mm(dS, self.problem.y, out=self.dx)
+        if self.dy is not None:
+            torch.mm(dS.T, self.problem.x, out=self.dy)
 
     def _room(self, dx: Tensor) -> Tensor:
         """Where a row block of dx is summed: in place if its dtype is the accumulator's."""

@@ -54,8 +54,8 @@ inline void prepare(Backward& pass) {
   for (Term* term : {&pass.student, &pass.teacher}) {
     if (term == &pass.teacher && !p.has_teacher) continue;
     term->shared = shared;
-    prepare_side(term->rows, p.rows, *term, p.scale * pass.unit);
-    prepare_side(term->cols, p.cols, *term, p.scale * pass.unit);
+    prepare_side(term->rows, p.rows, *term, pass.upstream_scale());
+    prepare_side(term->cols, p.cols, *term, pass.upstream_scale());
   }
 }
 
@@ -84,14 +84,15 @@ inline Floats both_terms(const Term& term, std::int64_t i, Floats L, Floats fact
   return exponential(L - term.rows.shift[i]) * row + exponential(L - shift) * factor;
 }
 
-// dS of row i of the tile, over its products, the positives' own gradient left out. Returns
-// the sum of dS * products.
+// dS of row i of the tile, the positives' own gradient left out. Returns the sum of dS times the
+// products, which it may be written over.
 template <bool kShared, bool kTeacher>
 float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
-  float* const student = tile.student + i * tile.stride;
+  const float* const student = tile.student + i * tile.stride;
   const float* const teacher = kTeacher ? tile.teacher + i * tile.stride : nullptr;
+  float* const to = tile.dS + i * tile.stride;
   Floats total{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Columns columns(pass, tile.col + j);
@@ -103,7 +104,7 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
       dS += both_terms<kShared>(pass.teacher, row, load(teacher + j) * p.teacher_scale,
                                 columns.T_factor, columns.T_shift);
     }
-    store(student + j, dS);
+    store(to + j, dS);
     const Floats share = dS * product;
     total += j + kLanes <= tile.cols
                  ? share
@@ -120,8 +121,8 @@ inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t
   for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
     const std::int64_t j = p.pair_texts[slot] - tile.col;
     if (j < 0 || j >= tile.cols) continue;
-    const float gradient = pass.dpositives[slot] * (p.scale * pass.unit);
-    tile.student[i * tile.stride + j] += gradient;
+    const float gradient = pass.dpositives[slot] * pass.upstream_scale();
+    tile.dS[i * tile.stride + j] += gradient;
     total += static_cast<double>(gradient) * pass.positives[slot];
   }
   return total;

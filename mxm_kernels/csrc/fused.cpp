@@ -86,8 +86,8 @@ inline Tile multiply_both(const Pair& student, const Pair& teacher, std::int64_t
                           const Strip& strip) {
   multiply_strip(student, row, cols, strip.rows.get(), strip.S.get());
   if (teacher.exists()) multiply_strip(teacher, row, cols, strip.rows.get(), strip.T.get());
-  return {strip.S.get(), teacher.exists() ? strip.T.get() : nullptr, kStripStride, row, col,
-          rows,          cols};
+  float* const S = strip.S.get();
+  return {S, teacher.exists() ? strip.T.get() : nullptr, S, kStripStride, row, col, rows, cols};
 }
 
 inline std::int64_t deepest(const Pair& student, const Pair& teacher) {
@@ -127,7 +127,7 @@ void forward(Forward& pass, const Features& features) {
         gather_positives(p, pass.positives, tile, 0, static_cast<int>(rows));
       }
 #pragma omp barrier
-      const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};
+      const Tile block{nullptr, nullptr, nullptr, 0, 0, col, p.rows, cols};
       merge_columns(pass, block, team, cols * thread / team, cols * (thread + 1) / team);
 #pragma omp barrier
     }
@@ -291,6 +291,7 @@ inline float unit_of(const Backward& pass) {
     widen(pass.teacher.rows.upstream, p.rows);
     widen(pass.teacher.cols.upstream, p.cols);
   }
+  largest *= std::fabs(pass.factor);
   const bool usable = largest > 1e-30f && largest < 1e30f;  // its inverse is an ordinary number
   return usable ? 1 / largest : 1.0f;
 }

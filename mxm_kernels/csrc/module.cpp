@@ -61,7 +61,7 @@ Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float te
 
 Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
                std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-  return {at<float>(student), at<float>(teacher), stride, row, col, rows, cols};
+  return {at<float>(student), at<float>(teacher), at<float>(student), stride, row, col, rows, cols};
 }
 
 Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
@@ -141,9 +141,10 @@ class BackwardPass {
   // `statistics`: n, n', S of the positives, t, t'; `upstream`: dn, dn', dS_pos, du, du'.
   BackwardPass(const std::string& level, const Problem& problem,
                const std::vector<std::uintptr_t>& statistics,
-               const std::vector<std::uintptr_t>& upstream)
+               const std::vector<std::uintptr_t>& upstream, float factor)
       : kernels_(kernels(level)) {
     pass_.problem = problem;
+    pass_.factor = factor;
     pass_.student.rows = make_side(statistics.at(0), upstream.at(0));
     pass_.student.cols = make_side(statistics.at(1), upstream.at(1));
     pass_.positives = at<const float>(statistics.at(2));
@@ -153,9 +154,17 @@ class BackwardPass {
     kernels_.prepare(pass_);
   }
 
+  // Writes dS over the student's products, or elsewhere.
   void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
              std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
     kernels_.backward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  void sweep_to(std::uintptr_t dS, std::uintptr_t student, std::uintptr_t teacher,
+                std::int64_t stride, std::int64_t rows, std::int64_t cols) {
+    Tile tile = make_tile(student, teacher, stride, 0, rows, 0, cols);
+    tile.dS = at<float>(dS);
+    kernels_.backward_tile(pass_, tile);
   }
 
   void fused(const Features& features, std::uintptr_t dx, std::uintptr_t dy) {
@@ -229,8 +238,8 @@ class SigmoidBackwardPass {
   SigmoidBackward pass_;
 };
 
-// `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS.
-void run_mixed_rows(const std::vector<std::uintptr_t>& problem,
+// `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS, which are added to.
+void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
                     const std::vector<std::uintptr_t>& losses, std::int64_t rows, float hard,
                     float soft, int threads) {
   RowProblem p;
@@ -239,6 +248,7 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem,
   p.u = at<const float>(problem.at(2));
   p.weights = at<const float>(problem.at(3));
   p.offsets = at<const std::int64_t>(problem.at(4));
+  p.slots = at<const std::int64_t>(slots);
   p.rows = rows;
   p.hard = hard;
   p.soft = soft;
@@ -280,9 +290,10 @@ NB_MODULE(_native, m) {
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, float>(),
            Release())
       .def("sweep", &BackwardPass::sweep, Release())
+      .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")

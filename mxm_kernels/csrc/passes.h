@@ -74,11 +74,11 @@ struct Problem {
   int threads = 1;
 };
 
-// Products of a tile, not yet scaled. A row may be read up to `padded(cols)`, garbage
-// included; backward writes dS over the student's.
+// Products of a tile, not yet scaled. A row may be read up to `padded(cols)`, garbage included.
 struct Tile {
   float* student = nullptr;
   float* teacher = nullptr;  // null without one
+  float* dS = nullptr;       // where backward writes, mostly over the student's
   std::int64_t stride = 0;   // floats from row to row, a multiple of kPad
   std::int64_t row = 0;      // where the tile begins in the plane
   std::int64_t col = 0;
@@ -120,14 +120,17 @@ struct Term {
   bool shared = false;
 };
 
-// What the backward passes have in common. They scale the upstream gradients by s: dS is the
-// gradient of x y^T, and the products need no scaling.
+// What the backward passes have in common. They scale the upstream gradients by s (and the
+// factors below): dS is the gradient of x y^T, and the products need no scaling.
 struct Gradient {
   Problem problem;
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
+  float factor = 1;                   // of all upstream gradients
   float unit = 1;                     // factor that dS carries, and the gradients must lose
   double dscale = 0;                  // sum of dS * S
+
+  float upstream_scale() const { return problem.scale * factor * unit; }
 };
 
 struct Backward : Gradient {

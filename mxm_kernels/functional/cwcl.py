@@ -10,7 +10,17 @@ from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import logsumexp_rows
 from mxm_kernels.algebra.reduction import reduce
-from mxm_kernels.options import Options, Scale, resolve
+from mxm_kernels.options import Options, Scale, check_not_taken, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
+
+NOT_TAKEN = (
+    "soft_weight",
+    "pair_weights",
+    "label_smoothing",
+    "teacher_logit_scale",
+    "image_queue",
+    "text_queue",
+)
 
 
 def fused_cwcl_loss(
@@ -55,19 +65,11 @@ def fused_cwcl_loss(
         >>> loss.shape
         torch.Size([])
     """
-    o = resolve(options, reads_teacher=True)
-    if not o.has_teacher:
-        raise ValueError("CWCL needs teacher_image_features and teacher_text_features")
-    for name in (
-        "soft_weight",
-        "pair_weights",
-        "label_smoothing",
-        "teacher_logit_scale",
-        "image_queue",
-        "text_queue",
-    ):
-        if name in options:
-            raise TypeError(f"fused_cwcl_loss takes no {name}")
+    with SharedErrors(options.get("process_group")):
+        check_not_taken("fused_cwcl_loss", NOT_TAKEN, options)
+        o = resolve(options, reads_teacher=True)
+        if not o.has_teacher:
+            raise ValueError("CWCL needs teacher_image_features and teacher_text_features")
     own = ("cwcl",)
     batch = make_batch(image_features, text_features, None, logit_scale, o, own=own)
     return reduce(batch, _weighted_rows, _targets(batch), every_row=True)

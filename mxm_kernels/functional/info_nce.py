@@ -19,6 +19,7 @@ from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import Formula, reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
 
 
 def fused_info_nce_loss(
@@ -66,7 +67,8 @@ def fused_info_nce_loss(
         >>> bool(torch.isclose(loss, clip))
         True
     """
-    check_flag("mask_false_negatives", mask_false_negatives)
+    with SharedErrors(options.get("process_group")):
+        check_flag("mask_false_negatives", mask_false_negatives)
     formula = masked_rows if mask_false_negatives else unmasked_rows
     own = "info_nce", mask_false_negatives
     return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
@@ -149,7 +151,8 @@ def fused_debiased_loss(
         >>> bool(fused_debiased_loss(images, texts, logit_scale=5.0, positive_prior=0) == plain)
         True
     """
-    check_fraction("positive_prior", positive_prior, below_one=True)
+    with SharedErrors(options.get("process_group")):
+        check_fraction("positive_prior", positive_prior, below_one=True)
     formula = partial(debiased_rows, positive_prior=float(positive_prior))
     own = "debiased", float(positive_prior)
     return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
@@ -197,15 +200,16 @@ def fused_self_distillation_loss(
         >>> bool(torch.isclose(start, fused_info_nce_loss(images, texts, logit_scale=5.0)))
         True
     """
-    check_fraction("soft_share", soft_share)
-    checks.check_draw(generator, None)
-    if "soft_weight" in options:
-        raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
     given: Options = {
         "teacher_image_features": image_features,
         "teacher_text_features": text_features,
     }
-    o = resolve({**given, **options}, reads_teacher=True)
+    with SharedErrors(options.get("process_group")):
+        check_fraction("soft_share", soft_share)
+        checks.check_draw(generator, None)
+        if "soft_weight" in options:
+            raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
+        o = resolve({**given, **options}, reads_teacher=True)
     batch = make_batch(
         image_features,
         text_features,
@@ -231,7 +235,8 @@ def _paired(
     options: Options,
     own: tuple,
 ) -> Tensor:
-    o = resolve(options)
+    with SharedErrors(options.get("process_group")):
+        o = resolve(options)
     folds = (1, 1) if folds is None else folds
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     return reduce(batch, formula, _weights(batch))

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import checks
-from mxm_kernels.algebra.batch import Batch, autocast, make_batch
+from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.intra_modal import other_rows, soft_rows_of_others, weights_of_others
 from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import nonnegative_weights
+from mxm_kernels.algebra.row_options import check_weights
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.options import Options, Reduction, check_fraction, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -87,13 +90,6 @@ def fused_intra_modal_loss(
         >>> views.grad.shape
         torch.Size([12, 8])
     """
-    checks.check_matrix("features", autocast(features), may_be_empty=process_group is not None)
-    checks.check_rounds(rounds)
-    checks.check_draw(generator, None)
-    check_flag("mask_positives", mask_positives)
-    if isinstance(logit_scale, tuple | list):
-        raise TypeError("logit_scale must be a number or a tensor, got a pair")
-    _check_teacher(features, soft_weight, teacher_features, teacher_logit_scale)
     shared: Options = {
         "soft_weight": soft_weight,
         "teacher_image_features": teacher_features,
@@ -104,19 +100,34 @@ def fused_intra_modal_loss(
         "process_group": process_group,
         "gather": gather,
     }
+    with SharedErrors(process_group):
+        cast = autocast(features)
+        checks.check_matrix("features", cast, may_be_empty=process_group is not None)
+        checks.check_rounds(rounds)
+        checks.check_draw(generator, None)
+        check_flag("mask_positives", mask_positives)
+        if isinstance(logit_scale, tuple | list):
+            raise TypeError("logit_scale must be a number or a tensor, got a pair")
+        _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale)
+        o = resolve(shared)
+        if process_group is not None:
+            check_weights("row_weights", row_weights, cast)
+        made = _folds(folds, features.device)
+    weighted = getattr(row_weights, "requires_grad", False)
     batch = make_batch(
         features,
         features,
-        _folds(folds, features.device),
+        made,
         logit_scale,
-        resolve(shared),
+        o,
         generator=generator,
-        own=("intra_modal", rounds, mask_positives),
+        own=("intra_modal", rounds, mask_positives, row_weights is None, weighted),
         names=("features", "features"),
     )
     _check_rows(batch, soft_weight)
     d = other_rows(batch, directions(batch, soft=False)[0])
-    parts = []  # (share, losses of the rows, which of them are in the mean)
+    # (share, losses of the rows, which of them are in the mean; None: all)
+    parts: list[tuple[float, Tensor, Tensor | None]] = []
     if soft_weight < 1:
         formula = masked_rows if mask_positives else unmasked_rows
         losses = formula(d, weights_of_others(batch, d, rounds))
@@ -126,7 +137,7 @@ def fused_intra_modal_loss(
     is_part, rows = process_group is not None, parts[0][1]
     weights = nonnegative_weights("row_weights", row_weights, rows, parts[0][2], is_part=is_part)
     if reduction == "none":
-        total = sum(share * losses for share, losses, _ in parts)
+        total = torch.stack([share * losses for share, losses, _ in parts]).sum(0)
         return total if weights is None else weights * total
     return torch.stack([_share_of_mean(batch, weights, *part) for part in parts]).sum()
 
@@ -156,8 +167,7 @@ def _check_teacher(
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
-    student = autocast(features)
-    checks.check_teacher_rows("teacher_features", autocast(teacher), "features", student)
+    checks.check_teacher_rows("teacher_features", autocast(teacher), "features", features)
 
 
 def _check_rows(batch: Batch, soft_weight: float) -> None:

@@ -8,10 +8,24 @@ from typing_extensions import Unpack
 
 from mxm_kernels import checks
 from mxm_kernels.algebra import selection as draws
-from mxm_kernels.algebra.batch import Batch, autocast, make_batch, resolve_folds
+from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.batch import Batch, make_batch, resolve_folds
 from mxm_kernels.algebra.losses import masked_rows
 from mxm_kernels.algebra.reduction import reduce
-from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, require_folds, resolve
+from mxm_kernels.options import (
+    FoldsLike,
+    Options,
+    Resolved,
+    Scale,
+    check_fraction,
+    check_not_taken,
+    require_folds,
+    resolve,
+)
+from mxm_kernels.parallel.distributed import SharedErrors
+
+# The soft loss has the teacher's targets, and nothing else.
+NOT_TAKEN = ("soft_weight", "label_smoothing", "pair_weights")
 
 
 def fused_mfh_loss(
@@ -82,19 +96,20 @@ def fused_mfh_loss(
         >>> images.grad.shape
         torch.Size([12, 64])
     """
-    check_hard(hard_weight, rounds)
-    require_folds(folds)
-    if "soft_weight" in options:
-        raise TypeError("fused_mfh_loss takes hard_weight, which is 1 - soft_weight")
-    o = resolve(options, reads_teacher=True)
-    if not o.has_teacher and hard_weight == 0:
-        raise ValueError(
-            "hard_weight=0 is the soft loss alone, which needs teacher_image_features and "
-            "teacher_text_features"
-        )
+    with SharedErrors(options.get("process_group")):
+        check_hard(hard_weight, rounds)
+        require_folds(folds)
+        if "soft_weight" in options:
+            raise TypeError("fused_mfh_loss takes hard_weight, which is 1 - soft_weight")
+        o = resolve(options, reads_teacher=True)
+        if not o.has_teacher and hard_weight == 0:
+            raise ValueError(
+                "hard_weight=0 is the soft loss alone, which needs teacher_image_features and "
+                "teacher_text_features"
+            )
+        _check_draw(generator, selection, o)
     o = o._replace(soft_weight=1 - float(hard_weight) if o.has_teacher else 0.0)
-    checks.check_draw(generator, selection)
-    own = "mfh", rounds, selection is None
+    own = "mfh", rounds, selection
     batch = make_batch(
         image_features, text_features, folds, logit_scale, o, generator=generator, own=own
     )
@@ -146,11 +161,12 @@ def fused_hard_loss(
         >>> bool(torch.isclose(loss, torch.log(1 + 2 * torch.exp(torch.tensor(-2.0)))))
         True
     """
-    check_hard(1.0, rounds)
-    require_folds(folds)
-    o = resolve(options)
-    checks.check_draw(generator, selection)
-    own = "hard", rounds, selection is None
+    with SharedErrors(options.get("process_group")):
+        check_hard(1.0, rounds)
+        require_folds(folds)
+        o = resolve(options)
+        _check_draw(generator, selection, o)
+    own = "hard", rounds, selection
     batch = make_batch(
         image_features, text_features, folds, logit_scale, o, generator=generator, own=own
     )
@@ -196,12 +212,11 @@ def fused_soft_loss(
         >>> fused_soft_loss(images, texts, (1, 1), logit_scale=5.0, **teacher) < 0.2
         tensor(True)
     """
-    o = resolve(options, reads_teacher=True)
-    if not o.has_teacher:
-        raise ValueError("the soft loss needs teacher_image_features and teacher_text_features")
-    for name in ("soft_weight", "label_smoothing", "pair_weights"):
-        if name in options:
-            raise TypeError(f"the soft loss takes no {name}: its targets are the teacher's")
+    with SharedErrors(options.get("process_group")):
+        check_not_taken("the soft loss", NOT_TAKEN, options)
+        o = resolve(options, reads_teacher=True)
+        if not o.has_teacher:
+            raise ValueError("the soft loss needs teacher_image_features and teacher_text_features")
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=("soft",))
     return reduce(batch, None, (None, None))
 
@@ -261,14 +276,18 @@ def check_hard(hard_weight: object, rounds: object) -> None:
     checks.check_rounds(rounds)
 
 
+def _check_draw(generator: object, selection: object, o: Resolved) -> None:
+    checks.check_draw(generator, selection)
+    if selection is not None and o.pair_weights is not None:
+        raise TypeError("selection and pair_weights both say what was drawn: give one")
+
+
 def _weights(
     batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None
 ) -> draws.Weights:
     """How much each positive of a row weighs: drawn, given or expected."""
     tables, dtype, own = batch.tables, batch.dtype, batch.options.pair_weights
     if own is not None:
-        if selection is not None:
-            raise TypeError("selection and pair_weights both say what was drawn: give one")
         weights = draws.own_weights(tables, own, dtype)
     elif selection is not None:
         weights = draws.given_weights(tables, selection, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.reduction import Side, mix, row_weights
-from mxm_kernels.algebra.run import queue_features, scaled
+from mxm_kernels.algebra.run import scaled
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
-from mxm_kernels.options import FoldsLike, Options, Scale, as_queue, resolve
+from mxm_kernels.options import FoldsLike, Options, Scale, check_not_taken, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
 from mxm_kernels.parallel.over_ranks import sigmoid_over_ranks
 from mxm_kernels.segments import permute, segment_sum
 
@@ -71,13 +72,12 @@ def fused_siglip_loss(
         >>> bool(torch.isclose(loss, -logsigmoid(z * logits).sum() / 8))
         True
     """
-    for name in NOT_TAKEN:
-        if name in options:
-            raise TypeError(f"fused_siglip_loss takes no {name}")
-    o = resolve(options)
+    with SharedErrors(options.get("process_group")):
+        check_not_taken("fused_siglip_loss", NOT_TAKEN, options)
+        o = resolve(options)
+        _check_bias(logit_bias)
     folds = (1, 1) if folds is None else folds
-    bias_kind = "tensor" if isinstance(logit_bias, Tensor) else logit_bias
-    own = "siglip", bias_kind, getattr(logit_bias, "requires_grad", False)
+    own = "siglip", logit_bias, getattr(logit_bias, "requires_grad", False)
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     bias = _as_bias(logit_bias, batch)
     rows, cols = _rows(batch, bias)
@@ -129,18 +129,17 @@ def _run(b: Batch, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> _Sums:
 
 def _with_queue(b: Batch, side: int, bias: Tensor, losses: Tensor) -> Tensor:
     """Add the negatives that a queue brings to the rows of one side."""
-    name = ("text_queue", "image_queue")[side]
-    queue = as_queue(name, getattr(b.options, name))
+    queue = b.queues[side]
     if queue is None:
         return losses
-    features, tables = queue_features(b, side, name, queue)
     x, s = (b.x, b.y)[side], b.scales[side]
     if s.ndim:
         x, s = scaled(x, s), b.x.new_ones((), dtype=b.dtype)
-    return losses + sigmoid_statistics(x, features, s, bias, tables, b.backend).r_rows
+    return losses + sigmoid_statistics(x, queue.features, s, bias, queue.tables, b.backend).r_rows
 
 
-def _as_bias(bias: object, b: Batch) -> Tensor:
+def _check_bias(bias: object) -> None:
+    """What can be said of it without the features."""
     if isinstance(bias, Tensor):
         if bias.numel() != 1 or bias.ndim > 1:
             raise ValueError(
@@ -148,15 +147,18 @@ def _as_bias(bias: object, b: Batch) -> Tensor:
             )
         if not bias.dtype.is_floating_point:
             raise TypeError(f"logit_bias must be a floating-point tensor, got {bias.dtype}")
-        if bias.device != b.x.device:
-            raise ValueError(
-                f"logit_bias must be on the device of image_features, {b.x.device}, "
-                f"got {bias.device}"
-            )
-        return bias.reshape(()).to(b.dtype)
+        return
     if isinstance(bias, bool) or not isinstance(bias, Real):
         raise TypeError(f"logit_bias must be a number or a tensor, got {type(bias).__name__}")
-    value = float(bias)
-    if not abs(value) <= torch.finfo(torch.float32).max:
+    if not abs(cast(float, bias)) <= torch.finfo(torch.float32).max:
         raise ValueError(f"logit_bias must be finite, got {bias}")
-    return torch.full((), value, dtype=b.dtype, device=b.x.device)
+
+
+def _as_bias(bias: float | Tensor, b: Batch) -> Tensor:
+    if not isinstance(bias, Tensor):
+        return torch.full((), float(bias), dtype=b.dtype, device=b.x.device)
+    if bias.device != b.x.device:
+        raise ValueError(
+            f"logit_bias must be on the device of image_features, {b.x.device}, got {bias.device}"
+        )
+    return bias.reshape(()).to(b.dtype)

@@ -13,6 +13,7 @@ from mxm_kernels.algebra.batch import make_batch
 from mxm_kernels.algebra.losses import joint_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, require_folds, resolve
+from mxm_kernels.parallel.distributed import SharedErrors
 
 
 def fused_supcon_loss(
@@ -53,11 +54,12 @@ def fused_supcon_loss(
         >>> bool(fused_supcon_loss(images, texts, (1, 2), logit_scale=2.0) > 0)
         True
     """
-    o = resolve(options)
-    require_folds(folds)
-    checks.check_choice("positives", positives, ("out", "in"))
-    if positives == "in" and o.pair_weights is not None:
-        raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')
+    with SharedErrors(options.get("process_group")):
+        o = resolve(options)
+        require_folds(folds)
+        checks.check_choice("positives", positives, ("out", "in"))
+        if positives == "in" and o.pair_weights is not None:
+            raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')
     own = "supcon", positives
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     if positives == "in":

@@ -7,6 +7,7 @@ on every rank.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,15 @@ def collate(items: list[Item]) -> tuple[Tensor, Tensor, Folds]:
 
 
 class GroupedLoader:
-    """What the program iterates: (images, texts). ``folds`` are those of the last batch."""
+    """What the program iterates: (images, texts).
 
-    def __init__(self, batches: DataLoader) -> None:
+    ``folds`` are those of the last ``together`` batches, whose features the program joins under
+    ``--accum-freq``: a place in the file is an id, so an instance is the same in all of them.
+    """
+
+    def __init__(self, batches: DataLoader, together: int = 1) -> None:
         self.batches = batches
+        self.together = together
         self.folds: Folds | None = None
         self.num_batches = len(batches)
         self.num_samples = len(batches.dataset)  # type: ignore[arg-type]
@@ -64,8 +70,12 @@ class GroupedLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.together)
         for images, texts, folds in self.batches:
             self.folds = folds
+            if self.together > 1:
+                last.append(folds.ids(len(images), len(texts), torch.device("cpu")))
+                self.folds = Folds.from_ids(*map(torch.cat, zip(*last, strict=True)))
             yield images, texts
 
 
@@ -73,15 +83,15 @@ def grouped(args: Namespace, data: Any) -> Any:
     """open_clip's DataInfo of a training csv, with the captions of an image together.
 
     Raises:
-        ValueError: the data is no csv, or has fewer images than a batch.
+        ValueError: the data is no csv, or has fewer images than a step needs.
     """
     from open_clip_train.data import CsvDataset, DataInfo
 
     rows = data.dataloader.dataset
     if not isinstance(rows, CsvDataset):
         raise ValueError(
-            "captions are grouped by the image paths of a csv: --dataset-type must be csv, got "
-            f"{args.dataset_type}"
+            "captions are grouped by the image paths of a csv, which a stream of shards does not "
+            f"have: --dataset-type must be csv, got {args.dataset_type}"
         )
     dataset = GroupedCaptions(rows)
     sampler: DistributedSampler[Item] | None = None
@@ -97,9 +107,10 @@ def grouped(args: Namespace, data: Any) -> Any:
         drop_last=True,
         collate_fn=collate,
     )
-    if len(batches) == 0:
+    if len(batches) < args.accum_freq:
+        images = args.batch_size * args.accum_freq
         raise ValueError(
-            f"--batch-size {args.batch_size} counts images, and {args.train_data} has "
-            f"{len(dataset)} of them for {args.world_size} processes"
+            f"a step takes {images} images of each process, --batch-size times --accum-freq, and "
+            f"{args.train_data} has {len(dataset)} of them for {args.world_size} processes"
         )
-    return DataInfo(GroupedLoader(batches), sampler)
+    return DataInfo(GroupedLoader(batches, args.accum_freq), sampler)

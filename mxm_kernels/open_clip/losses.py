@@ -16,11 +16,9 @@ W times slower beside the scale, or from half of the terms. New work passes gath
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mxm_kernels.functional import (
     fused_info_nce_loss,
@@ -29,55 +27,11 @@ from mxm_kernels.functional import (
     fused_soft_loss,
 )
 from mxm_kernels.functional.mfh import check_hard
-from mxm_kernels.parallel.distributed import world_group
+from mxm_kernels.open_clip.gathered import Gathered, check_teacher, no_gradient
+from mxm_kernels.parallel.distributed import SharedErrors, world_group
 
 
-class _Gathered(nn.Module):
-    """The constructor of open_clip's losses, and what its options mean over several ranks."""
-
-    def __init__(
-        self,
-        local_loss=False,
-        gather_with_grad=False,
-        cache_labels=False,
-        rank=0,
-        world_size=1,
-        use_horovod=False,
-    ):
-        super().__init__()
-        if use_horovod:
-            raise ValueError(
-                "use_horovod must be False: the features are gathered by torch.distributed; start "
-                "the ranks with torchrun instead of horovodrun"
-            )
-        self.local_loss = local_loss
-        self.gather_with_grad = gather_with_grad
-        self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
-        self.use_horovod = use_horovod
-
-    def _over_ranks(
-        self, function: Callable[..., Any], x: Tensor, y: Tensor, scale: Any, **options: Any
-    ) -> Tensor:
-        """The value and the gradients of the table above."""
-        if self.world_size == 1:
-            return function(x, y, logit_scale=scale, **options)
-        options["process_group"] = world_group(self.rank, self.world_size)
-        if not self.local_loss:
-            if not self.gather_with_grad:
-                x, y = _divide_gradient(x, self.world_size), _divide_gradient(y, self.world_size)
-            return function(x, y, logit_scale=scale, **options)
-        options["reduction"] = "none"
-        if self.gather_with_grad:
-            rows, columns = function(x, y, logit_scale=scale, **options)
-        else:
-            rows, _ = function(x, y.detach(), logit_scale=scale, **options)
-            _, columns = function(x.detach(), y, logit_scale=scale, **options)
-        return (rows.mean() + columns.mean()) / 2
-
-
-class ClipLoss(_Gathered):
+class ClipLoss(Gathered):
     """``open_clip.loss.ClipLoss``: :func:`fused_info_nce_loss` of paired rows.
 
     The value is float32 whatever the features are. ``logit_bias`` is checked and changes
@@ -112,12 +66,14 @@ class ClipLoss(_Gathered):
         output_dict=False,
     ):
         """Loss of (B, D) image features and their (B, D) texts; a dictionary on request."""
+        with SharedErrors(self._group()):
+            nothing = no_gradient(logit_bias)
         loss = self._over_ranks(fused_info_nce_loss, image_features, text_features, logit_scale)
-        loss = loss + _no_gradient(logit_bias)
+        loss = loss + nothing
         return {"contrastive_loss": loss} if output_dict else loss
 
 
-class DistillClipLoss(_Gathered):
+class DistillClipLoss(Gathered):
     """``open_clip.loss.DistillClipLoss``: CLIP's loss, and :func:`fused_soft_loss` of a teacher.
 
     Example:
@@ -140,7 +96,8 @@ class DistillClipLoss(_Gathered):
         output_dict=False,
     ):
         """Both losses, as a pair or a dictionary; the teacher (``dist_``) gets no gradient."""
-        _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+        with SharedErrors(self._group()):
+            check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
         features = image_features, text_features, logit_scale
         contrastive = self._over_ranks(fused_info_nce_loss, *features)
         distill = self._over_ranks(
@@ -155,7 +112,7 @@ class DistillClipLoss(_Gathered):
         return contrastive, distill
 
 
-class MFHLoss(_Gathered):
+class MFHLoss(Gathered):
     """:func:`fused_mfh_loss` with the constructor and the call of open_clip's losses.
 
     Over several ranks the value is the loss of the whole batch and the gradients are its own:
@@ -213,19 +170,23 @@ class MFHLoss(_Gathered):
         dist_text_features=None,
         dist_logit_scale=None,
         output_dict=False,
+        generator=None,
     ):
         """Loss of (M, D) images and (N, D) texts; ``folds`` say which show the same instance.
 
-        They are those of :func:`fused_mfh_loss`: Folds, or a pair of counts or of ids.
+        They and ``generator`` are those of :func:`fused_mfh_loss`.
         Momentum or teacher features come as ``dist_*``, the names that open_clip's program
         gives to those of ``--distill-model``.
         """
-        if folds is None:
-            raise TypeError(
-                "MFHLoss needs folds, the rows that show the same instance: Folds, a pair (views, "
-                "captions) or a pair (image_ids, text_ids)"
-            )
-        _check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+        group = self._group()
+        with SharedErrors(group):
+            if folds is None:
+                raise TypeError(
+                    "MFHLoss needs folds, the rows that show the same instance: Folds, a pair "
+                    "(views, captions) or a pair (image_ids, text_ids)"
+                )
+            check_teacher(dist_image_features, dist_text_features, dist_logit_scale)
+            nothing = no_gradient(logit_bias)
         loss = fused_mfh_loss(
             image_features,
             text_features,
@@ -233,12 +194,13 @@ class MFHLoss(_Gathered):
             logit_scale=logit_scale,
             hard_weight=self.hard_weight,
             rounds=self.rounds,
+            generator=generator,
             teacher_image_features=dist_image_features,
             teacher_text_features=dist_text_features,
             teacher_logit_scale=dist_logit_scale,
-            process_group=world_group(self.rank, self.world_size) if self.world_size > 1 else None,
+            process_group=group,
         )
-        loss = loss + _no_gradient(logit_bias)
+        loss = loss + nothing
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -307,30 +269,3 @@ class SigLipLoss(nn.Module):
             )
             loss = rows.mean()
         return {"contrastive_loss": loss} if output_dict else loss
-
-
-def _no_gradient(logit_bias: object) -> Tensor | float:
-    """0, as part of the graph: DDP expects a gradient of every parameter."""
-    if isinstance(logit_bias, Tensor):
-        return 0.0 * logit_bias.sum()
-    if logit_bias is None or (isinstance(logit_bias, int | float) and logit_bias == logit_bias):
-        return 0.0
-    raise TypeError(f"logit_bias must be a number, a tensor or None, got {logit_bias!r}")
-
-
-def _check_teacher(*tensors: object) -> None:
-    names = "dist_image_features", "dist_text_features", "dist_logit_scale"
-    for name, value in zip(names, tensors, strict=True):
-        if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(
-                f"{name} requires a gradient, and a teacher gets none: compute it under "
-                "torch.no_grad(), as open_clip's program does, or detach it"
-            )
-
-
-def _divide_gradient(features: Tensor, world_size: int) -> Tensor:
-    if not features.requires_grad:
-        return features
-    features = features.view_as(features)
-    features.register_hook(lambda gradient: gradient / world_size)
-    return features

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from mxm_kernels.open_clip import losses
@@ -46,7 +47,7 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
     are one instance: a batch is ``--batch-size`` images with all their captions. The loader gives
     their ids to the loss beside the program, which sees images and texts alone. With
     ``--distill-model`` that model is the teacher of the soft loss. Several processes need
-    ``--gather-with-grad``.
+    ``--gather-with-grad``. Under ``--accum-freq k`` the loss is that of k batches together.
 
     Args:
         hard_weight: a, the share of the hard loss where there is a teacher.
@@ -57,8 +58,8 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
 
     Raises:
         ImportError: open_clip, or what its training program needs, is not installed.
-        ValueError: from the program: its data is not a csv, or it is called with ``--siglip``,
-            a CoCa model or ``--accum-freq`` above 1.
+        ValueError: from the program: its data is not a csv, has too few images for a step, or it
+            is called with ``--siglip`` or a CoCa model.
     """
     from open_clip_train import main as program
 
@@ -84,30 +85,38 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
             hard_weight=hard_weight,
             rounds=rounds,
         )
-        return _WithFolds(loss, loaders[0])
+        return _WithFolds(loss, loaders[0], args.seed)
 
     return _replace(program, {"get_data": get_data, "create_loss": create_loss})
 
 
 class _WithFolds(nn.Module):
-    """MFH of the batch that the loader gave last."""
+    """MFH of the batches that the loader gave last.
 
-    def __init__(self, loss: losses.MFHLoss, loader: GroupedLoader) -> None:
+    Under ``--accum-freq k`` the program calls it k times for a step, each time for the gradient of
+    other rows of the same batch. All k see one draw, or they would not be parts of one loss.
+    """
+
+    def __init__(self, loss: losses.MFHLoss, loader: GroupedLoader, seed: int) -> None:
         super().__init__()
         self.loss, self.loader = loss, loader
+        self.seed, self.calls = seed, 0
 
     def forward(self, image_features: Tensor, **model_output: Any) -> Any:
         assert self.loader.folds is not None, "the loss is called after the loader"
         folds = self.loader.folds.to(image_features.device, non_blocking=True)
-        return self.loss(image_features, **model_output, folds=folds)
+        generator, together = None, self.loader.together
+        if together > 1:
+            seed = (self.seed << 32) + self.calls // together  # of the step, on every rank
+            generator = torch.Generator().manual_seed(seed % 2**63)
+        self.calls += 1
+        return self.loss(image_features, **model_output, folds=folds, generator=generator)
 
 
 def _check(args: Namespace) -> None:
     problems = {
         "--siglip: MFH is a softmax loss": args.siglip,
         f"--model {args.model}: CoCa has a loss of its own": "coca" in args.model.lower(),
-        f"--accum-freq {args.accum_freq}: its features have no ids; GradientCache is for "
-        "batches larger than memory": args.accum_freq != 1,
     }
     for problem, holds in problems.items():
         if holds:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.problem import RowProblem
+from mxm_kernels.backends.problem import Draw, RowProblem
 from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
@@ -28,8 +28,8 @@ library.define(
     "float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
 )
 library.define(
-    "drawn_weights(Tensor random, Tensor offsets, SymInt pairs, ScalarType dtype, str backend) -> "
-    "Tensor"
+    "drawn_weights(Tensor random, Tensor image_offsets, Tensor text_offsets, SymInt rounds, "
+    "SymInt pairs, ScalarType dtype, str backend) -> (Tensor, Tensor)"
 )
 
 
@@ -53,15 +53,12 @@ def mixed_rows(
     )[0]
 
 
-def drawn_weights(
-    random: Tensor, offsets: Tensor, pairs: int, dtype: torch.dtype, backend: str
-) -> Tensor:
-    """(P,) share of the rounds in which each positive was drawn.
+def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
+    """(P,) share of the rounds in which each positive was drawn, by its row and by its column.
 
-    Row i of ``random`` (R, rows), uniform int32 in [0, 2^31), draws positive
-    floor(random k / 2^31) of its k.
+    A number of ``draw.random`` draws positive floor(number k / 2^31) of the k of its row.
     """
-    return torch.ops.mxm_kernels.drawn_weights(random, offsets, pairs, dtype, backend)
+    return torch.ops.mxm_kernels.drawn_weights(*draw, dtype, backend)
 
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
@@ -89,13 +86,14 @@ def _fake_backward(grad, n, dn, dS, owners, soft, soft_count):
 
 
 @torch.library.impl(library, "drawn_weights", "CompositeExplicitAutograd")
-def _drawn(random, offsets, pairs, dtype, backend):
-    return backends.load(backend).drawn_weights(random, offsets, pairs, dtype)
+def _drawn(*arguments):
+    *draw, dtype, backend = arguments
+    return backends.load(backend).drawn_weights(Draw(*draw), dtype)
 
 
 @torch.library.register_fake("mxm_kernels::drawn_weights", lib=library)
-def _fake_drawn(random, offsets, pairs, dtype, backend):
-    return random.new_empty(pairs, dtype=dtype)
+def _fake_drawn(random, image_offsets, text_offsets, rounds, pairs, dtype, backend):
+    return random.new_empty(pairs, dtype=dtype), random.new_empty(pairs, dtype=dtype)
 
 
 def _setup_context(ctx, inputs, output):

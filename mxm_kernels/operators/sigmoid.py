@@ -26,8 +26,8 @@ from mxm_kernels.fold_tables import FoldTables, RowTables
 from mxm_kernels.operators.statistics import (
     TABLES,
     library,
-    non_finite,
     plain,
+    poison_of,
     refuse_second_derivative,
     vectors,
 )
@@ -96,7 +96,7 @@ def _forward(*arguments):
     problem, bias = _problem(*arguments[:_COUNT])
     with plain(problem):
         result = backends.load(arguments[-1]).sigmoid_forward(problem, bias)
-        poison = non_finite(problem)
+        poison = poison_of(problem)
         return result.r_rows + poison, result.r_cols + poison, result.positives
 
 

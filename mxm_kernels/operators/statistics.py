@@ -14,11 +14,13 @@ checked by torch.library.opcheck. Its backward, with E = exp and every exponent 
 
     dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
 
-It saves its inputs and the statistics, nothing of size M x N.
+It saves its inputs and the statistics, nothing of size M x N; where a small batch makes it
+cheaper, a backend keeps S and T up to a size that is a constant of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -32,27 +34,27 @@ TABLES = (
     "Tensor image_groups, Tensor text_groups, Tensor image_offsets, Tensor pair_images, "
     "Tensor pair_texts"
 )
-_INPUTS = (
+INPUTS = (
     "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale, "
     f"Tensor? teacher_scale, {TABLES}"
 )
-_STATISTICS = (
+STATISTICS = (
     "Tensor n_rows, Tensor n_cols, Tensor positives, Tensor u_rows, Tensor u_cols, "
     "Tensor t_rows, Tensor t_cols"
 )
-_UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, Tensor du_cols"
+UPSTREAM = "Tensor dn_rows, Tensor dn_cols, Tensor dpositives, Tensor du_rows, Tensor du_cols"
 
 library = torch.library.Library("mxm_kernels", "DEF")
 library.define(
-    f"statistics({_INPUTS}, str backend, bool diagnostics=False) -> ({_STATISTICS}, "
-    "Tensor m_rows, Tensor m_cols, Tensor h_rows, Tensor h_cols)"
+    f"statistics({INPUTS}, str backend, bool diagnostics=False) -> ({STATISTICS}, "
+    "Tensor m_rows, Tensor m_cols, Tensor h_rows, Tensor h_cols, Tensor kept)"
 )
 library.define(
-    f"statistics_backward({_INPUTS}, {_STATISTICS}, {_UPSTREAM}, bool[] needs, str backend) -> "
-    "(Tensor, Tensor, Tensor)"
+    f"statistics_backward({INPUTS}, {STATISTICS}, Tensor kept, {UPSTREAM}, bool[] needs, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
 )
 _PROBLEM = len(Problem._fields)
-_SAVED = 7  # statistics that backward reads
+_SAVED = 8  # statistics that backward reads, what was kept included
 
 
 def statistics(
@@ -71,7 +73,7 @@ def statistics(
     and scale. ``diagnostics`` come from the same pass without another product: m_rows, m_cols
     and, with a teacher, h_rows, h_cols, which are empty otherwise.
     """
-    problem = _problem(x, y, teacher, scale, teacher_scale, tables)
+    problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return _of_no_rows(problem, diagnostics)
     return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics))
@@ -96,12 +98,14 @@ def statistics_backward(
     """
     if not len(x) or not len(y):
         return Gradients(torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale))
-    problem = _problem(x, y, teacher, scale, teacher_scale, tables)
-    outputs = torch.ops.mxm_kernels.statistics_backward(*problem, *saved, *upstream, needs, backend)
+    problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
+    outputs = torch.ops.mxm_kernels.statistics_backward(
+        *problem, *saved, x.new_empty(0), *upstream, needs, backend
+    )
     return Gradients(*outputs)
 
 
-def _problem(
+def make_problem(
     x: Tensor,
     y: Tensor,
     teacher: tuple[Tensor, Tensor] | None,
@@ -109,6 +113,7 @@ def _problem(
     teacher_scale: Tensor | None,
     tables: FoldTables | RowTables,
 ) -> Problem:
+    """What the operators take, from what the losses have."""
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     return Problem(
         x,
@@ -141,9 +146,9 @@ def _forward(*arguments):
     problem, (backend, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
     with plain(problem):
         result = backends.load(backend).forward(problem, *rest)
-        poison = non_finite(problem)
-        kept = ("positives", "u_rows", "u_cols", "t_rows", "t_cols")  # the losses all read n
-        return tuple(v if f in kept else v + poison for f, v in result._asdict().items())
+        poison = poison_of(problem)
+        poisoned = "n_rows", "n_cols", "m_rows", "m_cols", "h_rows", "h_cols"  # all losses read n
+        return tuple(v + poison if f in poisoned else v for f, v in result._asdict().items())
 
 
 @contextmanager
@@ -153,37 +158,61 @@ def plain(problem: Problem):
         yield
 
 
-def non_finite(problem: Problem) -> Tensor:
-    """0, or NaN if any feature is not finite.
+def poison_of(problem: Problem) -> Tensor:
+    """0, or NaN if a feature is not finite or a scale is not positive.
 
     A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
     drop out of every sum.
     """
     features = (problem.x, problem.y, problem.teacher_x, problem.teacher_y)
     totals = [f.sum(dtype=problem.accumulator) for f in features if f is not None]
-    return sum(totals[1:], totals[0]) * 0
+    scales = [s for s in (problem.scale, problem.teacher_scale) if s is not None]
+    shown = [torch.where(s > 0, 0.0, torch.nan).to(problem.accumulator) for s in scales]
+    return sum(totals[1:], totals[0]) * 0 + sum(shown[1:], shown[0])
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
-    problem, (_, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
-    return tuple(problem.room(*rest or [False]))
+    problem, (backend, *rest) = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
+    return tuple(fake_statistics(problem, backend, *rest))
+
+
+def fake_statistics(problem: Problem, backend: str, diagnostics: bool = False) -> Statistics:
+    """Statistics of the right shapes, and with them what the backend keeps."""
+    room = problem.room(diagnostics)
+    return room._replace(kept=room.kept.new_empty(backends.load(backend).kept_shape(problem)))
 
 
 @torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     problem, rest = Problem(*arguments[:_PROBLEM]), arguments[_PROBLEM:]
-    diagnostics = [rest[0].new_empty(0)] * 4  # not kept for backward
-    result = Statistics(*rest[:_SAVED], *diagnostics)
+    result = of_saved(rest[:_SAVED])
     upstream = Upstream(*(g.contiguous() for g in rest[_SAVED:-2]))
+    upstream = upstream._replace(positives=upstream.positives[None])
     needs, backend = Needs(*rest[-2]), rest[-1]
     with plain(problem):
         return tuple(backends.load(backend).backward(problem, result, upstream, needs))
 
 
+def saved_of(statistics: Statistics) -> tuple[Tensor, ...]:
+    """What backward reads of the statistics: no diagnostics."""
+    return *statistics[: _SAVED - 1], statistics.kept
+
+
+def of_saved(saved: Sequence[Tensor]) -> Statistics:
+    """Its inverse, with empty diagnostics."""
+    *statistics, kept = saved
+    every = [*statistics, *[kept.new_empty(0)] * 4, kept]
+    return Statistics(*every)
+
+
 @torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)
 def _fake_backward(*arguments):
-    problem, needs = Problem(*arguments[:_PROBLEM]), Needs(*arguments[-2])
+    return fake_gradients(Problem(*arguments[:_PROBLEM]), Needs(*arguments[-2]))
+
+
+def fake_gradients(problem: Problem, needs: Needs) -> tuple[Tensor, ...]:
+    """Gradients of the right shapes."""
     x, y = problem.x, problem.y
     return tuple(
         Gradients(
@@ -195,7 +224,7 @@ def _fake_backward(*arguments):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:_PROBLEM], *output[:_SAVED])
+    ctx.save_for_backward(*inputs[:_PROBLEM], *saved_of(Statistics(*output)))
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # ten calls, for zeros that nobody reads
     ctx.backend = inputs[_PROBLEM]
@@ -208,20 +237,16 @@ def _differentiate(ctx, *grads):
         for grad, output in zip(grads[:5], outputs, strict=True)
     ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
-    dx, dy, ds = torch.ops.mxm_kernels.statistics_backward(
+    gradients = torch.ops.mxm_kernels.statistics_backward(
         *ctx.saved_tensors, *upstream, needs, ctx.backend
     )
-    nothing = [None] * (_PROBLEM - 5)
-    return (
-        dx if needs[0] else None,
-        dy if needs[1] else None,
-        None,
-        None,
-        ds if needs[2] else None,
-        *nothing,
-        None,
-        None,
-    )
+    return *gradients_of_inputs(gradients, needs), None, None
+
+
+def gradients_of_inputs(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple:
+    """One for each field of a problem, of which x, y and the scale have one."""
+    dx, dy, ds = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return dx, dy, None, None, ds, *[None] * (_PROBLEM - 5)
 
 
 def refuse_second_derivative(ctx, *grads):

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_HEADER = 5  # numbers of the first exchange
+HEADER = 5  # numbers of the first exchange
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Ranks:
 
     def agree(
         self,
-        facts: dict[str, Any] | Exception,
+        facts: dict[str, Any],
         rows: tuple[int, int] = (0, 0),
         seed: int = 0,
         device: torch.device | None = None,
@@ -61,38 +61,47 @@ class Ranks:
         """Compare what has to be the same on every rank, and learn the sizes of the shards.
 
         Args:
-            facts: name and value of what has to be the same; or the error of this rank, which
-                becomes an error of every rank.
+            facts: name and value of what has to be the same.
             rows: image and text rows of this rank.
             seed: of this rank, below 2**63.
             device: of the features.
 
         Raises:
             ValueError: the ranks disagree; the message names on what, with the values.
-            RuntimeError: another rank has an error; the message repeats it.
+            RuntimeError: another rank has an error, see :meth:`tell`; the message repeats it.
         """
-        status = (1, 0) if isinstance(facts, Exception) else (0, _digest(facts))
-        header = [*status, *rows, seed]
-        mine = torch.tensor(header, dtype=torch.int64, device=device or self._device())
-        every = mine.new_empty(self.world * len(header))
-        dist.all_gather_into_tensor(every, mine, group=self.group)
-        headers = every.view(self.world, -1).tolist()
+        headers = self._headers([0, _digest(facts), *rows, seed], device)
         if any(h[0] for h in headers) or any(h[1] != headers[0][1] for h in headers):
-            self._disagree(facts)
+            self._disagree(self._every(facts))
         return Agreement(tuple(h[2] for h in headers), tuple(h[3] for h in headers), headers[0][4])
 
-    def _disagree(self, facts: dict[str, Any] | Exception) -> NoReturn:
+    def tell(self, error: Exception) -> None:
+        """In the place of :meth:`agree`: this rank has an error, of which all learn there."""
+        self._headers([1, 0, 0, 0, 0], None)
+        self._every(f"{type(error).__name__}: {error}")
+
+    def _headers(self, mine: list[int], device: torch.device | None) -> list[list[int]]:
+        """The numbers of every rank, in the first exchange."""
+        assert len(mine) == HEADER
+        sent = torch.tensor(mine, dtype=torch.int64, device=self._device(device))
+        every = sent.new_empty(self.world * HEADER)
+        dist.all_gather_into_tensor(every, sent, group=self.group)
+        return every.view(self.world, HEADER).tolist()
+
+    def _every(self, mine: Any) -> list[Any]:
         told: list[Any] = [None] * self.world
-        mine = f"{type(facts).__name__}: {facts}" if isinstance(facts, Exception) else facts
         dist.all_gather_object(told, mine, group=self.group)
-        if isinstance(facts, Exception):
-            raise facts
+        return told
+
+    def _disagree(self, told: list[dict[str, Any] | str]) -> NoReturn:
+        """Raise what is wrong: the facts of every rank, or what its error says."""
+        facts = []
         for rank, other in enumerate(told):
             if isinstance(other, str):
                 raise RuntimeError(f"process_group: rank {rank} has an error: {other}")
-        names = sorted({name for other in told for name in other})
-        for name in names:
-            values = [other.get(name) for other in told]
+            facts.append(other)
+        for name in sorted({name for other in facts for name in other}):
+            values = [other.get(name) for other in facts]
             for rank, value in enumerate(values):
                 if value != values[0]:
                     raise ValueError(
@@ -101,9 +110,13 @@ class Ranks:
                     )
         raise AssertionError("two equal lists of facts have different digests")
 
-    def _device(self) -> torch.device:
-        nccl = "nccl" in str(dist.get_backend_config(self.group))
-        return torch.device("cuda" if nccl else "cpu")
+    def _device(self, features: torch.device | None) -> torch.device:
+        """Where the first exchange is: by the group, since a rank with an error has no features."""
+        if "nccl" not in str(dist.get_backend_config(self.group)):
+            return torch.device("cpu")
+        if features is not None and features.type == "cuda":
+            return features
+        return torch.device("cuda")
 
     def gather(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """Rows of every rank, rank after rank: (counts[rank], ...) -> (sum(counts), ...).
@@ -174,59 +187,25 @@ class Ranks:
         return total
 
 
-def bytes_sent(
-    images: tuple[int, ...],
-    texts: tuple[int, ...],
-    rank: int,
-    *,
-    width: int,
-    teacher_width: int = 0,
-    feature_bytes: int = 4,
-    pairs: tuple[int, int] = (0, 0),
-    gather: str = "all",
-) -> dict[str, int]:
-    """Bytes that a rank sends to others in a step, forward and backward, by what they are.
+class SharedErrors:
+    """A context of what a rank checks by itself: its error becomes one of every rank.
 
-    Of a log-sum-exp loss in the mean, of float32 statistics, without row weights, label
-    smoothing or diagnostics. An all-gather of n bytes from each rank counts as (W - 1) n, an
-    all-reduce of n bytes as 2 (W - 1) / W n, which is what a ring of them sends.
-
-    Args:
-        images: image rows of each rank.
-        texts: text rows of each rank.
-        rank: which of them.
-        width: D.
-        teacher_width: D', 0 without a teacher.
-        feature_bytes: 4 for float32, 2 for 16 bits.
-        pairs: positive pairs of its images with texts of other ranks, and of its texts with
-            images of other ranks.
-        gather: "all" or "ring".
-
-    Example:
-        >>> from mxm_kernels.parallel.distributed import bytes_sent
-        >>> step = bytes_sent((4096,) * 8, (4096,) * 8, 0, width=512, feature_bytes=2)
-        >>> {name: f"{sent >> 10} KiB" for name, sent in step.items() if sent >> 10}
-        {'ids': '448 KiB', 'features': '28672 KiB', 'gradients': '28672 KiB', 'columns': '224 KiB'}
+    For what comes before :meth:`Ranks.agree`, where the others learn of it. Without an error it
+    sends nothing. After that exchange an error of one rank alone leaves the others waiting until
+    the group's timeout, so a check belongs before it, or what it looks at among the facts.
     """
-    W, N, mine = len(texts), sum(texts), texts[rank]
-    forward, backward = (3, 2) if teacher_width else (1, 1)  # numbers for a column
-    both = max(m + n for m, n in zip(images, texts, strict=True))
-    if gather == "ring":
-        passed_on = N - texts[(rank + 1) % W]
-        features = 2 * passed_on * (width + teacher_width) * feature_bytes
-        gradients = N * width * 4 if W > 1 else 0
-    else:
-        features = (W - 1) * max(texts) * (width + teacher_width) * feature_bytes
-        gradients = (N - mine) * width * feature_bytes
-    return {
-        "agreement": (W - 1) * _HEADER * 8,
-        "ids": (W - 1) * both * 8,
-        "features": features,
-        "gradients": gradients,
-        "columns": ((N - mine) * forward + (W - 1) * mine * backward) * 4,
-        "pairs": sum(pairs) * 4,
-        "loss": 2 * (2 * (W - 1) * 4 // W),
-    }
+
+    def __init__(self, group: Any) -> None:
+        self.group = group  # what was given: None, a process group, or a mistake
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.group is None or not isinstance(error, Exception) or not dist.is_available():
+            return
+        if isinstance(self.group, dist.ProcessGroup) and dist.get_rank(self.group) >= 0:
+            Ranks(self.group).tell(error)
 
 
 class _Sum(torch.autograd.Function):

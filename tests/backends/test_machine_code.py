@@ -11,6 +11,8 @@ from filelock import FileLock
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+import torch
+
 from bench.machine_code import TARGETS, configurations, faults
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,8 @@ def test_no_spill_shared_memory_within_the_target_and_matrix_instructions(config
 
 GOOD = {
     "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
-    "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix_instructions": 4, "atomics": 0,
+    "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix": {"HGMMA.64x128x16": 4},
+    "atomics": 0,
 }  # fmt: skip
 
 
@@ -57,14 +60,51 @@ GOOD = {
     [
         ({"spilled": 8}, "spills 8 bytes"),
         ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
-        ({"matrix_instructions": 1}, "a product without matrix instructions"),
+        ({"matrix": {"HGMMA.64x128x16": 1}}, "a product without matrix instructions"),
+        ({"matrix": {"HMMA.16816": 64}}, "a product without matrix instructions"),
         ({"atomics": 2}, "2 atomic operations"),
-        ({"dtype": "fp32", "matrix_instructions": 0}, None),
-        ({"kernel": "positives", "matrix_instructions": 0}, None),
+        ({"dtype": "fp32", "matrix": {}}, None),
+        ({"kernel": "positives", "matrix": {}}, None),
     ],
 )
 def test_the_check_can_fail(change, fault):
     assert faults(GOOD | change) == ([] if fault is None else [fault])
+
+
+def _bf16(compiled, kernel):
+    return [
+        record
+        for record in compiled.values()
+        if record["kernel"] == kernel and record["dtype"] == "bf16" and not record["diagnostics"]
+    ]
+
+
+def test_rows_and_columns_share_an_exponential(compiled):
+    """One for each of S and T, and few more for the normalisers of rows and columns."""
+    for record in _bf16(compiled, "statistics"):
+        if record["target"] in ("sm_80", "sm_90"):
+            assert 1 <= record["exponentials_each"] / (1 + record["teacher"]) < 1.2
+
+
+def test_tiles_are_loaded_and_stored_16_bytes_at_a_time(compiled):
+    for record in _bf16(compiled, "gradient"):
+        assert record["loads_16"] > 0
+        if record["target"] != "gfx942":
+            assert record["copies_asynchronous"] > 0
+            assert record["stores_16"] > record["stores_narrow"]
+
+
+def test_programs_that_the_grid_counts_on_fit_beside_each_other(compiled):
+    from mxm_kernels.backends.triton.launch import SETTINGS
+
+    for record in _bf16(compiled, "statistics"):
+        launch = SETTINGS[record["target"]]["statistics"].pick(torch.bfloat16, record["teacher"])
+        assert record["programs"] >= launch.programs
+
+
+def test_the_committed_table_lists_every_configuration():
+    committed = json.loads((ROOT / "bench/results/machine_code.json").read_text())
+    assert [_key(record) for record in committed] == [_key(c) for c in CONFIGURATIONS]
 
 
 def test_the_list_of_configurations_covers_the_launch_table():

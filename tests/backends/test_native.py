@@ -52,14 +52,15 @@ def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
 def _upstream(statistics: Statistics) -> Upstream:
     g = torch.Generator().manual_seed(1)
     drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:5])
-    return Upstream(*(d.to(statistics.n_rows.dtype) for d in drawn))
+    upstream = Upstream(*(d.to(statistics.n_rows.dtype) for d in drawn))
+    return upstream._replace(positives=upstream.positives[None])
 
 
 def _run(backend, problem: Problem) -> list[torch.Tensor]:
     statistics = backend.forward(problem, diagnostics=True)
     upstream = _upstream(statistics)
     gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True))
-    return [*statistics, *gradients]
+    return [*statistics[:-1], *gradients]  # without what one backend keeps
 
 
 def _run_sigmoid(backend, problem: Problem) -> list[torch.Tensor]:
@@ -161,6 +162,7 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         T = p.teacher_scale * p.teacher_x @ p.teacher_y.T
         statistics += [(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]
     upstream = _upstream(native.backend.forward(problem))
+    upstream = upstream._replace(positives=upstream.positives[0])
     (dS,) = torch.autograd.grad(statistics, S, [u.double() for u in upstream[: len(statistics)]])
     return p.scale * dS.abs() @ p.y.abs(), p.scale * dS.abs().T @ p.x.abs()
 

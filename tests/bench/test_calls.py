@@ -1,9 +1,9 @@
-"""A step of a small batch stays cheap: its calls are counted, not timed."""
+"""A step of a small batch stays cheap: its calls and launches are counted, not timed."""
 
 import pytest
 import torch
 
-from bench.calls import count, step
+from bench.calls import count, launches, step
 from mxm_kernels import backends
 
 MOST = {"native": (160, 60), "blocked": (460, 130)}  # calls, allocations
@@ -17,3 +17,12 @@ def test_calls_of_a_step(name):
     calls, allocations = count(step(name, rows=(42, 35), dimension=16))
     assert 0 < calls <= MOST[name][0]
     assert 0 < allocations <= MOST[name][1]
+
+
+def test_launches_of_a_step():
+    """The draw 2, statistics 2, losses 2, and back: autograd 1, dS 2, products 2, the scale 1."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
+        pytest.skip("no Triton here")
+    small = {} if device == "cuda" else {"rows": (42, 35), "dimension": 16}
+    assert launches(step("triton", device=device, **small), device) == 12

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 import sys
 import unittest
@@ -62,6 +64,18 @@ def sybil():
     return Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", run_shell), SkipParser()])
 
 
+@pytest.fixture
+def one_rank(monkeypatch):
+    """What torchrun sets, for the blocks that start a process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in address.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_every_block_runs(page, sybil):
     """In order, as a reader runs them: a block may use what an earlier one made."""
@@ -72,6 +86,32 @@ def test_every_block_runs(page, sybil):
             example.evaluate()
         except unittest.SkipTest:
             continue
+
+
+PARALLEL = [page for page in PAGES if "dist.init_process_group" in page.read_text()]
+
+
+def test_there_are_pages_with_process_groups():
+    assert PARALLEL
+
+
+@pytest.mark.parametrize("page", PARALLEL, ids=lambda path: path.stem)
+def test_process_groups_run_under_torchrun(page, tmp_path):
+    """The page's Python as one script, in two processes that torchrun starts."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    said = "\nimport os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n"
+    (tmp_path / "page.py").write_text("\n".join(blocks) + said)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(tmp_path / "page.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(re.findall(r"rank \d of \d", done.stdout)) == ["rank 0 of 2", "rank 1 of 2"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ pytest.importorskip("mkdocs", reason="the docs extra is not installed")
 pytest.importorskip("latex2mathml", reason="the docs extra is not installed")
 
 from docs import site_hooks
+from tests.support.surface import MODULES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -90,12 +91,18 @@ def test_every_plot_of_the_examples_is_shown(site):
         assert (site / place).is_file()
 
 
-def test_the_reference_has_every_public_name(site):
-    import mxm_kernels
+def test_the_scaling_model_is_shown_and_named_a_model(site):
+    html = page(site, "scaling")
+    assert "results/scaling_model/weak_scaling.svg" in html
+    assert (site / "results" / "scaling_model" / "weak_scaling.svg").exists()
+    assert "A model, not a measurement over several devices" in html
 
+
+def test_the_reference_has_every_public_name(site):
     html = page(site, "api")
-    for name in mxm_kernels.__all__:
-        assert f'id="mxm_kernels.{name}"' in html
+    for module in MODULES:
+        for name in module.__all__:
+            assert f'id="{module.__name__}.{name}"' in html
     assert not re.findall(r":(func|class|meth):", html)
 
 

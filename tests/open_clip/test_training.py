@@ -232,12 +232,40 @@ def test_mfh_with_a_teacher(csv, models, monkeypatch):
     assert all(t.shape == (4, 16) and not t.requires_grad for t in teachers)
 
 
+def test_mfh_on_accumulated_batches(csv, exact):
+    """Two batches of 4 images together are the batch of 8, whatever their order."""
+    with patch_mfh(rounds=None):
+        run(csv, "whole", "--batch-size", 8)
+        whole = [values["contrastive_loss"] for values in exact]
+        exact.clear()
+        run(csv, "halves", "--accum-freq", 2)
+    halves = [values["contrastive_loss"] for values in exact]
+    assert (len(whole), len(halves)) == (2, 4)  # two epochs of one step; a loss for each half
+    assert halves[0] == pytest.approx(whole[0], rel=1e-6)
+    assert halves[1] == pytest.approx(halves[0], rel=1e-6)
+    assert halves[2:] == pytest.approx([whole[1]] * 2, rel=1e-4)
+
+
+def test_the_losses_of_a_step_see_one_draw(csv, exact, monkeypatch):
+    drawn = []
+
+    def spied(*features, generator, **options):
+        drawn.append(generator.initial_seed())
+        return fused_mfh_loss(*features, generator=generator, **options)
+
+    monkeypatch.setattr(losses, "fused_mfh_loss", spied)
+    with patch_mfh(rounds=1):
+        run(csv, "draws", "--accum-freq", 2, "--seed", 5)
+    assert drawn == [5 << 32, 5 << 32, (5 << 32) + 1, (5 << 32) + 1]
+    assert exact[0]["contrastive_loss"] == pytest.approx(exact[1]["contrastive_loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--siglip",), "--siglip"),
-        (("--accum-freq", 2), "--accum-freq 2.*GradientCache"),
-        (("--batch-size", 9), "--batch-size 9 counts images, and .* has 8"),
+        (("--batch-size", 9), "a step takes 9 images of each process.* has 8"),
+        (("--accum-freq", 3), "a step takes 12 images of each process.* has 8"),
         (("--dataset-type", "synthetic", "--train-num-samples", 8), "must be csv, got synthetic"),
         (("--model", "tiny-coca"), "CoCa"),
     ],

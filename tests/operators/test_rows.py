@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
-from mxm_kernels.backends.problem import RowProblem
+from mxm_kernels.backends.problem import Draw, RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
 from mxm_kernels.segments import Segments
 from tests.support.cases import cases
@@ -66,8 +66,10 @@ def test_mixed_rows(backend, case, spread, shares, no_negative):
         grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in leaves]
         results.append([losses.detach().cpu(), *grads])
     actual, expected, naive = results
+    # An exponential is off by the rounding of its argument, which the naive one may be spared.
+    floor = max(1e-6, spread * torch.finfo(torch.float32).eps / 2)
     for a, e, plain in zip(actual, expected, naive, strict=True):
-        allowed = max(2 * error(plain, e), 1e-6 * float(e.norm()), 1e-6 * shares[0])
+        allowed = max(2 * error(plain, e), floor * float(e.norm()), 1e-6 * shares[0])
         assert error(a, e) <= allowed
 
 
@@ -80,9 +82,11 @@ def test_contract_with_pytorch(soft, backend):
         v.requires_grad_()
     arguments = (*vectors, offsets, owners, 0.6, soft, 5, 7, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
-    random = torch.randint(2**31 - 1, (3, len(n)), dtype=torch.int32, device=backend.device)
-    drawn = (random, offsets, len(S), torch.float32, backend.name)
-    torch.library.opcheck(torch.ops.mxm_kernels.drawn_weights.default, drawn)
+    size = (3 * 2 * len(n),)
+    random = torch.randint(2**31 - 1, size, dtype=torch.int32, device=backend.device)
+    draw = Draw(random, offsets, offsets, 3, len(S))
+    arguments = (*draw, torch.float32, backend.name)
+    torch.library.opcheck(torch.ops.mxm_kernels.drawn_weights.default, arguments)
 
 
 def _case():
@@ -102,18 +106,25 @@ def test_second_derivatives_are_refused():
 
 
 def test_draws_are_the_same_everywhere(backend):
-    offsets = torch.tensor([0, 3, 3, 4, 9])
-    random = torch.randint(2**31 - 1, (50, 4), dtype=torch.int32)
-    random[0], random[1] = 0, 2**31 - 1  # the first and the last of each
-    weights = drawn_weights(
-        random.to(backend.device), offsets.to(backend.device), 9, torch.float32, backend.name
-    ).cpu()
-    expected = torch.zeros(9)
-    for row in random.tolist():
-        for i, value in enumerate(row):
-            k = int(offsets[i + 1] - offsets[i])
-            if k:
-                expected[int(offsets[i]) + value * k // 2**31] += 1
-    torch.testing.assert_close(weights, expected / 50)
-    sums = torch.segment_reduce(weights, "sum", offsets=offsets, initial=0.0)
-    torch.testing.assert_close(sums, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    sides = torch.tensor([0, 3, 3, 4, 9]), torch.tensor([0, 0, 2, 9])
+    rounds = 150  # more than a kernel looks at together
+    random = [
+        torch.randint(2**31 - 1, (rounds, len(offsets) - 1), dtype=torch.int32) for offsets in sides
+    ]
+    for numbers in random:
+        numbers[0], numbers[1] = 0, 2**31 - 1  # the first and the last of each
+    flat = torch.cat([numbers.view(-1) for numbers in random])
+    draw = Draw(flat, *sides, rounds, 9)
+    on = draw._replace(random=flat.to(backend.device))
+    on = on._replace(**{name: getattr(draw, name).to(backend.device) for name in draw._fields[1:3]})
+    weights = drawn_weights(on, torch.float32, backend.name)
+    for numbers, offsets, got in zip(random, sides, weights, strict=True):
+        expected = torch.zeros(9)
+        for row in numbers.tolist():
+            for i, value in enumerate(row):
+                k = int(offsets[i + 1] - offsets[i])
+                if k:
+                    expected[int(offsets[i]) + value * k // 2**31] += 1
+        torch.testing.assert_close(got.cpu(), expected / rounds)
+        sums = torch.segment_reduce(got.cpu(), "sum", offsets=offsets, initial=0.0)
+        torch.testing.assert_close(sums, (offsets.diff() > 0).float())

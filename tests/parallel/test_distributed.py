@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from mxm_kernels import Diagnostics, Folds, fused_info_nce_loss, fused_mfh_loss
-from mxm_kernels.parallel.distributed import bytes_sent
+from mxm_kernels.parallel.traffic import bytes_sent
 from tests.support.distributed import (
     LOSSES,
     Towers,
@@ -199,7 +199,7 @@ def own_error():
         (teacher, "agree on soft_weight|agree on teacher_image_features"),
         (smoothing, "agree on label_smoothing, got 0.0 on rank 0 and 0.1 on rank 2"),
         (rounds, r"agree on loss, got .*10.*3"),
-        (number, r"agree on logit_scale, got \[5.0\] on rank 0 and \[6.0\]"),
+        (number, r"agree on logit_scale, got 5.0 on rank 0 and 6.0"),
         (trained, "agree on which arguments require a gradient"),
         (seeded, "agree on generator, got None on rank 0"),
         (other_folds, r"agree on folds, got Folds.uniform\(views=2.*views=1"),

@@ -9,18 +9,34 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import ForwardRef
 
 import mxm_kernels
+import mxm_kernels.data
+import mxm_kernels.open_clip
+import mxm_kernels.retrieval
+import mxm_kernels.sentence_transformers
 
 FILE = Path(__file__).parents[2] / "docs" / "public_surface.txt"
+MODULES = (
+    mxm_kernels,
+    mxm_kernels.data,
+    mxm_kernels.open_clip,
+    mxm_kernels.retrieval,
+    mxm_kernels.sentence_transformers,
+)
 
 
 def surface() -> str:
-    """Every name in ``mxm_kernels.__all__``, sorted, with what a user may call on it."""
-    blocks = []
-    for name in sorted(mxm_kernels.__all__):
-        member = getattr(mxm_kernels, name)
+    """Every name in the ``__all__`` of every public module, with what a user may call on it."""
+    return "\n".join(_module(module) for module in MODULES)
+
+
+def _module(module: ModuleType) -> str:
+    blocks = [f"# {module.__name__}"]
+    for name in sorted(module.__all__):
+        member = getattr(module, name)
         if inspect.isclass(member):
             blocks += [f"class {name}({_base(member)}):", *_fields(member), *_methods(member)]
         elif callable(member):
@@ -31,9 +47,13 @@ def surface() -> str:
 
 
 def _base(kind: type) -> str:
-    """The nearest base that is public."""
-    public = (base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
-    return next(public).__name__
+    """The nearest base that is public: another package's, or one of ours that has a name."""
+    bases = (base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
+    named = {name for module in MODULES for name in module.__all__}
+    ours = "mxm_kernels."
+    return next(
+        b.__name__ for b in bases if not b.__module__.startswith(ours) or b.__name__ in named
+    )
 
 
 def _fields(kind: type) -> list[str]:
@@ -51,7 +71,7 @@ def _methods(kind: type) -> list[str]:
     """The constructor and the public methods that are the package's own, inherited or not."""
     members: dict[str, object] = {}
     for base in reversed(kind.__mro__):
-        if base.__module__.startswith("mxm_kernels") and not issubclass(base, tuple | dict):
+        if base.__module__.startswith("mxm_kernels"):
             members.update(vars(base))
     blocks = []
     for name, member in members.items():
@@ -83,7 +103,9 @@ def _parameter(parameter: inspect.Parameter) -> str:
     text = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
     if parameter.annotation is not parameter.empty:
         text += f": {parameter.annotation}"
-    return text if parameter.default is parameter.empty else f"{text} = {parameter.default!r}"
+    default = parameter.default
+    shown = default.__name__ if inspect.isfunction(default) else repr(default)
+    return text if default is parameter.empty else f"{text} = {shown}"
 
 
 def main() -> None:

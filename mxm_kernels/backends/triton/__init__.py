@@ -13,13 +13,15 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import pairs
 from mxm_kernels.backends.problem import (
+    Draw,
     Gradients,
     Needs,
     Problem,
     RowLosses,
     RowProblem,
+    Shares,
+    Sides,
     SigmoidGradients,
     SigmoidStatistics,
     Statistics,
@@ -30,7 +32,7 @@ from mxm_kernels.backends.problem import (
 class _Triton:
     """The backend; kernels are imported when first run, so that the package needs no Triton."""
 
-    drawn_weights = staticmethod(pairs.drawn_weights)
+    pair_parts = 2  # of the rows and of the columns, which one launch computes apart
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -54,13 +56,21 @@ class _Triton:
         with torch.cuda.device_of(problem.x):  # Triton launches on the current device
             return statistics.forward(problem, diagnostics)
 
+    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
+        return (0,)
+
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        factor: Tensor | None = None,
     ) -> Gradients:
         from mxm_kernels.backends.triton import gradient
 
         with torch.cuda.device_of(problem.x):
-            return gradient.backward(problem, statistics, upstream, needs)
+            return gradient.backward(problem, statistics, upstream, needs, factor)
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
         from mxm_kernels.backends.triton import sigmoid
@@ -86,6 +96,21 @@ class _Triton:
 
         with torch.cuda.device_of(problem.n):
             return rows.mixed_rows(problem, hard, soft)
+
+    def mixed_loss(
+        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+    ) -> tuple[Tensor, Upstream]:
+        from mxm_kernels.backends.triton import rows
+
+        with torch.cuda.device_of(problem.x):
+            return rows.mixed_loss(problem, statistics, sides, shares)
+
+    def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        from mxm_kernels.backends.triton import rows
+
+        assert dtype == torch.float32, "the backend takes no float64"
+        with torch.cuda.device_of(draw.random):
+            return rows.drawn_weights(draw)
 
 
 backend = _Triton()

@@ -17,15 +17,9 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.backends.tiles import GradientSum, split
 from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
-from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
-
-
-@triton.jit
-def _two_sided(values, rows, cols, d_rows, d_cols):
-    """d_i exp(values_ij - rows_i) + d_j exp(values_ij - cols_j), (BLOCK_M, BLOCK_N)."""
-    by_row = tl.exp(values - rows[:, None]) * d_rows[:, None]
-    return by_row + tl.exp(values - cols[None, :]) * d_cols[None, :]
+from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -47,9 +41,9 @@ def gradient_kernel(
     dn_cols,  # (N,)
     du_rows,  # (M,)
     du_cols,  # (N,)
-    unit,  # () factor of dS as it is stored
+    factor,  # () of dS as it is stored, besides the scale
     dS,  # (height, stride) out
-    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' own dS times S
+    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of factor dS S of negatives
     D,
     TEACHER_D,
     first_row,
@@ -64,7 +58,7 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Tiles of unit * dS, one a program, of rows first_row:last_row, columns first_col:last_col.
+    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
 
     The positives' own gradient is missing here; ``positives`` overwrites their entries.
     """
@@ -77,36 +71,97 @@ def gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
-    grad = _two_sided(
+    s = tl.load(scale)
+    u = s * tl.load(factor)
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
+    grad = two_sided(
         S,
+        s,
         tl.load(n_rows + row),
         tl.load(n_cols + col),
-        tl.load(dn_rows + row),
-        tl.load(dn_cols + col),
+        tl.load(dn_rows + row) * u,
+        tl.load(dn_cols + col) * u,
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
     grad = tl.where(same | ~inside, 0.0, grad)
-    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(grad * S, axis=1))
+    own = tl.sum(grad * S, axis=1)  # of factor dS times the logits
+    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), own)
     if TEACHER:
-        t = tl.load(teacher_scale)
-        T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
-        grad += _two_sided(
+        T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+        grad += two_sided(
             T,
+            tl.load(teacher_scale),
             tl.load(t_rows + row),
             tl.load(t_cols + col),
-            tl.load(du_rows + row),
-            tl.load(du_cols + col),
+            tl.load(du_rows + row) * u,
+            tl.load(du_cols + col) * u,
         )
     # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(tile + place, (grad * tl.load(unit)).to(dS.dtype.element_ty), mask=inside)
+    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
+    tl.store(tile + place, grad.to(dS.dtype.element_ty), mask=(rows < last_row)[:, None])
+
+
+@triton.jit
+def _sum(a, length, BLOCK: tl.constexpr):
+    """Sum of a, in a fixed order."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, length, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        total += tl.load(a + place, mask=place < length, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def _dot(a, b, length, BLOCK: tl.constexpr):
+    """Sum of a times b, in a fixed order."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, length, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        inside = place < length
+        total += tl.load(a + place, mask=inside, other=0.0) * tl.load(
+            b + place, mask=inside, other=0.0
+        )
+    return tl.sum(total, axis=0)
+
+
+@triton.jit(do_not_specialize=["tiles", "pairs", "parts", "rows", "cols"])
+def scale_gradient_kernel(
+    partial,  # (tiles,) sums of factor dS S over the negatives, by rows of tiles
+    positives,  # (pairs,)
+    dpositives,  # (parts, pairs)
+    u_rows,  # (rows,)
+    du_rows,  # (rows,)
+    u_cols,  # (cols,)
+    du_cols,  # (cols,)
+    scale,  # ()
+    factor,  # ()
+    dscale,  # () out
+    tiles,
+    pairs,
+    parts,
+    rows,
+    cols,
+    TEACHER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradient of the scale: sum dS S, of which the statistics know all but the negatives' part.
+
+    The teacher's part is sum du u, since u is an average of S.
+    """
+    known = _dot(positives, dpositives, pairs, BLOCK)
+    for part in range(1, parts):
+        known += _dot(positives, dpositives + part * pairs, pairs, BLOCK)
+    if TEACHER:
+        known += _dot(u_rows, du_rows, rows, BLOCK) + _dot(u_cols, du_cols, cols, BLOCK)
+    total = known * tl.load(factor) + _sum(partial, tiles, BLOCK)
+    tl.store(dscale, total / tl.load(scale))
 
 
 LEAST_ROWS = 1024  # of a chunk: fewer would starve the product with x
-ALIGNMENT = 64  # rows of the workspace start on whole cache lines
+ALIGNMENT = 128  # columns of the workspace: whole cache lines, and whole tiles of any setting
 
 
 def _padded(width: int) -> int:
@@ -122,43 +177,49 @@ def workspace_shape(problem: Problem) -> tuple[int, int]:
 
 
 def empty_workspace(problem: Problem) -> Tensor:
-    """Room for that many rows and columns, each row on whole cache lines."""
+    """Room for that many rows and columns, each row with room for whole tiles."""
     height, width = workspace_shape(problem)
     dtype = launch.workspace_dtype(problem.x.dtype, problem.x.device)
     return problem.x.new_empty((height, _padded(width)), dtype=dtype)[:, :width]
 
 
-def unit_of(problem: Problem, upstream: Sequence[Tensor]) -> Tensor:
-    """The factor that dS carries in the workspace: s, and for float16 a power of two besides.
+def stored_factor(
+    problem: Problem, upstream: Sequence[Tensor], factor: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The factor of dS in the workspace besides the scale, and what the sums must lose of it.
 
-    Entries of dS are a mean's share of a probability, far below float16's smallest number
-    (6e-8); the largest upstream gradient is raised to 2**12, whence 19 decades remain.
+    For float16 it holds a power of two: entries of dS are a mean's share of a probability, far
+    below float16's smallest number (6e-8); the largest upstream gradient is raised to 2**12,
+    whence 19 decades remain.
     """
+    factor = torch.ones_like(problem.scale) if factor is None else factor
     if problem.x.dtype != torch.float16:
-        return problem.scale
+        return factor, None
     largest = torch.stack([g.abs().amax() if g.numel() else g.new_zeros(()) for g in upstream])
-    room = torch.where(largest.amax() > 0, largest.amax() * problem.scale, 1.0)
-    return problem.scale * torch.exp2(12 - torch.ceil(torch.log2(room)))
+    room = largest.amax() * (problem.scale * factor).abs()
+    unit = torch.exp2(12 - torch.ceil(torch.log2(torch.where(room > 0, room, 1.0))))
+    return factor * unit, unit
 
 
 def backward(
-    problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    problem: Problem,
+    statistics: Statistics,
+    upstream: Upstream,
+    needs: Needs,
+    factor: Tensor | None = None,
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
     p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher)
-    unit = unit_of(p, upstream)
-    sums, workspace = GradientSum(problem, needs, unit=unit / p.scale), empty_workspace(p)
+    stored, unit = stored_factor(p, upstream, factor)
+    workspace = empty_workspace(p)
     height, width = workspace.shape
-    # sum dS S: the positives' and, since u is an average of S, the teacher's share are known
-    # from the statistics; the tiles add the negatives'.
-    known = [(upstream.positives, statistics.positives)]
-    if teacher:
-        known += [(upstream.u_rows, statistics.u_rows), (upstream.u_cols, statistics.u_cols)]
-    dscale = [torch.dot(gradient, value).view(1) for gradient, value in known]
+    alone = (height, width) == (p.x.shape[0], p.y.shape[0])
+    sums = GradientSum(problem, needs, unit, alone=alone)
     terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
+    partials = []
     for rows in split(p.x.shape[0], height):
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
@@ -169,13 +230,36 @@ def backward(
                 p.image_groups, p.text_groups,
                 statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
                 upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
-                unit, workspace, partial,
+                stored, workspace, partial,
                 p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
                 TEACHER=teacher, **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
-            positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
-            if needs.scale:
-                dscale.append(partial.sum().view(1))
+            positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)
+            few = alone and len(partial) <= FEW
+            partial = partial if few else partial.sum().view(1)
+            partials.append(partial if unit is None else partial / unit)
             sums.add(workspace[:h, :w], rows, cols)
-    return sums.finish(torch.cat(dscale).sum() / p.scale)
+    if not needs.scale:
+        return sums.finish(torch.zeros_like(p.scale))
+    given = torch.ones_like(p.scale) if factor is None else factor
+    return sums.finish(_scale_gradient(p, statistics, upstream, given, partials))
+
+
+SUM_BLOCK = 4096
+FEW = 1 << 16  # sums that one program adds up; more are worth a launch
+
+
+def _scale_gradient(
+    p: Problem, statistics: Statistics, upstream: Upstream, factor: Tensor, partials: list[Tensor]
+) -> Tensor:
+    """Launch ``scale_gradient_kernel`` on the sums of all tiles."""
+    tiles = partials[0] if len(partials) == 1 else torch.cat(partials)
+    dscale, (parts, pairs) = torch.empty_like(p.scale), upstream.positives.shape
+    scale_gradient_kernel[(1,)](
+        tiles, statistics.positives, upstream.positives,
+        statistics.u_rows, upstream.u_rows, statistics.u_cols, upstream.u_cols,
+        p.scale, factor, dscale, tiles.shape[0], pairs, parts, p.x.shape[0], p.y.shape[0],
+        TEACHER=p.has_teacher, BLOCK=SUM_BLOCK, num_warps=8,
+    )  # fmt: skip
+    return dscale

@@ -1,9 +1,10 @@
 """The positive pairs, apart from the tiles: P numbers need no M x N walk.
 
-Inside the tile kernels a positive only has to be left out. Storing S and loading its gradient
-there, through a tile of pointers, made every setting spill registers (840 to 1,936 bytes per
-thread on sm_90); a kernel over blocks of pairs costs 2 P D operations and balances itself
-however uneven the groups are.
+Inside the tiles a positive only has to be left out. Storing S and loading its gradient there,
+through a tile of pointers, made every setting spill registers (840 to 1,936 bytes per thread on
+sm_90); blocks of pairs cost 2 P D operations and balance themselves however uneven the groups
+are. In forward the programs of the tiles share them out when their tiles are done, which spares a
+launch; in backward a kernel of their own overwrites their entries of dS.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton.tile import teacher_arguments
 
-BLOCK = {"BLOCK_P": 32, "BLOCK_D": 128}
+BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
 
 
 @triton.jit
@@ -28,12 +29,12 @@ def _pair_logits(
     inside,  # (BLOCK_P,)
     D,
     scale,
-    BLOCK_D: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
     """Logits scale <x_i, y_j> of a block of pairs, (BLOCK_P,) float32."""
-    lane = tl.arange(0, BLOCK_D)
-    total = tl.zeros((images.shape[0], BLOCK_D), tl.float32)
-    for start in range(0, D, BLOCK_D):
+    lane = tl.arange(0, PAIR_D)
+    total = tl.zeros((images.shape[0], PAIR_D), tl.float32)
+    for start in range(0, D, PAIR_D):
         mask = inside[:, None] & (lane[None, :] < D - start)
         a = tl.load(x + images[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
         b = tl.load(y + texts[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
@@ -41,8 +42,8 @@ def _pair_logits(
     return tl.sum(total, axis=1) * scale
 
 
-@triton.jit(do_not_specialize=["pairs"])
-def positives_kernel(
+@triton.jit
+def store_positives(
     x,  # (M, D)
     y,  # (N, D)
     scale,  # ()
@@ -51,19 +52,22 @@ def positives_kernel(
     positives,  # (pairs,) out
     pairs,
     D,
+    program,
+    programs,
     BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
-    """S of every positive pair."""
-    slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = slot < pairs
-    i = tl.load(pair_images + slot, mask=inside, other=0)
-    j = tl.load(pair_texts + slot, mask=inside, other=0)
-    S = _pair_logits(x, y, i, j, inside, D, tl.load(scale), BLOCK_D)
-    tl.store(positives + slot, S, mask=inside)
+    """S of every positive pair, dealt out in blocks to ``programs``."""
+    for block in range(program, tl.cdiv(pairs, BLOCK_P), programs):
+        slot = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = slot < pairs
+        i = tl.load(pair_images + slot, mask=inside, other=0)
+        j = tl.load(pair_texts + slot, mask=inside, other=0)
+        S = _pair_logits(x, y, i, j, inside, D, tl.load(scale), PAIR_D)
+        tl.store(positives + slot, S, mask=inside)
 
 
-@triton.jit(do_not_specialize=["pairs", "first_row", "last_row", "first_col", "last_col"])
+@triton.jit(do_not_specialize=["pairs", "parts", "first_row", "last_row", "first_col", "last_col"])
 def pair_gradient_kernel(
     teacher_x,  # (M, TEACHER_D)
     teacher_y,  # (N, TEACHER_D)
@@ -72,12 +76,14 @@ def pair_gradient_kernel(
     pair_texts,  # (pairs,) int64
     t_rows,  # (M,)
     t_cols,  # (N,)
-    dpositives,  # (pairs,)
+    dpositives,  # (parts, pairs)
     du_rows,  # (M,)
     du_cols,  # (N,)
-    unit,  # ()
+    scale,  # ()
+    factor,  # ()
     dS,  # (height, stride) out
     pairs,
+    parts,
     TEACHER_D,
     first_row,
     last_row,
@@ -86,54 +92,49 @@ def pair_gradient_kernel(
     stride,
     TEACHER: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
-    """Positive pairs of the workspace: unit * dS, summed in float32 before rounding."""
+    """Positive pairs of the workspace: scale factor dS, summed in float32 before rounding."""
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
     i = tl.load(pair_images + slot, mask=inside, other=-1)
     j = tl.load(pair_texts + slot, mask=inside, other=-1)
     here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
     if tl.max(here.to(tl.int32), axis=0) > 0:
-        grad = tl.load(dpositives + slot, mask=here, other=0.0)
+        grad = tl.zeros((BLOCK_P,), tl.float32)
         if TEACHER:
             t = tl.load(teacher_scale)
-            T = _pair_logits(teacher_x, teacher_y, i, j, here, TEACHER_D, t, BLOCK_D)
+            T = _pair_logits(teacher_x, teacher_y, i, j, here, TEACHER_D, t, PAIR_D)
             row_share = tl.exp(T - tl.load(t_rows + i, mask=here, other=0.0))
             col_share = tl.exp(T - tl.load(t_cols + j, mask=here, other=0.0))
             grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)
             grad += col_share * tl.load(du_cols + j, mask=here, other=0.0)
-        stored = (grad * tl.load(unit)).to(dS.dtype.element_ty)
+        for part in range(parts):
+            grad += tl.load(dpositives + part * pairs + slot, mask=here, other=0.0)
+        unit = tl.load(scale) * tl.load(factor)
+        stored = (grad * unit).to(dS.dtype.element_ty)
         tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
-
-
-def positive_logits(problem: Problem, out: Tensor) -> None:
-    """Write S of every positive pair to ``out`` (pairs,)."""
-    p, pairs = problem, out.shape[0]
-    positives_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
-        p.x, p.y, p.scale, p.pair_images, p.pair_texts, out, pairs, p.x.shape[1], **BLOCK
-    )
 
 
 def positive_gradients(
     problem: Problem,
     dpositives: Tensor,
-    unit: Tensor,
+    factor: Tensor,
     workspace: Tensor,
     rows: Span,
     cols: Span,
     teacher_terms: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Write unit * dS of the positive pairs into ``workspace``, which holds rows x cols of dS.
+    """Write scale factor dS of the positive pairs into ``workspace``, which has rows x cols of it.
 
     ``teacher_terms`` are t, t', du and du', read where the problem has a teacher.
     """
-    p, pairs = problem, problem.pair_images.shape[0]
+    p, (parts, pairs) = problem, dpositives.shape
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     t_rows, t_cols, du_rows, du_cols = teacher_terms or (dpositives,) * 4
     pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
         teacher_x, teacher_y, teacher_scale, p.pair_images, p.pair_texts,
-        t_rows, t_cols, dpositives, du_rows, du_cols, unit, workspace,
-        pairs, teacher_x.shape[1], *rows, *cols, workspace.stride(0),
+        t_rows, t_cols, dpositives, du_rows, du_cols, p.scale, factor, workspace,
+        pairs, parts, teacher_x.shape[1], *rows, *cols, workspace.stride(0),
         TEACHER=p.has_teacher, **BLOCK,
     )  # fmt: skip

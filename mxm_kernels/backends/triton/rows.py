@@ -1,22 +1,107 @@
-"""The loss of the rows of one direction, with its derivatives, in one launch."""
+"""The rows after the statistics: draws counted, losses and their derivatives, a launch for each.
+
+One kernel serves both directions: its first programs take the rows, the others the columns.
+"""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mxm_kernels.backends.problem import RowLosses, RowProblem
-from mxm_kernels.backends.triton.tile import sigmoid, softplus
+from mxm_kernels.backends.problem import (
+    Draw,
+    Problem,
+    RowLosses,
+    RowProblem,
+    Shares,
+    Sides,
+    Statistics,
+    Upstream,
+)
+from mxm_kernels.backends.triton.tile import sigmoid, softplus, teacher_arguments
 
 BLOCK = 128
+
+
+@triton.jit
+def _finite(S):
+    """NaN instead of what only a feature that is not finite can give."""
+    return tl.where(tl.abs(S) == float("inf"), float("nan"), S)
+
+
+@triton.jit
+def _mixed_block(
+    block,
+    n,  # (rows,)
+    S,  # (pairs,)
+    u,  # (rows,), not read without SOFT
+    weights,  # (pairs,)
+    offsets,  # (rows + 1,) int64
+    slots,  # (pairs,) int64 where S and dS of each pair are, or None: in order
+    dn,  # (rows,) out
+    dS,  # (pairs,) out
+    rows,
+    hard,
+    soft,
+    SOFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Losses of a block of rows, a row in each lane, which walks its own positives."""
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    first = tl.load(offsets + row, mask=inside, other=0)
+    count = tl.load(offsets + row + 1, mask=inside, other=0) - first
+    most = tl.max(count, axis=0)
+    N = tl.load(n + row, mask=inside, other=0.0)
+    # A row without a positive has n = -inf only if a feature is not finite: -inf 0 is NaN.
+    loss = tl.where(count == 0, N * 0.0, 0.0)
+    pulled = loss
+    top = N
+    for k in range(most):
+        here = k < count
+        place = first + k
+        if slots is not None:
+            place = tl.load(slots + place, mask=here, other=0)
+        value = _finite(tl.load(S + place, mask=here, other=0.0))
+        weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
+        margin = N - value
+        loss += tl.where(here, weight * softplus(margin), 0.0)
+        pull = tl.where(here, weight * sigmoid(margin), 0.0)
+        pulled += pull
+        tl.store(dS + place, -pull, mask=here)
+        top = tl.where(here, tl.maximum(top, value), top)
+    if SOFT:
+        of_n = tl.exp(N - top)
+        total = of_n
+        for k in range(most):
+            here = k < count
+            place = first + k
+            if slots is not None:
+                place = tl.load(slots + place, mask=here, other=0)
+            value = tl.load(S + place, mask=here, other=0.0)
+            total += tl.where(here, tl.exp(value - top), 0.0)
+        loss += soft * (top + tl.log(total) - tl.load(u + row, mask=inside, other=0.0))
+        share = soft / total
+        pulled += share * of_n
+        for k in range(most):
+            here = k < count
+            place = first + k
+            if slots is not None:
+                place = tl.load(slots + place, mask=here, other=0)
+            value = tl.load(S + place, mask=here, other=0.0)
+            before = tl.load(dS + place, mask=here, other=0.0)
+            tl.store(dS + place, before + share * tl.exp(value - top), mask=here)
+    tl.store(dn + row, pulled, mask=inside)
+    return loss
 
 
 @triton.jit(do_not_specialize=["rows", "hard", "soft"])
 def mixed_rows_kernel(
     n,  # (rows,)
     S,  # (pairs,)
-    u,  # (rows,), not read without SOFT
+    u,  # (rows,)
     weights,  # (pairs,)
     offsets,  # (rows + 1,) int64
     losses,  # (rows,) out
@@ -28,43 +113,130 @@ def mixed_rows_kernel(
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row in each lane, which walks its own positives."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """The rows of one direction."""
+    block = tl.program_id(0)
+    loss = _mixed_block(
+        block, n, S, u, weights, offsets, None, dn, dS, rows, hard, soft, SOFT, BLOCK
+    )
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    tl.store(losses + row, loss, mask=row < rows)
+
+
+@triton.jit
+def _mixed_side(
+    block, n, S, u, weights, offsets, slots, dn, dS, du, rows, hard, soft,
+    SOFT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum of the losses of a block of rows of either direction, and du."""
+    loss = _mixed_block(
+        block, n, S, u, weights, offsets, slots, dn, dS, rows, hard, soft, SOFT, BLOCK
+    )
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    if SOFT:
+        tl.store(du + row, tl.zeros((BLOCK,), tl.float32) - soft, mask=row < rows)
+    return tl.sum(tl.where(row < rows, loss, 0.0), axis=0)
+
+
+_NUMBERS = ["rows", "cols", "pairs", "hard_rows", "soft_rows", "hard_cols", "soft_cols"]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def mixed_loss_kernel(
+    n_rows,  # (rows,)
+    n_cols,  # (cols,)
+    S,  # (pairs,)
+    u_rows,  # (rows,)
+    u_cols,  # (cols,)
+    row_weights,  # (pairs,)
+    col_weights,  # (pairs,) in text-major order
+    image_offsets,  # (rows + 1,) int64
+    text_offsets,  # (cols + 1,) int64
+    text_slots,  # (pairs,) int64
+    scale,  # ()
+    teacher_scale,  # ()
+    losses,  # (programs,) out
+    dn_rows,  # (rows,) out
+    dn_cols,  # (cols,) out
+    dS,  # (2, pairs) out, of the rows and of the columns, in slot order
+    du_rows,  # (rows,) out
+    du_cols,  # (cols,) out
+    rows,
+    cols,
+    pairs,
+    hard_rows,
+    soft_rows,
+    hard_cols,
+    soft_cols,
+    SOFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Both directions: sums of the losses by block, and the gradient by the statistics."""
+    # The host does not wait to look at the scales: what is not positive shows as NaN.
+    positive = (tl.load(scale) > 0) & (tl.load(teacher_scale) > 0)
+    sign = tl.where(positive, 1.0, float("nan"))
+    hard_rows, soft_rows = hard_rows * sign, soft_rows * sign
+    hard_cols, soft_cols = hard_cols * sign, soft_cols * sign
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(rows, BLOCK)
+    if program < row_blocks:
+        loss = _mixed_side(
+            program, n_rows, S, u_rows, row_weights, image_offsets, None, dn_rows, dS, du_rows,
+            rows, hard_rows, soft_rows, SOFT, BLOCK,
+        )  # fmt: skip
+    else:
+        loss = _mixed_side(
+            program - row_blocks, n_cols, S, u_cols, col_weights, text_offsets, text_slots, dn_cols,
+            dS + pairs, du_cols, cols, hard_cols, soft_cols, SOFT, BLOCK,
+        )  # fmt: skip
+    tl.store(losses + program, loss)
+
+
+DRAW = {"BLOCK": 32, "ROUNDS": 64}  # rows of a program, and rounds that it looks at together
+
+
+@triton.jit
+def _drawn_block(
+    block, random, offsets, weights, rounds, rows, BLOCK: tl.constexpr, ROUNDS: tl.constexpr
+):
+    """How often each positive of a block of rows was drawn: no two programs share a positive."""
+    row = block * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     first = tl.load(offsets + row, mask=inside, other=0)
     count = tl.load(offsets + row + 1, mask=inside, other=0) - first
-    most = tl.max(count, axis=0)
-    N = tl.load(n + row, mask=inside, other=0.0)
-    loss = tl.zeros((BLOCK,), tl.float32)
-    pulled = tl.zeros((BLOCK,), tl.float32)
-    top = N
-    for k in range(most):
-        here = k < count
-        value = tl.load(S + first + k, mask=here, other=0.0)
-        weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
-        margin = N - value
-        loss += tl.where(here, weight * softplus(margin), 0.0)
-        pull = tl.where(here, weight * sigmoid(margin), 0.0)
-        pulled += pull
-        tl.store(dS + first + k, -pull, mask=here)
-        top = tl.where(here, tl.maximum(top, value), top)
-    if SOFT:
-        of_n = tl.exp(N - top)
-        total = of_n
-        for k in range(most):
-            here = k < count
-            value = tl.load(S + first + k, mask=here, other=0.0)
-            total += tl.where(here, tl.exp(value - top), 0.0)
-        loss += soft * (top + tl.log(total) - tl.load(u + row, mask=inside, other=0.0))
-        share = soft / total
-        pulled += share * of_n
-        for k in range(most):
-            here = k < count
-            value = tl.load(S + first + k, mask=here, other=0.0)
-            before = tl.load(dS + first + k, mask=here, other=0.0)
-            tl.store(dS + first + k, before + share * tl.exp(value - top), mask=here)
-    tl.store(losses + row, loss, mask=inside)
-    tl.store(dn + row, pulled, mask=inside)
+    for k in range(tl.max(count, axis=0)):
+        drawn = tl.zeros((BLOCK,), tl.int32)
+        for start in range(0, rounds, ROUNDS):
+            turn = start + tl.arange(0, ROUNDS)[None, :]
+            there = inside[:, None] & (turn < rounds)
+            number = tl.load(random + turn * rows + row[:, None], mask=there, other=0)
+            place = (number.to(tl.int64) * count[:, None]) >> 31
+            drawn += tl.sum((there & (place == k)).to(tl.int32), axis=1)
+        tl.store(weights + first + k, drawn.to(tl.float32) / rounds, mask=k < count)
+
+
+@triton.jit(do_not_specialize=["rounds", "rows", "cols"])
+def drawn_weights_kernel(
+    random,  # (rounds (rows + cols),) int32: (rounds, rows), then (rounds, cols)
+    image_offsets,  # (rows + 1,) int64
+    text_offsets,  # (cols + 1,) int64
+    row_weights,  # (pairs,) out
+    col_weights,  # (pairs,) out
+    rounds,
+    rows,
+    cols,
+    BLOCK: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """Share of the rounds in which each positive was drawn, by its row and by its column."""
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(rows, BLOCK)
+    if program < row_blocks:
+        _drawn_block(program, random, image_offsets, row_weights, rounds, rows, BLOCK, ROUNDS)
+    else:
+        _drawn_block(
+            program - row_blocks, random + rounds.to(tl.int64) * rows, text_offsets, col_weights,
+            rounds, cols, BLOCK, ROUNDS,
+        )  # fmt: skip
 
 
 def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
@@ -76,3 +248,41 @@ def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
         SOFT=soft != 0, BLOCK=BLOCK,
     )  # fmt: skip
     return out
+
+
+def mixed_loss(
+    problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+) -> tuple[Tensor, Upstream]:
+    """The loss of both directions and its gradient by the statistics."""
+    s, rows, cols, pairs = statistics, len(problem.x), len(problem.y), len(statistics.positives)
+    *_, teacher_scale = teacher_arguments(problem)
+    programs = triton.cdiv(rows, BLOCK) + triton.cdiv(cols, BLOCK)
+    losses = torch.empty(programs, dtype=torch.float32, device=problem.x.device)
+    upstream = Upstream(
+        torch.empty_like(s.n_rows),
+        torch.empty_like(s.n_cols),
+        s.positives.new_empty((2, pairs)),
+        torch.empty_like(s.u_rows),
+        torch.empty_like(s.u_cols),
+    )
+    mixed_loss_kernel[(programs,)](
+        s.n_rows, s.n_cols, s.positives, s.u_rows, s.u_cols,
+        sides.row_weights, sides.col_weights, problem.image_offsets, sides.text_offsets,
+        sides.text_slots, problem.scale, teacher_scale, losses, *upstream,
+        rows, cols, pairs, *shares,
+        SOFT=problem.has_teacher, BLOCK=BLOCK,
+    )  # fmt: skip
+    return losses.sum(), upstream
+
+
+def drawn_weights(draw: Draw) -> tuple[Tensor, Tensor]:
+    """Both sides in one launch."""
+    rows, cols = len(draw.image_offsets) - 1, len(draw.text_offsets) - 1
+    size, like = draw.pairs, draw.random
+    weights = tuple(like.new_empty(size, dtype=torch.float32) for _ in range(2))
+    programs = triton.cdiv(rows, DRAW["BLOCK"]) + triton.cdiv(cols, DRAW["BLOCK"])
+    drawn_weights_kernel[(programs,)](
+        draw.random, draw.image_offsets, draw.text_offsets, *weights, draw.rounds, rows, cols,
+        **DRAW,
+    )  # fmt: skip
+    return weights[0], weights[1]

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from mxm_kernels.backends.problem import Needs, Problem, SigmoidGradients, SigmoidStatistics
 from mxm_kernels.backends.tiles import GradientSum, split
-from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.gradient import empty_workspace, unit_of
-from mxm_kernels.backends.triton.positives import positive_gradients, positive_logits
+from mxm_kernels.backends.triton import launch, positives
+from mxm_kernels.backends.triton.gradient import empty_workspace, stored_factor
+from mxm_kernels.backends.triton.positives import positive_gradients, store_positives
 from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import logits, padded, sigmoid, softplus
+from mxm_kernels.backends.triton.tile import padded, products, sigmoid, softplus
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "N", "first", "width"])
+@triton.jit(do_not_specialize=["M", "N", "first", "width", "pairs"])
 def sigmoid_statistics_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -29,20 +29,26 @@ def sigmoid_statistics_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
     row_state,  # (Q, M) out
     col_state,  # (P, width) out
+    positives,  # (pairs,) out
     M,
     N,
     D,
     first,  # first column of this launch
     width,  # number of columns of this launch
+    pairs,  # 0: another launch has them
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
-    """Sums of softplus(S + b) of rows 0:M and columns first:first + width."""
+    """Sums of softplus(S + b) of rows 0:M, columns first:first + width, and the positives."""
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * M
     col_line = col_state + p.to(tl.int64) * width
@@ -61,7 +67,7 @@ def sigmoid_statistics_kernel(
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             terms = tl.where(same | ~inside, 0.0, softplus(S + b))
             total += tl.sum(terms, 1)
@@ -70,6 +76,11 @@ def sigmoid_statistics_kernel(
         tl.store(row_line + rows, total, mask=row_inside)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
+    program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
+    store_positives(
+        x, y, scale, pair_images, pair_texts, positives, pairs, D, program, programs,
+        BLOCK_P, PAIR_D,
+    )  # fmt: skip
 
 
 def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
@@ -83,13 +94,13 @@ def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
     for first, last in spans:
         col_state = p.x.new_empty((P, last - first), dtype=torch.float32)
         sigmoid_statistics_kernel[(P, Q)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
-            rows, cols, p.x.shape[1], first, last - first, **setting.tile(),
-            **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, p.pair_images, p.pair_texts,
+            row_state, col_state, out.positives, rows, cols, p.x.shape[1], first, last - first,
+            out.positives.shape[0] if last == cols else 0, **setting.tile(),
+            **launch.product_options(p.x.dtype, p.x.device), **positives.BLOCK, **setting.options(),
         )  # fmt: skip
         torch.sum(col_state, 0, out=out.r_cols[first:last])
     torch.sum(row_state, 0, out=out.r_rows)
-    positive_logits(p, out.positives)
     return out
 
 
@@ -103,7 +114,7 @@ def sigmoid_gradient_kernel(
     text_groups,  # (N,) int32
     dr_rows,  # (M,)
     dr_cols,  # (N,)
-    unit,  # () factor of dS as it is stored
+    factor,  # () of dS as it is stored, besides the scale
     dS,  # (height, stride) out
     dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' dS times S
     dbias,  # (programs, BLOCK_M) out, sums of the same dS alone
@@ -119,7 +130,7 @@ def sigmoid_gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Tiles of unit * dS, one a program, of rows first_row:last_row, columns first_col:last_col.
+    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
 
     The positives' own gradient is missing here; ``positives`` overwrites their entries.
     """
@@ -132,7 +143,7 @@ def sigmoid_gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    S = logits(x, y, row, col, D, tl.load(scale), BLOCK_D, PRECISION, WIDEN)
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * tl.load(scale)
     upstream = tl.load(dr_rows + row)[:, None] + tl.load(dr_cols + col)[None, :]
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     grad = tl.where(same | ~inside, 0.0, upstream * sigmoid(S + tl.load(bias)))
@@ -142,13 +153,16 @@ def sigmoid_gradient_kernel(
     # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(tile + place, (grad * tl.load(unit)).to(dS.dtype.element_ty), mask=inside)
+    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
+    unit = tl.load(scale) * tl.load(factor)
+    stored = (grad * unit).to(dS.dtype.element_ty)
+    tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
 
 
 def backward(
     problem: Problem,
     bias: Tensor,
-    positives: Tensor,
+    S: Tensor,
     upstream: SigmoidStatistics,
     needs: Needs,
 ) -> SigmoidGradients:
@@ -156,10 +170,12 @@ def backward(
     p = padded(problem)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher=False)
-    unit = unit_of(p, upstream)
-    sums, workspace = GradientSum(problem, needs, unit=unit / p.scale), empty_workspace(p)
+    factor, unit = stored_factor(p, upstream, None)
+    workspace = empty_workspace(p)
     height, width = workspace.shape
-    dscale, dbias = [torch.dot(upstream.positives, positives).view(1)], [bias.new_zeros(1)]
+    alone = (height, width) == (p.x.shape[0], p.y.shape[0])
+    sums = GradientSum(problem, needs, unit, alone=alone)
+    dscale, dbias = [torch.dot(upstream.positives, S).view(1)], [bias.new_zeros(1)]
     for rows in split(p.x.shape[0], height):
         for cols in split(p.y.shape[0], width):
             h, w = rows[1] - rows[0], cols[1] - cols[0]
@@ -167,11 +183,11 @@ def backward(
             partial = p.x.new_empty((2, programs * setting.rows), dtype=torch.float32)
             sigmoid_gradient_kernel[(programs,)](
                 p.x, p.y, p.scale, bias, p.image_groups, p.text_groups,
-                upstream.r_rows, upstream.r_cols, unit, workspace, *partial,
+                upstream.r_rows, upstream.r_cols, factor, workspace, *partial,
                 p.x.shape[1], *rows, *cols, workspace.stride(0), **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
-            positive_gradients(p, upstream.positives, unit, workspace, rows, cols)
+            positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
             if needs.scale:
                 dscale.append(partial[0].sum().view(1))
             if needs.bias:

@@ -3,90 +3,63 @@
 The grid is P x Q programs. Program (p, q) takes row blocks p, p + P, ... and of each the
 column blocks q, q + Q, ...; row statistics stay in registers, column statistics go to line p
 of a scratch that only this program row touches, so no addition is atomic and two runs
-give the same bits. A second kernel merges the Q lines of the rows and the P lines of the
-columns in a fixed order.
+give the same bits. Then the programs share out the positive pairs. A second kernel (``merge``)
+merges the Q lines of the rows and the P lines of the columns in a fixed order.
 
-A statistic is kept as (maximum, sum of exp(value - maximum)) for S over negatives; for T there
-are also the sum of exp(T - maximum) S and, for diagnostics, of exp(T - maximum) T: 2 numbers,
-or 5 or 6 with a teacher. The functions below take how many there are as FIELDS, 2 to 4.
+A statistic is kept as (reference, sum of exp(value - reference)) for S over negatives, the
+reference in powers of 2 and one for a whole block; for T there are also the sum of
+exp(T - reference) S and, for diagnostics, of exp(T - reference) T: 2 numbers, or 5 or 6 with a
+teacher. The functions below take how many there are as FIELDS, 2 to 4. Diagnostics keep one
+number more, the maximum of S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from mxm_kernels.backends.problem import Problem, Statistics
 from mxm_kernels.backends.tiles import split
-from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.positives import positive_logits
-from mxm_kernels.backends.triton.tile import logits, padded, teacher_arguments
+from mxm_kernels.backends.triton import launch, merge, positives
+from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised
+from mxm_kernels.backends.triton.partials import load_sums, store_partial
+from mxm_kernels.backends.triton.positives import store_positives
+from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
 @triton.jit
-def _summarise(values, weights, axis: tl.constexpr, FIELDS: tl.constexpr):
-    """(maximum, sum of exp, exp weighted by weights, exp weighted by values) over ``axis``."""
-    top = tl.max(values, axis)
-    # An empty row has maximum -inf; exp(-inf - -inf) would be NaN.
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    share = tl.exp(values - tl.expand_dims(safe, axis))
-    total = tl.sum(share, axis)
-    weighted, own = total, total  # fields beyond FIELDS are never stored
-    if FIELDS >= 3:
-        weighted = tl.sum(share * weights, axis)
-    if FIELDS == 4:
-        own = tl.sum(share * values, axis)
-    return top, total, weighted, own
+def _resume(state, length, index, known, start, again, reference, FIELDS: tl.constexpr):
+    """The greater reference, and against it the sums of a block from ``start`` on, if ``again``."""
+    before = tl.load(state + start, mask=again, other=LOWEST)
+    reference = tl.maximum(reference, before)
+    factor = tl.exp2(before - reference)
+    total, weighted, own = load_sums(state, length, index, known, FIELDS)
+    return reference, (total * factor, weighted * factor, own * factor)
 
 
 @triton.jit
-def _join(a, b):
-    """Merge two partial statistics."""
-    top = tl.maximum(a[0], b[0])
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    p, q = tl.exp(a[0] - safe), tl.exp(b[0] - safe)
-    return top, a[1] * p + b[1] * q, a[2] * p + b[2] * q, a[3] * p + b[3] * q
+def _raise_line(line, index, inside, known, top):
+    """Raise a line of maxima, starting it where nothing is ``known``."""
+    before = tl.load(line + index, mask=known, other=float("-inf"))
+    tl.store(line + index, tl.maximum(before, top), mask=inside)
 
 
 @triton.jit
-def _load_partial(state, length, index, known, FIELDS: tl.constexpr):
-    """The partial statistics of each index; the neutral values where not ``known``."""
-    top = tl.load(state + index, mask=known, other=float("-inf"))
-    total = tl.load(state + length + index, mask=known, other=0.0)
-    weighted, own = total, total
-    if FIELDS >= 3:
-        weighted = tl.load(state + 2 * length + index, mask=known, other=0.0)
-    if FIELDS == 4:
-        own = tl.load(state + 3 * length + index, mask=known, other=0.0)
-    return top, total, weighted, own
-
-
-@triton.jit
-def _store_partial(state, length, index, inside, partial, FIELDS: tl.constexpr):
-    tl.store(state + index, partial[0], mask=inside)
-    tl.store(state + length + index, partial[1], mask=inside)
-    if FIELDS >= 3:
-        tl.store(state + 2 * length + index, partial[2], mask=inside)
-    if FIELDS == 4:
-        tl.store(state + 3 * length + index, partial[3], mask=inside)
-
-
-@triton.jit
-def _join_line(
-    state, length, index, inside, known, values, weights, axis: tl.constexpr, FIELDS: tl.constexpr
-):
-    """Merge a tile into a line of scratch, starting it where nothing is ``known``."""
-    before = _load_partial(state, length, index, known, FIELDS)
-    partial = _join(before, _summarise(values, weights, axis, FIELDS))
-    _store_partial(state, length, index, inside, partial, FIELDS)
+def _add_line(
+    state, length, index, inside, known, start, again, reference, share, S, s, T, t,
+    FIELDS: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's shares to a block of a line of scratch, or start it where not ``again``."""
+    before = tl.load(state + start, mask=again, other=LOWEST)
+    sums = load_sums(state, length, index, known, FIELDS)
+    factor = tl.exp2(before - reference)
+    sums = add_sums(sums, factor, share, S, s, T, t, 0, FIELDS)
+    store_partial(state, length, index, inside, reference, sums, FIELDS)
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "N", "first", "width"])
+@triton.jit(do_not_specialize=["M", "N", "first", "width", "pairs"])
 def statistics_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -96,114 +69,120 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
     row_state,  # (Q, FIELDS, M) out
     col_state,  # (P, FIELDS, width) out
+    positives,  # (pairs,) out
     M,
     N,
     D,
     TEACHER_D,
     first,  # first column of this launch
     width,  # number of columns of this launch
+    pairs,  # 0: another launch has them
     T_FIELDS: tl.constexpr,  # 0 without a teacher
+    DIAGNOSTICS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAIR_D: tl.constexpr,
 ):
-    """Running statistics of rows 0:M and columns first:first + width."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS
+    """Running statistics of rows 0:M and columns first:first + width, and the positives."""
+    FIELDS: tl.constexpr = 2 + T_FIELDS + DIAGNOSTICS
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
     col_line = col_state + p.to(tl.int64) * FIELDS * width
     s = tl.load(scale)
     t = tl.load(teacher_scale)
+    # One reference for all that this program sums, raised as it meets greater entries.
+    S_reference = tl.full((), LOWEST, tl.float32)
+    T_reference = tl.full((), LOWEST, tl.float32)
     for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
         rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
         row_inside = rows < M
+        # Added to a row's reference: rows beyond the last are copies of it, without a share.
+        beyond = tl.where(row_inside, 0.0, float("inf"))
         row = tl.minimum(rows, M - 1)
         row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
-        S_row = _load_partial(row_line, M, rows, resumed, 2)
+        start = row_block * BLOCK_M
+        S_reference, S_row = _resume(row_line, M, rows, resumed, start, first > 0, S_reference, 2)
         T_row = S_row
         if T_FIELDS:
-            T_row = _load_partial(row_line + 2 * M, M, rows, resumed, T_FIELDS)
+            T_reference, T_row = _resume(
+                row_line + 2 * M, M, rows, resumed, start, first > 0, T_reference, T_FIELDS
+            )
+        if DIAGNOSTICS:
+            row_tops = row_line + (FIELDS - 1) * M
+            top = tl.load(row_tops + rows, mask=resumed, other=float("-inf"))
         for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
             places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
             col_inside = places < width
             col = tl.minimum(first + places, N - 1)
-            inside = row_inside[:, None] & col_inside[None, :]
+            partial = (col_block + 1) * BLOCK_N > width
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = logits(x, y, row, col, D, s, BLOCK_D, PRECISION, WIDEN)
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
-            negatives = tl.where(same | ~inside, float("-inf"), S)
-            S_row = _join(S_row, _summarise(negatives, S, 1, 2))
-            _join_line(col_line, width, places, col_inside, known, negatives, S, 0, 2)
+            before = S_reference
+            S_reference = raised(before, S, s * LOG2E)
+            share = tl.exp2(S * (s * LOG2E) - (S_reference + beyond)[:, None])
+            share = tl.where(same, 0.0, share)
+            if partial:
+                share = tl.where(col_inside[None, :], share, 0.0)
+            factor = tl.exp2(before - S_reference)
+            S_row = add_sums(S_row, factor, share, S, s, S, s, 1, 2)
+            _add_line(
+                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
+                S_reference, share, S, s, S, s, 2,
+            )  # fmt: skip
+            if DIAGNOSTICS:
+                inside = row_inside[:, None] & col_inside[None, :]
+                negatives = tl.where(same | ~inside, float("-inf"), S * s)
+                top = tl.maximum(top, tl.max(negatives, 1))
+                col_top = tl.max(negatives, 0)
+                col_tops = col_line + (FIELDS - 1) * width
+                _raise_line(col_tops, places, col_inside, known, col_top)
             if T_FIELDS:
-                T = logits(teacher_x, teacher_y, row, col, TEACHER_D, t, BLOCK_D, PRECISION, WIDEN)
-                # Not -inf, which times a share of 0 would be NaN.
-                T = tl.where(inside, T, -1e30)
-                T_row = _join(T_row, _summarise(T, S, 1, T_FIELDS))
-                t_line = col_line + 2 * width
-                _join_line(t_line, width, places, col_inside, known, T, S, 0, T_FIELDS)
-        _store_partial(row_line, M, rows, row_inside, S_row, 2)
+                T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+                before = T_reference
+                T_reference = raised(before, T, t * LOG2E)
+                share = tl.exp2(T * (t * LOG2E) - (T_reference + beyond)[:, None])
+                if partial:
+                    share = tl.where(col_inside[None, :], share, 0.0)
+                factor = tl.exp2(before - T_reference)
+                T_row = add_sums(T_row, factor, share, S, s, T, t, 1, T_FIELDS)
+                _add_line(
+                    col_line + 2 * width, width, places, col_inside, known, col_block * BLOCK_N,
+                    row_block != p, T_reference, share, S, s, T, t, T_FIELDS,
+                )  # fmt: skip
+        store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
         if T_FIELDS:
-            _store_partial(row_line + 2 * M, M, rows, row_inside, T_row, T_FIELDS)
+            T_line = row_line + 2 * M
+            store_partial(T_line, M, rows, row_inside, T_reference, T_row, T_FIELDS)
+        if DIAGNOSTICS:
+            tl.store(row_tops + rows, top, mask=row_inside)
         # Column lines written above are read by other threads in the next row block.
         tl.debug_barrier()
-
-
-@triton.jit
-def _join_lines(state, lines, length, index, inside, LINE: tl.constexpr, FIELDS: tl.constexpr):
-    """Merge the partial statistics of all lines, in order; LINE fields from one to the next."""
-    partial = _load_partial(state, length, index, inside, FIELDS)
-    for line in range(1, lines):
-        there = state + tl.cast(line, tl.int64) * LINE * length
-        partial = _join(partial, _load_partial(there, length, index, inside, FIELDS))
-    return partial
-
-
-@triton.jit(do_not_specialize=["lines", "length"])
-def merge_kernel(
-    state,  # (lines, FIELDS, length)
-    n,  # (length,) out
-    u,  # (length,) out
-    t,  # (length,) out
-    m,  # (length,) out
-    h,  # (length,) out
-    lines,
-    length,
-    T_FIELDS: tl.constexpr,
-    DIAGNOSTICS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Merge the lines of a scratch into n, with a teacher u and t, for diagnostics m and h."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < length
-    S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
-    tl.store(n + index, S[0] + tl.log(S[1]), mask=inside)
-    if DIAGNOSTICS:
-        tl.store(m + index, S[0], mask=inside)
-    if T_FIELDS:
-        T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
-        t_value = T[0] + tl.log(T[1])
-        tl.store(u + index, T[2] / T[1], mask=inside)
-        tl.store(t + index, t_value, mask=inside)
-        if DIAGNOSTICS:
-            # Rounding may pass 0.
-            tl.store(h + index, tl.maximum(t_value - T[3] / T[1], 0.0), mask=inside)
-
-
-MERGE_BLOCK = 128
+    program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
+    store_positives(
+        x, y, scale, pair_images, pair_texts, positives, pairs, D, program, programs,
+        BLOCK_P, PAIR_D,
+    )  # fmt: skip
 
 
 def grid(problem: Problem, setting: launch.Launch, width: int) -> tuple[int, int]:
-    """P x Q: as many row programs as there are row blocks, then columns until the GPU is full."""
-    programs = launch.processors(problem.x.device)
-    row_programs = min(triton.cdiv(problem.x.shape[0], setting.rows), programs)
+    """P x Q: as many row programs as the cache has room for, then columns until the GPU is full."""
+    p, programs = problem, launch.processors(problem.x.device) * setting.programs
+    depth = p.x.shape[1] + (0 if p.teacher_x is None else p.teacher_x.shape[1])
+    cached = max(1, launch.CACHED_BYTES // (setting.rows * depth * p.x.element_size()))
+    most = max(1, programs // triton.cdiv(programs, cached))  # all of them busy, in equal columns
+    row_programs = min(triton.cdiv(p.x.shape[0], setting.rows), most)
     col_programs = min(triton.cdiv(width, setting.cols), max(1, programs // row_programs))
     return row_programs, col_programs
 
@@ -214,41 +193,34 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
     return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
 
 
-def merge(state: Tensor, out: Sequence[Tensor], t_fields: int, diagnostics: bool) -> None:
-    """Launch ``merge_kernel`` on a (lines, fields, length) scratch, for n, u, t, m and h."""
-    lines, _, length = state.shape
-    merge_kernel[(triton.cdiv(length, MERGE_BLOCK),)](
-        state, *out, lines, length, T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, BLOCK=MERGE_BLOCK
-    )
-
-
 def forward(problem: Problem, diagnostics: bool) -> Statistics:
     """Allocate, launch, merge: no wait for the device."""
     p, out = padded(problem), problem.room(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
+    features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
     setting = launch.pick("statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics)
+    arithmetic = launch.product_options(p.x.dtype, p.x.device)
     t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
-    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields
+    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields + diagnostics
+    sizes = rows, cols, p.x.shape[1], teacher_x.shape[1]
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
     row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
+    of_rows = out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows
+    of_cols = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
     for first, last in spans:
-        width = last - first
+        width, is_last = last - first, last == cols
         col_state = p.x.new_empty((P, fields, width), dtype=torch.float32)
         statistics_kernel[(P, Q)](
-            p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-            p.image_groups, p.text_groups, row_state, col_state,
-            rows, cols, p.x.shape[1], teacher_x.shape[1], first, width,
-            T_FIELDS=t_fields, **setting.tile(),
-            **launch.product_options(p.x.dtype, p.x.device), **setting.options(),
+            *features, p.pair_images, p.pair_texts, row_state, col_state, out.positives,
+            *sizes, first, width, out.positives.shape[0] if is_last else 0,
+            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **setting.tile(), **arithmetic,
+            **positives.BLOCK, **setting.options(),
         )  # fmt: skip
-        columns = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
-        merge(col_state, [v[first:last] for v in columns], t_fields, diagnostics)
-    merge(
-        row_state,
-        (out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows),
-        t_fields,
-        diagnostics,
-    )
-    positive_logits(p, out.positives)
+        merged = rows if is_last else 0  # the rows are complete after the last columns
+        blocks = sum(triton.cdiv(length, merge.BLOCK["BLOCK"]) for length in (merged, width))
+        merge.merge_kernel[(blocks,)](
+            *features, row_state, *of_rows, col_state, *of_cols, *sizes, Q, merged, P, first, width,
+            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **merge.BLOCK, **arithmetic,
+        )  # fmt: skip
     return out

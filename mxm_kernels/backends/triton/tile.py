@@ -1,4 +1,4 @@
-"""What the kernels share: the logits of a tile, softplus, the layout of their arguments."""
+"""What the kernels share: the products of a tile, softplus, the layout of their arguments."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import triton.language as tl
 from torch import Tensor
 
 from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.triton.exponentials import exp
 
 
 @triton.jit
-def logits(
+def products(
     x,  # (M, D)
     y,  # (N, D)
     rows,  # (BLOCK_M,) image rows, each < M
     cols,  # (BLOCK_N,) text rows, each < N
     D,
-    scale,  # () float32
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Logits scale <x_i, y_j> of the tile, (BLOCK_M, BLOCK_N) float32."""
+    """Products <x_i, y_j> of the tile, (BLOCK_M, BLOCK_N) float32."""
     lane = tl.arange(0, BLOCK_D)
     x_tile = x + rows.to(tl.int64)[:, None] * D + lane[None, :]
     y_tile = y + cols.to(tl.int64)[:, None] * D + lane[None, :]
@@ -35,13 +35,13 @@ def logits(
             a = a.to(tl.float32)
             b = b.to(tl.float32)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
-    return total * scale
+    return total
 
 
 @triton.jit
 def softplus(x):
     """log(1 + exp(x)); the polynomial of ``csrc/vector.h``, for log loses the small terms."""
-    e = tl.exp(-tl.abs(x))
+    e = exp(-tl.abs(x))
     p = e * 0.00536482641 - 0.030065801
     p = p * e + 0.0792045519
     p = p * e - 0.137538031
@@ -57,7 +57,7 @@ def softplus(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)), without cancellation or overflow on either side."""
-    e = tl.exp(-tl.abs(x))
+    e = exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 

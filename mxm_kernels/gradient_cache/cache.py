@@ -1,36 +1,19 @@
-"""Gradient caching: contrastive batches larger than the memory of the encoders.
-
-A contrastive loss needs the features of the whole batch at once, but the activations that the
-encoders keep for their backward pass are what fills the memory. Two passes over micro-batches
-keep those of one micro-batch only (Gao et al. 2021, "Scaling deep contrastive learning batch
-size under memory limited setup", arXiv 2101.06983):
-
-    1. encode every micro-batch without a graph, and remember the random state it started from
-    2. the loss of all features; its backward stops at the features: f -> dL/df
-    3. encode every micro-batch again, from its random state, with a graph, and go back through
-       the encoder with the dL/df of its rows
-
-The result is the gradient of the whole batch, for one more forward pass of the encoders. It
-equals the gradient without a cache to rounding, for every encoder that treats its rows one by
-one. BatchNorm in training mode does not: see :class:`GradientCache`.
-
-open_clip's ``--accum-freq k`` trains on the same negatives and gives the encoders the same
-gradient, for as many passes of the encoders and k losses instead of one. Two things are not the
-same there: dropout draws anew in the second pass, and logit_scale receives k times its gradient,
-because every one of the k losses is differentiated with respect to it.
-"""
+"""The cache: what it remembers between the first pass and the second."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, is_dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mxm_kernels.gradient_cache.context import Autocast, RandomState, no_sync
+from mxm_kernels.gradient_cache.micro_batches import MicroBatch, cut, join
 
 T = TypeVar("T")
 
@@ -133,16 +116,16 @@ class GradientCache:
         wanted = torch.is_grad_enabled()
         modules = _modules_of(encoder) + self.modules
         _warn_of_batch_norm(modules, wanted)
-        parts = _cut(args, kwargs, self.micro_batch)
-        autocast = _Autocast.current(parts[0].devices(modules))
+        parts = cut(args, kwargs, self.micro_batch)
+        autocast = Autocast.current(parts[0].devices(modules))
         outputs, states = [], []
         with torch.no_grad():
             for part in parts:
-                states.append(_RandomState.current(part.devices(modules)))
+                states.append(RandomState.current(part.devices(modules)))
                 outputs.append(part.run(encoder))
         # Casts made without a graph must not serve a forward pass that needs one.
         torch.clear_autocast_cache()
-        features, spec = _join(outputs, parts)
+        features, spec = join(outputs, parts)
         if wanted and _trainable(encoder, modules):
             for feature in features:
                 if feature is not None:
@@ -172,31 +155,13 @@ class GradientCache:
 
 
 @dataclass
-class _Part:
-    """The inputs of one micro-batch."""
-
-    inputs: list[Any]  # leaves of (args, kwargs)
-    spec: TreeSpec
-    rows: set[int]  # first dimension of every tensor that was cut
-
-    def run(self, encoder: Callable[..., T]) -> T:
-        args, kwargs = tree_unflatten(self.inputs, self.spec)
-        return encoder(*args, **kwargs)
-
-    def devices(self, modules: tuple[nn.Module, ...]) -> set[torch.device]:
-        """Where this part is computed: the devices of its tensors and of the parameters."""
-        tensors = [leaf for leaf in self.inputs if isinstance(leaf, Tensor)]
-        return {t.device for t in tensors} | {p.device for m in modules for p in m.parameters()}
-
-
-@dataclass
 class _Call:
     """One encoding that waits for the gradient of its features."""
 
     encoder: Callable[..., Any]
-    parts: list[_Part]
-    states: list[_RandomState]
-    autocast: _Autocast
+    parts: list[MicroBatch]
+    states: list[RandomState]
+    autocast: Autocast
     features: list[Tensor | None]  # leaves, all rows
     modules: tuple[nn.Module, ...]
 
@@ -211,7 +176,7 @@ class _Call:
             silent = [m for m in self.modules if not (is_last and m in final)]
             with ExitStack() as stack:
                 for module in silent:
-                    stack.enter_context(_no_sync(module))
+                    stack.enter_context(no_sync(module))
                 with torch.enable_grad(), state.restored(), self.autocast.restored():
                     outputs, _ = tree_flatten(part.run(self.encoder))
                 grads = [
@@ -245,76 +210,6 @@ class _Call:
         return None if grad is None else grad[start : start + len(output)]
 
 
-def _cut(args: tuple, kwargs: dict, micro_batch: int) -> list[_Part]:
-    """Cut every tensor with rows into the same number of parts."""
-    leaves, spec = tree_flatten((args, kwargs))
-    for leaf in leaves:
-        _check_input(leaf)
-    whole = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
-    if not whole:
-        raise ValueError("encode: expected a tensor with rows among the inputs, got none")
-    count = max(1, -(-max(len(leaf) for leaf in whole) // micro_batch))
-    columns = [
-        leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.ndim > 0 else [leaf] * count
-        for leaf in leaves
-    ]
-    parts = [list(inputs) for inputs in zip(*columns, strict=True)]
-    return [
-        _Part(part, spec, {len(t) for t in part if isinstance(t, Tensor) and t.ndim > 0})
-        for part in parts
-    ]
-
-
-_PASSED_ON = (bool, int, float, str, bytes, torch.dtype, torch.device, type(None))
-
-
-def _check_input(leaf: Any) -> None:
-    if isinstance(leaf, Tensor):
-        if leaf.requires_grad:
-            raise ValueError(
-                "encode: an input requires a gradient, which a gradient cache gives to parameters "
-                "only; detach it, or make what computes it a part of the encoder"
-            )
-    elif not isinstance(leaf, _PASSED_ON):
-        advice = "call dict() on it" if isinstance(leaf, Mapping) else "pass its tensors"
-        if is_dataclass(leaf):
-            advice = "pass its fields"
-        raise TypeError(
-            "encode: inputs must be tensors and plain values in tuples, lists and dicts, got "
-            f"{type(leaf).__name__}; {advice}"
-        )
-
-
-def _join(outputs: list[Any], parts: list[_Part]) -> tuple[list[Tensor | None], TreeSpec]:
-    """Concatenate the rows of the micro-batches' outputs; a 0-d output is taken once."""
-    flat, specs = zip(*(tree_flatten(output) for output in outputs), strict=True)
-    kinds = [[getattr(leaf, "ndim", None) for leaf in leaves] for leaves in flat]
-    if any(spec != specs[0] for spec in specs) or any(kind != kinds[0] for kind in kinds):
-        raise ValueError("encode: the encoder returned another structure for another micro-batch")
-    for leaves, part in zip(flat, parts, strict=True):
-        for leaf in leaves:
-            if leaf is None:
-                continue
-            if not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"encode: the encoder must return tensors, got {type(leaf).__name__}"
-                )
-            if leaf.ndim > 0 and len(leaf) not in part.rows:
-                raise ValueError(
-                    "encode: the encoder must return a row for every row of an input, "
-                    f"{' or '.join(map(str, sorted(part.rows)))} in this micro-batch, or a 0-d "
-                    f"tensor, got shape {tuple(leaf.shape)}"
-                )
-    return [_concatenate(column) for column in zip(*flat, strict=True)], specs[0]
-
-
-def _concatenate(column: tuple[Tensor | None, ...]) -> Tensor | None:
-    first = column[0]
-    if first is None or first.ndim == 0:
-        return None if first is None else first.clone()
-    return torch.cat(cast(tuple[Tensor, ...], column))
-
-
 def _modules_of(encoder: Callable) -> tuple[nn.Module, ...]:
     """The module that an encoder is, or that it is a method of."""
     owner = getattr(encoder, "__self__", encoder)
@@ -336,83 +231,3 @@ def _warn_of_batch_norm(modules: tuple[nn.Module, ...], wanted: bool) -> None:
             "it twice in its running statistics; the gradients are not those of the whole batch",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _no_sync(module: nn.Module) -> Iterator[None]:
-    """Keep the gradients of ``module`` on this process: DDP and FSDP, version 1 and 2."""
-    context: Any = getattr(module, "no_sync", None)
-    switch: Any = getattr(module, "set_requires_gradient_sync", None)
-    with ExitStack() as stack:
-        if callable(context):
-            stack.enter_context(context())
-        elif callable(switch):
-            switch(False)
-            stack.callback(switch, True)
-        else:  # the wrapper may be inside
-            for inner in module.children():
-                stack.enter_context(_no_sync(inner))
-        yield
-
-
-@dataclass
-class _RandomState:
-    """The default generators of the CPU and of some devices."""
-
-    cpu: Tensor
-    devices: dict[torch.device, Tensor]
-
-    @classmethod
-    def current(cls, devices: set[torch.device]) -> _RandomState:
-        states = {d: _device_module(d).get_rng_state(d) for d in devices if _has_generator(d)}
-        return cls(torch.get_rng_state(), states)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Run from this state, and leave the present one as it was."""
-        now = _RandomState.current(set(self.devices))
-        self._set()
-        try:
-            yield
-        finally:
-            now._set()
-
-    def _set(self) -> None:
-        torch.set_rng_state(self.cpu)
-        for device, state in self.devices.items():
-            _device_module(device).set_rng_state(state, device)
-
-
-def _has_generator(device: torch.device) -> bool:
-    return device.type not in ("cpu", "meta")
-
-
-def _device_module(device: torch.device) -> Any:
-    return torch.get_device_module(device)
-
-
-@dataclass
-class _Autocast:
-    """Whether and to what dtype autocast casts, for some kinds of devices."""
-
-    states: list[tuple[str, bool, torch.dtype]]
-    cache: bool
-
-    @classmethod
-    def current(cls, devices: set[torch.device]) -> _Autocast:
-        kinds = sorted({device.type for device in devices} | {"cpu"})
-        known = [kind for kind in kinds if torch.amp.is_autocast_available(kind)]
-        return cls(
-            [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in known],
-            torch.is_autocast_cache_enabled(),
-        )
-
-    def restored(self) -> AbstractContextManager[Any]:
-        """Enter this state."""
-        stack = ExitStack()
-        for kind, enabled, dtype in self.states:
-            context: Any = nullcontext()
-            if enabled or torch.is_autocast_enabled(kind):
-                context = torch.autocast(kind, dtype, enabled, cache_enabled=self.cache)
-            stack.enter_context(context)
-        return stack

@@ -1,0 +1,45 @@
+"""The masked loss of a batch that asks for nothing else: one operator from features to loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from mxm_kernels.algebra.batch import Batch
+from mxm_kernels.algebra.selection import Weights
+from mxm_kernels.backends.problem import Shares, Sides
+from mxm_kernels.operators.mixed import mixed_loss
+from mxm_kernels.operators.statistics import make_problem
+
+
+def is_plain(batch: Batch, weights: Weights) -> bool:
+    """Whether the options leave the mean of both directions, from one matrix on one process."""
+    o = batch.options
+    absent = o.image_weights, o.text_weights, o.image_queue, o.text_queue, o.diagnostics
+    return (
+        batch.shard is None
+        and batch.one_scale
+        and o.reduction == "mean"
+        and 0 < o.image_to_text_weight < 1
+        and not o.label_smoothing
+        and not isinstance(o.soft_weight, tuple | list)
+        and all(option is None for option in absent)
+        and not any(w.requires_grad for w in weights)
+    )
+
+
+def plain_loss(batch: Batch, weights: Weights) -> Tensor:
+    """() mean over both directions of the masked loss and the soft loss, mixed by its weight."""
+    b, t, soft = batch, batch.tables, batch.options.soft_weight
+    assert not isinstance(soft, tuple)
+    if not b.options.soft:
+        b = replace(b, teacher=None)
+    rows = b.options.image_to_text_weight
+    cols = 1 - rows
+    shares = Shares(rows * (1 - soft), rows * soft, cols * (1 - soft), cols * soft)
+    counts = t.images_with_positive, t.images, t.texts_with_positive, t.texts
+    teacher_scale = None if b.teacher is None else b.teacher_scales[0]
+    problem = make_problem(b.x, b.y, b.teacher, b.scales[0], teacher_scale, t)
+    sides = Sides(*weights, t.text_offsets, t.text_slots, t.slot_places)
+    return mixed_loss(problem, sides, shares, counts, b.backend)

@@ -1,0 +1,79 @@
+"""What the modules have in common: a function, its hyper-parameters, and the kinds of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from mxm_kernels.options import (
+    FoldsLike,
+    HyperParameters,
+    Inputs,
+    Scale,
+    check_hyper_parameters,
+)
+
+
+class Loss(nn.Module):
+    """A function with some of its arguments fixed; no parameters, no state."""
+
+    def __init__(
+        self, function: Callable[..., Tensor], own: dict[str, Any], shared: HyperParameters
+    ) -> None:
+        super().__init__()
+        check_hyper_parameters(shared, tuple(HyperParameters.__annotations__))
+        self._function = function
+        self.hyper_parameters: dict[str, Any] = {**own, **shared}
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.hyper_parameters.items())
+
+    def _run(self, *features: Any, **inputs: Any) -> Tensor:
+        return self._function(*features, **self.hyper_parameters, **inputs)
+
+
+class DrawnLoss(Loss):
+    """A loss whose positives are drawn: a generator or a selection comes with the batch."""
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        folds: FoldsLike,
+        *,
+        logit_scale: Scale,
+        generator: torch.Generator | None = None,
+        selection: tuple[Tensor, Tensor] | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> Tensor:
+        """Shapes, options and errors as in the function."""
+        return self._run(
+            image_features,
+            text_features,
+            folds,
+            logit_scale=logit_scale,
+            generator=generator,
+            selection=selection,
+            **inputs,
+        )
+
+
+class PairedLoss(Loss):
+    """A loss of paired rows, which may say which of them show the same instance."""
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        folds: FoldsLike | None = None,
+        *,
+        logit_scale: Scale,
+        **inputs: Unpack[Inputs],
+    ) -> Tensor:
+        """Shapes, options and errors as in the function."""
+        return self._run(image_features, text_features, folds, logit_scale=logit_scale, **inputs)
