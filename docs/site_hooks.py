@@ -3,6 +3,7 @@
 * Every module of docs/figures has a function ``draw``; its figure becomes figures/NAME.svg.
 * Every report of bench/results becomes a page under Performance, with its plots and its JSON; the
   plot of the scaling model is shown on the page about scaling.
+* Every page and plot of an example's results is at found/EXAMPLE.
 * ``$...$`` and ``$$...$$`` become MathML, which browsers show without a script, a font or a
   network; ``:func:`` and its kin become links.
 """
@@ -18,11 +19,12 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+STUDIES = {"ablation": {"emoji.md", "furniture.md"}, "cma_clip": {"study.md"}}  # their pages
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -50,10 +52,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(RESULTS.iterdir()):
         if path.suffix in {".md", ".svg", ".json"}:
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for path, place in studies().items():
+        made = File.generated(config, place, abs_src_path=str(path))
+        made.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(made)
     for plot in sorted(RESULTS.glob("scaling_model/*.svg")):
         name = f"results/scaling_model/{plot.name}"
         files.append(File.generated(config, name, abs_src_path=str(plot)))
     return files
+
+
+def studies() -> dict[Path, str]:
+    """Pages and plots of the examples' results, and where they are in the site."""
+    return {
+        path: f"found/{example}/{path.name}"
+        for example, pages in STUDIES.items()
+        for path in sorted((ROOT / "examples" / example / "results").iterdir())
+        if path.suffix == ".svg" or path.name in pages
+    }
 
 
 def figures() -> list[str]:

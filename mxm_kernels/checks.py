@@ -62,23 +62,27 @@ def check_teacher(
                 "teacher_image_features and teacher_text_features go together, "
                 f"got {name}=None beside the other"
             )
-        if not isinstance(teacher, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
-    assert isinstance(teacher_image, Tensor) and isinstance(teacher_text, Tensor)
     for name, teacher, student_name, student in named:
-        assert isinstance(teacher, Tensor)
-        if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
-            raise ValueError(
-                f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
-                f"{student_name}, got {tuple(teacher.shape)}"
-            )
-        check_alike(name, teacher, student_name, student)
+        check_teacher_rows(name, teacher, student_name, student)
+    assert isinstance(teacher_image, Tensor) and isinstance(teacher_text, Tensor)
     if teacher_image.shape[1] != teacher_text.shape[1] or teacher_image.shape[1] == 0:
         raise ValueError(
             "teacher_image_features and teacher_text_features must have the same dimension D "
             f">= 1, got {teacher_image.shape[1]} and {teacher_text.shape[1]}"
         )
     return teacher_image.detach(), teacher_text.detach()
+
+
+def check_teacher_rows(name: str, teacher: object, student_name: str, student: Tensor) -> None:
+    """One side of a teacher: a row for each of the student's, in its dtype on its device."""
+    if not isinstance(teacher, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
+    if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
+            f"{student_name}, got {tuple(teacher.shape)}"
+        )
+    check_alike(name, teacher, student_name, student)
 
 
 def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -124,6 +124,15 @@ def continuously_weighted(S: Tensor, similarity: Tensor) -> Tensor:
     return -(w * torch.log_softmax(S, dim=1)).sum(1) / w.sum(1)
 
 
+def soft(S: Tensor, T: Tensor, kept: Tensor) -> Tensor:
+    """Cross-entropy of softmax(S) against softmax(T), both over the kept columns of a row."""
+    losses = []
+    for s, t, columns in zip(S, T, kept, strict=True):
+        targets = torch.softmax(t[columns], dim=0)
+        losses.append(-(targets * torch.log_softmax(s[columns], dim=0)).sum())
+    return torch.stack(losses)
+
+
 def mean(losses: Tensor, counted: Tensor, row_weights: Tensor | None) -> Tensor:
     """Mean over the counted rows, or their weighted mean."""
     w = counted.to(losses) if row_weights is None else row_weights * counted

@@ -141,7 +141,12 @@ def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
     if function == "fused_intra_modal_loss":
         call["features"] = draw(features(M, width, dtype))
         call["folds"] = draw(st.sampled_from([views, row_ids(M), torch.tensor(row_ids(M))]))
-        own = {"mask_positives": st.booleans(), "row_weights": weights(M)}
+        own = {
+            "mask_positives": st.booleans(),
+            "row_weights": weights(M),
+            "teacher_features": features(M, width, dtype),
+            "soft_weight": st.sampled_from([0.0, 0.5, 1.0]),
+        }
     else:
         call["image_features"] = draw(features(M, width, dtype))
         call["text_features"] = draw(features(N, width, dtype))

@@ -92,6 +92,36 @@ def test_the_supported_versions_are_the_same_everywhere():
         assert f"{shown} {bound} or newer" in page
 
 
+def test_wheels_are_built_for_the_supported_pythons():
+    """And once for all later ones from the version on that the stable ABI begins with."""
+    project = (ROOT / "pyproject.toml").read_text()
+    pythons = re.findall(r"Python :: 3\.(\d+)\"", project)
+    (build,) = re.findall(r'^build = "(.*)"', project, re.MULTILINE)
+    assert build.split() == [f"cp3{minor}-*" for minor in pythons]
+    (stable,) = re.findall(r'^wheel.py-api = "cp3(\d+)"', project, re.MULTILINE)
+    assert stable in pythons
+
+
+def test_the_wheels_are_those_that_contributing_names():
+    pytest.importorskip("cibuildwheel", reason="the release extra is not installed")
+    made = {}
+    for platform in ("linux", "macos", "windows"):
+        command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers"]
+        done = subprocess.run(
+            [*command, "--platform", platform, "--allow-empty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        made[platform] = {name.partition("-")[2] for name in done.stdout.split()}
+    assert made == {
+        "linux": {"manylinux_x86_64", "manylinux_aarch64"},
+        "macos": {"macosx_arm64"},
+        "windows": set(),
+    }
+
+
 def test_the_oldest_versions_are_the_lower_bounds():
     pytest.importorskip("nox", reason="the release extra is not installed")
     import noxfile

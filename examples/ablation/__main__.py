@@ -73,18 +73,18 @@ class Options:
         )
 
 
-def load(options: Options) -> list[Instance]:
-    """Instances of the data set."""
+def load(options: Options) -> tuple[list[Instance], dict[str, str]]:
+    """Instances of the data set; and by name those that are left out, with the reason."""
     if options.data == "emoji":
-        instances = load_emoji()
-    else:
-        from .furniture import load_furniture  # needs packages of its own extra
+        return load_emoji()[: options.limit or None], {}
+    from .furniture import load_furniture  # needs packages of its own extra
 
-        instances = load_furniture(options.data_root)
-    return instances[: options.limit or None]
+    return load_furniture(options.data_root, options.limit, options.workers)
 
 
-def report_of(options: Options, data: FeatureSet, results: list[Result]) -> dict[str, Any]:
+def report_of(
+    options: Options, data: FeatureSet, left_out: dict[str, str], results: list[Result]
+) -> dict[str, Any]:
     """Everything that a reader needs to repeat the ablation."""
     images, texts = mean_rows(data, results[0].schedule, pairs=False)
     return {
@@ -99,6 +99,7 @@ def report_of(options: Options, data: FeatureSet, results: list[Result]) -> dict
             "images_in_batch": images,
             "texts_in_batch": texts,
             "m": round(len(data.texts) / data.instances),
+            "left_out": left_out,
         },
         "machine": machine(),
         "versions": {
@@ -127,8 +128,12 @@ def ablate(options: Options) -> int:
     file = folder / f"{options.data}.json"
     if not options.tables_only:
         path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
-        cached_features(load(options), path)
-        report = report_of(options, read_features(path), run_all(ROWS, path, options.plan()))
+        instances, left_out = load(options)
+        for name, reason in left_out.items():
+            print(f"left out: {name}: {reason}")
+        cached_features(instances, path)
+        results = run_all(ROWS, path, options.plan())
+        report = report_of(options, read_features(path), left_out, results)
         file.write_text(json.dumps(report, indent=1) + "\n")
     elif not file.exists():
         raise OptionError(f"--tables_only: there is no {file}")

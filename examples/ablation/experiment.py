@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from scipy.stats.qmc import Halton
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .features import FeatureSet, read_features
+from .features import FeatureSet, metadata, read_features
+from .journal import Journal
 from .rows import Row
 from .training import Hyperparameters, Schedule, evaluate, train
 
@@ -117,8 +118,13 @@ def best(trials: Iterable[Outcome]) -> Hyperparameters:
 
 
 def run_all(rows: list[Row], path: Path, plan: Plan) -> list[Result]:
-    """The whole experiment on the features of a file; results in the order of the rows."""
+    """The whole experiment on the features of a file; results in the order of the rows.
+
+    Finished runs are kept beside the file, and one that was interrupted goes on from them.
+    """
     data = read_features(path)
+    common = {"features": metadata(path), "seed": plan.seed, "width": plan.width}
+    journal = Journal(path.with_suffix(".runs.jsonl"), common)
     instances = torch.cat([data.image_ids, data.text_ids]).unique()
     validation, tests = deal(instances, plan.splits, plan.seed)
     trains = [torch.cat([t for t in tests if t is not test]) for test in tests]
@@ -138,7 +144,7 @@ def run_all(rows: list[Row], path: Path, plan: Plan) -> list[Result]:
                 for row in todo
                 for point in points
             ]
-            done = run_jobs(pool, jobs, "tuning")
+            done = run_jobs(pool, jobs, "tuning", journal)
             return [done[i : i + plan.trials] for i in range(0, len(done), plan.trials)]
 
         first = [row for row in rows if row.pairs != "equal time"]
@@ -153,7 +159,8 @@ def run_all(rows: list[Row], path: Path, plan: Plan) -> list[Result]:
             for i in range(plan.splits)
             for row in rows  # row after row, so that what the machine does meanwhile hits all
         ]
-        runs = run_jobs(pool, jobs, "testing")
+        runs = run_jobs(pool, jobs, "testing", journal)
+    journal.finish()
     return [
         Result(row, trials[row][0].job.schedule, trials[row], runs[i :: len(rows)])
         for i, row in enumerate(rows)
@@ -197,15 +204,25 @@ def run_job(job: Job) -> Outcome:
     return Outcome(job, evaluate(job.row, heads, data.of(job.test)), seconds)
 
 
-def run_jobs(pool: ProcessPoolExecutor, jobs: list[Job], title: str) -> list[Outcome]:
-    """Outcomes of the jobs, in their order."""
-    futures = {pool.submit(run_job, job): place for place, job in enumerate(jobs)}
-    outcomes: dict[int, Outcome] = {}
-    with tqdm(total=len(jobs), desc=title, disable=not jobs) as bar:
-        for future in as_completed(futures):
-            outcomes[futures[future]] = future.result()
-            bar.set_postfix_str(outcomes[futures[future]].job.row.name)
-            bar.update()
+def run_jobs(
+    pool: ProcessPoolExecutor, jobs: list[Job], title: str, journal: Journal
+) -> list[Outcome]:
+    """Outcomes of the jobs, in their order; those in the journal are not run again."""
+    kept = {place: journal.find(job) for place, job in enumerate(jobs)}
+    outcomes = {p: Outcome(jobs[p], *found) for p, found in kept.items() if found is not None}
+    todo = [place for place in kept if place not in outcomes]
+    futures = {pool.submit(run_job, jobs[place]): place for place in todo}
+    with tqdm(total=len(jobs), initial=len(outcomes), desc=title, disable=not jobs) as bar:
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                outcomes[futures[future]] = outcome
+                journal.add(outcome.job, outcome.metrics, outcome.seconds)
+                bar.set_postfix_str(outcome.job.row.name)
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else it runs them all before the error is seen
+            raise
     return [outcomes[place] for place in range(len(jobs))]
 
 
@@ -215,8 +232,3 @@ def mean_rows(data: FeatureSet, schedule: Schedule, pairs: bool) -> tuple[float,
         return float(schedule.batch_size), float(schedule.batch_size)
     share = schedule.batch_size / data.instances
     return len(data.images) * share, len(data.texts) * share
-
-
-def average(outcomes: list[Outcome], metric: str) -> float:
-    """Mean of a metric over runs."""
-    return fmean(outcome.metrics[metric] for outcome in outcomes)

@@ -5,7 +5,8 @@ five collections, licences CC-BY 3.0 (Kator Legaz, Reallusion, Scopia, Blend Swa
 Swap). `make furniture` downloads and unpacks it; no model and no image is stored with this code.
 
 An instance is a model. Its images: six views. Its captions: name, name with category, tags, size,
-and colours with materials. Many models share a name, and some a caption.
+and colours with materials. Many models share a name, and some a caption. Models of which nothing
+is to be seen are left out, by name.
 """
 
 import shutil
@@ -13,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import javaproperties
@@ -22,7 +24,7 @@ from PIL import Image
 from examples.finetune.config import OptionError
 from examples.finetune.data.instances import Instance
 
-from .rendering import VIEWS, render
+from .rendering import VIEWS, render_all, view_of
 
 CATALOG = "PluginFurnitureCatalog.properties"
 COLOURS = {
@@ -52,42 +54,73 @@ MATERIALS = {
     "stone": ("stone", "marble", "granite"),
 }
 LEAST_SHARE = 0.2  # of a model's faces, from which a colour is named
+MOST_LEFT_OUT = 0.05  # of the models; with more the renderer, not a model, is broken
 
 
 @dataclass(frozen=True)
 class View:
     """One of the views of a model."""
 
-    model: Path
+    strip: Path  # the file of all of them
     number: int
 
     def open(self) -> Image.Image:
-        """Render the model, or take the image made with its other views."""
-        return render(self.model)[self.number]
+        """Decode the view."""
+        return view_of(self.strip, self.number)
 
 
-def load_furniture(root: str) -> list[Instance]:
-    """Instances of the package unpacked under `root` by `dpkg -x`.
+def load_furniture(
+    root: str, limit: int = 0, workers: int = 1
+) -> tuple[list[Instance], dict[str, str]]:
+    """Instances of the package unpacked under `root` by `dpkg -x`, their models rendered.
+
+    Args:
+        root: folder; the models are unpacked and the views kept in it.
+        limit: look at this many models only; 0: at all.
+        workers: processes that render.
+
+    Returns:
+        The instances, and of the models that are left out the reason.
 
     Raises:
-        OptionError: there are no collections (`*.sh3f`) under `root`.
+        OptionError: there are no collections (`*.sh3f`) under `root`, or too many models cannot
+            be rendered.
 
     """
+    models, views = Path(root) / "models", Path(root) / "views"
+    found = list(islice(find_models(root), limit or None))
+    strips = {m: views / m.relative_to(models).with_suffix(".png") for m, _ in found}
+    failures = render_all(strips, views, workers)
+    if len(failures) > MOST_LEFT_OUT * len(found):
+        model, reason = next(iter(failures.items()))
+        raise OptionError(
+            f"--data furniture: {len(failures)} of {len(found)} models could not be rendered, the "
+            f"first is {model}: {reason}. So many mean that VTK cannot draw on this machine: see "
+            f"that `python -c 'import pyvista; print(pyvista.Report())'` works, remove {views} and "
+            "start again"
+        )
+    instances = [
+        Instance(str(model), tuple(View(strips[model], k) for k in range(VIEWS)), texts)
+        for model, texts in found
+        if model not in failures
+    ]
+    return instances, {str(model): reason for model, reason in failures.items()}
+
+
+def find_models(root: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The models of all collections under `root`, and their captions."""
     collections = sorted(Path(root).rglob("*.sh3f"))
     if not root or not collections:
         raise OptionError(
             f"--data_root: {root or 'nothing'} holds no *.sh3f; unpack the Debian package "
             "sweethome3d-furniture there, as `make furniture` does"
         )
-    return [
-        instance
-        for collection in collections
-        for instance in load_collection(collection, Path(root) / "models" / collection.stem)
-    ]
+    for collection in collections:
+        yield from load_collection(collection, Path(root) / "models" / collection.stem)
 
 
-def load_collection(archive: Path, folder: Path) -> Iterator[Instance]:
-    """Instances of one collection, whose files are unpacked into a folder."""
+def load_collection(archive: Path, folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Models and captions of one collection, whose files are unpacked into a folder."""
     if not folder.exists():
         unpack(archive, folder)
     with (folder / CATALOG).open("rb") as file:
@@ -100,17 +133,17 @@ def load_collection(archive: Path, folder: Path) -> Iterator[Instance]:
         }
         model = folder / fields["model"].lstrip("/")
         if model.suffix == ".obj" and model.exists():
-            views = tuple(View(model, view) for view in range(VIEWS))
             tags = [tag.strip() for tag in fields["tags"].split(",")]
             tags = [tag for tag in tags if tag and tag not in provider]
-            yield Instance(str(model), views, captions(fields, tags, *looks(model)))
+            yield model, captions(fields, tags, *looks(model))
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a collection, whole or not at all, and mend what VTK does not read.
 
-    It reads nothing of a model that has a face of two corners, finds no texture behind trailing
-    blanks or a path of its author's computer, and shows a missing one as white.
+    It reads nothing of a model that has a face of two corners, crashes on a property before the
+    first material, finds no texture behind trailing blanks or a path of its author's computer, and
+    shows a missing one as white.
     """
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -123,7 +156,8 @@ def unpack(archive: Path, folder: Path) -> None:
             model.write_text("".join(kept), encoding="latin-1")
     for materials in partial.rglob("*.mtl"):
         lines = [line.rstrip() for line in materials.read_text(encoding="latin-1").splitlines()]
-        mended = [texture_beside(line, materials.parent) for line in lines]
+        first = (n for n, line in enumerate(lines) if line.lstrip().startswith("newmtl"))
+        mended = [texture_beside(line, materials.parent) for line in lines[next(first, 0) :]]
         materials.write_text("\n".join(mended) + "\n", encoding="latin-1")
     partial.rename(folder)
 

@@ -1,19 +1,140 @@
-"""Views of a textured OBJ model, rendered off screen by VTK through PyVista."""
+"""Views of textured OBJ models, rendered off screen by VTK through PyVista, and kept in files."""
 
+import json
 import math
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm.auto import tqdm
 
 VIEWS = 6
 PIXELS = 160
 ELEVATION = math.radians(25)
 FIRST_AZIMUTH = math.radians(20)  # the first view is from the front, a little from the side
+FAILURES = "failures.json"
+
+
+def view_of(strip: Path, number: int) -> Image.Image:
+    """One of the views in a file that :func:`render_all` wrote."""
+    return read_strip(strip).crop((PIXELS * number, 0, PIXELS * (number + 1), PIXELS))
 
 
 @lru_cache(maxsize=1)  # all views of a model are asked for one after the other
+def read_strip(path: Path) -> Image.Image:
+    """The views of a model, beside each other."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def render_all(strips: dict[Path, Path], folder: Path, workers: int) -> dict[Path, str]:
+    """Render models, each into a file of its own, and say of which nothing is to be seen.
+
+    A file that is there is kept, so what was interrupted goes on from there. So are the failures,
+    in a file of the folder: remove the folder to render everything anew.
+
+    Args:
+        strips: of each model the file that its views are to be in, below the folder.
+        folder: made if it is not there.
+        workers: processes; where one crashes, its model is among the failures.
+
+    Returns:
+        Why, of each model without a file.
+
+    Raises:
+        RuntimeError: PyVista is not installed.
+
+    """
+    require_pyvista()
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / FAILURES
+    failures = json.loads(record.read_text()) if record.exists() else {}
+    names = {model: str(strip.relative_to(folder)) for model, strip in strips.items()}
+    todo = [m for m, strip in strips.items() if not strip.exists() and names[m] not in failures]
+    with tqdm(total=len(todo), desc="rendering", disable=not todo) as bar:
+        while todo:
+            found, lost = render_some({m: strips[m] for m in todo}, workers, bar)
+            if workers == 1 and lost:  # alone in its process: it is to blame for the crash
+                found[lost.pop(0)] = "the renderer crashed"
+                bar.update()
+            failures |= {names[model]: reason for model, reason in found.items()}
+            write(record, json.dumps(failures, indent=1).encode())
+            todo, workers = lost, 1
+    return {m: failures[names[m]] for m in strips if names[m] in failures}
+
+
+def render_some(
+    strips: dict[Path, Path], workers: int, bar: tqdm
+) -> tuple[dict[Path, str], list[Path]]:
+    """Reasons of failures, and the models that a crash of a process left undone, in order."""
+    failures: dict[Path, str] = {}
+    lost: set[Path] = set()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=hush) as pool:
+        futures = {pool.submit(render_to, m, strip): m for m, strip in strips.items()}
+        try:
+            for future in as_completed(futures):
+                model = futures[future]
+                try:
+                    reason = future.result()
+                except BrokenProcessPool:
+                    lost.add(model)
+                    continue
+                if reason:
+                    failures[model] = reason
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures, [model for model in strips if model in lost]
+
+
+def render_to(model: Path, strip: Path) -> str:
+    """Render a model into a file, whole or not at all; why not, or nothing."""
+    try:
+        images = render(model)
+    except ValueError as error:
+        return str(error)
+    row = Image.new("RGB", (PIXELS * len(images), PIXELS))
+    for number, image in enumerate(images):
+        row.paste(image, (PIXELS * number, 0))
+    strip.parent.mkdir(parents=True, exist_ok=True)
+    partial = strip.with_suffix(f".{os.getpid()}")
+    row.save(partial, "png")
+    partial.rename(strip)
+    return ""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".writing")
+    partial.write_bytes(content)
+    partial.rename(path)
+
+
+def require_pyvista() -> Any:
+    """PyVista, or an error that says where it comes from."""
+    try:
+        import pyvista
+    except ImportError as error:
+        raise RuntimeError(
+            "rendering needs PyVista: pip install 'mxm-kernels[furniture]'"
+        ) from error
+    return pyvista
+
+
+def hush() -> None:
+    """Keep VTK's remarks about materials that a model lacks, hundreds of them, off the screen."""
+    from vtkmodules.vtkCommonCore import vtkLogger, vtkObject
+
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)
+    vtkObject.GlobalWarningDisplayOff()
+
+
 def render(model: Path) -> tuple[Image.Image, ...]:
     """Images of a model from around it, white behind it.
 
@@ -22,12 +143,7 @@ def render(model: Path) -> tuple[Image.Image, ...]:
         ValueError: nothing is to be seen.
 
     """
-    try:
-        import pyvista
-    except ImportError as error:
-        raise RuntimeError(
-            "rendering needs PyVista: pip install 'mxm-kernels[furniture]'"
-        ) from error
+    pyvista = require_pyvista()
     plotter: Any = pyvista.Plotter(off_screen=True, window_size=[PIXELS, PIXELS])
     try:
         plotter.set_background("white")
@@ -42,7 +158,7 @@ def render(model: Path) -> tuple[Image.Image, ...]:
             plotter.view_vector(direction, viewup=(0, 1, 0))
             images.append(Image.fromarray(plotter.screenshot(return_img=True)).convert("RGB"))
         if all(image.getextrema() == ((255, 255),) * 3 for image in images):
-            raise ValueError(f"{model} renders as nothing: VTK could not read it")
+            raise ValueError("renders as nothing: no face that VTK could read is to be seen")
         return tuple(images)
     finally:
         plotter.close()

@@ -91,8 +91,10 @@ def summary(report: dict[str, Any]) -> str:
 def introduction(report: dict[str, Any]) -> str:
     """What was measured, and how to read it."""
     plan, data = report["plan"], report["data"]
+    left_out = len(data.get("left_out", ()))  # reports of old have none
+    without = f" ({left_out} more could not be rendered and are left out)" if left_out else ""
     return (
-        f"Linear heads on frozen encoders, {data['name']}: {data['instances']} instances, "
+        f"Linear heads on frozen encoders, {data['name']}: {data['instances']} instances{without}, "
         f"{data['images']} images, {data['texts']} captions. Mean over {plan['splits']} splits, "
         f"in percent; *average* is the mean of R@1, R@5 and R@10 of both directions; "
         f"*{PM}* after a paired difference is its standard error, enlarged for overlapping "

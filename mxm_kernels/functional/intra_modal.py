@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mxm_kernels import checks
-from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.autocast import autocast
 from mxm_kernels.algebra.batch import Batch, make_batch
-from mxm_kernels.algebra.direction import Direction
+from mxm_kernels.algebra.intra_modal import other_rows, soft_rows_of_others, weights_of_others
 from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import nonnegative_weights
 from mxm_kernels.algebra.row_options import check_weights
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.functional.info_nce import check_flag
-from mxm_kernels.options import Options, Reduction, resolve
+from mxm_kernels.options import Options, Reduction, check_fraction, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
-from mxm_kernels.segments import Segments, take
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -34,6 +31,9 @@ def fused_intra_modal_loss(
     logit_scale: float | Tensor,
     mask_positives: bool = True,
     rounds: int | None = None,
+    soft_weight: float = 0.0,
+    teacher_features: Tensor | None = None,
+    teacher_logit_scale: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_weights: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -41,15 +41,21 @@ def fused_intra_modal_loss(
     process_group: ProcessGroup | None = None,
     gather: Literal["all", "ring"] = "all",
 ) -> Tensor:
-    """Hard loss between the observations of one modality: views with views, texts with texts.
+    """Hard and soft loss between the observations of one modality: views with views.
 
-        l_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                    masked
-        l_i = sum_{k in Pos(i)} w_ik (logaddexp(n_i, p_i) - S_ik)            else
+        h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                    masked
+        h_i = sum_{k in Pos(i)} w_ik (logaddexp(n_i, p_i) - S_ik)            else
+        q_i = logsumexp_{j != i} S_ij - sum_{j != i} softmax_{j != i}(T_i.) S_ij
+        L   = (1 - b) mean_i h_i + b mean_i q_i
 
-    with S = s x x^T, Pos(i) the other rows of the instance of row i, and row i itself neither
-    positive nor negative. Added to a cross-modal loss it is the intra-modal term that
-    arXiv 2303.10839 proposes in its conclusion; unmasked and in expectation it is SupCon
-    (arXiv 2004.11362, equation 2).
+    with S = s x x^T, T = t a a^T the teacher's, Pos(i) the other rows of the instance of row i,
+    and row i itself neither positive nor negative, nor in the teacher's softmax. Added to a
+    cross-modal loss it is the intra-modal term that arXiv 2303.10839 proposes in its conclusion;
+    unmasked and in expectation h is SupCon (arXiv 2004.11362, equation 2), and q is that paper's
+    equation 8 inside one modality. Rows alone in their instance count in the mean of q only.
+
+    The soft part adds nine products of M M D, in float32, to the four of the hard part, and
+    O(M D) memory.
 
     Args:
         features: (M, D), L2-normalised.
@@ -58,16 +64,19 @@ def fused_intra_modal_loss(
         logit_scale: s, as in :func:`fused_mfh_loss`.
         mask_positives: leave the other positives of a row out of its denominator.
         rounds: R >= 1 random selections, or None for their exact expectation.
+        soft_weight: b, the share of the soft loss, in [0, 1]; needs ``teacher_features``.
+        teacher_features: (M, D') a, of the same rows; detached here.
+        teacher_logit_scale: t; by default ``logit_scale``, detached.
         generator: source of the draw, as in :func:`fused_mfh_loss`.
-        row_weights: (M,) non-negative weights of the rows in the mean.
+        row_weights: (M,) non-negative weights of the rows in the means.
         reduction: "mean", or "none" for the losses of the rows (M,).
         backend: "triton", "native", "blocked", or None to choose by device.
         process_group: the batch is that of all its ranks, as in :class:`Options`.
-        gather: "all" or "ring", as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`; the soft part gathers all at once.
 
     Returns:
-        A 0-d tensor, or (M,) for ``reduction="none"``. Rows alone in their instance have loss
-        0 and are not counted.
+        A 0-d tensor, or (M,) for ``reduction="none"``. Rows alone in their instance have hard
+        loss 0.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
@@ -82,6 +91,10 @@ def fused_intra_modal_loss(
         torch.Size([12, 8])
     """
     shared: Options = {
+        "soft_weight": soft_weight,
+        "teacher_image_features": teacher_features,
+        "teacher_text_features": teacher_features,
+        "teacher_logit_scale": teacher_logit_scale,
         "reduction": reduction,
         "backend": backend,
         "process_group": process_group,
@@ -95,6 +108,7 @@ def fused_intra_modal_loss(
         check_flag("mask_positives", mask_positives)
         if isinstance(logit_scale, tuple | list):
             raise TypeError("logit_scale must be a number or a tensor, got a pair")
+        _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale)
         o = resolve(shared)
         if process_group is not None:
             check_weights("row_weights", row_weights, cast)
@@ -110,22 +124,61 @@ def fused_intra_modal_loss(
         own=("intra_modal", rounds, mask_positives, row_weights is None, weighted),
         names=("features", "features"),
     )
-    if batch.tables.pairs == batch.tables.images:
+    _check_rows(batch, soft_weight)
+    d = other_rows(batch, directions(batch, soft=False)[0])
+    # (share, losses of the rows, which of them are in the mean; None: all)
+    parts: list[tuple[float, Tensor, Tensor | None]] = []
+    if soft_weight < 1:
+        formula = masked_rows if mask_positives else unmasked_rows
+        losses = formula(d, weights_of_others(batch, d, rounds))
+        parts.append((1 - float(soft_weight), losses, d.has_positive))
+    if soft_weight > 0:
+        parts.append((float(soft_weight), soft_rows_of_others(batch, d), None))
+    is_part, rows = process_group is not None, parts[0][1]
+    weights = nonnegative_weights("row_weights", row_weights, rows, parts[0][2], is_part=is_part)
+    if reduction == "none":
+        total = torch.stack([share * losses for share, losses, _ in parts]).sum(0)
+        return total if weights is None else weights * total
+    return torch.stack([_share_of_mean(batch, weights, *part) for part in parts]).sum()
+
+
+def _share_of_mean(
+    batch: Batch, weights: Tensor | None, share: float, losses: Tensor, counted: Tensor | None
+) -> Tensor:
+    """The share of a weighted mean over the rows that count, those of all ranks."""
+    weights = torch.ones_like(losses) if weights is None else weights
+    if counted is not None:
+        weights = weights * counted
+    return share * batch.sum((weights * losses).sum()) / batch.sum(weights.sum())
+
+
+def _check_teacher(
+    features: Tensor, soft_weight: float, teacher: Tensor | None, teacher_scale: object
+) -> None:
+    """The soft part's arguments, under the names that they have here."""
+    check_fraction("soft_weight", soft_weight)
+    if teacher is None:
+        if soft_weight:
+            raise ValueError(f"soft_weight={soft_weight} needs teacher_features")
+        if teacher_scale is not None:
+            raise ValueError("teacher_logit_scale was given without teacher features")
+        return
+    if not soft_weight:
+        raise ValueError(
+            "teacher features were given, but soft_weight is 0: nothing would read them"
+        )
+    checks.check_teacher_rows("teacher_features", autocast(teacher), "features", features)
+
+
+def _check_rows(batch: Batch, soft_weight: float) -> None:
+    """Another row of the instance for the hard loss, and any other for the soft loss."""
+    rows = batch.tables.images
+    if soft_weight < 1 and batch.tables.pairs == rows:
         raise ValueError(
             "folds: expected an instance with at least two rows, got one row in every instance"
         )
-    d = _other_rows(batch)
-    losses = (masked_rows if mask_positives else unmasked_rows)(d, _weights(batch, d, rounds))
-    is_part = process_group is not None
-    row_weights = nonnegative_weights(
-        "row_weights", row_weights, losses, d.has_positive, is_part=is_part
-    )
-    if row_weights is not None:
-        losses = row_weights * losses
-    if reduction == "none":
-        return losses
-    counted = d.has_positive if row_weights is None else row_weights * d.has_positive
-    return batch.sum(losses.sum()) / batch.sum(counted.sum())
+    if rows < 2:
+        raise ValueError(f"features must have at least two rows for the soft loss, got {rows}")
 
 
 def _folds(folds: int | Ids, device: torch.device) -> Folds:
@@ -136,36 +189,3 @@ def _folds(folds: int | Ids, device: torch.device) -> Folds:
             f"folds must be an integer or the ids of the rows, got {type(folds).__name__}"
         )
     return Folds.from_ids(folds, folds).to(device)
-
-
-def _other_rows(batch: Batch) -> Direction:
-    """The rows of S without its diagonal, which is among the positives of every row."""
-    d, _ = directions(batch, soft=False)
-    tables, device = batch.tables, batch.x.device
-    numbers = torch.arange(tables.images, device=device)
-    mine, _ = batch.own_rows(numbers, numbers)
-    rows = len(mine)
-    offsets = d.segments.offsets - torch.arange(rows + 1, device=device)
-    others = len(d.S) - rows
-    owners = torch.arange(rows, device=device).repeat_interleave(offsets.diff(), output_size=others)
-    # A row's own place among its positives is its rank; those after it move up by one.
-    lanes = torch.arange(others, device=device) - offsets[owners]
-    lanes = lanes + (lanes >= tables.text_ranks[mine][owners])
-    kept = d.segments.offsets[owners] + lanes
-    return replace(
-        d, S=take(d.S, kept), segments=Segments(offsets, owners), columns=tables.texts - 1
-    )
-
-
-def _weights(batch: Batch, d: Direction, rounds: int | None) -> Tensor:
-    """Of the positives of this process's rows; drawn for the whole batch, if they are drawn."""
-    if rounds is None:
-        return 1 / d.counts[d.segments.owners].to(batch.dtype)
-    tables = batch.tables
-    offsets = tables.image_offsets - torch.arange(tables.images + 1, device=batch.x.device)
-    others = tables.pairs - tables.images
-    every = draws.drawn_frequencies(offsets, int(rounds), batch.generator, others, batch.dtype)
-    if batch.shard is None:
-        return every
-    first = batch.shard.pairs[0].start - batch.shard.first_image
-    return every[first : first + len(d.S)]

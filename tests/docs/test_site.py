@@ -82,6 +82,15 @@ def test_every_plot_stands_on_its_page_and_on_the_summary(site):
         assert plot.name in reports
 
 
+def test_every_plot_of_the_examples_is_shown(site):
+    shown = page(site, "found")
+    plots = [place for place in site_hooks.studies().values() if place.endswith(".svg")]
+    assert plots
+    for place in plots:
+        assert f'src="../{place}"' in shown
+        assert (site / place).is_file()
+
+
 def test_the_scaling_model_is_shown_and_named_a_model(site):
     html = page(site, "scaling")
     assert "results/scaling_model/weak_scaling.svg" in html

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
@@ -269,7 +270,7 @@ def test_features_are_made_once_for_a_set(data, tmp_path, monkeypatch):
 
 
 def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load", lambda options: instances(40))
+    monkeypatch.setattr(command, "load", lambda options: (instances(40), {"thing 40": "no image"}))
     monkeypatch.setattr(frozen, "encode", lambda some: data)
     sizes = {"epochs": 2, "batch_size": 8, "splits": 3, "trials": 2, "embed_dim": 6, "workers": 1}
     options = {**sizes, "cache_dir": tmp_path, "results_dir": tmp_path}
@@ -284,7 +285,11 @@ def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, 
         assert result["hyperparameters"].items() <= chosen.items()
     page = (tmp_path / "emoji.md").read_text()
     assert page == tables(report)
-    assert page in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert page in out
+    assert "left out: thing 40: no image" in out
+    assert report["data"]["left_out"] == {"thing 40": "no image"}
+    assert "40 instances (1 more could not be rendered and are left out)" in page
     assert (tmp_path / "emoji_summary.md").read_text() == summary(report)
     for row in ROWS:
         assert f"| {row.name} |" in page
@@ -297,6 +302,27 @@ def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, 
     assert command.main(["--tables_only", "true", "--results_dir", str(tmp_path)]) == 0
     assert (tmp_path / "emoji.md").read_text() == page
     assert (tmp_path / "emoji.svg").read_bytes() == plot
+
+
+def test_an_interrupted_experiment_goes_on_from_its_finished_runs(data, tmp_path, capsys):
+    path = tmp_path / "features.safetensors"
+    save_file(vars(data), path, {"instances": "digest"})
+    plan = Plan(epochs=2, batch_size=8, splits=2, trials=2, width=6, workers=1)
+    rows = [row_named("All"), row_named("Hard (10)")]
+    journal = path.with_suffix(".runs.jsonl")
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        run_all([*rows, Row("Broken", "hard", rounds=0)], path, plan)
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 4
+    journal.write_text("\n".join([*lines[:2], lines[2][:50]]))  # the third line was cut
+    results = run_all(rows, path, plan)
+    assert "going on from 2 finished runs" in capsys.readouterr().out
+    assert not journal.exists()  # its runs are in the results
+    assert all(len(result.trials) == len(result.runs) == 2 for result in results)
+    first = [trial.seconds for trial in results[0].trials]
+    assert first == [json.loads(line)["seconds"] for line in lines[:2]]
+    again = [json.loads(line)["metrics"] for line in lines[2:]]
+    assert [trial.metrics for trial in results[1].trials] == again
 
 
 def test_errors_name_the_argument(data, tmp_path, monkeypatch, capsys):

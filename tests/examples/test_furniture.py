@@ -1,6 +1,8 @@
 """The rendered models, on a collection of two boxes that the test writes."""
 
 import io
+import json
+import os
 import zipfile
 
 import numpy as np
@@ -10,13 +12,14 @@ from PIL import Image
 pytest.importorskip("pyvista", reason="the furniture extra is not installed")
 pytest.importorskip("javaproperties", reason="the furniture extra is not installed")
 
-from examples.ablation.furniture import load_furniture, looks, nearest_colour
-from examples.ablation.rendering import VIEWS, render
+from examples.ablation import furniture, rendering
+from examples.ablation.furniture import find_models, load_furniture, looks, nearest_colour
+from examples.ablation.rendering import FAILURES, VIEWS, render
 from examples.finetune.config import OptionError
 
 # A box whose front (towards +z) is red wood; the other sides are blue metal, a colour of
-# ambient 1 as some exporters write it. The last face has two corners, and textures are named as
-# found in the package.
+# ambient 1 as some exporters write it. The last face has two corners, a property comes before the
+# first material, and textures are named as found in the package.
 BOX = """mtllib {name}.mtl
 v -1 0 -1
 v 1 0 -1
@@ -39,7 +42,9 @@ f 1/1 5/1 8/1 4/1
 f 4/1 8/1 7/1 3/1
 f 1 2
 """
-MATERIALS = """newmtl front_wood
+MATERIALS = """# Blender MTL File
+Ns 20
+newmtl front_wood
 Ka 1 1 1
 Kd 0 0 0
 map_Kd C:\\Documents and Settings\\red.png\t
@@ -88,7 +93,8 @@ def package(tmp_path):
 
 
 def test_captions_are_name_category_size_tags_and_looks(package):
-    first, second = load_furniture(str(package))
+    (first, second), left_out = load_furniture(str(package))
+    assert left_out == {}
     assert first.captions == (
         "b\u00fcro box",
         "b\u00fcro box, office",
@@ -98,11 +104,12 @@ def test_captions_are_name_category_size_tags_and_looks(package):
     )
     assert "box, 1 by 2 by 3 cm" in second.captions
     assert len(second.captions) == 4
-    assert load_furniture(str(package)) == [first, second]
+    assert load_furniture(str(package)) == ([first, second], {})
+    assert load_furniture(str(package), limit=1) == ([first], {})
 
 
 def test_views_differ_and_show_the_materials_colours(package):
-    first, _ = load_furniture(str(package))
+    (first, _), _ = load_furniture(str(package))
     views = [np.asarray(view.open(), dtype=float) for view in first.images]
     assert len(views) == VIEWS
     front, back = views[0], views[VIEWS // 2]
@@ -116,17 +123,63 @@ def test_views_differ_and_show_the_materials_colours(package):
     assert all((view[0, 0] == 255).all() for view in views)
 
 
-def test_what_cannot_be_seen_is_an_error(package):
-    first, _ = load_furniture(str(package))
-    model = first.images[0].model
-    model.with_name("empty.obj").write_text("v 0 0 0\n")
-    with pytest.raises(ValueError, match=r"empty.obj renders as nothing"):
-        render(model.with_name("empty.obj"))
+def paths(package):
+    return [model for model, _ in find_models(str(package))]
+
+
+def test_a_model_of_which_nothing_is_seen_is_left_out_by_name(package, monkeypatch):
+    first, second = paths(package)
+    first.write_text("v 0 0 0\n")
+    with pytest.raises(ValueError, match="renders as nothing"):
+        render(first)
+    with pytest.raises(
+        OptionError, match=r"1 of 2 models could not be .*one\.obj: renders as noth"
+    ):
+        load_furniture(str(package))
+    monkeypatch.setattr(furniture, "MOST_LEFT_OUT", 0.5)
+    monkeypatch.setattr(rendering, "render_some", None)  # both are in the files of before
+    (instance,), left_out = load_furniture(str(package))
+    assert instance.name == str(second)
+    assert list(left_out) == [str(first)]
+    assert "renders as nothing" in left_out[str(first)]
+
+
+def render_or_crash(model, strip):
+    if "one" in model.name:
+        os._exit(1)
+    return rendering_to(model, strip)
+
+
+rendering_to = rendering.render_to
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_costs_its_model_and_no_other(package, monkeypatch, workers):
+    models, views = paths(package), package / "views"
+    strips = {model: views / f"{model.stem}.png" for model in models}
+    monkeypatch.setattr(rendering, "render_to", render_or_crash)
+    failures = rendering.render_all(strips, views, workers)
+    assert failures == {models[0]: "the renderer crashed"}
+    assert [strips[model].exists() for model in models] == [False, True]
+    assert json.loads((views / FAILURES).read_text()) == {"one.png": "the renderer crashed"}
+
+
+def test_rendering_goes_on_where_it_was_interrupted(package, monkeypatch):
+    models, views = paths(package), package / "views"
+    strips = {model: views / f"{model.stem}.png" for model in models}
+    rendering.render_all({models[0]: strips[models[0]]}, views, 1)
+    rendered = []
+    original = rendering.render_some
+    monkeypatch.setattr(
+        rendering, "render_some", lambda todo, *rest: rendered.extend(todo) or original(todo, *rest)
+    )
+    assert rendering.render_all(strips, views, 1) == {}
+    assert rendered == models[1:]
+    assert all(strip.exists() for strip in strips.values())
 
 
 def test_colours_and_materials_are_named(package):
-    first, _ = load_furniture(str(package))
-    assert looks(first.images[0].model) == (["blue", "red"], ["metal", "wood"])
+    assert looks(paths(package)[0]) == (["blue", "red"], ["metal", "wood"])
     assert nearest_colour(np.array([250.0, 250, 240])) == "white"
 
 

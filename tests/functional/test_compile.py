@@ -38,6 +38,9 @@ CALLS = {
     "cwcl": lambda x, y, t: mxm.fused_cwcl_loss(x, y, logit_scale=9.0, **t),
     "soft": lambda x, y, t: mxm.fused_soft_loss(x, y, logit_scale=9.0, **t),
     "intra-modal": lambda x, y, t: mxm.fused_intra_modal_loss(x, 6, logit_scale=9.0),
+    "intra-modal soft": lambda x, y, t: mxm.fused_intra_modal_loss(
+        x, 6, logit_scale=9.0, soft_weight=0.5, teacher_features=t["teacher_image_features"]
+    ),
     "aggregated": lambda x, y, t: mxm.fold_mean(x, 6)[0],
 }
 

@@ -124,6 +124,10 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
         mxm.fused_intra_modal_loss,
         {"rounds": None, "mask_positives": False},
     ),
+    "intra modal soft": (
+        mxm.fused_intra_modal_loss,
+        {"rounds": None, "soft_weight": 0.5},
+    ),
     "cwcl": (mxm.fused_cwcl_loss, {"teacher": True}),
     "weighted": (
         mxm.fused_mfh_loss,
@@ -148,6 +152,9 @@ def loss(
     if group is None:
         options.pop("gather", None)
     given: dict[str, Any] = {"process_group": group}
+    if name == "intra modal soft":
+        given["teacher_features"] = data["teacher_text"][cols]
+        given["row_weights"] = data["weights_text"][cols]
     if options.pop("teacher", False):
         given["teacher_image_features"] = data["teacher_image"][rows]
         given["teacher_text_features"] = data["teacher_text"][cols]

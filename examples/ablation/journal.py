@@ -1,0 +1,69 @@
+"""Outcomes of finished training runs, kept until the experiment is whole.
+
+A run takes seconds and an experiment has hundreds: what a crash or a Ctrl-C ends in the middle
+goes on from the runs that were done. A run is known by all that it depends on but the code.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mxm_kernels
+
+if TYPE_CHECKING:
+    from .experiment import Job
+
+
+class Journal:
+    """A file with a line for each finished run.
+
+    Args:
+        path: of the file, which need not be there.
+        common: all that the runs have in common, for their keys.
+
+    """
+
+    def __init__(self, path: Path, common: dict[str, Any]) -> None:
+        self.path = path
+        self.common = common | {"torch": torch.__version__, "mxm_kernels": mxm_kernels.__version__}
+        self.done: dict[str, tuple[dict[str, float], float]] = {}
+        if not path.exists():
+            return
+        whole, _, cut = path.read_text().rpartition("\n")
+        for line in whole.splitlines():
+            run = json.loads(line)
+            self.done[run["key"]] = run["metrics"], run["seconds"]
+        if cut:  # a line whose writing was interrupted
+            path.write_text(whole + "\n" if whole else "")
+        print(f"{path}: going on from {len(self.done)} finished runs; remove it to start anew")
+
+    def key(self, job: "Job") -> str:
+        """A digest of what a run depends on."""
+        parts = {
+            **self.common,
+            "row": asdict(job.row),
+            "schedule": asdict(job.schedule),
+            "hyperparameters": asdict(job.hyperparameters),
+            "train": job.train.tolist(),
+            "test": job.test.tolist(),
+            "split": job.split,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def find(self, job: "Job") -> tuple[dict[str, float], float] | None:
+        """Metrics and seconds of a finished run."""
+        return self.done.get(self.key(job))
+
+    def add(self, job: "Job", metrics: dict[str, float], seconds: float) -> None:
+        """Keep what a run came to."""
+        line = {"key": self.key(job), "metrics": metrics, "seconds": seconds}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self) -> None:
+        """Remove the file: its runs are in a report now."""
+        self.path.unlink(missing_ok=True)
