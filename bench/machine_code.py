@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
@@ -28,8 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.instructions import mix
-from bench.markdown import table
+from bench.machine_code_page import markdown
 from bench.occupancy import occupancy
+from bench.resources import amd_usage, cuda_code
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.merge import BLOCK as MERGE_BLOCK
@@ -194,9 +192,9 @@ def compile_one(config: dict[str, Any]) -> dict[str, Any]:
     amd = target.startswith("gfx")
     if amd:
         text = compiled.asm["amdgcn"]
-        usage = _amd_usage(text)
+        usage = amd_usage(text)
     else:
-        text, usage = _cuda_code(compiled.asm["cubin"])
+        text, usage = cuda_code(compiled.asm["cubin"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     columns = getattr(compiled.metadata, "tmem_size", None) or 0
     programs, limit = occupancy(target, usage["registers"], shared, warps, columns)
@@ -233,33 +231,6 @@ def _setting(config: dict[str, Any]) -> launch.Launch:
     )
 
 
-def _cuda_code(cubin: bytes) -> tuple[str, dict[str, int]]:
-    """SASS, registers and spilled bytes of the (single) function."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-
-        def ask(*command: str) -> str:
-            command = (*command, file.name)
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-        report = ask(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
-        code = ask(triton.knobs.nvidia.nvdisasm.path, "--print-code")
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    if found is None:
-        raise RuntimeError(f"cuobjdump printed no resource usage:\n{report}")
-    return code, {"registers": int(found[1]), "spilled": int(found[2])}
-
-
-def _amd_usage(assembly: str) -> dict[str, int]:
-    """Vector registers, and bytes of scratch memory that a lane spills to."""
-    numbers = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", assembly))
-    return {
-        "registers": int(numbers["vgpr_count"]),
-        "spilled": int(numbers["private_segment_fixed_size"]),
-    }
-
-
 def faults(record: dict[str, Any]) -> list[str]:
     """What is wrong with a compiled kernel: spills, shared memory, no matrix instructions."""
     found = []
@@ -276,46 +247,6 @@ def faults(record: dict[str, Any]) -> list[str]:
     if record["atomics"]:
         found.append(f"{record['atomics']} atomic operations")
     return found
-
-
-COLUMNS = {
-    "kernel": lambda r: (
-        r["kernel"] + ", teacher" * r["teacher"] + ", diagnostics" * r["diagnostics"]
-    ),
-    "dtype": lambda r: r["dtype"],
-    "tile": lambda r: r["tile"],
-    "warps": lambda r: r["warps"],
-    "registers": lambda r: r["registers"],
-    "spilled": lambda r: r["spilled"],
-    "shared, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
-    "programs, limit": lambda r: f"{r['programs']}, {r['limited_by']}",
-    "matrix": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
-    "loads 16 B / less": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
-    "stores 16 B / less": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
-    "asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
-    "exponentials": lambda r: r["exponentials"],
-    "each": lambda r: r.get("exponentials_each", ""),
-    "instructions each": lambda r: r.get("instructions_each", ""),
-}
-
-
-def markdown(records: list[dict[str, Any]]) -> str:
-    """The table that people read, target by target."""
-    page = f"""# Machine code
-
-What Triton {triton.__version__} makes of every kernel; `make machine-code` writes this page and
-the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
-on its way from product to product, without the loops over D that multiply.
-"""
-    for target in TARGETS:
-        rows = [
-            [str(cell(record)) for cell in COLUMNS.values()]
-            for record in records
-            if record["target"] == target
-        ]
-        if rows:
-            page += f"\n## {target}\n\n{table(list(COLUMNS), rows)}\n"
-    return page
 
 
 def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
@@ -336,7 +267,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
     records = report(arguments.targets or list(TARGETS))
-    page = markdown(records)
+    page = markdown(records, list(TARGETS))
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(page)

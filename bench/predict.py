@@ -148,10 +148,7 @@ def predict(records: list[dict[str, Any]]) -> str:
             [
                 case.name,
                 f"{products} U",
-                seconds(floor),
-                seconds(max(work, moved)),
-                seconds(moved),
-                seconds(total),
+                *(seconds(value) for value in (floor, max(work, moved), moved, total)),
                 f"{floor / total:.0%}",
                 f"{floor / LIBRARY / total:.0%}",
             ]

@@ -203,7 +203,7 @@ class Backend(Protocol):
         ...
 
     def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
-        """Compute the statistics; diagnostics change no bit of the others."""
+        """Compute the statistics; diagnostics change at most the order of the other sums."""
         ...
 
     def kept_shape(self, problem: Problem) -> tuple[int, ...]:

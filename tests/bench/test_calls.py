@@ -24,5 +24,6 @@ def test_launches_of_a_step():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
         pytest.skip("no Triton here")
+    torch.use_deterministic_algorithms(False)  # with which the tests poison empty memory
     small = {} if device == "cuda" else {"rows": (42, 35), "dimension": 16}
     assert launches(step("triton", device=device, **small), device) == 12

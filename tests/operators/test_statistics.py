@@ -96,6 +96,42 @@ def test_diagnostics_agree_with_dense_float64(case, dtype, with_teacher, backend
     assert not any(d.requires_grad for d in got[7:11])
 
 
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_rows_and_columns_far_below_the_greatest_logit(with_teacher, backend):
+    """300 nats below: against a reference that they shared with it, all of their terms vanish."""
+    count, s = 36, torch.tensor(150.0, device=backend.device)
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.rand(count, 8, generator=generator) / 50 for _ in range(2))
+    level = torch.where(torch.arange(count) % 3 == 0, -1.0, 1.0)
+    x[:, 0], y[:, 0], x[:, 1], y[:, 1] = level, 1.0, 1.0, level.flip(0)
+    x, y = x.to(backend.device).requires_grad_(), y.to(backend.device).requires_grad_()
+    ids = torch.arange(count) // 2
+    tables = Folds.from_ids(ids, ids).to(backend.device).tables(count, count, x.device)
+    teacher = (x.detach().roll(1, 0), y.detach()) if with_teacher else None
+    got = statistics(x, y, teacher, s, s / 2 if with_teacher else None, tables, backend.name)
+
+    wide = [v.detach().cpu().double().requires_grad_() for v in (x, y)]
+    S = 150 * wide[0] @ wide[1].T
+    negatives = S.masked_fill(ids[:, None] == ids, -torch.inf)
+    expected = {"n_rows": negatives.logsumexp(1), "n_cols": negatives.logsumexp(0)}
+    if teacher is not None:
+        T = 75 * teacher[0].cpu().double() @ teacher[1].cpu().double().T
+        expected |= {"u_rows": (T.softmax(1) * S).sum(1), "u_cols": (T.softmax(0) * S).sum(0)}
+    assert expected["n_rows"].min() < expected["n_rows"].max() - 290
+    for name, value in expected.items():
+        found = getattr(got, name).detach().cpu().double()
+        torch.testing.assert_close(found, value.detach(), rtol=1e-5, atol=1e-4)
+    # A row's gradients go into its own dx, where those of the others do not hide them.
+    weights = torch.rand(len(expected), count, generator=generator)
+    sum(
+        (getattr(got, k) * w.to(x.device)).sum() for k, w in zip(expected, weights, strict=True)
+    ).backward()
+    sum((v * w).sum() for v, w in zip(expected.values(), weights, strict=True)).backward()
+    for feature, of in zip((x, y), wide, strict=True):
+        error = (feature.grad.cpu().double() - of.grad).norm(dim=1) / of.grad.norm(dim=1)
+        assert error.max() < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_diagnostics_change_no_bit_and_cost_no_product(with_teacher, dtype, backend):

@@ -107,7 +107,9 @@ def statistics_kernel(
         # Added to a row's reference: rows beyond the last are copies of it, without a share.
         beyond = tl.where(row_inside, 0.0, float("inf"))
         row = tl.minimum(rows, M - 1)
-        row_group = tl.load(image_groups + row)
+        # Where registers are short, without a teacher, the groups are loaded for every tile.
+        if T_FIELDS:
+            row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
         start = row_block * BLOCK_M
         S_reference, S_row = _resume(row_line, M, rows, resumed, start, first > 0, S_reference, 2)
@@ -128,6 +130,8 @@ def statistics_kernel(
             known = places < tl.where(row_block != p, width, 0)
 
             S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
+            if not T_FIELDS:
+                row_group = tl.load(image_groups + row)
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             before = S_reference
             S_reference = raised(before, S, s * LOG2E)
@@ -194,7 +198,10 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
 
 
 def forward(problem: Problem, diagnostics: bool) -> Statistics:
-    """Allocate, launch, merge: no wait for the device."""
+    """Allocate, launch, merge: no wait for the device.
+
+    Where diagnostics need another launch (``launch.SETTINGS``), the sums come in its order.
+    """
     p, out = padded(problem), problem.room(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups

@@ -1,0 +1,49 @@
+"""The table of the compiled kernels, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+
+from bench.markdown import table
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "kernel": lambda r: (
+        r["kernel"] + ", teacher" * r["teacher"] + ", diagnostics" * r["diagnostics"]
+    ),
+    "dtype": lambda r: r["dtype"],
+    "tile": lambda r: r["tile"],
+    "warps": lambda r: r["warps"],
+    "registers": lambda r: r["registers"],
+    "spilled": lambda r: r["spilled"],
+    "shared, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
+    "programs, limit": lambda r: f"{r['programs']}, {r['limited_by']}",
+    "matrix": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
+    "loads 16 B / less": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
+    "stores 16 B / less": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
+    "asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
+    "exponentials": lambda r: r["exponentials"],
+    "each": lambda r: r.get("exponentials_each", ""),
+    "instructions each": lambda r: r.get("instructions_each", ""),
+}
+
+
+def markdown(records: list[dict[str, Any]], targets: list[str]) -> str:
+    """A table for each target."""
+    page = f"""# Machine code
+
+What Triton {triton.__version__} makes of every kernel; `make machine-code` writes this page and
+the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
+on its way from product to product, without the loops over D that multiply.
+"""
+    for target in targets:
+        rows = [
+            [str(cell(record)) for cell in COLUMNS.values()]
+            for record in records
+            if record["target"] == target
+        ]
+        if rows:
+            page += f"\n## {target}\n\n{table(list(COLUMNS), rows)}\n"
+    return page
