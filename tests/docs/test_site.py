@@ -87,7 +87,7 @@ def test_every_plot_of_the_examples_is_shown(site):
     plots = [place for place in site_hooks.studies().values() if place.endswith(".svg")]
     assert plots
     for place in plots:
-        assert f'src="../{place}"' in shown
+        assert f'src="{place.removeprefix("found/")}"' in shown
         assert (site / place).is_file()
 
 
