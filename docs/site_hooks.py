@@ -31,8 +31,8 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 
 def reports() -> list[Path]:
-    """The report of every machine that has results."""
-    return sorted(RESULTS.glob("*.md"))
+    """The report of every machine that has results; other pages there have none."""
+    return sorted(p for p in RESULTS.glob("*.md") if "\n## Machine\n" in p.read_text())
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
