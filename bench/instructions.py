@@ -24,7 +24,7 @@ COUNTED = {
     "copies_asynchronous": r"LDGSTS|buffer_load\S* .*\blds\b",
     "copies_tensor": r"UTMALDG",
     "exponentials": EXPONENTIAL.pattern,
-    "atomics": r"ATOM|RED\b|REDG|(global|buffer|flat)_atomic",
+    "atomics": r"ATOMG?\b|RED\b|REDG|(global|buffer|flat)_atomic",
 }
 
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")

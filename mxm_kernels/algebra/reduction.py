@@ -146,18 +146,11 @@ def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
     share = batch.options.soft_weight
     if not isinstance(share, tuple | list):
         return float(share), float(share)
-    rows, cols = share
-    return (
-        _fractions("soft_weight[0]", rows, batch.x, batch.dtype),
-        _fractions("soft_weight[1]", cols, batch.y, batch.dtype),
+    rows, cols = (
+        row_vector(f"soft_weight[{k}]", value, len(like), like, batch.dtype)
+        for k, (value, like) in enumerate(zip(share, (batch.x, batch.y), strict=True))
     )
-
-
-def _fractions(name: str, value: object, like: Tensor, dtype: torch.dtype) -> Tensor:
-    vector = row_vector(name, value, like.shape[0], like, dtype)
-    if _can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
-        raise ValueError(f"{name} must be between 0 and 1")
-    return vector
+    return rows, cols
 
 
 def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
@@ -175,7 +168,7 @@ def nonnegative_weights(
     *,
     is_part: bool = False,
 ) -> Tensor | None:
-    """Weights of the rows; on a GPU, where looking would wait, negative ones give NaN.
+    """Weights of the rows, which ``row_options`` has checked; on a GPU negative ones give NaN.
 
     ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
     """
@@ -184,8 +177,6 @@ def nonnegative_weights(
     vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
     if not _can_look(vector):
         return torch.where(vector >= 0, vector, torch.nan)
-    if not bool((vector >= 0).all()):
-        raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
     positive = vector > 0 if counted is None else (vector > 0) & counted
     if not is_part and not bool(positive.any()):
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends import pairs
+from mxm_kernels.backends.exponentials import Running, Term, add_both
 from mxm_kernels.backends.problem import (
     Gradients,
     Needs,
@@ -81,50 +82,6 @@ class _Workspace:
         return self.logits(1, tile, p.teacher_x, p.teacher_y, p.teacher_scale)
 
 
-class _Running:
-    """Online log-sum-exp of rows or columns: running maximum, sum, sums weighted by values.
-
-    ``weighted`` averages the values given, ``own`` the logits themselves.
-    """
-
-    def __init__(self, length: int, like: Tensor) -> None:
-        self.top = like.new_full((length,), -torch.inf)
-        self.total = like.new_zeros(length)
-        self.weighted = like.new_zeros(length)
-        self.own = like.new_zeros(length)
-
-    def add(
-        self,
-        span: Span,
-        logits: Tensor,
-        dim: int,
-        values: Tensor | None,
-        out: Tensor,
-        own: bool = False,
-    ) -> None:
-        """Merge a tile, reducing over ``dim``; ``out`` is scratch of the tile's shape."""
-        part = slice(*span)
-        top = torch.maximum(self.top[part], logits.amax(dim))
-        safe = torch.where(top == -torch.inf, 0, top)
-        decay = (self.top[part] - safe).exp()
-        torch.sub(logits, safe.unsqueeze(dim), out=out).exp_()
-        self.total[part] = self.total[part] * decay + out.sum(dim)
-        if own:
-            self.own[part] = self.own[part] * decay + (out * logits).sum(dim)
-        if values is not None:
-            self.weighted[part] = self.weighted[part] * decay + out.mul_(values).sum(dim)
-        self.top[part] = top
-
-    def logsumexp(self) -> Tensor:
-        return self.top + self.total.log()
-
-    def average(self) -> Tensor:
-        return self.weighted / self.total
-
-    def entropy(self) -> Tensor:
-        return (self.logsumexp() - self.own / self.total).clamp(min=0)  # rounding may pass 0
-
-
 class _Blocked:
     """The backend: see the module's docstring."""
 
@@ -140,25 +97,28 @@ class _Blocked:
         work = _Workspace(problem)
         rows, cols = problem.x.shape[0], problem.y.shape[0]
         like = work.buffers
-        S_rows, S_cols = _Running(rows, like), _Running(cols, like)
-        T_rows, T_cols = _Running(rows, like), _Running(cols, like)
+        S_rows, S_cols = Running(rows, like), Running(cols, like)
+        T_rows, T_cols = Running(rows, like), Running(cols, like)
+        m_rows, m_cols = (like.new_full((length,), -torch.inf) for length in (rows, cols))
         positives = like.new_empty(problem.pair_images.shape[0])
         for tile in _tiles(problem):
             S, scratch = work.student(tile), work.take(2, tile)
             if problem.has_teacher:
                 T = work.teacher(tile)
-                T_rows.add(tile.rows, T, 1, S, scratch, own=diagnostics)
-                T_cols.add(tile.cols, T, 0, S, scratch, own=diagnostics)
+                add_both((T_rows, T_cols), tile.rows, tile.cols, T, S, scratch, own=diagnostics)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
             flat[tile.places] = -torch.inf
-            S_rows.add(tile.rows, S, 1, None, scratch)
-            S_cols.add(tile.cols, S, 0, None, scratch)
+            if diagnostics:
+                for m, span, dim in ((m_rows, tile.rows, 1), (m_cols, tile.cols, 0)):
+                    part = m[slice(*span)]
+                    torch.maximum(part, S.amax(dim), out=part)
+            add_both((S_rows, S_cols), tile.rows, tile.cols, S, None, scratch)
         result = problem.room(diagnostics)._replace(
             n_rows=S_rows.logsumexp(), n_cols=S_cols.logsumexp(), positives=positives
         )
         if diagnostics:
-            result = result._replace(m_rows=S_rows.top, m_cols=S_cols.top)
+            result = result._replace(m_rows=m_rows, m_cols=m_cols)
         if not problem.has_teacher:
             return result
         if diagnostics:
@@ -185,14 +145,20 @@ class _Blocked:
         # Scaled once here, dS below is the gradient of x y^T and the products need no scaling.
         scale = problem.scale if factor is None else problem.scale * factor
         d = Upstream(*(g * scale for g in upstream))
-        d = d._replace(positives=d.positives.sum(0))
+        positives = d.positives.sum(0)
+        of_S = Term.of(statistics.n_rows, statistics.n_cols, d.n_rows, d.n_cols)
+        of_T = Term.of(statistics.t_rows, statistics.t_cols, d.u_rows, d.u_cols)
         dscale = problem.scale.new_zeros((), dtype=torch.float64)
         for tile in _tiles(problem):
-            S = work.student(tile)
-            T = work.teacher(tile) if problem.has_teacher else None
-            dS = _gradient_tile(tile, S, T, statistics, d, work.take(2, tile))
+            spans, dS = (tile.rows, tile.cols), work.take(2, tile)
+            if problem.has_teacher:
+                of_T.add(*spans, work.teacher(tile), dS, work.take(0, tile), fresh=True)
+            S, scratch, fresh = work.student(tile), work.take(1, tile), not problem.has_teacher
+            of_S.add(*spans, S, dS, scratch, fresh=fresh, left_out=tile.places)
+            flat = dS.view(-1)
+            flat[tile.places] += positives[tile.pairs]
             if needs.scale:
-                dscale += torch.dot(dS.view(-1), S.view(-1))
+                dscale += torch.dot(flat, S.view(-1))
             sums.add(dS, tile.rows, tile.cols)
         return sums.finish((dscale / problem.scale**2).to(problem.scale.dtype))
 
@@ -237,20 +203,6 @@ class _Blocked:
         s = problem.scale
         gradients = sums.finish((dscale / s**2).to(s.dtype))
         return SigmoidGradients(*gradients, (dbias / s).to(bias.dtype))
-
-
-def _gradient_tile(
-    tile: _Tile, S: Tensor, T: Tensor | None, stats: Statistics, d: Upstream, dS: Tensor
-) -> Tensor:
-    """DS of one tile, into ``dS``; T is overwritten."""
-    r, c = slice(*tile.rows), slice(*tile.cols)
-    torch.sub(S, stats.n_rows[r, None], out=dS).exp_().mul_(d.n_rows[r, None])
-    dS += (S - stats.n_cols[c]).exp_().mul_(d.n_cols[c])
-    dS.view(-1)[tile.places] = d.positives[tile.pairs]
-    if T is not None:
-        dS += (T - stats.t_rows[r, None]).exp_().mul_(d.u_rows[r, None])
-        dS += T.sub_(stats.t_cols[c]).exp_().mul_(d.u_cols[c])
-    return dS
 
 
 backend = _Blocked()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import NAMED_CASES, Case, cases
@@ -107,7 +107,9 @@ def test_degenerate_batches(loss, case, backend):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_drawn_cases_and_options(backend, data):
-    loss = LOSSES[data.draw(st.sampled_from(sorted(LOSSES)))]
-    case = data.draw(cases(min(backend.most_rows, 24)))
+    name = data.draw(st.sampled_from(sorted(LOSSES)))
+    loss, case = LOSSES[name], data.draw(cases(min(backend.most_rows, 24)))
+    # In one dimension its sum over the negatives can stand just on its floor, a kink.
+    assume(name != "debiased" or case.dimension > 1)
     choice = data.draw(choices())
     check(loss, case, choice, data.draw(st.sampled_from(backend.dtypes)), backend)

@@ -13,7 +13,7 @@ import triton.language as tl
 from mxm_kernels.backends.triton.exponentials import LN2, LOG2E
 from mxm_kernels.backends.triton.tile import products
 
-TILE = {"BLOCK_N": 32, "BLOCK_D": 32}
+TILE = {"BLOCK_N": 32, "BLOCK_D": 16}
 
 
 @triton.jit
