@@ -122,9 +122,11 @@ class Term(NamedTuple):
         """With the reference, where the normalisers allow one."""
         every = torch.cat([rows, cols])
         there = every[every != -torch.inf]  # a row without negatives has no terms
-        if not len(there) or not there.max() - there.min() <= WIDEST_RANGE:  # or NaN
+        if not len(there):
             return cls(rows, cols, d_rows, d_cols, None)
-        low = there.min()
+        low, high = there.aminmax()
+        if not high - low <= WIDEST_RANGE:  # or NaN
+            return cls(rows, cols, d_rows, d_cols, None)
         d_rows, d_cols = (
             torch.where(normaliser == -torch.inf, 0, d * (low - normaliser).exp())
             for normaliser, d in ((rows, d_rows), (cols, d_cols))

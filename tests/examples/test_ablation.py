@@ -310,7 +310,7 @@ def test_an_interrupted_experiment_goes_on_from_its_finished_runs(data, tmp_path
     plan = Plan(epochs=2, batch_size=8, splits=2, trials=2, width=6, workers=1)
     rows = [row_named("All"), row_named("Hard (10)")]
     journal = path.with_suffix(".runs.jsonl")
-    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rounds must be .*, got 0"):
         run_all([*rows, Row("Broken", "hard", rounds=0)], path, plan)
     lines = journal.read_text().splitlines()
     assert len(lines) == 4
