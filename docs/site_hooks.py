@@ -31,8 +31,8 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 
 def reports() -> list[Path]:
-    """The report of every machine that has results."""
-    return sorted(RESULTS.glob("*.md"))
+    """The report of every machine that has results; other pages there have none."""
+    return sorted(p for p in RESULTS.glob("*.md") if "\n## Machine\n" in p.read_text())
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -51,7 +51,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"figures/{name}.svg", content=draw(name)))
     for path in sorted(RESULTS.iterdir()):
         if path.suffix in {".md", ".svg", ".json"}:
-            files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+            made = File.generated(config, f"results/{path.name}", abs_src_path=str(path))
+            if path not in reports():
+                made.inclusion = InclusionLevel.NOT_IN_NAV
+            files.append(made)
     for path, place in studies().items():
         made = File.generated(config, place, abs_src_path=str(path))
         made.inclusion = InclusionLevel.NOT_IN_NAV

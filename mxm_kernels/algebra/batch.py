@@ -115,7 +115,6 @@ def make_batch(
         ranks = Ranks(options.process_group)
         c = _check(image_features, text_features, logit_scale, options)
         x, y = c.x, c.y
-        check_rows(options, x, y)
         made = None if folds is None else as_folds(folds, x.device)
         ids = None
         if made is not None:
@@ -161,6 +160,7 @@ def _check(
     teachers = autocast(o.teacher_image_features), autocast(o.teacher_text_features)
     checks.check_features(x, y, may_be_empty=o.process_group is not None)
     teacher = checks.check_teacher(x, y, *teachers)
+    check_rows(o, x, y)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     scales = _scales(logit_scale, x, y, dtype)
     teacher_scales = scales[0].detach(), scales[1].detach()

@@ -1,4 +1,4 @@
-"""Options with a number for each row, checked before the ranks of a process group agree."""
+"""Options with a number for each row: their checks, which come before ranks agree on a batch."""
 
 from __future__ import annotations
 

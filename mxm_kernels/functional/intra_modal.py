@@ -110,8 +110,7 @@ def fused_intra_modal_loss(
             raise TypeError("logit_scale must be a number or a tensor, got a pair")
         _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale)
         o = resolve(shared)
-        if process_group is not None:
-            check_weights("row_weights", row_weights, cast)
+        check_weights("row_weights", row_weights, cast)
         made = _folds(folds, features.device)
     weighted = getattr(row_weights, "requires_grad", False)
     batch = make_batch(
