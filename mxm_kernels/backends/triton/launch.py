@@ -68,9 +68,9 @@ _TINY = Launch(16, 16, 16, warps=1, stages=1)
 
 _FLOAT32 = Launch(64, 32, 32, warps=4, stages=2)
 
-# With a teacher two float32 accumulators are live, so tiles are half as wide: at 128 x 128
-# statistics spilled 120 bytes a thread on sm_90, 128 on sm_80, 2,344 on sm_100. Every entry
-# compiles without a spill under Triton 3.6 and 3.9, which do not allocate alike.
+# With a teacher two float32 accumulators are live, so tiles are half as wide. No entry spills under
+# Triton 3.9. Under 3.6, which allocates otherwise, none of the 16-bit launches of sm_90 does;
+# elsewhere some have 8 to 56 bytes a thread (bench/README.md).
 SETTINGS: dict[Target, dict[Phase, Setting]] = {
     "sm_80": {
         "statistics": Setting(
