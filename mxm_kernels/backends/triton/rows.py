@@ -208,9 +208,10 @@ def _drawn_block(
         for start in range(0, rounds, ROUNDS):
             turn = start + tl.arange(0, ROUNDS)[None, :]
             there = inside[:, None] & (turn < rounds)
-            number = tl.load(random + turn * rows + row[:, None], mask=there, other=0)
-            place = (number.to(tl.int64) * count[:, None]) >> 31
-            drawn += tl.sum((there & (place == k)).to(tl.int32), axis=1)
+            place = turn.to(tl.int64) * rows + row[:, None]
+            number = tl.load(random + place, mask=there, other=0)
+            drew = (number.to(tl.int64) * count[:, None]) >> 31
+            drawn += tl.sum((there & (drew == k)).to(tl.int32), axis=1)
         tl.store(weights + first + k, drawn.to(tl.float32) / rounds, mask=k < count)
 
 
