@@ -6,7 +6,13 @@ import torch
 from bench.calls import count, launches, step
 from mxm_kernels import backends
 
-MOST = {"native": (160, 60), "blocked": (460, 130)}  # calls, allocations
+MOST = {"native": (110, 35), "blocked": (460, 130)}  # calls, allocations
+
+
+@pytest.fixture(autouse=True)
+def plain_memory(poisoned_memory):
+    """Without what the tests add to poison empty memory: its fills would be counted."""
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("name", MOST)
@@ -24,6 +30,5 @@ def test_launches_of_a_step():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
         pytest.skip("no Triton here")
-    torch.use_deterministic_algorithms(False)  # with which the tests poison empty memory
     small = {} if device == "cuda" else {"rows": (42, 35), "dimension": 16}
     assert launches(step("triton", device=device, **small), device) == 12
