@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import triton
-
 from bench.markdown import table
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -34,7 +32,7 @@ def markdown(records: list[dict[str, Any]], targets: list[str]) -> str:
     """A table for each target."""
     page = f"""# Machine code
 
-What Triton {triton.__version__} makes of every kernel; `make machine-code` writes this page and
+What Triton {records[0]["triton"]} makes of every kernel; `make machine-code` writes this page and
 the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
 on its way from product to product, without the loops over D that multiply.
 """

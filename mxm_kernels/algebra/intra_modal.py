@@ -45,7 +45,9 @@ def weights_of_others(batch: Batch, d: Direction, rounds: int | None) -> Tensor:
     tables = batch.tables
     offsets = tables.image_offsets - torch.arange(tables.images + 1, device=batch.x.device)
     others = tables.pairs - tables.images
-    every = draws.drawn_frequencies(offsets, int(rounds), batch.generator, others, batch.dtype)
+    every = draws.drawn_frequencies(
+        offsets, int(rounds), batch.generator, others, batch.dtype, batch.backend
+    )
     if batch.shard is None:
         return every
     first = batch.shard.pairs[0].start - batch.shard.first_image

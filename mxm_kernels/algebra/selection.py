@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.pairs import frequencies, places_of
+from mxm_kernels.backends import pairs
 from mxm_kernels.backends.problem import Draw
 from mxm_kernels.fold_tables import FoldTables
 from mxm_kernels.operators import rows as row_operator
@@ -21,29 +21,28 @@ Weights = tuple[Tensor, Tensor]  # (P,) of rows in slot order, (P,) of columns i
 
 
 def _random(
-    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    device: torch.device,
 ) -> Tensor:
-    """int32, uniform in [0, 2^31), on ``device``, from ``generator`` wherever that is."""
+    """Not negative, over all of an integer ``dtype``, from ``generator`` wherever that is."""
     if torch.compiler.is_compiling():  # which cannot trace random_
-        return torch.randint(2**31 - 1, shape, dtype=torch.int32, device=device)
+        return torch.randint(torch.iinfo(dtype).max, shape, dtype=dtype, device=device)
     if generator is None:
-        return torch.empty(shape, dtype=torch.int32, device=device).random_()
+        return torch.empty(shape, dtype=dtype, device=device).random_()
     # Page-locked, so that the copy to a GPU does not wait for it.
     pinned = device.type == "cuda" and generator.device.type == "cpu"
-    made = torch.empty(shape, dtype=torch.int32, device=generator.device, pin_memory=pinned)
+    made = torch.empty(shape, dtype=dtype, device=generator.device, pin_memory=pinned)
     return made.random_(generator=generator).to(device, non_blocking=True)
 
 
-def _draw(tables: FoldTables, rounds: int, generator: torch.Generator | None) -> Draw:
-    """Numbers that draw a positive of every row and column, ``rounds`` times."""
-    shape = (rounds * (tables.images + tables.texts),)
-    return Draw(
-        _random(shape, generator, tables.device),
-        tables.image_offsets,
-        tables.text_offsets,
-        rounds,
-        tables.pairs,
-    )
+def _draw(
+    offsets: tuple[Tensor, Tensor], rounds: int, generator: torch.Generator | None, pairs: int
+) -> Draw:
+    """A draw of one positive of every row and column, ``rounds`` times, from one random number."""
+    seed = _random((), torch.int64, generator, offsets[0].device)
+    return Draw(seed, *offsets, rounds, pairs)
 
 
 def draw_places(
@@ -54,8 +53,8 @@ def draw_places(
     Returns places (R, M) in slot order and (R, N) in text-major order, -1 for a row without
     a positive.
     """
-    rows, cols = (places_of(*side) for side in _draw(tables, rounds, generator).sides())
-    return rows, cols
+    offsets = tables.image_offsets, tables.text_offsets
+    return pairs.draw_places(_draw(offsets, rounds, generator, tables.pairs))
 
 
 def drawn_weights(
@@ -66,19 +65,23 @@ def drawn_weights(
     backend: str,
 ) -> Weights:
     """Weights of ``rounds`` random rounds."""
-    return row_operator.drawn_weights(_draw(tables, rounds, generator), dtype, backend)
+    offsets = tables.image_offsets, tables.text_offsets
+    draw = _draw(offsets, rounds, generator, tables.pairs)
+    return row_operator.drawn_weights(draw, dtype, backend)
 
 
 def drawn_frequencies(
     offsets: Tensor,
     rounds: int,
     generator: torch.Generator | None,
-    pairs: int,
+    positives: int,
     dtype: torch.dtype,
+    backend: str,
 ) -> Tensor:
     """(P,) weights of ``rounds`` random rounds over segments of positives of one side."""
-    random = _random((rounds, offsets.shape[0] - 1), generator, offsets.device)
-    return frequencies(places_of(random, offsets), pairs, dtype)
+    nothing = offsets.new_zeros(1)  # no row on the other side
+    draw = _draw((offsets, nothing), rounds, generator, positives)
+    return row_operator.drawn_weights(draw, dtype, backend)[0]
 
 
 def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
@@ -96,7 +99,7 @@ def draw_rows(
     dtype: torch.dtype,
 ) -> Tensor:
     """(rows,) 1 for a random ``share`` of the rows, rounded to whole rows, 0 for the others."""
-    order = _random((rows,), generator, device).argsort()
+    order = _random((rows,), torch.int32, generator, device).argsort()
     chosen = torch.zeros(rows, dtype=dtype, device=device)
     chosen[order[: round(share * rows)]] = 1
     return chosen
@@ -181,8 +184,8 @@ def given_weights(
     crossed = _slots(tables, text_to_image, text_rows, tables.text_offsets, "selection[1]")
     places = torch.where(crossed < 0, crossed, tables.slot_places[crossed.clamp(min=0)])
     weights = (
-        frequencies(slots, tables.pairs, dtype),
-        frequencies(places, tables.pairs, dtype),
+        pairs.frequencies(slots, tables.pairs, dtype),
+        pairs.frequencies(places, tables.pairs, dtype),
     )
     if not torch.compiler.is_compiling():
         return weights

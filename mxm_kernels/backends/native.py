@@ -3,9 +3,10 @@
 The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers; the
 extension (``mxm_kernels/csrc``) then reads a tile once, with all threads, for everything that
 ``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return float32 from 16-bit factors
-on a CPU, so these are widened tile by tile; where the CPU has a matrix unit (AMX), bfloat16
-products are the extension's own, with dS rounded to bfloat16 as a factor of the gradients. S
-and T are float32 on either way. Two runs with the same number of threads give the same bits.
+on a CPU, so these are widened tile by tile; where the CPU multiplies bfloat16 itself (AMX, or
+AVX-512's dot products), those products are the extension's own, with dS rounded to bfloat16 as a
+factor of the gradients. S and T are float32 on either way. Two runs with the same number of
+threads give the same bits.
 """
 
 from __future__ import annotations
@@ -119,9 +120,11 @@ class _Native:
 
     pair_parts = 1
 
-    def __init__(self, level: str | None = None) -> None:
-        self.level = level or (_native.levels()[0] if _native is not None else "")
-        self.fuse = level is None and _native is not None and _native.has_matrix_unit()
+    def __init__(self, level: str | None = None, unit: str | None = None) -> None:
+        """By default the best level, with the best unit for bfloat16; a given level has none."""
+        levels, units = ([], []) if _native is None else (_native.levels(), _native.units())
+        self.level = level or next(iter(levels), "")
+        self.unit = unit or next(iter(units if level is None else []), "")
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if _native is None:
@@ -133,8 +136,8 @@ class _Native:
         return None
 
     def _fuses(self, problem: Problem) -> bool:
-        """Whether the extension does the products too, on the matrix unit."""
-        return self.fuse and problem.x.dtype == torch.bfloat16
+        """Whether the extension does the products too, on a unit for bfloat16."""
+        return self.unit != "" and problem.x.dtype == torch.bfloat16
 
     def kept_shape(self, problem: Problem) -> tuple[int, ...]:
         """(1 or 2, M, stride): one tile, which the products would fill again in backward."""
@@ -152,7 +155,7 @@ class _Native:
         )
         if plane is None:
             problem = problem.contiguous()
-            sweep.fused(_features(problem))
+            sweep.fused(self.unit, _features(problem))
         else:
             for rows, cols in plane:
                 sweep.sweep(*plane.addresses(rows, cols))
@@ -187,8 +190,11 @@ class _Native:
         if s.kept.numel():
             gradients = _kept_gradients(problem, needs, sweep, s.kept)
         else:
-            products = _fused_gradients if self._fuses(problem) else _tiled_gradients
-            gradients = products(problem, needs, sweep)
+            gradients = (
+                _fused_gradients(problem, needs, sweep, self.unit)
+                if self._fuses(problem)
+                else _tiled_gradients(problem, needs, sweep)
+            )
         scale = problem.scale.item()
         return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
 
@@ -272,13 +278,18 @@ class _Native:
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         assert dtype == torch.float32, "the backend takes no float64"
-        rows, cols = (draw.random.new_empty(draw.pairs, dtype=dtype) for _ in range(2))
-        for (random, offsets), out in zip(draw.sides(), (rows, cols), strict=True):
-            source, length = random.data_ptr(), random.shape[1]
-            _native.drawn_weights(
-                source, offsets.data_ptr(), draw.rounds, length, draw.pairs, out.data_ptr()
-            )
-        return rows, cols
+        offsets = draw.image_offsets, draw.text_offsets
+        lengths = [len(side) - 1 for side in offsets]
+        weights = [draw.seed.new_empty(draw.pairs, dtype=dtype) for _ in offsets]
+        _native.drawn_weights(
+            int(draw.seed),
+            [side.data_ptr() for side in offsets],
+            lengths,
+            draw.rounds,
+            [side.data_ptr() for side in weights],
+            _threads(4 * draw.rounds * sum(lengths)),  # a draw costs a few elements of a tile
+        )
+        return weights[0], weights[1]
 
 
 def _mixed_rows(
@@ -313,11 +324,12 @@ def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
     return sums.finish(problem.scale)
 
 
-def _fused_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
+def _fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradients:
     p = problem.contiguous()
     dx = torch.empty_like(p.x) if needs.x else p.x.new_empty(0)
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
-    sweep.fused(_features(p), dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
+    places = (dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
+    sweep.fused(unit, _features(p), *places)
     return Gradients(dx, dy, problem.scale)
 
 

@@ -74,27 +74,70 @@ def mixed_loss(
     )
 
 
-def places_of(random: Tensor, offsets: Tensor) -> Tensor:
-    """(rounds, rows) the place in its segment that each number draws, -1 for an empty segment.
+# SplitMix64 (Steele, Lea and Flood 2014), whose k-th number is a function of seed and k alone.
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-    ``random`` is int32, uniform in [0, 2^31): one of k is drawn with a bias below k * 2**-31.
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned ``word``."""
+    return word - (word >> 63 << 64)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The bits of int64 ``z`` moved right, zeros behind them."""
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _numbers(seed: Tensor, length: int) -> Tensor:
+    """Numbers 1 to ``length`` of a seed, as int64 with their bits."""
+    z = torch.arange(1, length + 1, device=seed.device).mul_(_signed(GAMMA)).add_(seed)
+    z = z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(FIRST))
+    z = z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(SECOND))
+    return z.bitwise_xor_(_shifted(z, 31))
+
+
+def _chosen(draw: Draw) -> tuple[Tensor, Tensor]:
+    """(R, M + N) places of rows, then of columns P further on, and (M + N,) how many there were.
+
+    Rounds 2 q and 2 q + 1 of row i of all M + N take the lower and the upper half of number
+    q (M + N) + i + 1 of the seed: half h chooses floor(h k / 2^32) of k, with a bias below k 2^-32.
+    More rounds begin with the same ones. With no choice the place means nothing.
     """
-    counts = offsets.diff()
-    return torch.where(counts > 0, offsets[:-1] + ((random.long() * counts) >> 31), -1)
+    sides = draw.image_offsets, draw.text_offsets
+    counts = torch.cat([offsets.diff() for offsets in sides])
+    first = torch.cat([sides[0][:-1], sides[1][:-1] + draw.pairs])
+    turns = (draw.rounds + 1) // 2
+    numbers = _numbers(draw.seed, turns * len(counts)).view(turns, 1, -1)
+    halves = torch.cat([numbers & 0xFFFFFFFF, _shifted(numbers, 32)], dim=1)
+    halves = halves.view(2 * turns, -1)[: draw.rounds]
+    return ((halves * counts) >> 32).add_(first), counts
 
 
-def frequencies(places: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
-    """(rounds, rows) drawn places -> (P,) how often each was drawn, over the rounds.
-
-    Counted in integers, whose additions commute: the same bits in any order.
-    """
-    drawn = torch.where(places < 0, pairs, places).view(-1)
-    counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
-    counts.scatter_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
-    return counts[:pairs].to(dtype) / places.shape[0]
+def draw_places(draw: Draw) -> tuple[Tensor, Tensor]:
+    """(R, M) and (R, N) the place in its segment that each round draws, -1 in an empty segment."""
+    places, counts = _chosen(draw)
+    places = torch.where(counts > 0, places, -1)
+    rows, cols = places.tensor_split([len(draw.image_offsets) - 1], dim=1)
+    return rows, torch.where(cols < 0, cols, cols - draw.pairs)
 
 
 def drawn_weights(draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(P,) share of the rounds in which each positive was drawn, by rows and by columns."""
-    rows, cols = (frequencies(places_of(*side), draw.pairs, dtype) for side in draw.sides())
-    return rows, cols
+    places, counts = _chosen(draw)
+    times = _times(places, counts > 0, 2 * draw.pairs).split(draw.pairs)
+    return times[0].to(dtype) / draw.rounds, times[1].to(dtype) / draw.rounds
+
+
+def frequencies(places: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    """(rounds, rows) drawn places, -1 for none -> (P,) how often each was, over the rounds."""
+    return _times(places.clamp(min=0), places >= 0, pairs).to(dtype) / places.shape[0]
+
+
+def _times(places: Tensor, drew: Tensor, pairs: int) -> Tensor:
+    """How often each place was drawn, where ``drew``.
+
+    Counted in integers, whose additions commute: the same bits in any order.
+    """
+    counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
+    counts.scatter_add_(0, places.view(-1), drew.to(torch.int32).expand(places.shape).reshape(-1))
+    return counts[:pairs]

@@ -150,21 +150,13 @@ class Shares(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Random numbers for the positives of every row and column, and where those are."""
+    """What decides which positives are drawn, the same on every backend: ``pairs.draw_places``."""
 
-    random: Tensor  # (R (M + N),) int32, uniform in [0, 2^31): (R, M) of rows, (R, N) of columns
+    seed: Tensor  # () int64
     image_offsets: Tensor  # (M + 1,) int64
     text_offsets: Tensor  # (N + 1,) int64
     rounds: int  # R
     pairs: int  # P
-
-    def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(R, M) and (R, N) numbers, each with its offsets."""
-        rows = self.rounds * (self.image_offsets.shape[0] - 1)
-        return (
-            (self.random[:rows].view(self.rounds, -1), self.image_offsets),
-            (self.random[rows:].view(self.rounds, -1), self.text_offsets),
-        )
 
 
 class Needs(NamedTuple):

@@ -1,26 +1,34 @@
-// Which levels this machine can run.
+// Which levels of instruction set, and which units, this machine has.
 
 #include <stdexcept>
 
 #include "fused.h"
 #include "kernels.h"
 
-#ifdef MXM_AMX
+#ifdef MXM_X86
 #include <cpuid.h>
+#endif
+#ifdef MXM_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace mxm {
 
-#define MXM_DECLARE(level)      \
-  namespace level {             \
-  extern const Kernels kernels; \
+#define MXM_DECLARE(level, table) \
+  namespace level {               \
+  extern const table;             \
   }
-MXM_DECLARE(portable)
+MXM_DECLARE(portable, Kernels kernels)
 #ifdef MXM_X86
-MXM_DECLARE(avx2)
-MXM_DECLARE(avx512)
+MXM_DECLARE(avx2, Kernels kernels)
+MXM_DECLARE(avx512, Kernels kernels)
+#endif
+#ifdef MXM_BFLOAT16
+MXM_DECLARE(avx512_bf16, Fused fused)
+#endif
+#ifdef MXM_AMX
+MXM_DECLARE(amx, Fused fused)
 #endif
 
 namespace {
@@ -55,32 +63,59 @@ const Kernels& kernels(const std::string& level) {
   throw std::invalid_argument("no level " + level + " on this machine");
 }
 
-#ifdef MXM_AMX
 namespace {
 
-bool has_instructions() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  const bool tiles = (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
-  __get_cpuid_count(7, 1, &a, &b, &c, &d);
-  return tiles && (a >> 5 & 1) != 0;  // AVX512-BF16
-}
+#ifdef MXM_X86
+// A word of the processor's list of features, leaf 7.
+enum class Word { kDirect, kExtended };
 
+bool has(Word word, int bit) {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const unsigned leaf = word == Word::kExtended ? 1 : 0;
+  if (__get_cpuid_count(7, leaf, &a, &b, &c, &d) == 0) return false;
+  return ((word == Word::kExtended ? a : d) >> bit & 1) != 0;
+}
+#endif
+
+#ifdef MXM_AMX
 // Linux saves the tile registers of a process only after it has asked for them.
 bool request_permission() {
   constexpr long kRequest = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
+#endif
+
+std::vector<const Fused*> find_units() {
+  std::vector<const Fused*> found;
+#ifdef MXM_BFLOAT16
+  if (levels().front() != "avx512" || !has(Word::kExtended, 5)) return found;  // AVX512-BF16
+#ifdef MXM_AMX
+  const bool tiles = has(Word::kDirect, 24) && has(Word::kDirect, 22);  // AMX-TILE, AMX-BF16
+  if (tiles && request_permission()) found.push_back(&amx::fused);
+#endif
+  found.push_back(&avx512_bf16::fused);
+#endif
+  return found;
+}
+
+const std::vector<const Fused*>& available_units() {
+  static const std::vector<const Fused*> found = find_units();
+  return found;
+}
 
 }  // namespace
 
-bool has_matrix_unit() {
-  static const bool found = levels().front() == "avx512" && has_instructions() &&
-                            request_permission();
-  return found;
+std::vector<std::string> units() {
+  std::vector<std::string> names;
+  for (const Fused* one : available_units()) names.emplace_back(one->unit);
+  return names;
 }
-#else
-bool has_matrix_unit() { return false; }
-#endif
+
+const Fused& fused(const std::string& unit) {
+  for (const Fused* one : available_units()) {
+    if (unit == one->unit) return *one;
+  }
+  throw std::invalid_argument("no unit " + unit + " on this machine");
+}
 
 }  // namespace mxm

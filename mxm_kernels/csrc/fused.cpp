@@ -1,13 +1,13 @@
-// Compiled for machines with AMX and AVX-512, MXM_LEVEL amx.
+// Compiled once for each unit that multiplies bfloat16, MXM_LEVEL its name.
 
 #include "fused.h"
 
-#include "amx.h"
+#include MXM_UNIT
 #include "backward.h"
 #include "forward.h"
 
 namespace mxm {
-namespace amx {
+namespace MXM_LEVEL {
 namespace {
 
 // Columns at hand, whose packed features stay in the L2 cache: in backward three matrices and
@@ -102,15 +102,13 @@ inline Pair teacher_of(const Features& f, const Problem& p) {
   return {f.teacher_x, f.teacher_y, p.rows, p.cols, f.E};
 }
 
-}  // namespace
-
 void forward(Forward& pass, const Features& features) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const std::int64_t strips = (p.rows + kStrip - 1) / kStrip;
 #pragma omp parallel num_threads(p.threads)
   {
-    const Tiles tiles;
+    [[maybe_unused]] const Unit unit;
     const Strip strip(deepest(student, teacher));
     const int team = team_size(), thread = thread_number();
     Statistics& partial = pass.partials[thread];
@@ -133,8 +131,6 @@ void forward(Forward& pass, const Features& features) {
     }
   }
 }
-
-namespace {
 
 // The gradient products. dx of a block of rows is summed over the columns; dy, transposed,
 // over the whole plane.
@@ -296,8 +292,6 @@ inline float unit_of(const Backward& pass) {
   return usable ? 1 / largest : 1.0f;
 }
 
-}  // namespace
-
 void backward(Backward& pass, const Features& features, const FeatureGradients& gradients) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
@@ -307,7 +301,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   std::vector<double> totals(p.threads, 0.0);
 #pragma omp parallel num_threads(p.threads)
   {
-    const Tiles tiles;
+    [[maybe_unused]] const Unit unit;
     const Strip strip(deepest(student, teacher));
     const Buffer<Half> rounded(kBlock * kBackwardColumns);
     double total = 0;
@@ -327,5 +321,10 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   for (const double total : totals) pass.dscale += total / pass.unit;
 }
 
-}  // namespace amx
+}  // namespace
+
+extern const Fused fused;
+const Fused fused = {MXM_NAME(MXM_LEVEL), forward, backward};
+
+}  // namespace MXM_LEVEL
 }  // namespace mxm

@@ -1,8 +1,10 @@
-// Both passes for bfloat16 features on the matrix unit, products and sweep in one call.
+// Both passes for bfloat16 features where the CPU multiplies those, products and sweep in one call.
 
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "passes.h"
 
@@ -23,12 +25,16 @@ struct FeatureGradients {
   std::uint16_t* y = nullptr;  // (N, D)
 };
 
-// Whether the machine has the unit and the system lets this process use it.
-bool has_matrix_unit();
+struct Fused {
+  const char* unit;
+  void (*forward)(Forward& pass, const Features& features);
+  void (*backward)(Backward& pass, const Features& features, const FeatureGradients& gradients);
+};
 
-namespace amx {
-void forward(Forward& pass, const Features& features);
-void backward(Backward& pass, const Features& features, const FeatureGradients& gradients);
-}  // namespace amx
+// Units of this machine that multiply bfloat16 and return float32, best first.
+std::vector<std::string> units();
+
+// The passes on a unit. Throws std::invalid_argument for a unit not in units().
+const Fused& fused(const std::string& unit);
 
 }  // namespace mxm

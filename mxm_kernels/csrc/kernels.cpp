@@ -6,9 +6,6 @@
 #include "forward.h"
 #include "sigmoid.h"
 
-#define MXM_TEXT(name) #name
-#define MXM_NAME(name) MXM_TEXT(name)
-
 namespace mxm {
 namespace MXM_LEVEL {
 

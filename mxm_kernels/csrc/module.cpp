@@ -85,12 +85,8 @@ class ForwardPass {
     kernels_.forward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
   }
 
-  void fused(const Features& features) {
-#ifdef MXM_AMX
-    amx::forward(pass_, features);
-#else
-    static_cast<void>(features);
-#endif
+  void run_fused(const std::string& unit, const Features& features) {
+    fused(unit).forward(pass_, features);
   }
 
   void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
@@ -167,12 +163,9 @@ class BackwardPass {
     kernels_.backward_tile(pass_, tile);
   }
 
-  void fused(const Features& features, std::uintptr_t dx, std::uintptr_t dy) {
-#ifdef MXM_AMX
-    amx::backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
-#else
-    static_cast<void>(features), static_cast<void>(dx), static_cast<void>(dy);
-#endif
+  void run_fused(const std::string& unit, const Features& features, std::uintptr_t dx,
+                 std::uintptr_t dy) {
+    fused(unit).backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
   }
 
   double dscale() const { return pass_.dscale; }
@@ -256,10 +249,16 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t s
              threads);
 }
 
-void run_drawn_weights(std::uintptr_t random, std::uintptr_t offsets, std::int64_t rounds,
-                       std::int64_t rows, std::int64_t pairs, std::uintptr_t weights) {
-  drawn_weights(at<const std::int32_t>(random), at<const std::int64_t>(offsets), rounds, rows,
-                pairs, at<float>(weights));
+// `offsets` and `weights` of the rows, then of the columns; `lengths` are their numbers.
+void run_drawn_weights(std::int64_t seed, const std::vector<std::uintptr_t>& offsets,
+                       const std::vector<std::int64_t>& lengths, std::int64_t rounds,
+                       const std::vector<std::uintptr_t>& weights, int threads) {
+  const std::int64_t all = lengths.at(0) + lengths.at(1);
+  for (int k = 0; k < 2; ++k) {
+    const DrawSide side{at<const std::int64_t>(offsets.at(k)), k == 0 ? 0 : lengths.at(0),
+                        lengths.at(k), at<float>(weights.at(k))};
+    drawn_weights(static_cast<std::uint64_t>(seed), side, all, rounds, threads);
+  }
 }
 
 }  // namespace
@@ -269,7 +268,7 @@ NB_MODULE(_native, m) {
   m.attr("CHUNK") = kChunk;
   m.def("levels", levels);
   m.def("advise_large_pages", advise_large_pages);
-  m.def("has_matrix_unit", has_matrix_unit);
+  m.def("units", units);
   m.def("exponential", [](const std::string& level, std::uintptr_t from, std::uintptr_t to,
                           std::int64_t length) {
     kernels(level).exponential(at<const float>(from), at<float>(to), length);
@@ -285,7 +284,7 @@ NB_MODULE(_native, m) {
   nb::class_<ForwardPass>(m, "ForwardPass")
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t, bool>())
       .def("sweep", &ForwardPass::sweep, Release())
-      .def("fused", &ForwardPass::fused, Release())
+      .def("fused", &ForwardPass::run_fused, Release())
       .def("finish", &ForwardPass::finish, Release())
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
@@ -294,7 +293,7 @@ NB_MODULE(_native, m) {
            Release())
       .def("sweep", &BackwardPass::sweep, Release())
       .def("sweep_to", &BackwardPass::sweep_to, Release())
-      .def("fused", &BackwardPass::fused, Release())
+      .def("fused", &BackwardPass::run_fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())

@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <vector>
 
+#define MXM_TEXT(name) #name
+#define MXM_NAME(name) MXM_TEXT(name)  // of a level, as a string
+
 namespace mxm {
 
 constexpr std::int64_t kPad = 16;  // floats in the widest vector

@@ -67,20 +67,40 @@ inline void mixed_rows(const RowProblem& p, const RowLosses& out, int threads) {
   for (std::int64_t i = 0; i < p.rows; ++i) mixed_row(p, out, i);
 }
 
+// Number `count` of SplitMix64 from `seed`.
+inline std::uint64_t split_mix(std::uint64_t seed, std::uint64_t count) {
+  std::uint64_t z = seed + count * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+// The rows of one side, which are rows `first` .. of all rows and columns.
+struct DrawSide {
+  const std::int64_t* offsets;  // (rows + 1,)
+  std::int64_t first;
+  std::int64_t rows;
+  float* weights;  // (P,) out
+};
+
 // Share of the rounds in which each positive was drawn, counted in `weights` itself: integers
-// up to 2^24 are exact in float32.
-inline void drawn_weights(const std::int32_t* random, const std::int64_t* offsets,
-                          std::int64_t rounds, std::int64_t rows, std::int64_t pairs,
-                          float* weights) {
-  std::fill_n(weights, pairs, 0.0f);
-  for (std::int64_t round = 0; round < rounds; ++round) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const std::int64_t count = offsets[i + 1] - offsets[i];
-      if (count == 0) continue;
-      weights[offsets[i] + ((random[round * rows + i] * count) >> 31)] += 1.0f;
+// up to 2^24 are exact in float32. A positive belongs to one row, so to one thread.
+inline void drawn_weights(std::uint64_t seed, const DrawSide& side, std::int64_t all,
+                          std::int64_t rounds, int threads) {
+  static_cast<void>(threads);  // unused without OpenMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (std::int64_t i = 0; i < side.rows; ++i) {
+    const std::uint64_t count = side.offsets[i + 1] - side.offsets[i];
+    float* const weights = side.weights + side.offsets[i];
+    std::fill_n(weights, count, 0.0f);
+    if (count == 0) continue;
+    for (std::int64_t round = 0; round < rounds; round += 2) {
+      const std::uint64_t number = split_mix(seed, round / 2 * all + side.first + i + 1);
+      weights[((number & 0xFFFFFFFFu) * count) >> 32] += 1.0f;
+      if (round + 1 < rounds) weights[((number >> 32) * count) >> 32] += 1.0f;
     }
+    for (std::uint64_t k = 0; k < count; ++k) weights[k] /= static_cast<float>(rounds);
   }
-  for (std::int64_t k = 0; k < pairs; ++k) weights[k] /= static_cast<float>(rounds);
 }
 
 }  // namespace mxm

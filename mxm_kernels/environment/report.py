@@ -144,7 +144,7 @@ def _native() -> dict | None:
     return {
         "level": extension.levels()[0],
         "levels": extension.levels(),
-        "matrix_unit": extension.has_matrix_unit(),
+        "bfloat16_units": extension.units(),
         "threads": torch.get_num_threads(),
     }
 
@@ -234,10 +234,10 @@ def _choice_text(choice: dict) -> tuple[str, str]:
 def _native_text(native: dict | None) -> str:
     if native is None:
         return "not built: see its reason above"
-    matrix = "yes" if native["matrix_unit"] else "no"
+    units = ", ".join(native["bfloat16_units"]) or "none, its products are float32"
     return (
         f"level {native['level']} of {', '.join(native['levels'])}; "
-        f"matrix unit for bfloat16: {matrix}; threads: {native['threads']}"
+        f"units for bfloat16: {units}; threads: {native['threads']}"
     )
 
 

@@ -28,7 +28,7 @@ library.define(
     "float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
 )
 library.define(
-    "drawn_weights(Tensor random, Tensor image_offsets, Tensor text_offsets, SymInt rounds, "
+    "drawn_weights(Tensor seed, Tensor image_offsets, Tensor text_offsets, SymInt rounds, "
     "SymInt pairs, ScalarType dtype, str backend) -> (Tensor, Tensor)"
 )
 
@@ -56,7 +56,7 @@ def mixed_rows(
 def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
     """(P,) share of the rounds in which each positive was drawn, by its row and by its column.
 
-    A number of ``draw.random`` draws positive floor(number k / 2^31) of the k of its row.
+    ``pairs.draw_places`` says which number of the seed draws what.
     """
     return torch.ops.mxm_kernels.drawn_weights(*draw, dtype, backend)
 
@@ -92,8 +92,8 @@ def _drawn(*arguments):
 
 
 @torch.library.register_fake("mxm_kernels::drawn_weights", lib=library)
-def _fake_drawn(random, image_offsets, text_offsets, rounds, pairs, dtype, backend):
-    return random.new_empty(pairs, dtype=dtype), random.new_empty(pairs, dtype=dtype)
+def _fake_drawn(seed, image_offsets, text_offsets, rounds, pairs, dtype, backend):
+    return seed.new_empty(pairs, dtype=dtype), seed.new_empty(pairs, dtype=dtype)
 
 
 def _setup_context(ctx, inputs, output):

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import torch
 
-from bench.machine_code import TARGETS, configurations, faults
+from bench.machine_code import TARGETS, TUNED_FOR, configurations, faults
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = list(configurations(list(TARGETS)))
@@ -49,7 +49,7 @@ def test_no_spill_shared_memory_within_the_target_and_matrix_instructions(config
 
 
 GOOD = {
-    "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
+    "triton": "3.9.0", "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
     "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix": {"HGMMA.64x128x16": 4},
     "atomics": 0,
 }  # fmt: skip
@@ -59,6 +59,8 @@ GOOD = {
     ("change", "fault"),
     [
         ({"spilled": 8}, "spills 8 bytes"),
+        ({"spilled": 64, "triton": "3.8.0"}, None),
+        ({"spilled": 72, "triton": "3.8.0"}, "spills 72 bytes"),
         ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
         ({"matrix": {"HGMMA.64x128x16": 1}}, "a product without matrix instructions"),
         ({"matrix": {"HMMA.16816": 64}}, "a product without matrix instructions"),
@@ -105,6 +107,12 @@ def test_programs_that_the_grid_counts_on_fit_beside_each_other(compiled):
 def test_the_committed_table_lists_every_configuration():
     committed = json.loads((ROOT / "bench/results/machine_code.json").read_text())
     assert [_key(record) for record in committed] == [_key(c) for c in CONFIGURATIONS]
+
+
+def test_the_committed_table_has_no_fault():
+    committed = json.loads((ROOT / "bench/results/machine_code.json").read_text())
+    assert {record["triton"][: len(TUNED_FOR)] for record in committed} == {TUNED_FOR}
+    assert not [(_key(record), faults(record)) for record in committed if faults(record)]
 
 
 def test_the_list_of_configurations_covers_the_launch_table():

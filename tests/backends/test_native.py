@@ -174,12 +174,13 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     [(203, 157, 24), (1100, 700, 64), (1056, 513, 32), (33, 31, 7), (3, 2, 1)],
     ids=str,
 )
-def test_the_matrix_unit_agrees_with_widened_features(rows, cols, D, with_teacher):
-    if not native._native.has_matrix_unit():
-        pytest.skip("no AMX on this machine")
+@pytest.mark.parametrize("unit", ["amx", "avx512_bf16"])
+def test_units_for_bfloat16_agree_with_widened_features(unit, rows, cols, D, with_teacher):
+    if unit not in native._native.units():
+        pytest.skip(f"no {unit} on this machine")
     problem = _problem(rows, cols, D, with_teacher=with_teacher)
     problem = _cast(problem, torch.bfloat16)
-    apart, fused = (native._Native(level) for level in (LEVELS[0], None))
+    apart, fused = native._Native(LEVELS[0]), native._Native(unit=unit)
     assert fused._fuses(problem) and not apart._fuses(problem)
     *results, dx, dy, dscale = _run(fused, problem)
     *expected, expected_dx, expected_dy, expected_dscale = _run(apart, problem)

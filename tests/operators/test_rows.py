@@ -1,5 +1,7 @@
 """The operators over rows and pairs: the loss algebra's numbers in one call."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.backends.pairs import draw_places
 from mxm_kernels.backends.problem import Draw, RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
 from mxm_kernels.segments import Segments
@@ -82,9 +85,8 @@ def test_contract_with_pytorch(soft, backend):
         v.requires_grad_()
     arguments = (*vectors, offsets, owners, 0.6, soft, 5, 7, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
-    size = (3 * 2 * len(n),)
-    random = torch.randint(2**31 - 1, size, dtype=torch.int32, device=backend.device)
-    draw = Draw(random, offsets, offsets, 3, len(S))
+    seed = torch.randint(2**63 - 1, (), device=backend.device)
+    draw = Draw(seed, offsets, offsets, 3, len(S))
     arguments = (*draw, torch.float32, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.drawn_weights.default, arguments)
 
@@ -105,26 +107,43 @@ def test_second_derivatives_are_refused():
         grad.sum().backward()
 
 
-def test_draws_are_the_same_everywhere(backend):
+def _split_mix(seed: int, count: int) -> int:
+    """Number ``count`` of SplitMix64 from ``seed``, in Python's integers."""
+    z = (seed + count * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def test_the_oracle_of_the_numbers_is_split_mix():
+    """The first numbers of its published test."""
+    numbers = [_split_mix(1234567, k) for k in (1, 2, 3)]
+    assert numbers == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7, 150])  # 150: more than a kernel draws together
+@pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
+def test_draws_are_the_same_everywhere(rounds, seed, backend):
     sides = torch.tensor([0, 3, 3, 4, 9]), torch.tensor([0, 0, 2, 9])
-    rounds = 150  # more than a kernel looks at together
-    random = [
-        torch.randint(2**31 - 1, (rounds, len(offsets) - 1), dtype=torch.int32) for offsets in sides
-    ]
-    for numbers in random:
-        numbers[0], numbers[1] = 0, 2**31 - 1  # the first and the last of each
-    flat = torch.cat([numbers.view(-1) for numbers in random])
-    draw = Draw(flat, *sides, rounds, 9)
-    on = draw._replace(random=flat.to(backend.device))
-    on = on._replace(**{name: getattr(draw, name).to(backend.device) for name in draw._fields[1:3]})
+    draw = Draw(torch.tensor(seed), *sides, rounds, 9)
+    on = draw._replace(**{f: getattr(draw, f).to(backend.device) for f in draw._fields[:3]})
     weights = drawn_weights(on, torch.float32, backend.name)
-    for numbers, offsets, got in zip(random, sides, weights, strict=True):
+    first, rows = 0, sum(len(offsets) - 1 for offsets in sides)
+    for offsets, got in zip(sides, weights, strict=True):
         expected = torch.zeros(9)
-        for row in numbers.tolist():
-            for i, value in enumerate(row):
-                k = int(offsets[i + 1] - offsets[i])
-                if k:
-                    expected[int(offsets[i]) + value * k // 2**31] += 1
+        for i, (start, end) in enumerate(pairwise(offsets.tolist())):
+            for turn in range(rounds):
+                number = _split_mix(seed, turn // 2 * rows + first + i + 1)
+                half = number >> 32 if turn % 2 else number % 2**32
+                if start < end:
+                    expected[start + half * (end - start) // 2**32] += 1
         torch.testing.assert_close(got.cpu(), expected / rounds)
-        sums = torch.segment_reduce(got.cpu(), "sum", offsets=offsets, initial=0.0)
-        torch.testing.assert_close(sums, (offsets.diff() > 0).float())
+        first += len(offsets) - 1
+
+
+def test_more_rounds_begin_with_the_same_ones():
+    offsets = torch.tensor([0, 3, 3, 4, 9])
+    few, many = (
+        draw_places(Draw(torch.tensor(3), offsets, offsets, rounds, 9)) for rounds in (3, 8)
+    )
+    assert all(torch.equal(a, b[:3]) for a, b in zip(few, many, strict=True))

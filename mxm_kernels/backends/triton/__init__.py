@@ -109,7 +109,7 @@ class _Triton:
         from mxm_kernels.backends.triton import rows
 
         assert dtype == torch.float32, "the backend takes no float64"
-        with torch.cuda.device_of(draw.random):
+        with torch.cuda.device_of(draw.seed):
             return rows.drawn_weights(draw)
 
 
