@@ -280,6 +280,12 @@ def test_an_unknown_level_is_an_error():
 
 
 @extension
+def test_an_unknown_unit_is_an_error():
+    with pytest.raises(ValueError, match="no unit abacus"):
+        native._Native(unit="abacus").forward(_cast(_problem(), torch.bfloat16))
+
+
+@extension
 def test_is_the_choice_for_cpu_tensors():
     for dtype in native.DTYPES:
         assert backends.choose(None, CPU, dtype) == "native"
