@@ -1,7 +1,8 @@
 """The exponentials of ``blocked``: sums of a tile for its rows and columns, and its part of dS.
 
-One exponential serves rows and columns, against a reference that they share; where logits or
-normalisers lie too far apart for one, each side has its own.
+One exponential serves rows and columns, against a reference that they share: 0 where logits are
+of ordinary size, which spares subtracting it. Where logits or normalisers lie too far apart for one
+reference, each side has its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from mxm_kernels.backends.tiles import Span
 LEAST_SUM = 2.0**-80
 # Between the least and the greatest normaliser: exp of it, and one over that, are normal numbers.
 WIDEST_RANGE = 40.0
+# Of the greatest logit of a tile, for sums of exp(L) itself: 1e12 of them stay inside float32.
+ORDINARY = 60.0
+
+
+def exp_minus(logits: Tensor, reference: Tensor | float, out: Tensor) -> Tensor:
+    """exp(logits - reference) into ``out``: one pass instead of two for a reference of 0."""
+    if isinstance(reference, float) and reference == 0:
+        return torch.exp(logits, out=out)
+    return torch.sub(logits, reference, out=out).exp_()
 
 
 class Running:
@@ -43,7 +53,7 @@ class Running:
         """Merge a tile, reducing over ``dim``; ``out`` is scratch of the tile's shape."""
         top = logits.amax(dim)
         safe = torch.where(top == -torch.inf, 0, top)
-        torch.sub(logits, safe.unsqueeze(dim), out=out).exp_()
+        exp_minus(logits, safe.unsqueeze(dim), out)
         total, weighted = out.sum(dim), None
         owned = (out * logits).sum(dim) if own else None
         if values is not None:
@@ -89,8 +99,9 @@ def add_both(
 ) -> None:
     """Merge a tile into the statistics of its rows and of its columns."""
     spans = (rows, 1), (cols, 0)
-    top = logits.amax()
-    torch.sub(logits, top, out=out).exp_()
+    top = float(logits.amax())
+    reference = 0.0 if abs(top) <= ORDINARY else top
+    exp_minus(logits, reference, out)
     totals = [out.sum(dim) for _, dim in spans]
     if not min(float(total.amin()) for total in totals) >= LEAST_SUM:  # or NaN
         for side, (span, dim) in zip(sides, spans, strict=True):
@@ -101,8 +112,9 @@ def add_both(
     if values is not None:
         out.mul_(values)
         weighted = [out.sum(dim) for _, dim in spans]
+    against = logits.new_tensor(reference)
     for k, (side, (span, _)) in enumerate(zip(sides, spans, strict=True)):
-        side.merge(span, top, totals[k], weighted[k], owned[k])
+        side.merge(span, against, totals[k], weighted[k], owned[k])
 
 
 class Term(NamedTuple):
@@ -115,7 +127,7 @@ class Term(NamedTuple):
     cols: Tensor  # l_j
     d_rows: Tensor
     d_cols: Tensor
-    reference: Tensor | None  # c; None where the l lie too far apart
+    reference: float | None  # c; None where the l lie too far apart
 
     @classmethod
     def of(cls, rows: Tensor, cols: Tensor, d_rows: Tensor, d_cols: Tensor) -> Term:
@@ -124,14 +136,15 @@ class Term(NamedTuple):
         there = every[every != -torch.inf]  # a row without negatives has no terms
         if not len(there):
             return cls(rows, cols, d_rows, d_cols, None)
-        low, high = there.aminmax()
+        low, high = (float(end) for end in there.aminmax())
         if not high - low <= WIDEST_RANGE:  # or NaN
             return cls(rows, cols, d_rows, d_cols, None)
+        reference = 0.0 if low >= -WIDEST_RANGE and high <= WIDEST_RANGE else low
         d_rows, d_cols = (
-            torch.where(normaliser == -torch.inf, 0, d * (low - normaliser).exp())
+            torch.where(normaliser == -torch.inf, 0, d * (reference - normaliser).exp())
             for normaliser, d in ((rows, d_rows), (cols, d_cols))
         )
-        return cls(rows, cols, d_rows, d_cols, low)
+        return cls(rows, cols, d_rows, d_cols, reference)
 
     def add(
         self,
@@ -151,7 +164,7 @@ class Term(NamedTuple):
         for normaliser, d in own:
             if share is None or self.reference is None:
                 reference = normaliser if self.reference is None else self.reference
-                share = torch.sub(logits, reference, out=scratch).exp_()
+                share = exp_minus(logits, reference, scratch)
                 if left_out is not None:
                     share.view(-1)[left_out] = 0
             torch.mul(share, d, out=dS) if fresh else dS.addcmul_(share, d)
