@@ -134,7 +134,9 @@ def positive_vector(name: str, scales: Tensor) -> Tensor:
 def _check_positive(name: str, value: float) -> None:
     """Positive, and neither zero nor infinite once it is float32."""
     if not _SMALLEST <= value <= _LARGEST:
-        raise ValueError(f"{name} must be positive and finite (1 / temperature), got {value}")
+        raise ValueError(
+            f"{name} must be positive and finite (1 / temperature, not its logarithm), got {value}"
+        )
 
 
 def check_draw(generator: object, selection: object) -> None:

@@ -179,7 +179,7 @@ CASES = {
         mxm.fused_mfh_loss,
         {},
         {"logit_scale": -1.0},
-        "logit_scale must be positive and finite (1 / temperature), got -1.0",
+        "logit_scale must be positive and finite (1 / temperature, not its logarithm), got -1.0",
     ),
     "smoothing": (
         mxm.fused_supcon_loss,
