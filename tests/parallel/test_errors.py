@@ -258,7 +258,7 @@ CASES = {
         mxm.fused_intra_modal_loss,
         {},
         {"folds": True},
-        "folds must be an integer or the ids of the rows, got bool",
+        "folds must be a number of rows or the ids of the rows, got bool",
     ),
     "features of one modality": (
         mxm.fused_intra_modal_loss,
