@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mxm_kernels import checks
-from mxm_kernels.folds import Ids, as_ids
+from mxm_kernels.folds import Ids, as_one_side
 
 
 def fold_mean(
@@ -48,31 +48,22 @@ def fold_mean(
     """
     checks.check_matrix("features", features)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    if isinstance(ids, bool):
-        raise TypeError("ids must be integers or a number of rows, got bool")
-    if isinstance(ids, int):
-        means, names = _consecutive(wide, ids)
+    instances = as_one_side("ids", ids, len(features))
+    if isinstance(instances, int):
+        means, names = _consecutive(wide, instances)
     else:
-        means, names = _scattered(wide, as_ids("ids", ids).to(features.device))
+        means, names = _scattered(wide, instances.to(features.device))
     if normalized:
         means = normalize(means, dim=1)
     return means.to(features.dtype), names
 
 
 def _consecutive(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    if rows < 1 or len(x) % rows:
-        raise ValueError(
-            f"ids: expected a number of rows that divides the {len(x)} rows of features, got {rows}"
-        )
     means = x.reshape(-1, rows, x.shape[1]).mean(1)
     return means, torch.arange(len(means), device=x.device)
 
 
 def _scattered(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    if ids.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"ids: expected one for each of the {x.shape[0]} rows of features, got {ids.shape[0]}"
-        )
     names, counts = torch.unique(ids, return_counts=True)
     order = ids.argsort(stable=True)
     sorted_rows = _Permuted.apply(x, order)

@@ -112,7 +112,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
             raise ValueError(
                 f"{name} must be on the device of image_features, {like.device}, got {scale.device}"
             )
-        if scale.device.type == "cpu" and not torch.compiler.is_compiling():
+        if can_look(scale):
             value = float(scale.detach())
             # NaN passes: it came from training, and the loss shows it.
             if value == value:
@@ -126,15 +126,22 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
 
 def positive_vector(name: str, scales: Tensor) -> Tensor:
     """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
-    if scales.device.type == "cpu" and not torch.compiler.is_compiling() and scales.numel():
+    if can_look(scales) and scales.numel():
         _check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
     return torch.where(scales > 0, scales, torch.nan)
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether its numbers may be looked at: a GPU's would make the step wait, a trace has none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_positive(name: str, value: float) -> None:
     """Positive, and neither zero nor infinite once it is float32."""
     if not _SMALLEST <= value <= _LARGEST:
-        raise ValueError(f"{name} must be positive and finite (1 / temperature), got {value}")
+        raise ValueError(
+            f"{name} must be positive and finite (1 / temperature, not its logarithm), got {value}"
+        )
 
 
 def check_draw(generator: object, selection: object) -> None:

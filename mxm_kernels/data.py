@@ -246,9 +246,15 @@ class MultifoldDataset(Dataset[MultifoldItem]):
 
     def __getitem__(self, key: InstanceKey | int) -> MultifoldItem:
         if not isinstance(key, InstanceKey):
-            key = InstanceKey(key)
+            if isinstance(key, bool) or not isinstance(key, Integral):
+                raise TypeError(
+                    f"key must be an InstanceKey or an integer, got {type(key).__name__}"
+                )
+            key = InstanceKey(int(key))
         if not 0 <= key.instance < len(self):
-            raise IndexError(f"instance {key.instance} of {len(self)}")
+            raise IndexError(
+                f"key: expected an instance from 0 to {len(self) - 1}, got {key.instance}"
+            )
         generator = key.generator()
         images = _drawn(self._image_rows[key.instance], self.views, generator)
         texts = _drawn(self._text_rows[key.instance], self.captions, generator)
@@ -292,9 +298,10 @@ def collate_multifold(
             raise ValueError(
                 f"items: a batch needs {name}, but its {len(items)} instances have none"
             )
-    instances = torch.tensor([item.instance_id for item in items])
-    image_ids = instances.repeat_interleave(torch.tensor([len(item.images) for item in items]))
-    text_ids = instances.repeat_interleave(torch.tensor([len(item.texts) for item in items]))
+    # NumPy, for torch would put them on its default device, which a worker process may not touch.
+    instances = np.array([item.instance_id for item in items], dtype=np.int64)
+    image_ids = torch.from_numpy(instances.repeat([len(item.images) for item in items]))
+    text_ids = torch.from_numpy(instances.repeat([len(item.texts) for item in items]))
     return MultifoldBatch(
         collate_images(images),
         collate_texts(texts),

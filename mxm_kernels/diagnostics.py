@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mxm_kernels.algebra.direction import Direction
+if TYPE_CHECKING:
+    from mxm_kernels.algebra.direction import Direction
 
 
 @dataclass(eq=False)
 class Diagnostics:
-    """Filled in by the loss that it is given to; 0-d tensors without gradients, or None.
+    """Filled in by the loss that it is given to: 0-d tensors without gradients, or None.
 
     They cost no further matrix product. Similarities are cosines: S divided by its scale. With
     a queue its rows count as negatives.
@@ -24,7 +26,7 @@ class Diagnostics:
         text_to_image_accuracy: the same for texts.
         positive_similarity: mean over the positive pairs.
         image_to_text_hardest_negative: mean over the images of the most similar negative,
-            over those that have one.
+            over those that have one; NaN where none has.
         text_to_image_hardest_negative: the same for texts.
         image_to_text_teacher_entropy: mean entropy of the teacher's targets of an image, in
             nats; None where no teacher was read.

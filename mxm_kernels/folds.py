@@ -7,6 +7,8 @@ CPU, and move it with the batch; the training step then never waits for the devi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,6 +36,11 @@ class Folds:
     def __init__(
         self, source: tuple[int, int] | FoldTables, ids: tuple[Tensor, Tensor] | None = None
     ) -> None:
+        if not isinstance(source, tuple | FoldTables):
+            raise TypeError(
+                "Folds are made by Folds.uniform(views, captions) or "
+                f"Folds.from_ids(image_ids, text_ids), got Folds({type(source).__name__}, ...)"
+            )
         self._source = source
         self._ids = ids  # (M,), (N,) int64, of ragged folds
 
@@ -82,7 +89,8 @@ class Folds:
                     raise ValueError(
                         f"{name} has uint64 ids of 2**63 or more: the other side must be uint64 too"
                     )
-        return cls(tables_from_ids(image, text), (image, text))
+        # Copies: a loader may fill the same tensors with the ids of its next batch.
+        return cls(tables_from_ids(image, text), (image.clone(), text.clone()))
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Folds:
         """Return the same folds with their vectors on ``device``."""
@@ -118,7 +126,8 @@ class Folds:
             ([0, 1, 1], [1, 0, 2])
         """
         tables = self.tables(images, texts, torch.device(device))
-        return tables.pair_images, tables.pair_texts
+        # Copies: the tables of uniform folds are kept for every batch of the same size.
+        return tables.pair_images.clone(), tables.pair_texts.clone()
 
     def tables(
         self,
@@ -137,6 +146,11 @@ class Folds:
         name, first, second = names
         if isinstance(self._source, tuple):
             views, captions = self._source
+            if views == captions == 1 and images != texts:
+                raise ValueError(
+                    f"{name}: without folds, or with (1, 1), row i of both sides is a pair, got "
+                    f"{images} rows of {first} and {texts} rows of {second}"
+                )
             if images % views or texts % captions or images // views != texts // captions:
                 raise ValueError(
                     f"{name}: uniform folds need {views} image rows and {captions} text rows for "
@@ -209,6 +223,31 @@ def as_ids(name: str, ids: Ids) -> Tensor:
     if ids.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
     return ids.to(torch.int64)
+
+
+def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
+    """The instances of one side's rows: how many consecutive rows each has, or an id for each row.
+
+    Raises:
+        TypeError, ValueError: ``folds`` is neither, or does not fit ``rows`` rows of features.
+    """
+    if folds is None or isinstance(folds, bool | float | str | Folds):
+        raise TypeError(
+            f"{name} must be a number of rows or the ids of the rows, got {type(folds).__name__}"
+        )
+    if isinstance(folds, Integral):
+        if int(folds) < 1 or rows % int(folds):
+            raise ValueError(
+                f"{name}: expected a number of rows that divides the {rows} rows of features, "
+                f"got {folds}"
+            )
+        return int(folds)
+    ids = as_ids(name, cast(Ids, folds))
+    if len(ids) != rows:
+        raise ValueError(
+            f"{name}: expected an id for each of the {rows} rows of features, got {len(ids)}"
+        )
+    return ids
 
 
 def _is_uint64(ids: Ids) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, Typ
 import torch
 from torch import Tensor
 
-from mxm_kernels import checks
+from mxm_kernels import backends, checks
 from mxm_kernels.diagnostics import Diagnostics
 from mxm_kernels.folds import Folds, Ids
 
@@ -181,7 +181,10 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
     """
     unknown = sorted(options.keys() - set(known))
     if unknown:
-        raise TypeError(f"unexpected option {unknown[0]!r}: expected one of {', '.join(known)}")
+        raise TypeError(
+            f"unexpected option {unknown[0]!r}: expected an argument of the loss itself or one of "
+            f"{', '.join(known)}"
+        )
     values = Resolved(**options)
     check_fraction("image_to_text_weight", values.image_to_text_weight)
     check_fraction("label_smoothing", values.label_smoothing, below_one=True)
@@ -192,6 +195,7 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
             "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
             f"got {len(values.soft_weight)} of them"
         )
+    backends.check_name(values.backend)
     checks.check_choice("gather", values.gather, ("all", "ring"))
     if values.gather == "ring" and values.process_group is None:
         raise ValueError("gather='ring' needs a process_group")
@@ -240,6 +244,9 @@ def as_queue(name: str, queue: object) -> Queue | None:
         features, folds = cast(tuple[Tensor, object], tuple(queue))
         if folds is None or isinstance(folds, Folds):
             return Queue(features, folds)
+        raise TypeError(
+            f"{name}: the folds of a queue must be Folds or None, got {type(folds).__name__}"
+        )
     raise TypeError(
         f"{name} must be a tensor of features or Queue(features, folds), got {type(queue).__name__}"
     )

@@ -54,8 +54,8 @@ def test_text_to_shape():
     [
         (4, ValueError, "a number of rows that divides the 6 rows"),
         (0, ValueError, "a number of rows that divides"),
-        (True, TypeError, "ids must be integers or a number of rows"),
-        ([1, 2], ValueError, "one for each of the 6 rows of features, got 2"),
+        (True, TypeError, "ids must be a number of rows or the ids of the rows, got bool"),
+        ([1, 2], ValueError, "an id for each of the 6 rows of features, got 2"),
         ([0.5] * 6, TypeError, "ids must hold integers"),
     ],
 )

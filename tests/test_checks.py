@@ -27,6 +27,7 @@ TEACHER = {"teacher_image_features": X, "teacher_text_features": Y}
         ({"folds": (2, 2)}, ValueError, "folds: uniform folds need 2 image rows.*got 4 rows"),
         ({"folds": 3}, TypeError, "folds must be Folds, a pair.*got int"),
         ({"folds": (1, 2, 3)}, TypeError, "folds must be Folds, a pair.*got tuple"),
+        ({"folds": (2.0, 3.0)}, TypeError, "folds must be.*got a pair of float and float"),
         ({"folds": (0, 3)}, ValueError, "views must be an integer >= 1, got 0"),
         ({"folds": ([1] * 4, [1] * 5)}, ValueError, "folds: expected ids for 4 rows.*got 4 image ids and 5"),
         ({"folds": ([1.0] * 4, [1] * 6)}, TypeError, "image_ids must hold integers"),

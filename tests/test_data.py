@@ -268,7 +268,20 @@ def test_errors_name_the_argument():
         MultifoldDataset("", "", [], [])
     with pytest.raises(ValueError, match="views must be at least 1, got 0"):
         MultifoldDataset("ab", "xy", [0, 1], [0, 1], views=0)
-    with pytest.raises(IndexError, match="instance 2 of 2"):
+    with pytest.raises(IndexError, match="key: expected an instance from 0 to 1, got 2"):
         MultifoldDataset("ab", "xy", [0, 1], [0, 1])[2]
+    with pytest.raises(TypeError, match="key must be an InstanceKey or an integer, got float"):
+        MultifoldDataset("ab", "xy", [0, 1], [0, 1])[0.5]
     with pytest.raises(ValueError, match="a batch needs texts, but its 1 instances have none"):
         collate_multifold([MultifoldItem(0, ["a"], [])])
+
+
+def test_a_batch_is_on_the_cpu_whatever_the_default_device_is():
+    items = [
+        MultifoldItem(3, [torch.zeros(2)] * 2, ["a"]),
+        MultifoldItem(7, [torch.ones(2)], ["b"]),
+    ]
+    with torch.device("meta"):
+        batch = collate_multifold(items)
+    assert batch.image_ids.tolist() == [3, 3, 7]
+    assert batch.text_ids.tolist() == [3, 7]

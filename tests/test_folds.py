@@ -151,3 +151,23 @@ def test_pinned_by_a_loader():
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_what_a_caller_writes_into_pairs_and_ids_changes_no_folds():
+    uniform = Folds.uniform(2, 1)
+    for rows in uniform.pairs(4, 2):
+        rows += 100
+    assert [rows.tolist() for rows in uniform.pairs(4, 2)] == [[0, 1, 2, 3], [0, 0, 1, 1]]
+    image_ids, text_ids = torch.tensor([3, 4]), torch.tensor([4])
+    ragged = Folds.from_ids(image_ids, text_ids)
+    image_ids.zero_()
+    text_ids.zero_()
+    for rows in ragged.pairs(2, 1):
+        rows += 100
+    assert [rows.tolist() for rows in ragged.pairs(2, 1)] == [[1], [0]]
+    assert [ids.tolist() for ids in ragged.ids(2, 1, CPU)] == [[3, 4], [4]]
+
+
+def test_the_class_itself_is_not_called():
+    with pytest.raises(TypeError, match=r"Folds are made by Folds.uniform\(.*got Folds\(list"):
+        Folds([0, 1], [0, 1])

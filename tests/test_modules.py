@@ -113,10 +113,28 @@ def test_representation():
         (lambda: mxm.SoftLoss(reduction="sum"), ValueError, "reduction must be 'mean' or 'none'"),
         (lambda: mxm.CWCLLoss(label_smoothing=0.1), TypeError, "takes no label_smoothing"),
         (lambda: mxm.SelfDistillationLoss(soft_weight=1), TypeError, "takes soft_share"),
-        (lambda: mxm.DecoupledLoss(image_weights=None), TypeError, "unexpected option 'image_w"),
+        (lambda: mxm.DecoupledLoss(image_weights=None), TypeError, "image_weights comes with each"),
         (lambda: mxm.IntraModalLoss(reduction="x"), ValueError, "reduction must be"),
     ],
 )
 def test_bad_hyper_parameters(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "diagnostics", "generator"])
+def test_what_comes_with_a_batch_is_no_hyper_parameter(name):
+    with pytest.raises(TypeError, match=f"{name} comes with each batch: give it to the call of MF"):
+        mxm.MFHLoss(**{name: None})
+
+
+@pytest.mark.parametrize("change", [{"rounds": 3}, {"reduction": "mean"}])
+def test_a_hyper_parameter_is_not_given_to_the_call(change):
+    criterion = mxm.MFHLoss(rounds=None, reduction="none")
+    with pytest.raises(TypeError, match="is fixed by the constructor of MFHLoss: give it there"):
+        criterion(torch.eye(4), torch.eye(4), (2, 2), logit_scale=1.0, **change)
+
+
+def test_a_misspelled_backend_is_found_when_the_module_is_built():
+    with pytest.raises(ValueError, match="backend must be one of triton, native, blocked or None"):
+        mxm.SupConLoss(backend="tritn")

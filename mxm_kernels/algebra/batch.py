@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any, NamedTuple, cast
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from mxm_kernels import backends, checks
 from mxm_kernels.algebra.agreement import facts_of
 from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.modes import out_of_inference, refuse_transforms
 from mxm_kernels.algebra.queues import QueuedRows, check_queues
 from mxm_kernels.algebra.row_options import check_rows
 from mxm_kernels.algebra.selection import Weights
@@ -21,6 +22,8 @@ from mxm_kernels.options import FoldsLike, Resolved, Scale, row_vector
 from mxm_kernels.parallel.distributed import Ranks, SharedErrors
 from mxm_kernels.parallel.shards import Shard
 from mxm_kernels.segments import Segments
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +123,8 @@ def make_batch(
         if made is not None:
             ids = made.ids(x.shape[0], y.shape[0], x.device, ("folds", *names))
         facts = facts_of(x, y, logit_scale, options, made, generator, own)
-    # Drawn from the default generator, which this advances on every rank alike.
-    seed = int(torch.randint(2**62, ())) if generator is None else 0
+    # Drawn from the CPU's default generator, which this advances on every rank alike.
+    seed = int(torch.randint(2**62, (), device="cpu")) if generator is None else 0
     agreed = ranks.agree(facts, (x.shape[0], y.shape[0]), seed, x.device)
     if generator is None:
         generator = torch.Generator(x.device).manual_seed(agreed.seed)
@@ -156,8 +159,10 @@ class _Checked(NamedTuple):
 def _check(
     image_features: Tensor, text_features: Tensor, logit_scale: Scale, o: Resolved
 ) -> _Checked:
-    x, y = autocast(image_features), autocast(text_features)
-    teachers = autocast(o.teacher_image_features), autocast(o.teacher_text_features)
+    scales_given = logit_scale if isinstance(logit_scale, tuple | list) else (logit_scale,)
+    refuse_transforms(image_features, text_features, *scales_given)
+    x, y = _as_read(image_features), _as_read(text_features)
+    teachers = _as_read(o.teacher_image_features), _as_read(o.teacher_text_features)
     checks.check_features(x, y, may_be_empty=o.process_group is not None)
     teacher = checks.check_teacher(x, y, *teachers)
     check_rows(o, x, y)
@@ -172,6 +177,11 @@ def _check(
     name = backends.choose(o.backend, x.device, x.dtype)
     queues = check_queues(o, x, y)
     return _Checked(x, y, teacher, scales, teacher_scales, queues, dtype, name)
+
+
+def _as_read(features: _MaybeTensor) -> _MaybeTensor:
+    """Features as the operator reads and autograd saves them."""
+    return out_of_inference(autocast(features))
 
 
 def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -202,6 +212,12 @@ def as_folds(folds: FoldsLike, device: torch.device) -> Folds:
     first, second = folds
     if isinstance(first, Integral) and isinstance(second, Integral):
         return Folds.uniform(int(first), int(second))
+    if isinstance(first, Real) or isinstance(second, Real):
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            f"(image_ids, text_ids), got a pair of {type(first).__name__} and "
+            f"{type(second).__name__}"
+        )
     return Folds.from_ids(cast(Ids, first), cast(Ids, second)).to(device)
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Statistics
 from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.operators.statistics import OneSide
 from mxm_kernels.segments import (
     Segments,
-    permute,
     segment_logsumexp,
     segment_max,
     segment_sum,
@@ -72,35 +71,29 @@ class Direction:
         return segment_max(pairs.detach(), self.segments)
 
 
-def image_to_text(s: Statistics, tables: FoldTables, scale: Tensor) -> Direction:
+def image_to_text(
+    rows: OneSide, segments: Segments, tables: FoldTables, scale: Tensor
+) -> Direction:
     """The rows of S."""
     return Direction(
-        n=s.n_rows,
-        S=s.positives,
-        u=s.u_rows,
-        t=s.t_rows,
-        segments=Segments(tables.image_offsets, tables.pair_images),
+        **rows._asdict(),
+        segments=segments,
         scale=scale,
         columns=tables.texts,
         with_positive=tables.images_with_positive,
-        m=s.m_rows,
-        h=s.h_rows,
     )
 
 
-def text_to_image(s: Statistics, tables: FoldTables, scale: Tensor) -> Direction:
+def text_to_image(
+    cols: OneSide, segments: Segments, tables: FoldTables, scale: Tensor
+) -> Direction:
     """The columns of S."""
     return Direction(
-        n=s.n_cols,
-        S=permute(s.positives, tables.text_slots, tables.slot_places),
-        u=s.u_cols,
-        t=s.t_cols,
-        segments=Segments(tables.text_offsets, tables.text_owners),
+        **cols._asdict(),
+        segments=segments,
         scale=scale,
         columns=tables.images,
         with_positive=tables.texts_with_positive,
-        m=s.m_cols,
-        h=s.h_cols,
     )
 
 

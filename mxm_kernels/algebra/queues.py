@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.algebra.autocast import autocast
+from mxm_kernels.algebra.modes import out_of_inference
 from mxm_kernels.fold_tables import FoldTables, tables_without_pairs
 from mxm_kernels.options import Queue, Resolved, as_queue
 
@@ -36,7 +37,7 @@ def check_queues(o: Resolved, x: Tensor, y: Tensor) -> tuple[QueuedRows | None, 
 
 
 def _check(name: str, queue: Queue, rows: Tensor, rows_name: str) -> QueuedRows:
-    features = autocast(queue.features)
+    features = out_of_inference(autocast(queue.features))
     checks.check_matrix(name, features)
     if features.shape[1] != rows.shape[1]:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mxm_kernels import checks
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import masked_rows, soft_rows
@@ -175,13 +176,9 @@ def nonnegative_weights(
     if value is None:
         return None
     vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
-    if not _can_look(vector):
+    if not checks.can_look(vector):
         return torch.where(vector >= 0, vector, torch.nan)
     positive = vector > 0 if counted is None else (vector > 0) & counted
     if not is_part and not bool(positive.any()):
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     return vector
-
-
-def _can_look(vector: Tensor) -> bool:
-    return vector.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxm_kernels import checks
 from mxm_kernels.options import Resolved, row_vector
 
 
@@ -20,7 +21,7 @@ def check_rows(o: Resolved, x: Tensor, y: Tensor) -> None:
         for k, (value, rows) in enumerate(zip(o.soft_weight, (x, y), strict=True)):
             name = f"soft_weight[{k}]"
             vector = row_vector(name, value, len(rows), rows, torch.float32)
-            if _can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
+            if checks.can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
                 raise ValueError(f"{name} must be between 0 and 1")
 
 
@@ -29,10 +30,5 @@ def check_weights(name: str, value: Tensor | None, rows: Tensor) -> None:
     if value is None:
         return
     vector = row_vector(name, value, len(rows), rows, torch.float32)
-    if _can_look(vector) and not bool((vector >= 0).all()):
+    if checks.can_look(vector) and not bool((vector >= 0).all()):
         raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
-
-
-def _can_look(vector: Tensor) -> bool:
-    """Looking at a GPU's numbers would make the step wait for it."""
-    return vector.device.type == "cpu" and not torch.compiler.is_compiling()

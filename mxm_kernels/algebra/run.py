@@ -14,8 +14,9 @@ from torch import Tensor
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction, add_log, image_to_text, text_to_image
 from mxm_kernels.algebra.queues import QueuedRows
-from mxm_kernels.operators.statistics import statistics
-from mxm_kernels.parallel.over_ranks import directions_over_ranks
+from mxm_kernels.operators.statistics import of_columns, of_rows, statistics
+from mxm_kernels.parallel.over_ranks import statistics_over_ranks
+from mxm_kernels.segments import Segments
 
 
 def directions(batch: Batch, *, soft: bool) -> tuple[Direction, Direction]:
@@ -49,9 +50,12 @@ def _run(
 ) -> tuple[Direction, Direction]:
     """The operator, on this process or over the ranks."""
     if b.shard is not None:
-        return directions_over_ranks(b.shard, x, y, teacher, s, t, b.backend, b.diagnosed)
-    stats = statistics(x, y, teacher, s, t, b.tables, b.backend, b.diagnosed)
-    return image_to_text(stats, b.tables, s), text_to_image(stats, b.tables, s)
+        rows, cols = statistics_over_ranks(b.shard, x, y, teacher, s, t, b.backend, b.diagnosed)
+    else:
+        stats = statistics(x, y, teacher, s, t, b.tables, b.backend, b.diagnosed)
+        rows, cols = of_rows(stats), of_columns(stats, b.tables)
+    of_images, of_texts = b.segments
+    return image_to_text(rows, of_images, b.tables, s), text_to_image(cols, of_texts, b.tables, s)
 
 
 def _with_row_scales(b: Batch, side: int) -> tuple[Direction, Direction]:
@@ -96,7 +100,8 @@ def _with_queue(b: Batch, side: int, d: Direction, queue: QueuedRows) -> Directi
         teacher = own, features
     teacher_scale = None if own is None else t
     stats = statistics(x, features, teacher, s, teacher_scale, tables, b.backend, b.diagnosed)
-    more = image_to_text(stats, tables, d.scale)
+    segments = Segments(tables.image_offsets, tables.pair_images)
+    more = image_to_text(of_rows(stats), segments, tables, d.scale)
     merged = replace(d, n=add_log(d.n, more.n), columns=d.columns + more.columns - more.counts)
     if b.diagnosed:
         merged = replace(merged, m=torch.maximum(d.m, more.m))

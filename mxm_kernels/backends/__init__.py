@@ -27,6 +27,16 @@ def load(name: str) -> Backend:
     return import_module(f"mxm_kernels.backends.{name}").backend
 
 
+def check_name(name: object) -> None:
+    """The name of a backend, or None.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+    if name is not None and (not isinstance(name, str) or name not in NAMES):
+        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+
+
 @torch.compiler.assume_constant_result
 def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that runs ``dtype`` features on ``device``.
@@ -39,8 +49,7 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         preferred = {"cuda": "triton", "cpu": "native"}.get(device.type, "blocked")
         can_run = load(preferred).unavailable(device, dtype) is None
         return preferred if can_run else "blocked"
-    if not isinstance(name, str) or name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+    check_name(name)
     reason = load(name).unavailable(device, dtype)
     if reason is not None:
         raise BackendUnavailableError(f"backend {name!r} cannot run: {reason}")

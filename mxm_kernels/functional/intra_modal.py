@@ -15,7 +15,7 @@ from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import nonnegative_weights
 from mxm_kernels.algebra.row_options import check_weights
 from mxm_kernels.algebra.run import directions
-from mxm_kernels.folds import Folds, Ids
+from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.options import Options, Reduction, check_fraction, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
@@ -111,7 +111,7 @@ def fused_intra_modal_loss(
         _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale)
         o = resolve(shared)
         check_weights("row_weights", row_weights, cast)
-        made = _folds(folds, features.device)
+        made = _folds(folds, cast)
     weighted = getattr(row_weights, "requires_grad", False)
     batch = make_batch(
         features,
@@ -180,11 +180,9 @@ def _check_rows(batch: Batch, soft_weight: float) -> None:
         raise ValueError(f"features must have at least two rows for the soft loss, got {rows}")
 
 
-def _folds(folds: int | Ids, device: torch.device) -> Folds:
-    if isinstance(folds, int) and not isinstance(folds, bool):
-        return Folds.uniform(folds, folds)
-    if isinstance(folds, bool | float | str):
-        raise TypeError(
-            f"folds must be an integer or the ids of the rows, got {type(folds).__name__}"
-        )
-    return Folds.from_ids(folds, folds).to(device)
+def _folds(folds: int | Ids, features: Tensor) -> Folds:
+    """The same instances on both sides."""
+    made = as_one_side("folds", folds, len(features))
+    if isinstance(made, int):
+        return Folds.uniform(made, made)
+    return Folds.from_ids(made, made).to(features.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,13 @@ class Loss(nn.Module):
         self, function: Callable[..., Tensor], own: dict[str, Any], shared: HyperParameters
     ) -> None:
         super().__init__()
+        of_a_batch = {*inspect.signature(type(self).forward).parameters, *Inputs.__annotations__}
+        for name in shared:
+            if name in of_a_batch:
+                raise TypeError(
+                    f"{name} comes with each batch: give it to the call of {type(self).__name__}, "
+                    "not to its constructor"
+                )
         check_hyper_parameters(shared, tuple(HyperParameters.__annotations__))
         self._function = function
         self.hyper_parameters: dict[str, Any] = {**own, **shared}
@@ -34,6 +42,12 @@ class Loss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.hyper_parameters.items())
 
     def _run(self, *features: Any, **inputs: Any) -> Tensor:
+        for name in inputs:
+            if name in self.hyper_parameters:
+                raise TypeError(
+                    f"{name} is fixed by the constructor of {type(self).__name__}: give it there, "
+                    "not to the call"
+                )
         return self._function(*features, **self.hyper_parameters, **inputs)
 
 

@@ -46,8 +46,8 @@ class GroupedCaptions(Dataset[Item]):
 def collate(items: list[Item]) -> tuple[Tensor, Tensor, Folds]:
     """(B, 3, H, W) images, (N, L) tokens of all captions, and which belong together."""
     images, texts, ids = zip(*items, strict=True)
-    counts = torch.tensor([len(tokens) for tokens in texts])
-    image_ids = torch.tensor(ids)
+    counts = torch.tensor([len(tokens) for tokens in texts], device="cpu")
+    image_ids = torch.tensor(ids, device="cpu")
     folds = Folds.from_ids(image_ids, image_ids.repeat_interleave(counts))
     return torch.stack(images), torch.cat(texts), folds
 

@@ -43,7 +43,7 @@ class Gathered(nn.Module):
     def _over_ranks(
         self, function: Callable[..., Any], x: Tensor, y: Tensor, scale: Any, **options: Any
     ) -> Tensor:
-        """The value and the gradients of the table above."""
+        """The value and the gradients of the table in ``losses``."""
         if self.world_size == 1:
             return function(x, y, logit_scale=scale, **options)
         options["process_group"] = self._group()

@@ -57,7 +57,9 @@ def mixed_loss(
 @torch.library.impl(library, "mixed_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
     *tensors, shares, counts, name = arguments
-    problem, sides = Problem(*tensors[:_PROBLEM]), Sides(*tensors[_PROBLEM:])
+    problem = Problem(*tensors[:_PROBLEM])
+    # Backends read the weights of the pairs by address, and a caller's may be a strided view.
+    sides = Sides(*(vector.contiguous() for vector in tensors[_PROBLEM:]))
     backend = backends.load(name)
     with plain(problem):
         statistics = backend.forward(problem)

@@ -63,7 +63,8 @@ def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor,
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
 def _forward(n, S, u, weights, offsets, owners, hard, soft, hard_count, soft_count, backend):
-    problem = RowProblem(n, S, u, weights, offsets)
+    # Backends read them by address, and a caller's weights may be a strided view.
+    problem = RowProblem(*(v.contiguous() for v in (n, S, u, weights, offsets)))
     with torch.no_grad():
         run = backends.load(backend).mixed_rows
         return tuple(run(problem, hard / hard_count, soft / soft_count))

@@ -1,4 +1,4 @@
-"""The operator of sigmoid losses: like ``operator``, with softplus instead of log-sum-exp.
+"""The operator of sigmoid losses: like ``statistics``, with softplus instead of log-sum-exp.
 
     (x, y, s, b, folds) -> (r, r', S_pos)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from torch import Tensor
 from mxm_kernels import backends
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.fold_tables import FoldTables, RowTables
+from mxm_kernels.segments import permute
 
 TABLES = (
     "Tensor image_groups, Tensor text_groups, Tensor image_offsets, Tensor pair_images, "
@@ -77,6 +79,28 @@ def statistics(
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return _of_no_rows(problem, diagnostics)
     return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics))
+
+
+class OneSide(NamedTuple):
+    """The statistics that one direction reads: those of the rows, or those of the columns."""
+
+    n: Tensor  # (rows,)
+    S: Tensor  # (P,) positives, sorted by row
+    u: Tensor  # (rows,)
+    t: Tensor  # (rows,)
+    m: Tensor  # (rows,)
+    h: Tensor  # (rows,)
+
+
+def of_rows(s: Statistics) -> OneSide:
+    """The statistics of the rows."""
+    return OneSide(s.n_rows, s.positives, s.u_rows, s.t_rows, s.m_rows, s.h_rows)
+
+
+def of_columns(s: Statistics, tables: FoldTables) -> OneSide:
+    """The statistics of the columns, with the positives column after column."""
+    S = permute(s.positives, tables.text_slots, tables.slot_places)
+    return OneSide(s.n_cols, S, s.u_cols, s.t_cols, s.m_cols, s.h_cols)
 
 
 def statistics_backward(

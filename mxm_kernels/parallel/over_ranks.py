@@ -36,16 +36,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.backends.problem import SigmoidStatistics, Upstream
 from mxm_kernels.operators.sigmoid import sigmoid_statistics, sigmoid_statistics_backward
-from mxm_kernels.operators.statistics import statistics, statistics_backward
+from mxm_kernels.operators.statistics import OneSide, statistics, statistics_backward
 from mxm_kernels.parallel.merging import column_parts, merge, shares_of
 from mxm_kernels.parallel.ring import ring_sigmoid, ring_statistics
 from mxm_kernels.parallel.shards import Shard
 
 
-def directions_over_ranks(
+def statistics_over_ranks(
     shard: Shard,
     x: Tensor,
     y: Tensor,
@@ -54,41 +53,15 @@ def directions_over_ranks(
     teacher_scale: Tensor | None,
     backend: str,
     diagnostics: bool,
-) -> tuple[Direction, Direction]:
-    """Both directions of this rank's rows over the whole batch."""
+) -> tuple[OneSide, OneSide]:
+    """The statistics of this rank's rows and of its columns, over the whole batch."""
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     function = ring_statistics if shard.ring else _ShardStatistics.apply
     outputs = function(
         shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
-    n, S, u, t, m, h, n_cols, S_cols, u_cols, t_cols, m_cols, h_cols = outputs
-    tables, segments = shard.tables, shard.segments
-    return (
-        Direction(
-            n=n,
-            S=S,
-            u=u,
-            t=t,
-            segments=segments[0],
-            scale=scale,
-            columns=tables.texts,
-            with_positive=tables.images_with_positive,
-            m=m,
-            h=h,
-        ),
-        Direction(
-            n=n_cols,
-            S=S_cols,
-            u=u_cols,
-            t=t_cols,
-            segments=segments[1],
-            scale=scale,
-            columns=tables.images,
-            with_positive=tables.texts_with_positive,
-            m=m_cols,
-            h=h_cols,
-        ),
-    )
+    half = len(OneSide._fields)
+    return OneSide(*outputs[:half]), OneSide(*outputs[half:])
 
 
 class _ShardStatistics(torch.autograd.Function):

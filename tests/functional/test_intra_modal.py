@@ -133,9 +133,9 @@ def test_many_rounds_approach_the_expectation():
     ("change", "error", "message"),
     [
         ({"folds": 1}, ValueError, "folds: expected an instance with at least two rows"),
-        ({"folds": 5}, ValueError, "folds: uniform folds need 5"),
-        ({"folds": True}, TypeError, "folds must be an integer or the ids"),
-        ({"folds": [1, 1]}, ValueError, "folds: expected ids for 6 rows"),
+        ({"folds": 5}, ValueError, "folds: expected a number of rows that divides the 6"),
+        ({"folds": True}, TypeError, "folds must be a number of rows or the ids"),
+        ({"folds": [1, 1]}, ValueError, "folds: expected an id for each of the 6 rows"),
         ({"features": torch.ones(6)}, ValueError, "features must have shape"),
         ({"mask_positives": 1}, TypeError, "mask_positives must be True or False"),
         ({"rounds": 0}, ValueError, "rounds must be at least 1"),

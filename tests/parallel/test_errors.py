@@ -179,7 +179,7 @@ CASES = {
         mxm.fused_mfh_loss,
         {},
         {"logit_scale": -1.0},
-        "logit_scale must be positive and finite (1 / temperature), got -1.0",
+        "logit_scale must be positive and finite (1 / temperature, not its logarithm), got -1.0",
     ),
     "smoothing": (
         mxm.fused_supcon_loss,
@@ -258,7 +258,7 @@ CASES = {
         mxm.fused_intra_modal_loss,
         {},
         {"folds": True},
-        "folds must be an integer or the ids of the rows, got bool",
+        "folds must be a number of rows or the ids of the rows, got bool",
     ),
     "features of one modality": (
         mxm.fused_intra_modal_loss,
