@@ -20,6 +20,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 # The encoders and images of the examples are pinned by other packages, and so are their versions.
 SUITE = ("--ignore=tests/examples", "--ignore=tests/test_packaging.py")
+# nox would skip a session whose Python it does not find, and report success.
+nox.options.error_on_missing_interpreters = True
 
 
 def oldest() -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.results_file import Record, timed
 
@@ -20,6 +21,14 @@ def _milliseconds(record: Record) -> float:
 
 def _mebibytes(record: Record) -> float:
     return record["peak_bytes"] / 2**20
+
+
+def _similarities(record: Record) -> float:
+    return record["case"]["M"] * record["case"]["N"]
+
+
+def _option(name: str, record: Record) -> float:
+    return record["case"][name]
 
 
 def _lines(records: list[Record], x: Callable[[Record], float], y: Callable[[Record], float]):
@@ -40,34 +49,51 @@ def largest_family(records: list[Record]) -> list[Record]:
     return max(families.values(), key=lambda family: len({r["case"]["M"] for r in family}))
 
 
-def batch_lines(records: list[Record], y: Callable[[Record], float]) -> Lines:
-    """Against the number of similarities, M N."""
-    return _lines(largest_family(records), lambda r: r["case"]["M"] * r["case"]["N"], y)
+def group_members(records: list[Record], group: str, option: str) -> list[Record]:
+    """The timed records of a group whose cases differ in an option."""
+    return [r for r in timed(records) if r["group"] == group and r["case"][option] is not None]
 
 
-def group_lines(records: list[Record], group: str, option: str) -> Lines:
-    """Against an option that the cases of a group differ in."""
-    members = [r for r in timed(records) if r["group"] == group and r["case"][option] is not None]
-    return _lines(members, lambda r: r["case"][option], _milliseconds)
+def title(records: list[Record]) -> str:
+    """What the cases of a plot have in common: their size, or its D, and options."""
+    names = [record["case"]["name"].split(", ") for record in records]
+    shared = [part for part in names[0] if all(part in name for name in names)]
+    sizes = {record["case"]["M"] for record in records}
+    return ", ".join(shared if len(sizes) == 1 else [f"D {records[0]['case']['D']}", *shared])
 
 
-def plots(records: list[Record]) -> dict[str, tuple[Lines, str, str]]:
-    """Lines and axis labels of every plot that the records have points for, by name."""
-    measured = [r for r in records if "peak_bytes" in r]
-    time = "forward + backward, ms"
-    drawn = {
-        "time-batch": (batch_lines(timed(records), _milliseconds), "images x texts", time),
-        "memory-batch": (
-            batch_lines(measured, _mebibytes),
-            "images x texts",
-            "peak over inputs and gradients, MiB",
-        ),
-        "threads": (group_lines(records, "threads", "threads"), "threads", time),
+class Plot(NamedTuple):
+    """The lines of a plot, and what is written on it."""
+
+    lines: Lines
+    title: str
+    x_label: str
+    y_label: str
+
+
+def plots(records: list[Record]) -> dict[str, Plot]:
+    """Every plot that the records have points for, by name."""
+    every = largest_family(timed(records))
+    measured = largest_family([r for r in records if "peak_bytes" in r])
+    time, memory = "forward + backward, ms", "peak over inputs and gradients, MiB"
+    # name: records, x, y, labels
+    chosen: dict[str, tuple] = {
+        "time-batch": (every, _similarities, _milliseconds, "images x texts", time),
+        "memory-batch": (measured, _similarities, _mebibytes, "images x texts", memory),
     }
-    for group in dict.fromkeys(r["group"] for r in records if r["group"].startswith("rounds")):
-        name = "-".join(group.split())
-        drawn[name] = (group_lines(records, group, "rounds"), "rounds R", time)
-    return {k: v for k, v in drawn.items() if any(len(points) > 1 for points in v[0].values())}
+    groups = [r["group"] for r in records if r["group"].startswith("rounds")]
+    options = {"threads": ("threads", "threads")}
+    options |= dict.fromkeys(groups, ("rounds", "rounds R"))
+    for group, (option, label) in options.items():
+        members = group_members(records, group, option)
+        x = partial(_option, option)
+        chosen["-".join(group.split())] = members, x, _milliseconds, label, time
+    drawn = {
+        name: Plot(_lines(members, x, y), title(members), *labels)
+        for name, (members, x, y, *labels) in chosen.items()
+        if members
+    }
+    return {k: v for k, v in drawn.items() if any(len(points) > 1 for points in v.lines.values())}
 
 
 def draw(records: list[Record], folder: Path, prefix: str) -> list[Path]:
@@ -80,9 +106,10 @@ def draw(records: list[Record], folder: Path, prefix: str) -> list[Path]:
     # Fixed identifiers and no date: the same results give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "mxm_kernels"
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     written = []
-    for name, (lines, x_label, y_label) in plots(records).items():
+    for name, (lines, heading, x_label, y_label) in plots(records).items():
         figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         for provider, points in lines.items():
             style: dict[str, Any] = (
@@ -90,6 +117,11 @@ def draw(records: list[Record], folder: Path, prefix: str) -> list[Path]:
             )
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=provider, **style)
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axes.set_title(heading, fontsize="medium")
+        if "batch" not in name:  # few values, each of them told
+            values = sorted({x for points in lines.values() for x, _ in points})
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", frameon=False)
         path = folder / f"{prefix}-{name}.svg"

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import fold_mean, fused_info_nce_loss
+from mxm_kernels import fold_mean, fused_info_nce_loss, fused_mfh_loss
+from reference.mfh import mfh_loss
 
 IDS = [4, 2, 4, 9, 2, 4]
 
@@ -62,3 +63,42 @@ def test_text_to_shape():
 def test_bad_ids(ids, error, message):
     with pytest.raises(error, match=message):
         fold_mean(torch.ones(6, 2), ids)
+
+
+@pytest.mark.parametrize("sides", ["images", "texts", "both"])
+def test_losses_of_aggregated_sides(sides, backend):
+    """Text to aggregated images, aggregated texts to image, both: against matrices and means."""
+    image_ids, text_ids = torch.tensor([4, 2, 4, 9, 2]), torch.tensor([9, 2, 4, 2])
+
+    def run(x, y, mean, loss):
+        ids, names = image_ids, text_ids
+        if sides in ("images", "both"):
+            x, ids = mean(x, ids)
+        if sides in ("texts", "both"):
+            y, names = mean(y, names)
+        return loss(x, y, ids, names)
+
+    def dense_mean(features, ids):
+        names = ids.unique()
+        rows = [features[ids == name].mean(0) for name in names]
+        return normalize(torch.stack(rows), dim=1), names
+
+    def fused(x, y, ids, names):
+        on = (f.to(backend.device) for f in (x, y))
+        options = {"logit_scale": 5.0, "rounds": None, "backend": backend.name}
+        return fused_mfh_loss(*on, (ids, names), **options).cpu()
+
+    def dense(x, y, ids, names):
+        return mfh_loss(x, y, ids, names, scale=torch.tensor(5.0).double())
+
+    made = [normalize(torch.randn(n, 6, dtype=torch.float64), dim=1) for n in (5, 4)]
+    ours = [f.float().requires_grad_() for f in made]
+    theirs = [f.requires_grad_() for f in made]
+    value = run(*ours, fold_mean, fused)
+    expected = run(*theirs, dense_mean, dense)
+    value.backward()
+    expected.backward()
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(value.double(), expected, **close)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad.double(), other.grad, **close)

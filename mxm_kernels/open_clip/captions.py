@@ -1,14 +1,15 @@
-"""Several captions of an image for open_clip's training program, from its csv files.
+"""Several captions of an image for open_clip's training program, from csv files or shards.
 
 open_clip's csv has a row for each caption, so an image with five captions is there five times.
 Here rows of one image path become one item; its place in the file is the instance id, the same
-on every rank.
+on every rank. ``shards`` does the same for webdataset.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from mxm_kernels.folds import Folds
+from mxm_kernels.open_clip.collate import Item, collate
+from mxm_kernels.open_clip.shards import group_shards
 
 if TYPE_CHECKING:
     from argparse import Namespace
-
-Item = tuple[Tensor, Tensor, int]  # image, tokens of its captions (k, L), id
 
 
 class GroupedCaptions(Dataset[Item]):
@@ -43,28 +44,25 @@ class GroupedCaptions(Dataset[Item]):
         return image, self.rows.tokenize([str(self.rows.captions[row]) for row in group]), index
 
 
-def collate(items: list[Item]) -> tuple[Tensor, Tensor, Folds]:
-    """(B, 3, H, W) images, (N, L) tokens of all captions, and which belong together."""
-    images, texts, ids = zip(*items, strict=True)
-    counts = torch.tensor([len(tokens) for tokens in texts], device="cpu")
-    image_ids = torch.tensor(ids, device="cpu")
-    folds = Folds.from_ids(image_ids, image_ids.repeat_interleave(counts))
-    return torch.stack(images), torch.cat(texts), folds
-
-
 class GroupedLoader:
     """What the program iterates: (images, texts).
 
     ``folds`` are those of the last ``together`` batches, whose features the program joins under
-    ``--accum-freq``: a place in the file is an id, so an instance is the same in all of them.
+    ``--accum-freq``: an id means the same instance in all of them.
     """
 
-    def __init__(self, batches: DataLoader, together: int = 1) -> None:
+    def __init__(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor, Folds]],
+        num_batches: int,
+        num_samples: int,
+        together: int = 1,
+    ) -> None:
         self.batches = batches
+        self.num_batches = num_batches
+        self.num_samples = num_samples
         self.together = together
         self.folds: Folds | None = None
-        self.num_batches = len(batches)
-        self.num_samples = len(batches.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return self.num_batches
@@ -79,25 +77,45 @@ class GroupedLoader:
             yield images, texts
 
 
-def grouped(args: Namespace, data: Any) -> Any:
-    """open_clip's DataInfo of a training csv, with the captions of an image together.
+def grouped(args: Namespace, data: Any, tokenize: Callable[[list[str]], Tensor]) -> Any:
+    """open_clip's DataInfo of the training data, with the captions of an image together.
 
     Raises:
-        ValueError: the data is no csv, or has fewer images than a step needs.
+        ImportError: as :func:`group_shards`.
+        ValueError: the data is no csv and no shards, or has fewer images than a step needs.
     """
-    from open_clip_train.data import CsvDataset, DataInfo
+    from open_clip_train.data import CsvDataset
+    from webdataset import WebLoader
 
-    rows = data.dataloader.dataset
-    if not isinstance(rows, CsvDataset):
-        raise ValueError(
-            "captions are grouped by the image paths of a csv, which a stream of shards does not "
-            f"have: --dataset-type must be csv, got {args.dataset_type}"
-        )
-    dataset = GroupedCaptions(rows)
+    loader = data.dataloader
     sampler: DistributedSampler[Item] | None = None
-    if args.distributed:
-        sampler = DistributedSampler(dataset)
-    batches = DataLoader(
+    if isinstance(loader, WebLoader):
+        group_shards(loader, tokenize, args.batch_size)
+        num_batches, num_samples = loader.num_batches, loader.num_samples
+    elif isinstance(loader.dataset, CsvDataset):
+        dataset = GroupedCaptions(loader.dataset)
+        sampler = DistributedSampler(dataset) if args.distributed else None
+        loader = _batches(args, dataset, sampler)
+        num_batches, num_samples = len(loader), len(dataset)
+    else:
+        raise ValueError(
+            "captions are grouped by the image paths of a csv or the samples of shards: "
+            f"--dataset-type must be csv or webdataset, got {args.dataset_type}"
+        )
+    if num_batches < args.accum_freq:
+        images = args.batch_size * args.accum_freq
+        raise ValueError(
+            f"a step takes {images} images of each process, --batch-size times --accum-freq, and "
+            f"{args.train_data} has {num_samples} of them for {args.world_size} processes"
+        )
+    together = GroupedLoader(loader, num_batches, num_samples, args.accum_freq)
+    return replace(data, dataloader=together, sampler=sampler)
+
+
+def _batches(
+    args: Namespace, dataset: GroupedCaptions, sampler: DistributedSampler[Item] | None
+) -> DataLoader:
+    return DataLoader(
         dataset,
         batch_size=args.batch_size,
         shuffle=sampler is None,
@@ -107,10 +125,3 @@ def grouped(args: Namespace, data: Any) -> Any:
         drop_last=True,
         collate_fn=collate,
     )
-    if len(batches) < args.accum_freq:
-        images = args.batch_size * args.accum_freq
-        raise ValueError(
-            f"a step takes {images} images of each process, --batch-size times --accum-freq, and "
-            f"{args.train_data} has {len(dataset)} of them for {args.world_size} processes"
-        )
-    return DataInfo(GroupedLoader(batches, args.accum_freq), sampler)

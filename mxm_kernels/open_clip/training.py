@@ -43,11 +43,13 @@ def patch() -> ExitStack:
 def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
     """Let open_clip's training program train with MFH, on all captions of each image.
 
-    The training csv has a row for each caption, as for open_clip, and rows of the same image path
-    are one instance: a batch is ``--batch-size`` images with all their captions. The loader gives
-    their ids to the loss beside the program, which sees images and texts alone. With
-    ``--distill-model`` that model is the teacher of the soft loss. Several processes need
-    ``--gather-with-grad``. Under ``--accum-freq k`` the loss is that of k batches together.
+    A batch is ``--batch-size`` images with all their captions. In a csv, which has a row for each
+    caption as for open_clip, rows of the same image path are one instance; in webdataset shards
+    the ``txt`` of a sample has a caption on each line, and samples with the same image are one
+    instance. The loader gives their ids to the loss beside the program, which sees images and
+    texts alone. With ``--distill-model`` that model is the teacher of the soft loss. Several
+    processes need ``--gather-with-grad``. Under ``--accum-freq k`` the loss is that of k batches
+    together.
 
     Args:
         hard_weight: a, the share of the hard loss where there is a teacher.
@@ -57,9 +59,10 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
         What undoes it, as :func:`patch`.
 
     Raises:
-        ImportError: open_clip, or what its training program needs, is not installed.
-        ValueError: from the program: its data is not a csv, has too few images for a step, or it
-            is called with ``--siglip`` or a CoCa model.
+        ImportError: open_clip, or what its training program needs, is not installed; or, from the
+            program, it reads shards in another way.
+        ValueError: from the program: its data is neither csv nor shards, has too few images for
+            a step, or it is called with ``--siglip`` or a CoCa model.
     """
     from open_clip_train import main as program
 
@@ -67,11 +70,13 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
     loaders: list[GroupedLoader] = []
     real_get_data = program.get_data
 
-    def get_data(args: Namespace, *transforms: Any, **options: Any) -> dict[str, Any]:
+    def get_data(
+        args: Namespace, transforms: Any, epoch: int = 0, tokenizer: Any = None
+    ) -> dict[str, Any]:
         _check(args)
-        data = real_get_data(args, *transforms, **options)
+        data = real_get_data(args, transforms, epoch=epoch, tokenizer=tokenizer)
         if "train" in data:
-            data["train"] = grouped(args, data["train"])
+            data["train"] = grouped(args, data["train"], tokenizer)
             loaders[:] = [data["train"].dataloader]
         return data
 

@@ -35,14 +35,6 @@ def batches(captions):
     return made
 
 
-class Stored(list):
-    """Batches that are made already, where the loader expects a DataLoader."""
-
-    @property
-    def dataset(self):
-        return range(PARTS * IMAGES)
-
-
 def accumulated(model, given, loss):
     """Gradients of one step of open_clip's own loop, which leaves the weights as they are."""
     args = SimpleNamespace(
@@ -50,7 +42,7 @@ def accumulated(model, given, loss):
     )
     vars(args).update(horovod=False, grad_clip_norm=None, rank=0, local_rank=0, log_local=False)
     vars(args).update(log_every_n_steps=10, batch_size=IMAGES, world_size=1, wandb=False)
-    loader = GroupedLoader(Stored(given), PARTS)
+    loader = GroupedLoader(given, PARTS, PARTS * IMAGES, PARTS)
     data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
     still = torch.optim.SGD(model.parameters(), lr=0)
     train.train_one_epoch(model, data, loss(loader), 0, still, None, None, None, args)

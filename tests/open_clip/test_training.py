@@ -1,7 +1,5 @@
 """open_clip's own training program, run with and without the fused losses."""
 
-import json
-import logging
 import re
 import sys
 
@@ -17,36 +15,11 @@ from mxm_kernels import fused_mfh_loss  # noqa: E402
 from mxm_kernels.open_clip import __main__ as command  # noqa: E402
 from mxm_kernels.open_clip import losses, patch, patch_mfh  # noqa: E402
 from mxm_kernels.open_clip.captions import GroupedLoader  # noqa: E402
+from tests.support.open_clip_program import CAPTIONS, COLOURS, logged  # noqa: E402
+from tests.support.open_clip_program import arguments as program_arguments  # noqa: E402
+from tests.support.open_clip_program import run as program_run  # noqa: E402
 
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-CAPTIONS = [3, 1, 2, 4, 2, 1, 3, 2]  # of each image
-COLOURS = ["red", "green", "blue", "white", "black", "pink", "brown", "yellow"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(tmp_path_factory):
-    """A tiny model, which the program knows by name, and a second one as a frozen teacher."""
-    folder = tmp_path_factory.mktemp("models")
-    (folder / "tiny-for-tests.json").write_text(json.dumps(MODEL))
-    (folder / "tiny-coca.json").write_text(json.dumps(MODEL))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(9)
-    weights = folder / "teacher.pt"
-    torch.save(open_clip.create_model("tiny-for-tests").state_dict(), weights)
-    return weights
+pytestmark = pytest.mark.usefixtures("one_thread", "models", "quiet")
 
 
 @pytest.fixture
@@ -62,63 +35,12 @@ def csv(tmp_path):
     return tmp_path / "train.csv"
 
 
-def arguments(csv, name, *more):
-    options = {
-        "--model": "tiny-for-tests",
-        "--train-data": csv,
-        "--dataset-type": "csv",
-        "--batch-size": 4,
-        "--epochs": 2,
-        "--workers": 0,
-        "--warmup": 1,
-        "--lr": 0.01,
-        "--precision": "fp32",
-        "--device": "cpu",
-        "--log-every-n-steps": 1,
-        "--logs": csv.parent / "logs",
-        "--name": name,
-        "--save-frequency": 0,
-    }
-    return [str(word) for pair in options.items() for word in pair] + [str(m) for m in more]
-
-
-def logged(csv, name):
-    """The losses of every step, as the program wrote them."""
-    text = (csv.parent / "logs" / name / "out.log").read_text()
-    lines = [line for line in text.splitlines() if "Train Epoch" in line]
-    return [{k: float(v) for k, v in re.findall(r"(\w*[Ll]oss): (\S+) \(", line)} for line in lines]
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """The program's handlers go; the next run would write into the last one's file."""
-    yield
-    for handler in logging.root.handlers[:]:
-        if type(handler) in (logging.FileHandler, logging.StreamHandler):
-            logging.root.removeHandler(handler)
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    """Every loss that the program steps with, unrounded."""
-    seen = []
-    real = program.train_one_epoch
-
-    def train_one_epoch(model, data, loss, *rest, **options):
-        def recorded(*inputs, **outputs):
-            values = loss(*inputs, **outputs)
-            seen.append({k: v.item() for k, v in values.items()})
-            return values
-
-        return real(model, data, recorded, *rest, **options)
-
-    monkeypatch.setattr(program, "train_one_epoch", train_one_epoch)
-    return seen
-
-
 def run(csv, name, *more):
-    program.main(arguments(csv, name, *more))
-    return logged(csv, name)
+    return program_run(csv, "csv", name, *more)
+
+
+def arguments(csv, name):
+    return program_arguments(csv, "csv", name)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +188,10 @@ def test_the_losses_of_a_step_see_one_draw(csv, exact, monkeypatch):
         (("--siglip",), "--siglip"),
         (("--batch-size", 9), "a step takes 9 images of each process.* has 8"),
         (("--accum-freq", 3), "a step takes 12 images of each process.* has 8"),
-        (("--dataset-type", "synthetic", "--train-num-samples", 8), "must be csv, got synthetic"),
+        (
+            ("--dataset-type", "synthetic", "--train-num-samples", 8),
+            "must be csv or webdataset, got synthetic",
+        ),
         (("--model", "tiny-coca"), "CoCa"),
     ],
 )
@@ -310,5 +235,5 @@ def test_the_command_says_what_is_missing(monkeypatch, capsys):
 
 
 def test_the_loader_has_what_the_program_reads():
-    loader = GroupedLoader(torch.utils.data.DataLoader([(1, 2, 3)] * 4, batch_size=2))
+    loader = GroupedLoader([(1, 2, 3)] * 2, num_batches=2, num_samples=4)
     assert (len(loader), loader.num_batches, loader.num_samples) == (2, 2, 4)

@@ -59,9 +59,9 @@ def test_around_a_ring(world, kind):
     check(world, kind, gather="ring")
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_fsdp(world):
-    check(world, "straddling", wrapper="fsdp", names=("mfh", "info_nce"))
+    check(world, "straddling", wrapper="fsdp")
 
 
 @pytest.mark.parametrize("gather", ["all", "ring"])

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import mxm_kernels as mxm
-from mxm_kernels import Folds, Queue
+from mxm_kernels import Folds, Queue, draw_selection
+from mxm_kernels.algebra.selection import draw_rows
 from reference import family
 from reference.mfh import group_matrix, soft_rows
 from tests.support.cases import Case
 
 Rows = Callable[..., Tensor]  # (S, positives, negatives, weights, smoothing) -> (rows,)
+ROUNDS, SOFT_SHARE = 3, 0.4
 
 
 @dataclass(frozen=True)
@@ -27,39 +29,56 @@ class Loss:
 
     fused: Callable[..., Any]
     dense: Rows
-    weights: Callable[[Tensor], Tensor]  # of the positives, from the group matrix
-    cancels: bool = False  # dS is a difference of two probabilities
+    weights: Callable[[Tensor], Tensor] = family.paired  # of the positives, from the group matrix
     needs_scale: bool = False
     own_weights: bool = True  # takes pair_weights
+    drawn: str = ""  # "positives" (ROUNDS of them) or "rows" (SOFT_SHARE get the soft loss)
+    pairs: bool = True  # knows positives; else dense is (S, T, <a, b>) -> (rows,), over all columns
+    queues: bool = True
+
+
+def _soft(S: Tensor, T: Tensor, cosines: Tensor) -> Tensor:
+    return soft_rows(S, T)
+
+
+def _continuously_weighted(S: Tensor, T: Tensor, cosines: Tensor) -> Tensor:
+    return family.continuously_weighted(S, cosines)
+
+
+def _without_folds(x: Tensor, y: Tensor, folds: object, **options: Any) -> Any:
+    return mxm.fused_cwcl_loss(x, y, **options)
 
 
 _masked = partial(family.info_nce, masked=True)
 _unmasked = partial(family.info_nce, masked=False)
 
 LOSSES = {
-    "info_nce": Loss(mxm.fused_info_nce_loss, _masked, family.paired),
+    "info_nce": Loss(mxm.fused_info_nce_loss, _masked),
     "info_nce, unmasked": Loss(
         partial(mxm.fused_info_nce_loss, mask_false_negatives=False),
         _unmasked,
-        family.paired,
-        cancels=True,
     ),
     "hard": Loss(partial(mxm.fused_hard_loss, rounds=None), _masked, family.alike),
-    "supcon out": Loss(mxm.fused_supcon_loss, _unmasked, family.alike, cancels=True),
+    "hard, drawn": Loss(partial(mxm.fused_hard_loss, rounds=ROUNDS), _masked, drawn="positives"),
+    "supcon out": Loss(mxm.fused_supcon_loss, _unmasked, family.alike),
     "supcon in": Loss(
         partial(mxm.fused_supcon_loss, positives="in"),
         family.supcon_in,
         family.alike,
-        cancels=True,
         own_weights=False,
     ),
-    "decoupled": Loss(mxm.fused_decoupled_loss, family.decoupled, family.paired),
+    "decoupled": Loss(mxm.fused_decoupled_loss, family.decoupled),
     "debiased": Loss(
         partial(mxm.fused_debiased_loss, positive_prior=0.1),
         partial(family.debiased, prior=0.1),
-        family.paired,
-        cancels=True,
         needs_scale=True,
+    ),
+    "self distillation": Loss(
+        partial(mxm.fused_self_distillation_loss, soft_share=SOFT_SHARE), _masked, drawn="rows"
+    ),
+    "soft": Loss(mxm.fused_soft_loss, _soft, own_weights=False, pairs=False),
+    "cwcl": Loss(
+        _without_folds, _continuously_weighted, own_weights=False, pairs=False, queues=False
     ),
 }
 
@@ -76,6 +95,7 @@ class Choice:
     text_queue: str = "none"  # "none", "negatives" or "folds"
     image_queue: str = "none"
     row_scales: bool = False
+    teacher_scale: bool = False
     reduction: str = "mean"
 
     @property
@@ -96,6 +116,7 @@ def choices(draw: st.DrawFn) -> Choice:
         text_queue=draw(st.sampled_from(["none", "none", "negatives", "folds"])),
         image_queue=draw(st.sampled_from(["none", "none", "negatives", "folds"])),
         row_scales=draw(st.sampled_from([False, False, True])),
+        teacher_scale=draw(st.booleans()),
         reduction=draw(st.sampled_from(["mean", "none"])),
     )
 
@@ -122,6 +143,35 @@ class Given:
             ids = pool[torch.randint(len(pool), (rows,), generator=g)]
             self.queues[name] = normalize(made, dim=1).to(dtype).double(), ids
 
+    def generator(self) -> torch.Generator:
+        """Of what the loss draws."""
+        return torch.Generator().manual_seed(self.case.seed)
+
+    def drawn_weights(self, side: int) -> Tensor:
+        """How often each positive of a row is drawn, of ROUNDS."""
+        drawn = draw_selection(
+            self.case.ids, self.x, self.y, rounds=ROUNDS, generator=self.generator()
+        )[side]
+        sides = (len(self.x), len(self.y)) if side == 0 else (len(self.y), len(self.x))
+        weights = torch.zeros(sides, dtype=torch.float64)
+        for columns in drawn:
+            rows = torch.nonzero(columns >= 0).flatten()
+            weights[rows, columns[rows]] += 1 / ROUNDS
+        return weights
+
+    def soft_rows(self) -> list[Tensor]:
+        """Which rows of either side get the soft loss."""
+        generator, cpu = self.generator(), torch.device("cpu")
+        return [
+            draw_rows(len(side), SOFT_SHARE, generator, cpu, torch.float64)
+            for side in (self.x, self.y)
+        ]
+
+    @property
+    def reads_teacher_scale(self) -> bool:
+        """The scale goes with a teacher."""
+        return self.choice.teacher_scale and self.choice.soft != "none"
+
 
 def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, backend: str):
     """The fused loss and the leaves that get gradients: x, y, scales."""
@@ -141,20 +191,28 @@ def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, bac
         scale = tuple(number(s).requires_grad_() for s in given.row_scales)
         leaves = [x, y, *scale]
     options: dict[str, Any] = {
-        "label_smoothing": c.smoothing,
         "image_to_text_weight": c.share,
         "reduction": c.reduction,
         "backend": backend,
     }
-    if c.soft != "none":
+    if loss.pairs:
+        options["label_smoothing"] = c.smoothing
+    if loss.drawn:
+        options["generator"] = given.generator()
+    if c.soft != "none" or not loss.pairs:
         options["teacher_image_features"] = feature(given.tx)
         options["teacher_text_features"] = feature(given.ty)
+    if loss.pairs and loss.drawn != "rows" and c.soft != "none":
         options["soft_weight"] = 0.3 if c.soft == "number" else tuple(map(number, given.soft))
+    if given.reads_teacher_scale and loss.queues:
+        options["teacher_logit_scale"] = 0.7 / case.temperature
     if c.row_weights:
         options["image_weights"], options["text_weights"] = map(number, given.weights)
     if c.pair_weights and loss.own_weights:
         options["pair_weights"] = tuple(map(number, given.pair_weights))
     for name, own in (("text_queue", case.ids[0]), ("image_queue", case.ids[1])):
+        if not loss.queues:
+            break
         kind, (features, ids) = getattr(c, name), given.queues[name]
         if kind == "negatives":
             options[name] = feature(features)
@@ -176,20 +234,18 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype):
         one = given.scales.to(dtype, copy=True).requires_grad_()
         scales = one, one
         leaves.append(one)
+    tx, ty = given.tx.to(dtype), given.ty.to(dtype)
+    if loss.drawn == "rows" and c.soft == "none":
+        tx, ty = x.detach(), y.detach()
     same = group_matrix(*case.ids)
     sides = []
     for k, (a, b, ta, tb, queue) in enumerate(
-        ((x, y, given.tx, given.ty, "text_queue"), (y, x, given.ty, given.tx, "image_queue"))
+        ((x, y, tx, ty, "text_queue"), (y, x, ty, tx, "image_queue"))
     ):
         positives = same if k == 0 else same.T
         negatives = ~positives
-        weights = loss.weights(positives)
-        if c.pair_weights and loss.own_weights:
-            weights = torch.zeros(same.shape, dtype=torch.float64)
-            weights[same] = given.pair_weights[k]  # row-major: by image, then by text
-            weights = weights if k == 0 else weights.T
-        ta, tb = ta.to(dtype), tb.to(dtype)
-        if getattr(c, queue) != "none":
+        weights = _weights(loss, given, positives, k)
+        if loss.queues and getattr(c, queue) != "none":
             features, ids = given.queues[queue]
             b, tb = torch.cat([b, features.to(dtype)]), torch.cat([tb, features.to(dtype)])
             matches = group_matrix(case.ids[k], ids)
@@ -199,14 +255,41 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype):
             negatives = torch.cat([negatives, ~matches], 1)
             weights = torch.cat([weights, torch.zeros(matches.shape)], 1)
         scale = scales[k] if scales[k].ndim == 0 else scales[k][:, None]
-        S, T = scale * (a @ b.T), scale.detach() * (ta @ tb.T)
+        teacher_scale = 0.7 / case.temperature if given.reads_teacher_scale else scale.detach()
+        S, T = scale * (a @ b.T), teacher_scale * (ta @ tb.T)
+        rows = given.weights[k].to(dtype) if c.row_weights else None
+        if not loss.pairs:
+            every = torch.ones(len(S), dtype=torch.bool)
+            losses = loss.dense(S, T, ta @ tb.T)
+            sides.append((losses, torch.zeros_like(losses), 0.0, every, rows))
+            continue
         extra = {"scale": scales[k]} if loss.needs_scale else {}
         hard = loss.dense(S, positives, negatives, weights.to(dtype), c.smoothing, **extra)
-        soft = soft_rows(S, T) if c.soft != "none" else torch.zeros_like(hard)
-        share = {"none": 0.0, "number": 0.3, "rows": given.soft[k].to(dtype)}[c.soft]
-        rows = given.weights[k].to(dtype) if c.row_weights else None
+        share = _share(loss, given, k, dtype)
+        soft = torch.zeros_like(hard) if share is None else soft_rows(S, T)
+        share = 0.0 if share is None else share
         sides.append((hard, soft, share, positives.any(1), rows))
     return _reduced(c, sides), leaves
+
+
+def _weights(loss: Loss, given: Given, positives: Tensor, side: int) -> Tensor:
+    """Of the positive pairs, in one direction."""
+    if given.choice.pair_weights and loss.own_weights:
+        same = positives if side == 0 else positives.T
+        weights = torch.zeros(same.shape, dtype=torch.float64)
+        weights[same] = given.pair_weights[side]  # row-major: by image, then by text
+        return weights if side == 0 else weights.T
+    if loss.drawn == "positives":
+        return given.drawn_weights(side)
+    return loss.weights(positives)
+
+
+def _share(loss: Loss, given: Given, side: int, dtype: torch.dtype) -> float | Tensor | None:
+    """Of the soft loss: a number, or one for each row."""
+    if loss.drawn == "rows":
+        return given.soft_rows()[side].to(dtype)
+    kinds = {"none": None, "number": 0.3, "rows": given.soft[side].to(dtype)}
+    return kinds[given.choice.soft]
 
 
 def _reduced(c: Choice, sides: list) -> Any:
