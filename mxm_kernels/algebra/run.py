@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction, add_log, image_to_text, text_to_image
+from mxm_kernels.algebra.float8 import as_read
 from mxm_kernels.algebra.queues import QueuedRows
 from mxm_kernels.operators.statistics import statistics
 from mxm_kernels.parallel.over_ranks import directions_over_ranks
@@ -48,6 +49,7 @@ def _run(
     t: Tensor | None,
 ) -> tuple[Direction, Direction]:
     """The operator, on this process or over the ranks."""
+    teacher, t = as_read(b, teacher, t)
     if b.shard is not None:
         return directions_over_ranks(b.shard, x, y, teacher, s, t, b.backend, b.diagnosed)
     stats = statistics(x, y, teacher, s, t, b.tables, b.backend, b.diagnosed)
@@ -94,7 +96,7 @@ def _with_queue(b: Batch, side: int, d: Direction, queue: QueuedRows) -> Directi
         s = t = b.x.new_ones((), dtype=b.dtype)
     if own is not None:
         teacher = own, features
-    teacher_scale = None if own is None else t
+    teacher, teacher_scale = as_read(b, teacher, None if own is None else t)
     stats = statistics(x, features, teacher, s, teacher_scale, tables, b.backend, b.diagnosed)
     more = image_to_text(stats, tables, d.scale)
     merged = replace(d, n=add_log(d.n, more.n), columns=d.columns + more.columns - more.counts)
