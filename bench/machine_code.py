@@ -28,10 +28,8 @@ from bench.instructions import mix
 from bench.machine_code_page import markdown
 from bench.occupancy import occupancy
 from bench.resources import amd_usage, cuda_code
-from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton import launch, merge
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
-from mxm_kernels.backends.triton.merge import BLOCK as MERGE_BLOCK
-from mxm_kernels.backends.triton.merge import merge_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
@@ -56,6 +54,8 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 # The unit that the target multiplies fastest with, in its machine code.
 MATRIX_UNIT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
+# What it multiplies float8 with, where it does; elsewhere the kernels widen it.
+FLOAT8_UNIT = {"sm_90": "QGMMA", "sm_100": "UTCQMMA"}
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -85,7 +85,7 @@ _INTEGERS = {
 
 KERNELS = {
     "statistics": statistics_kernel,
-    "merge": merge_kernel,
+    "merge": merge.merge_kernel,
     "gradient": gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
@@ -109,19 +109,22 @@ PRODUCTS: dict[str, launch.Phase] = {
     "sigmoid_statistics": "statistics",
     "sigmoid_gradient": "gradient",
 }
-_TEACHER = ((False, False), (True, False))
-# The (teacher, diagnostics) of which each kernel has a variant.
+_SWITCH_NAMES = ("teacher", "diagnostics", "float8")
+# The (teacher, diagnostics, float8 teacher) of which each kernel has a variant.
+_NEITHER, _TEACHER = (False, False, False), (True, False, False)
+_DIAGNOSED = (False, True, False), (True, True, False)
+_FLOAT8 = (True, False, True)
 SWITCHES = {
-    "statistics": (*_TEACHER, (False, True), (True, True)),
-    "merge": (*_TEACHER, (False, True), (True, True)),
-    "gradient": _TEACHER,
-    "pair_gradient": _TEACHER,
-    "sigmoid_statistics": ((False, False),),
-    "sigmoid_gradient": ((False, False),),
-    "mixed_rows": _TEACHER,
-    "mixed_loss": _TEACHER,
-    "drawn_weights": ((False, False),),
-    "scale_gradient": _TEACHER,
+    "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
+    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
+    "gradient": (_NEITHER, _TEACHER, _FLOAT8),
+    "pair_gradient": (_NEITHER, _TEACHER, _FLOAT8),
+    "sigmoid_statistics": (_NEITHER,),
+    "sigmoid_gradient": (_NEITHER,),
+    "mixed_rows": (_NEITHER, _TEACHER),
+    "mixed_loss": (_NEITHER, _TEACHER),
+    "drawn_weights": (_NEITHER,),
+    "scale_gradient": (_NEITHER, _TEACHER),
 }
 
 
@@ -132,14 +135,9 @@ def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
             continue
         if dtype == "tf32" and kernel not in (*PRODUCTS, "merge"):
             continue
-        for teacher, diagnostics in switches:
-            yield {
-                "target": target,
-                "kernel": kernel,
-                "dtype": dtype,
-                "teacher": teacher,
-                "diagnostics": diagnostics,
-            }
+        for switch in switches:
+            named = dict(zip(_SWITCH_NAMES, switch, strict=True))
+            yield {"target": target, "kernel": kernel, "dtype": dtype, **named}
 
 
 def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
@@ -153,6 +151,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "DIAGNOSTICS": diagnostics,
         "PRECISION": "tf32" if dtype == "tf32" else "ieee",
         "WIDEN": False,
+        "FLOAT8": launch.multiplies_float8(config["target"], DTYPES[dtype]),
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
@@ -160,7 +159,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants |= setting.tile()
         options = setting.options()
     elif name == "merge":
-        constants |= MERGE_BLOCK
+        constants |= merge.BLOCK
+        options = merge.options(config["float8"])
     elif name in _FLOAT32_ONLY:
         constants |= _FLOAT32_ONLY[name]
         options = {"num_warps": 8} if name == "scale_gradient" else {}
@@ -176,6 +176,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
             kind = "fp32"
         else:
             kind = f"*{features}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
+            if config["float8"] and argument.startswith("teacher") and argument in _FEATURES:
+                kind = "*u8"
         signature[argument] = kind
         if kind.startswith("*") or argument in _DIVISIBLE:
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -228,7 +230,7 @@ def _tile(config: dict[str, Any]) -> str:
 def _setting(config: dict[str, Any]) -> launch.Launch:
     """The launch that the package would take."""
     return launch.SETTINGS[config["target"]][PRODUCTS[config["kernel"]]].pick(
-        DTYPES[config["dtype"]], config["teacher"], config["diagnostics"]
+        DTYPES[config["dtype"]], config["teacher"], config["diagnostics"], config["float8"]
     )
 
 
@@ -250,6 +252,10 @@ def faults(record: dict[str, Any]) -> list[str]:
     matrix = sum(count for kind, count in record["matrix"].items() if kind.startswith(unit))
     if multiplies and matrix < 1 + record["teacher"]:
         found.append("a product without matrix instructions")
+    eighth = FLOAT8_UNIT.get(record["target"]) if record["dtype"] in ("bf16", "fp16") else None
+    wanted = multiplies and record["float8"] and eighth is not None
+    if wanted and not any(kind.startswith(eighth) for kind in record["matrix"]):
+        found.append("a float8 product without 8-bit matrix instructions")
     if record["atomics"]:
         found.append(f"{record['atomics']} atomic operations")
     return found

@@ -9,7 +9,9 @@ from bench.markdown import table
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "kernel": lambda r: (
-        r["kernel"] + ", teacher" * r["teacher"] + ", diagnostics" * r["diagnostics"]
+        r["kernel"]
+        + (", float8 teacher" if r["float8"] else ", teacher" * r["teacher"])
+        + ", diagnostics" * r["diagnostics"]
     ),
     "dtype": lambda r: r["dtype"],
     "tile": lambda r: r["tile"],

@@ -112,7 +112,7 @@ def tile(record: dict[str, Any], depth: int) -> Tile:
 def _find(records: list[dict[str, Any]], kernel: str, teacher: bool) -> dict[str, Any]:
     wanted = {
         "target": "sm_90", "kernel": kernel, "dtype": "bf16", "teacher": teacher,
-        "diagnostics": False,
+        "diagnostics": False, "float8": False,
     }  # fmt: skip
     return next(r for r in records if wanted.items() <= r.items())
 

@@ -163,6 +163,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_teacher_dtype(dtype: object) -> None:
+    """float8, or None for that of the features."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype == torch.float8_e4m3fn):
+        raise ValueError(f"teacher_dtype must be torch.float8_e4m3fn or None, got {dtype!r}")
+
+
 def check_rounds(rounds: object) -> None:
     """R, or None for the expectation."""
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, Integral)):

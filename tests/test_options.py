@@ -93,6 +93,21 @@ LOSSES = [
             ValueError,
             r"logit_scale\[1\] must be positive and finite",
         ),
+        (
+            SOFT | {"teacher_dtype": torch.float16},
+            ValueError,
+            "teacher_dtype must be torch.float8_e4m3fn or None, got torch.float16",
+        ),
+        (
+            SOFT | {"teacher_dtype": "float8"},
+            ValueError,
+            "teacher_dtype must be torch.float8_e4m3fn or None, got 'float8'",
+        ),
+        (
+            {"teacher_dtype": torch.float8_e4m3fn},
+            ValueError,
+            "teacher_dtype was given without teacher features",
+        ),
         ({"diagnostics": 1}, TypeError, "diagnostics must be Diagnostics or None, got int"),
     ],
 )

@@ -72,7 +72,7 @@ def _fact(value: Any, device: torch.device, *, of_rows: bool = False) -> Any:
         return f"{value.dtype} tensor of shape {shape}{place}{_content(value)}"
     if isinstance(value, tuple | list):
         return [_fact(v, device, of_rows=of_rows) for v in value]
-    plain = value is None or isinstance(value, bool | int | float | str)
+    plain = value is None or isinstance(value, bool | int | float | str | torch.dtype)
     return value if plain else type(value).__name__
 
 

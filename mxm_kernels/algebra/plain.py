@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
+from mxm_kernels.algebra.float8 import as_read
 from mxm_kernels.algebra.selection import Weights
 from mxm_kernels.backends.problem import Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
@@ -39,7 +40,9 @@ def plain_loss(batch: Batch, weights: Weights) -> Tensor:
     cols = 1 - rows
     shares = Shares(rows * (1 - soft), rows * soft, cols * (1 - soft), cols * soft)
     counts = t.images_with_positive, t.images, t.texts_with_positive, t.texts
-    teacher_scale = None if b.teacher is None else b.teacher_scales[0]
-    problem = make_problem(b.x, b.y, b.teacher, b.scales[0], teacher_scale, t)
+    teacher, teacher_scale = as_read(
+        b, b.teacher, None if b.teacher is None else b.teacher_scales[0]
+    )
+    problem = make_problem(b.x, b.y, teacher, b.scales[0], teacher_scale, t)
     sides = Sides(*weights, t.text_offsets, t.text_slots, t.slot_places)
     return mixed_loss(problem, sides, shares, counts, b.backend)

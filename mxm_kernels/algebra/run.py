@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction, add_log, image_to_text, text_to_image
+from mxm_kernels.algebra.float8 import as_read
 from mxm_kernels.algebra.queues import QueuedRows
 from mxm_kernels.operators.statistics import of_columns, of_rows, statistics
 from mxm_kernels.parallel.over_ranks import statistics_over_ranks
@@ -49,6 +50,7 @@ def _run(
     t: Tensor | None,
 ) -> tuple[Direction, Direction]:
     """The operator, on this process or over the ranks."""
+    teacher, t = as_read(b, teacher, t)
     if b.shard is not None:
         rows, cols = statistics_over_ranks(b.shard, x, y, teacher, s, t, b.backend, b.diagnosed)
     else:
@@ -98,7 +100,7 @@ def _with_queue(b: Batch, side: int, d: Direction, queue: QueuedRows) -> Directi
         s = t = b.x.new_ones((), dtype=b.dtype)
     if own is not None:
         teacher = own, features
-    teacher_scale = None if own is None else t
+    teacher, teacher_scale = as_read(b, teacher, None if own is None else t)
     stats = statistics(x, features, teacher, s, teacher_scale, tables, b.backend, b.diagnosed)
     segments = Segments(tables.image_offsets, tables.pair_images)
     more = image_to_text(of_rows(stats), segments, tables, d.scale)

@@ -154,8 +154,8 @@ class _Native:
             self.level, _native_problem(problem), positives, widest, diagnostics
         )
         if plane is None:
-            problem = problem.contiguous()
-            sweep.fused(self.unit, _features(problem))
+            packed = _packed(problem)  # named: the extension takes addresses
+            sweep.fused(self.unit, _features(packed))
         else:
             for rows, cols in plane:
                 sweep.sweep(*plane.addresses(rows, cols))
@@ -325,12 +325,19 @@ def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
 
 
 def _fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradients:
-    p = problem.contiguous()
+    p = _packed(problem)
     dx = torch.empty_like(p.x) if needs.x else p.x.new_empty(0)
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
     places = (dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
     sweep.fused(unit, _features(p), *places)
     return Gradients(dx, dy, problem.scale)
+
+
+def _packed(p: Problem) -> Problem:
+    """The problem as the extension reads it: row after row, a float8 teacher in bfloat16."""
+    if p.teacher_x is not None and p.teacher_y is not None:
+        p = p._replace(teacher_x=p.teacher_x.to(p.x.dtype), teacher_y=p.teacher_y.to(p.x.dtype))
+    return p.contiguous()
 
 
 def _features(p: Problem):

@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 
     x: Tensor  # (M, D)
     y: Tensor  # (N, D)
-    teacher_x: Tensor | None  # (M, D)
+    teacher_x: Tensor | None  # (M, D), in the dtype of x or in float8 (e4m3fn)
     teacher_y: Tensor | None  # (N, D)
     scale: Tensor  # (), float32 (float64 for float64 features)
     teacher_scale: Tensor | None  # ()
@@ -51,6 +51,11 @@ class Problem(NamedTuple):
     def has_teacher(self) -> bool:
         """Whether T exists."""
         return self.teacher_x is not None
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether the teacher is in float8: a NaN among its features is one of its scale too."""
+        return self.teacher_x is not None and self.teacher_x.dtype == torch.float8_e4m3fn
 
     def room(self, diagnostics: bool) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""

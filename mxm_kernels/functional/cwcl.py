@@ -18,6 +18,7 @@ NOT_TAKEN = (
     "pair_weights",
     "label_smoothing",
     "teacher_logit_scale",
+    "teacher_dtype",
     "image_queue",
     "text_queue",
 )

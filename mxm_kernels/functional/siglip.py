@@ -24,6 +24,7 @@ NOT_TAKEN = (
     "teacher_image_features",
     "teacher_text_features",
     "teacher_logit_scale",
+    "teacher_dtype",
     "soft_weight",
     "label_smoothing",
     "diagnostics",

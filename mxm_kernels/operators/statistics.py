@@ -186,10 +186,12 @@ def poison_of(problem: Problem) -> Tensor:
     """0, or NaN if a feature is not finite or a scale is not positive.
 
     A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
-    drop out of every sum.
+    drop out of every sum. Of a float8 teacher the scale says whether its features were finite.
     """
-    features = (problem.x, problem.y, problem.teacher_x, problem.teacher_y)
-    totals = [f.sum(dtype=problem.accumulator) for f in features if f is not None]
+    features = [problem.x, problem.y]
+    if problem.teacher_x is not None and problem.teacher_y is not None and not problem.is_float8:
+        features += [problem.teacher_x, problem.teacher_y]
+    totals = [f.sum(dtype=problem.accumulator) for f in features]
     scales = [s for s in (problem.scale, problem.teacher_scale) if s is not None]
     shown = [torch.where(s > 0, 0.0, torch.nan).to(problem.accumulator) for s in scales]
     return sum(totals[1:], totals[0]) * 0 + sum(shown[1:], shown[0])

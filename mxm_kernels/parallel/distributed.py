@@ -123,6 +123,7 @@ class Ranks:
 
         Shards are padded to the longest, so that all have one size on the wire.
         """
+        dtype, rows = rows.dtype, _as_sent(rows)
         most = max(counts)
         padded = rows.contiguous()
         if len(rows) < most:
@@ -131,10 +132,10 @@ class Ranks:
         every = rows.new_empty((self.world * most, *rows.shape[1:]))
         if most:
             dist.all_gather_into_tensor(every, padded, group=self.group)
-        if all(count == most for count in counts):
-            return every
-        shards = every.split(most)
-        return torch.cat([shard[:count] for shard, count in zip(shards, counts, strict=True)])
+        if any(count != most for count in counts):
+            shards = zip(every.split(most), counts, strict=True)
+            every = torch.cat([shard[:count] for shard, count in shards])
+        return every.view(dtype)
 
     def exchange(self, rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
         """Send ``send[r]`` of the rows to rank r; what came, rank after rank."""
@@ -167,6 +168,7 @@ class Ranks:
             for mine, same in zip(leaving, arriving, strict=True):
                 same.copy_(mine)
             return []
+        leaving, arriving = (tuple(map(_as_sent, tensors)) for tensors in (leaving, arriving))
         after, before = (self._neighbour(step) for step in (1, -1))
         sends = [
             dist.P2POp(dist.isend, t.contiguous(), after, self.group) for t in leaving if t.numel()
@@ -180,6 +182,12 @@ class Ranks:
     def sum(self, value: Tensor) -> Tensor:
         """Sum over the ranks, the same on all; its gradient is summed over the ranks too."""
         return _Sum.apply(value, self)
+
+    def greatest(self, value: Tensor) -> Tensor:
+        """Maximum over the ranks, the same on all; without a gradient. NaN counts as infinite."""
+        top = value.detach().nan_to_num(torch.inf, posinf=torch.inf)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=self.group)
+        return top
 
     def _sum(self, value: Tensor) -> Tensor:
         total = value.detach().clone(memory_format=torch.contiguous_format)
@@ -217,6 +225,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return ctx.ranks._sum(grad), None
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """The same memory in a dtype that every collective takes: float8 as bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def bounds(counts: tuple[int, ...], rank: int) -> slice:

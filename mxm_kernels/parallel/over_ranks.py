@@ -21,6 +21,7 @@ A rank sends in a step, in bytes, with W ranks of N_r texts, e bytes for a featu
 numbers for a column forward and 2 back with a teacher, 1 and 1 without:
 
     features        (W - 1) N_r (D + D') e       all-gather (to the longest shard), D' of a teacher
+                                                 (in float8 with e = 1 for it)
     gradients       (N - N_r) D e                all-to-all, added up in float32
     columns         (N - N_r) k 4 forward, (W - 1) N_r k 4 back
     pairs           4 for each that straddles ranks, each way

@@ -13,6 +13,7 @@ def bytes_sent(
     width: int,
     teacher_width: int = 0,
     feature_bytes: int = 4,
+    float8: bool = False,
     pairs: tuple[int, int] = (0, 0),
     gather: str = "all",
 ) -> dict[str, int]:
@@ -29,6 +30,7 @@ def bytes_sent(
         width: D.
         teacher_width: D', 0 without a teacher.
         feature_bytes: 4 for float32, 2 for 16 bits.
+        float8: the teacher is sent with 1 byte for a feature, and the factors are agreed on.
         pairs: positive pairs of its images with texts of other ranks, and of its texts with
             images of other ranks.
         gather: "all" or "ring".
@@ -42,17 +44,19 @@ def bytes_sent(
     W, N, mine = len(texts), sum(texts), texts[rank]
     forward, backward = (3, 2) if teacher_width else (1, 1)  # numbers for a column
     both = max(m + n for m, n in zip(images, texts, strict=True))
+    row = width * feature_bytes + teacher_width * (1 if float8 else feature_bytes)
     if gather == "ring":
         passed_on = N - texts[(rank + 1) % W]
-        features = 2 * passed_on * (width + teacher_width) * feature_bytes
+        features = 2 * passed_on * row
         gradients = N * width * 4 if W > 1 else 0
     else:
-        features = (W - 1) * max(texts) * (width + teacher_width) * feature_bytes
+        features = (W - 1) * max(texts) * row
         gradients = (N - mine) * width * feature_bytes
     return {
         "agreement": (W - 1) * HEADER * 8,
         "ids": (W - 1) * both * 8,
         "features": features,
+        "factors": 2 * (W - 1) * 8 // W if float8 else 0,
         "gradients": gradients,
         "columns": ((N - mine) * forward + (W - 1) * mine * backward) * 4,
         "pairs": sum(pairs) * 4,

@@ -49,7 +49,7 @@ def test_float32_products_follow_the_setting(precision, expected):
     torch.set_float32_matmul_precision(precision)
     try:
         options = launch.product_options(torch.float32, torch.device("cuda"))
-        assert options == {"PRECISION": expected, "WIDEN": False}
+        assert options == {"PRECISION": expected, "WIDEN": False, "FLOAT8": False}
     finally:
         torch.set_float32_matmul_precision(before)
 

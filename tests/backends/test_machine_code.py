@@ -20,7 +20,8 @@ CONFIGURATIONS = list(configurations(list(TARGETS)))
 
 
 def _key(record) -> tuple:
-    return tuple(record[name] for name in ("target", "kernel", "dtype", "teacher", "diagnostics"))
+    names = "target", "kernel", "dtype", "teacher", "diagnostics", "float8"
+    return tuple(record[name] for name in names)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,7 @@ def test_no_spill_shared_memory_within_the_target_and_matrix_instructions(config
 
 GOOD = {
     "triton": "3.9.0", "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
+    "float8": False,
     "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix": {"HGMMA.64x128x16": 4},
     "atomics": 0,
 }  # fmt: skip
@@ -64,6 +66,10 @@ GOOD = {
         ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
         ({"matrix": {"HGMMA.64x128x16": 1}}, "a product without matrix instructions"),
         ({"matrix": {"HMMA.16816": 64}}, "a product without matrix instructions"),
+        ({"float8": True}, "a float8 product without 8-bit matrix instructions"),
+        ({"float8": True, "matrix": {"HGMMA.64x128x16": 4, "QGMMA.64x128x32": 2}}, None),
+        ({"float8": True, "dtype": "fp32", "matrix": {"HMMA.16816": 4}}, None),
+        ({"float8": True, "target": "sm_80", "matrix": {"HMMA.16816": 64}}, None),
         ({"atomics": 2}, "2 atomic operations"),
         ({"dtype": "fp32", "matrix": {}}, None),
         ({"kernel": "positives", "matrix": {}}, None),
@@ -77,7 +83,9 @@ def _bf16(compiled, kernel):
     return [
         record
         for record in compiled.values()
-        if record["kernel"] == kernel and record["dtype"] == "bf16" and not record["diagnostics"]
+        if (record["kernel"], record["dtype"]) == (kernel, "bf16")
+        and not record["diagnostics"]
+        and not record["float8"]
     ]
 
 

@@ -37,6 +37,9 @@ CALLS = {
     "siglip": lambda x, y, t: mxm.fused_siglip_loss(x, y, FOLDS, logit_scale=9.0, logit_bias=-5.0),
     "cwcl": lambda x, y, t: mxm.fused_cwcl_loss(x, y, logit_scale=9.0, **t),
     "soft": lambda x, y, t: mxm.fused_soft_loss(x, y, logit_scale=9.0, **t),
+    "float8 teacher": lambda x, y, t: mxm.fused_mfh_loss(
+        x, y, FOLDS, logit_scale=9.0, rounds=None, teacher_dtype=torch.float8_e4m3fn, **t
+    ),
     "intra-modal": lambda x, y, t: mxm.fused_intra_modal_loss(x, 6, logit_scale=9.0),
     "intra-modal soft": lambda x, y, t: mxm.fused_intra_modal_loss(
         x, 6, logit_scale=9.0, soft_weight=0.5, teacher_features=t["teacher_image_features"]

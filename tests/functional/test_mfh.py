@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check(case: Case, dtype: torch.dtype, backend) -> None:
-    features = case.features(dtype)
+    features = case.as_read(dtype)
     expected = run_dense(case, torch.float64, features)
     naive = run_dense(case, dtype, features)
     actual = run_fused(case, dtype, backend)
@@ -184,13 +184,14 @@ def test_strided_and_expanded_inputs(backend):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_features_that_are_not_finite_show(bad, place, reduction, backend):
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_features_that_are_not_finite_show(bad, place, reduction, teacher_dtype, backend):
     features = [f.to(backend.device) for f in NAMED_CASES["uniform"].features(torch.float32)]
     features[place][2, 3] = bad
     x, y, tx, ty = features
     loss = fused_mfh_loss(
         x, y, (6, 5), logit_scale=20.0, teacher_image_features=tx, teacher_text_features=ty,
-        reduction=reduction, backend=backend.name,
+        reduction=reduction, backend=backend.name, teacher_dtype=teacher_dtype,
     )  # fmt: skip
     loss = torch.cat(loss) if reduction == "none" else loss
     assert not torch.isfinite(loss).all()

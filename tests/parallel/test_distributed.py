@@ -65,7 +65,9 @@ def test_fsdp(world):
 
 
 @pytest.mark.parametrize("gather", ["all", "ring"])
-@pytest.mark.parametrize(("name", "teacher_width"), [("mfh", 8), ("info_nce", 0)])
+@pytest.mark.parametrize(
+    ("name", "teacher_width"), [("mfh", 8), ("info_nce", 0), ("float8 teacher", 8)]
+)
 def test_bytes_sent_are_those_documented(name, teacher_width, gather):
     plan = layout(3)
     for rank, sent in enumerate(results(3, counted_step, name, gather)):
@@ -75,6 +77,7 @@ def test_bytes_sent_are_those_documented(name, teacher_width, gather):
             rank,
             width=8,
             teacher_width=teacher_width,
+            float8=name.startswith("float8"),
             pairs=straddling_pairs(plan, rank),
             gather=gather,
         )

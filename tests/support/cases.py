@@ -24,6 +24,7 @@ class Case:
     temperature: float = 0.05
     teacher: bool = True
     own_teacher_scale: bool = False
+    float8: bool = False  # the teacher's features, to which the dense reference gets them rounded
     hard_weight: float = 0.6
     rounds: int | None = 3
     reduction: str = "mean"
@@ -43,6 +44,17 @@ class Case:
             for n in rows * 2
         ]
         return [normalize(f, dim=1).to(dtype) for f in made]
+
+    def as_read(self, dtype: torch.dtype) -> list[Tensor]:
+        """The features that the loss is computed from: float8 holds few numbers."""
+        x, y, *teacher = self.features(dtype)
+        return [x, y, *(in_float8(f) for f in teacher)] if self.float8 else [x, y, *teacher]
+
+
+def in_float8(features: Tensor) -> Tensor:
+    """Rounded to float8, times a power of two that brings the largest entry to 224 ... 448."""
+    factor = 2.0 ** int(torch.log2(448 / features.double().abs().max()).floor())
+    return (features.float() * factor).to(torch.float8_e4m3fn).to(features.dtype) / factor
 
 
 @dataclass
@@ -120,6 +132,7 @@ def run_fused(case: Case, dtype: torch.dtype, backend: BackendUnderTest) -> Resu
         teacher_image_features=tx if case.teacher else None,
         teacher_text_features=ty if case.teacher else None,
         teacher_logit_scale=0.7 / case.temperature if case.own_teacher_scale else None,
+        teacher_dtype=torch.float8_e4m3fn if case.float8 else None,
         hard_weight=case.hard_weight,
         rounds=case.rounds,
         generator=None if case.rounds is None else _generator(case),
@@ -145,6 +158,7 @@ def cases(draw: st.DrawFn, most_rows: int = 40) -> Case:
         temperature=draw(st.sampled_from([0.005, 0.01, 0.03, 0.07, 0.3, 1.0])),
         teacher=teacher,
         own_teacher_scale=teacher and draw(st.booleans()),
+        float8=teacher and draw(st.booleans()),
         hard_weight=draw(st.sampled_from([0.0, 0.6, 1.0])) if teacher else 0.6,
         rounds=draw(st.sampled_from([1, 3, 10, None])),
         reduction=draw(st.sampled_from(["mean", "none"])),
@@ -157,6 +171,7 @@ _BASE = Case(image_ids=(0,) * 6 + (1,) * 6, text_ids=(0,) * 5 + (1,) * 5)
 NAMED_CASES = {
     "uniform": _BASE,
     "without teacher": replace(_BASE, teacher=False),
+    "float8 teacher": replace(_BASE, float8=True, own_teacher_scale=True),
     "soft only": replace(_BASE, hard_weight=0.0),
     "hard only, with teacher": replace(_BASE, hard_weight=1.0),
     "expectation": replace(_BASE, rounds=None),
@@ -175,6 +190,9 @@ NAMED_CASES = {
     "cold": replace(_BASE, temperature=1.0),
     "several tiles and tails": Case(
         tuple(i % 7 for i in range(53)), tuple(j % 7 for j in range(35)), dimension=40
+    ),
+    "float8, several tiles and tails": Case(
+        tuple(i % 7 for i in range(53)), tuple(j % 7 for j in range(35)), dimension=40, float8=True
     ),
     "more columns than programs": Case(tuple(range(3)), tuple(j % 5 for j in range(70))),
 }

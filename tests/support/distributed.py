@@ -98,6 +98,7 @@ def inputs(layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     return made
 
 
+FLOAT8 = {"teacher_dtype": torch.float8_e4m3fn}
 # name -> (function, options); "teacher", "weights" and the like stand for tensors of the batch.
 LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mfh": (mxm.fused_mfh_loss, {"rounds": 5, "teacher": True}),
@@ -137,6 +138,11 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "soft shares": (mxm.fused_hard_loss, {"rounds": None, "teacher": True, "soft_rows": True}),
     "row scales": (mxm.fused_mfh_loss, {"rounds": None, "teacher": True, "row_scales": True}),
     "queues": (mxm.fused_mfh_loss, {"rounds": None, "teacher": True, "queues": True}),
+    "float8 teacher": (mxm.fused_mfh_loss, {"rounds": None, "teacher": True, **FLOAT8}),
+    "float8 teacher, queues": (
+        mxm.fused_mfh_loss,
+        {"rounds": None, "teacher": True, "queues": True, "row_scales": True, **FLOAT8},
+    ),
 }
 
 
@@ -233,9 +239,9 @@ def counted_step(rank, world, name, gather):
                 count(part)
         return real(out, rows, receive, send, group=group)
 
-    def reduced(value, group, real=dist.all_reduce):
+    def reduced(value, real=dist.all_reduce, **options):
         count(value, 2 * (world - 1) / world)
-        return real(value, group=group)
+        return real(value, **options)
 
     def passed(operations, real=dist.batch_isend_irecv):
         for operation in operations:

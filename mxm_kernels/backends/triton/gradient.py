@@ -57,6 +57,7 @@ def gradient_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
 ):
     """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
 
@@ -73,7 +74,7 @@ def gradient_kernel(
 
     s = tl.load(scale)
     u = s * tl.load(factor)
-    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
     grad = two_sided(
         S,
         s,
@@ -88,7 +89,7 @@ def gradient_kernel(
     own = tl.sum(grad * S, axis=1)  # of factor dS times the logits
     tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), own)
     if TEACHER:
-        T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+        T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
         grad += two_sided(
             T,
             tl.load(teacher_scale),
@@ -212,7 +213,7 @@ def backward(
     p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("gradient", device, dtype, teacher)
+    setting = launch.pick("gradient", device, dtype, teacher, float8=problem.is_float8)
     stored, unit = stored_factor(p, upstream, factor)
     workspace = empty_workspace(p)
     height, width = workspace.shape

@@ -52,16 +52,26 @@ class Setting:
     teacher_32: Launch
     diagnostics_16: Launch | None = None  # with diagnostics, where the others would spill
     diagnostics_32: Launch | None = None
+    float8_16: Launch | None = None  # with a float8 teacher, where the others would spill
+    float8_32: Launch | None = None
 
-    def pick(self, dtype: torch.dtype, teacher: bool, diagnostics: bool = False) -> Launch:
-        """The launch for ``dtype`` features with or without a teacher."""
+    def pick(
+        self,
+        dtype: torch.dtype,
+        teacher: bool,
+        diagnostics: bool = False,
+        float8: bool = False,
+    ) -> Launch:
+        """The launch for ``dtype`` features, with or without a teacher, which may be in float8."""
         if dtype == torch.float32:
             found = self.teacher_32 if teacher else self.student_32
-            other = self.diagnostics_32
+            measured, eighth = self.diagnostics_32, self.float8_32
         else:
             found = self.teacher_16 if teacher else self.student_16
-            other = self.diagnostics_16
-        return other if diagnostics and other is not None else found
+            measured, eighth = self.diagnostics_16, self.float8_16
+        if float8 and eighth is not None:
+            return eighth
+        return measured if diagnostics and measured is not None else found
 
 
 _TINY = Launch(16, 16, 16, warps=1, stages=1)
@@ -78,6 +88,7 @@ SETTINGS: dict[Target, dict[Phase, Setting]] = {
             teacher_16=Launch(128, 64, 32, warps=8, stages=3),
             student_32=_FLOAT32,
             teacher_32=Launch(64, 32, 32, warps=8, stages=2),
+            float8_32=_FLOAT32,
         ),
         "gradient": Setting(
             student_16=Launch(128, 128, 32, warps=8, stages=3),
@@ -94,6 +105,8 @@ SETTINGS: dict[Target, dict[Phase, Setting]] = {
             student_32=_FLOAT32,
             teacher_32=_FLOAT32,
             diagnostics_16=Launch(64, 128, 64, warps=8, stages=3),
+            # A third accumulator, of the matrix unit's own sums: 4 warps spill 200 bytes.
+            float8_16=Launch(64, 128, 32, warps=8, stages=3),
         ),
         "gradient": Setting(
             student_16=Launch(64, 128, 64, warps=4, stages=3),
@@ -108,6 +121,7 @@ SETTINGS: dict[Target, dict[Phase, Setting]] = {
             teacher_16=Launch(64, 64, 64, warps=8, stages=3),
             student_32=_FLOAT32,
             teacher_32=_FLOAT32,
+            float8_32=Launch(64, 32, 32, warps=8, stages=2),
         ),
         "gradient": Setting(
             student_16=Launch(128, 64, 64, warps=8, stages=3),
@@ -157,6 +171,15 @@ def target(device: torch.device) -> Target:
     return by_major.get(major, "sm_80")
 
 
+def multiplies_float8(on: Target, dtype: torch.dtype) -> bool:
+    """Whether a float8 teacher's factors are multiplied as they are, beside ``dtype`` features.
+
+    sm_80 cannot, gfx942 has another float8, and the interpreter none. Beside float32 features the
+    matrix unit's own sums (see ``tile.products``) would be less exact than all else.
+    """
+    return on in ("sm_90", "sm_100") and dtype != torch.float32
+
+
 @cache
 def processors(device: torch.device) -> int:
     """Programs that run at once. The interpreter gets 2, so that tests merge partial results."""
@@ -171,9 +194,10 @@ def pick(
     dtype: torch.dtype,
     teacher: bool,
     diagnostics: bool = False,
+    float8: bool = False,
 ) -> Launch:
     """The launch of ``phase`` for features of ``dtype`` on ``device``."""
-    return SETTINGS[target(device)][phase].pick(dtype, teacher, diagnostics)
+    return SETTINGS[target(device)][phase].pick(dtype, teacher, diagnostics, float8)
 
 
 def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -188,6 +212,7 @@ def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, objec
     return {
         "PRECISION": "tf32" if rounded else "ieee",
         "WIDEN": device.type == "cpu" and dtype == torch.bfloat16,
+        "FLOAT8": multiplies_float8(target(device), dtype),
     }
 
 

@@ -15,6 +15,11 @@ from mxm_kernels.backends.triton.rescue import TILE, again
 BLOCK = {"BLOCK": 32, **TILE}
 
 
+def options(float8: bool) -> dict[str, int]:
+    """Compiler options: widening a float8 teacher spills 8 or 16 bytes in the usual 4 warps."""
+    return {"num_warps": 8 if float8 else 4}
+
+
 @triton.jit
 def _join(a, b):
     """Merge two partial statistics, against the greater reference."""
@@ -116,6 +121,7 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """Merge both scratches into n, with a teacher u and t, for diagnostics m and h."""
     program = tl.program_id(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.tiles import Span
-from mxm_kernels.backends.triton.tile import teacher_arguments
+from mxm_kernels.backends.triton.tile import teacher_arguments, widened
 
 BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
 
@@ -38,7 +38,7 @@ def _pair_logits(
         mask = inside[:, None] & (lane[None, :] < D - start)
         a = tl.load(x + images[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
         b = tl.load(y + texts[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
-        total += a.to(tl.float32) * b.to(tl.float32)
+        total += widened(a).to(tl.float32) * widened(b).to(tl.float32)
     return tl.sum(total, axis=1) * scale
 
 

@@ -50,13 +50,15 @@ def again(
     for col_block in range(tl.cdiv(N, BLOCK_N)):
         cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
         col = tl.minimum(cols, N - 1)
-        S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * s
+        S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, False) * s
         kept = (cols < N)[None, :] & (group[:, None] != tl.load(y_groups + col)[None, :])
         negatives = tl.where(kept, S * LOG2E, float("-inf"))
         S_top, sums = _add(S_top, (S_total, S_total, S_total), negatives, S, 2)
         S_total = sums[0]
         if T_FIELDS:
-            T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+            T = products(
+                teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, False
+            )
             T = T * (tl.load(teacher_scale) * LOG2E)
             T = tl.where((cols < N)[None, :], T, -1e30)  # -inf times a share of 0 is NaN
             T_top, sums = _add(T_top, (T_total, T_weighted, T_own), T, S, T_FIELDS)

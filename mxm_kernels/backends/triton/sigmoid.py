@@ -45,6 +45,7 @@ def sigmoid_statistics_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
@@ -67,7 +68,7 @@ def sigmoid_statistics_kernel(
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * s
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8) * s
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
             terms = tl.where(same | ~inside, 0.0, softplus(S + b))
             total += tl.sum(terms, 1)
@@ -129,6 +130,7 @@ def sigmoid_gradient_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
 ):
     """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
 
@@ -143,7 +145,7 @@ def sigmoid_gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN) * tl.load(scale)
+    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8) * tl.load(scale)
     upstream = tl.load(dr_rows + row)[:, None] + tl.load(dr_cols + col)[None, :]
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     grad = tl.where(same | ~inside, 0.0, upstream * sigmoid(S + tl.load(bias)))

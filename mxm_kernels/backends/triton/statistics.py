@@ -88,6 +88,7 @@ def statistics_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
@@ -129,7 +130,7 @@ def statistics_kernel(
             # The column line was last written by this program, for its previous row block.
             known = places < tl.where(row_block != p, width, 0)
 
-            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN)  # without s
+            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
             if not T_FIELDS:
                 row_group = tl.load(image_groups + row)
             same = row_group[:, None] == tl.load(text_groups + col)[None, :]
@@ -153,7 +154,9 @@ def statistics_kernel(
                 col_tops = col_line + (FIELDS - 1) * width
                 _raise_line(col_tops, places, col_inside, known, col_top)
             if T_FIELDS:
-                T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN)
+                T = products(
+                    teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8
+                )
                 before = T_reference
                 T_reference = raised(before, T, t * LOG2E)
                 share = tl.exp2(T * (t * LOG2E) - (T_reference + beyond)[:, None])
@@ -183,8 +186,9 @@ def statistics_kernel(
 def grid(problem: Problem, setting: launch.Launch, width: int) -> tuple[int, int]:
     """P x Q: as many row programs as the cache has room for, then columns until the GPU is full."""
     p, programs = problem, launch.processors(problem.x.device) * setting.programs
-    depth = p.x.shape[1] + (0 if p.teacher_x is None else p.teacher_x.shape[1])
-    cached = max(1, launch.CACHED_BYTES // (setting.rows * depth * p.x.element_size()))
+    features = [f for f in (p.x, p.teacher_x) if f is not None]
+    width_bytes = sum(f.shape[1] * f.element_size() for f in features)
+    cached = max(1, launch.CACHED_BYTES // (setting.rows * width_bytes))
     most = max(1, programs // triton.cdiv(programs, cached))  # all of them busy, in equal columns
     row_programs = min(triton.cdiv(p.x.shape[0], setting.rows), most)
     col_programs = min(triton.cdiv(width, setting.cols), max(1, programs // row_programs))
@@ -205,7 +209,9 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
     p, out = padded(problem), problem.room(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
-    setting = launch.pick("statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics)
+    setting = launch.pick(
+        "statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics, problem.is_float8
+    )
     arithmetic = launch.product_options(p.x.dtype, p.x.device)
     t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
     rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields + diagnostics
@@ -229,5 +235,6 @@ def forward(problem: Problem, diagnostics: bool) -> Statistics:
         merge.merge_kernel[(blocks,)](
             *features, row_state, *of_rows, col_state, *of_cols, *sizes, Q, merged, P, first, width,
             T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **merge.BLOCK, **arithmetic,
+            **merge.options(problem.is_float8),
         )  # fmt: skip
     return out

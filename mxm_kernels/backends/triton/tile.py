@@ -12,6 +12,20 @@ from mxm_kernels.backends.triton.exponentials import exp
 
 
 @triton.jit
+def widened(a):
+    """Features; float8, which come as bytes, as float16, which holds each of their values.
+
+    By their bits, since neither sm_80 nor the interpreter knows the type: the exponent has a bias
+    of 7 in float8 and of 15 in float16. NaN is lost here, and kept by the teacher's scale.
+    """
+    if a.dtype == tl.uint8:
+        bits = a.to(tl.uint16)
+        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        a = half.to(tl.float16, bitcast=True) * 256.0
+    return a
+
+
+@triton.jit
 def products(
     x,  # (M, D)
     y,  # (N, D)
@@ -21,8 +35,12 @@ def products(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
 ):
-    """Products <x_i, y_j> of the tile, (BLOCK_M, BLOCK_N) float32."""
+    """Products <x_i, y_j> of the tile, (BLOCK_M, BLOCK_N) float32.
+
+    Bytes are float8 features: factors as they are where the target multiplies FLOAT8.
+    """
     lane = tl.arange(0, BLOCK_D)
     x_tile = x + rows.to(tl.int64)[:, None] * D + lane[None, :]
     y_tile = y + cols.to(tl.int64)[:, None] * D + lane[None, :]
@@ -31,10 +49,17 @@ def products(
         inside = lane[None, :] < D - start
         a = tl.load(x_tile + start, mask=inside, other=0.0)
         b = tl.load(y_tile + start, mask=inside, other=0.0)
-        if WIDEN:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+        if FLOAT8 and a.dtype == tl.uint8:
+            a = a.to(tl.float8e4nv, bitcast=True)
+            b = b.to(tl.float8e4nv, bitcast=True)
+            # sm_90 sums these with 14 bits: into float32 after every step.
+            total = tl.dot(a, tl.trans(b), total, max_num_imprecise_acc=BLOCK_D)
+        else:
+            a, b = widened(a), widened(b)
+            if WIDEN:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     return total
 
 
@@ -65,7 +90,7 @@ DEPTH = 16  # a multiple of it lets every load be 16 bytes wide; others spilled 
 
 
 def padded(problem: Problem) -> Problem:
-    """The problem with contiguous features whose D is a multiple of 16.
+    """The problem with contiguous features whose D is a multiple of 16, a float8 teacher as bytes.
 
     Zeros change no product. Only an odd D costs the copy.
     """
@@ -75,6 +100,12 @@ def padded(problem: Problem) -> Problem:
             return features
         return torch.nn.functional.pad(features, (0, -features.shape[1] % DEPTH))
 
+    if problem.is_float8:  # as the kernels take it
+        assert problem.teacher_x is not None and problem.teacher_y is not None
+        problem = problem._replace(
+            teacher_x=problem.teacher_x.contiguous().view(torch.uint8),
+            teacher_y=problem.teacher_y.contiguous().view(torch.uint8),
+        )
     x, y = pad(problem.x), pad(problem.y)
     assert x is not None and y is not None
     teacher_x, teacher_y = pad(problem.teacher_x), pad(problem.teacher_y)
