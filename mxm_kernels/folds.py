@@ -79,16 +79,14 @@ class Folds:
                 "image_ids and text_ids must be on one device, "
                 f"got {image.device} and {text.device}"
             )
-        if _is_uint64(image_ids) != _is_uint64(text_ids):
-            # As int64 an id of 2**63 or more would meet a negative one of the other side.
-            for name, ids, wrapped in (
-                ("image_ids", image_ids, image),
-                ("text_ids", text_ids, text),
-            ):
-                if _is_uint64(ids) and bool((wrapped < 0).any()):
-                    raise ValueError(
-                        f"{name} has uint64 ids of 2**63 or more: the other side must be uint64 too"
-                    )
+        sides = ("image_ids", image_ids, image), ("text_ids", text_ids, text)
+        for (name, ids, wrapped), (_, others, other) in (sides, sides[::-1]):
+            # As int64 an id of 2**63 or more is negative, and would meet that id of the other side.
+            unlike = _is_uint64(ids) and not _is_uint64(others)
+            if unlike and bool((wrapped < 0).any()) and bool((other < 0).any()):
+                raise ValueError(
+                    f"{name} has uint64 ids of 2**63 or more: the other side must be uint64 too"
+                )
         # Copies: a loader may fill the same tensors with the ids of its next batch.
         return cls(tables_from_ids(image, text), (image.clone(), text.clone()))
 
@@ -251,4 +249,6 @@ def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
 
 
 def _is_uint64(ids: Ids) -> bool:
-    return getattr(ids, "dtype", None) in (np.uint64, torch.uint64)
+    if isinstance(ids, Tensor):
+        return ids.dtype == torch.uint64
+    return np.asarray(ids).dtype == np.uint64  # a list with an integer of 2**63 or more too

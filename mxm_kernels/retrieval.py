@@ -14,8 +14,8 @@ before it, and features that are all alike have recall 0. From the ranks,
 (Järvelin and Kekäläinen, 2002), the sums of NDCG@k being over the ranks up to k. Queries without
 a right answer are counted apart.
 
-Similarities are computed a slab of queries at a time, and a rank is a count, not a sort: memory
-beside the features is ``workspace_bytes`` and O(M + N + P) for P positive pairs.
+Similarities are computed for a slab of queries at a time, and a rank is found by counting, not by
+sorting: memory beside the features is ``workspace_bytes`` and O(M + N + P) for P positive pairs.
 `bench/results/retrieval.json` has time and peak memory for 31,000 images and 155,000 texts.
 """
 

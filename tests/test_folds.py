@@ -69,6 +69,7 @@ def test_arrays(dtype):
 def test_huge_ids_stay_distinct():
     big = np.array([2**64 - 1, 2**63, 0], np.uint64)
     assert Folds.from_ids(big, big).tables(3, 3, CPU).pairs == 3
+    assert Folds.from_ids(big[:2], [0, 1]).tables(2, 2, CPU).pairs == 0
 
 
 def test_folds_without_a_positive_pair_exist():
@@ -130,6 +131,11 @@ def test_pinned_by_a_loader():
             lambda: Folds.from_ids(np.array([2**63], np.uint64), [-1]),
             ValueError,
             "image_ids has uint64 ids of 2.*the other side must be uint64",
+        ),
+        (
+            lambda: Folds.from_ids([-(2**63)], [2**63]),
+            ValueError,
+            "text_ids has uint64 ids of 2.*the other side must be uint64",
         ),
         (lambda: Folds.from_ids([1], [[1], [1, 2]]), ValueError, "text_ids must be one-dim"),
         (lambda: Folds.from_ids([[1]], [1]), ValueError, r"image_ids must be one-dim.*\(1, 1\)"),

@@ -274,6 +274,20 @@ def test_micro_batch_is_a_count(rows):
         GradientCache(rows)
 
 
+def test_inputs_that_change_between_the_passes_are_an_error():
+    encoder, images = nn.Linear(8, 4), torch.randn(6, 8)
+    cache = GradientCache(4)
+    cache.encode(encoder, images).sum().backward()
+    images.copy_(torch.randn(6, 8))  # the next batch, into the same memory
+    with pytest.raises(RuntimeError, match="an input of encode was changed in place before cache"):
+        cache.backward()
+    with torch.inference_mode():
+        images = torch.randn(6, 8)
+    cache.encode(lambda rows: encoder(rows.clone()), images).sum().backward()
+    cache.backward()  # without a count of changes there is nothing to compare
+    assert encoder.weight.grad is not None
+
+
 def test_a_forgotten_step_is_an_error():
     cache = GradientCache(8)
     features = cache.encode(LINEAR, IMAGES)

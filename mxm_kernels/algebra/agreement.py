@@ -1,8 +1,8 @@
-"""What the ranks of a process group must have alike: compared before anything else is sent.
+"""The facts on which the ranks of a process group must agree, compared before all else is sent.
 
-Of what differs between them, as the rows do, each rank checks its own; see
-``parallel.distributed.SharedErrors``. Everything else is among these facts: a check that comes
-later and depends on them alone fails on every rank or on none.
+What may differ between ranks, such as the number of rows, each rank checks for itself and reports
+through ``parallel.distributed.SharedErrors``. Everything else is a fact here. A later check that
+depends on facts alone therefore fails on every rank or on none, and leaves no rank waiting.
 """
 
 from __future__ import annotations

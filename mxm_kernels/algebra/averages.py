@@ -2,10 +2,10 @@
 
     m_i = sum_{j in Neg(i)} E(T_ij - n_i) z_j          n_i = logsumexp_{j in Neg(i)} T_ij
 
-The operator's u is over the whole row. Where a pair has to stay out of it, as a row's pair with
-itself inside one modality, that cannot be mended afterwards: the pair may have all but 1e-8 of the
-softmax, and a difference would have no digits left. So the negatives are averaged here, and the
-positives that do count are added pair by pair.
+The operator's u averages over the whole row. Inside one modality a row's pair with itself has to
+stay out, and it cannot be subtracted afterwards: it may hold all but 1e-8 of the softmax, and the
+difference would have no digits left. So the negatives alone are averaged here, and the positives
+that count are added pair by pair.
 
 There is no kernel for it, because the operator's backward is one. With rows (a_i, 0) and columns
 (a_j, z_j) the operator's matrix is T, and for an upstream gradient of 1 / t for n_i it returns

@@ -1,4 +1,4 @@
-"""The queues of a batch: features of the past, checked, beside the rows that look at them."""
+"""The queues of a batch: features of past batches, checked, for the rows that look at them."""
 
 from __future__ import annotations
 

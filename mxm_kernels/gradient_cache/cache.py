@@ -141,7 +141,8 @@ class GradientCache:
                 the gradients of several steps are accumulated, except in the last of them.
 
         Raises:
-            RuntimeError: no loss of the features has been differentiated.
+            RuntimeError: no loss of the features has been differentiated, or an input was changed
+                in place since it was encoded.
         """
         calls, self._calls = self._calls, []
         if calls and not any(call.has_gradient() for call in calls):
@@ -170,6 +171,8 @@ class _Call:
 
     def backward(self, final: set[nn.Module]) -> None:
         """Second pass; the modules in ``final`` synchronise at its last micro-batch."""
+        for part in self.parts:
+            part.check_unchanged()
         starts = [0] * len(self.features)
         for index, (part, state) in enumerate(zip(self.parts, self.states, strict=True)):
             is_last = index == len(self.parts) - 1

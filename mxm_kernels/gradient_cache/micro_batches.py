@@ -20,11 +20,24 @@ class MicroBatch:
     inputs: list[Any]  # leaves of (args, kwargs)
     spec: TreeSpec
     rows: set[int]  # first dimension of every tensor that was cut
+    versions: list[int]  # how often each tensor had been written to when it was cut
 
     def run(self, encoder: Callable[..., T]) -> T:
         """What the encoder returns for them."""
         args, kwargs = tree_unflatten(self.inputs, self.spec)
         return encoder(*args, **kwargs)
+
+    def check_unchanged(self) -> None:
+        """The second pass needs what the first one saw.
+
+        Raises:
+            RuntimeError: an input was written to since it was cut.
+        """
+        if _versions(self.inputs) != self.versions:
+            raise RuntimeError(
+                "an input of encode was changed in place before cache.backward(), which encodes it "
+                "again: pass a copy"
+            )
 
     def devices(self, modules: tuple[nn.Module, ...]) -> set[torch.device]:
         """Where this part is computed: the devices of its tensors and of the parameters."""
@@ -47,9 +60,20 @@ def cut(args: tuple, kwargs: dict, micro_batch: int) -> list[MicroBatch]:
     ]
     parts = [list(inputs) for inputs in zip(*columns, strict=True)]
     return [
-        MicroBatch(part, spec, {len(t) for t in part if isinstance(t, Tensor) and t.ndim > 0})
+        MicroBatch(
+            part,
+            spec,
+            {len(t) for t in part if isinstance(t, Tensor) and t.ndim > 0},
+            _versions(part),
+        )
         for part in parts
     ]
+
+
+def _versions(inputs: list[Any]) -> list[int]:
+    """Of every tensor; one of inference mode does not count its changes."""
+    tensors = (leaf for leaf in inputs if isinstance(leaf, Tensor))
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 _PASSED_ON = (bool, int, float, str, bytes, torch.dtype, torch.device, type(None))

@@ -1,8 +1,8 @@
 """MFH of both directions in one operator: the statistics, the losses of the rows, their sum.
 
-It is what ``statistics`` and ``mixed_rows`` give one after the other, for the batch that needs
-nothing else of the statistics. The derivatives by the statistics are known after forward, so that
-backward is one call; at 420 x 350 on a GPU a step is 12 launches (``python -m bench.calls``).
+It gives what ``statistics`` and ``mixed_rows`` give one after the other, for a batch that needs
+nothing else of the statistics. Forward already knows the derivatives by the statistics, so backward
+is one call; at 420 x 350 on a GPU a step is 12 launches (``python -m bench.calls``).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The operators over rows and pairs: O(M + N + P) numbers in one call instead of a hundred.
 
-A batch of 420 x 350 takes a millisecond; there every PyTorch call counts. ``mixed_rows`` is the
-loss of MFH for the rows of one direction, with its derivatives, which forward knows already:
+A batch of 420 x 350 takes a millisecond, so there every PyTorch call counts. ``mixed_rows`` is
+MFH's loss for the rows of one direction, together with its derivatives:
 
     l_i = a sum_k w_ik softplus(n_i - S_ik) + b (log(exp(n_i) + sum_k exp(S_ik)) - u_i)
 
-``drawn_weights`` counts how often each positive was drawn. Both are what ``losses`` and
-``selection`` say; losses that these do not cover are computed there.
+``drawn_weights`` counts how often each positive was drawn. They compute what ``algebra.losses`` and
+``algebra.selection`` define; every other loss is computed there.
 """
 
 from __future__ import annotations
