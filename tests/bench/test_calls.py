@@ -6,7 +6,7 @@ import torch
 from bench.calls import count, launches, step
 from mxm_kernels import backends
 
-MOST = {"native": (110, 35), "blocked": (470, 130)}  # calls, allocations
+MOST = {"native": (110, 35), "blocked": (475, 130)}  # calls, allocations; torch 2.11 makes 2 more
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,10 @@ def loss_of(towers, images, texts, teacher_images, teacher_texts, **options):
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def towers(request):
     torch.compiler.reset()
-    return Towers().to(request.param)
+    towers = Towers().to(request.param)
+    if request.param == torch.float64:  # torch 2.11's compiled Adam leaves a 0-d one where it is
+        towers.log_scale = nn.Parameter(towers.log_scale.detach().reshape(1))
+    return towers
 
 
 def trained(towers, step_of):
