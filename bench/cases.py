@@ -159,6 +159,7 @@ def gpu_suite() -> list[Group]:
     folds = Case(32_766, 27_305, 768, **bf16)
     return [
         Group("MFH 32k", (pairs(32_768, 768, **bf16),), (*OURS, "dense", "chunked"), 12),
+        Group("MFH 32k wide", (pairs(32_768, 1024, **bf16),), ("triton", "floor"), 6),
         Group("InfoNCE 64k", (pairs(65_536, 768, teacher=False, **bf16),), seconds=15),
         Group("paper 420 x 350", (replace(PAPER, **bf16),), seconds=4),
         Group("paper 420 x 350 float32", (PAPER,), seconds=4),

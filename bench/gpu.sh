@@ -59,6 +59,21 @@ step benchmark 320 "${pytest[@]}" bench/test_speed.py bench/test_memory.py \
     --bench-device "$device" --bench-suite "${BENCH_SUITE:-full}" --bench-out "$out" \
     --bench-minutes 5 --benchmark-quiet
 
+# Memory errors and races in every kernel of a step, on tiles with tails, where the tool is there.
+small='
+import torch
+from bench.calls import step
+for dtype in (torch.float32, torch.bfloat16):
+    step("triton", (150, 125), 48, "'$device'", dtype)()
+'
+if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -c "$small"
+    done
+else
+    echo "memcheck, racecheck: not run, no compute-sanitizer" | tee -a "$out/steps.txt"
+fi
+
 # The backends on this device first: what is cut off by the limit is the least of it.
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8 --dist loadgroup)

@@ -1,4 +1,4 @@
-"""The masked loss of a batch that asks for nothing else: one operator from features to loss."""
+"""The masked and the soft loss of a batch that asks for nothing else: features to loss at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
 
 
-def is_plain(batch: Batch, weights: Weights) -> bool:
+def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
     """Whether the options leave the mean of both directions, from one matrix on one process."""
     o = batch.options
     absent = o.image_weights, o.text_weights, o.image_queue, o.text_queue, o.diagnostics
@@ -26,20 +26,27 @@ def is_plain(batch: Batch, weights: Weights) -> bool:
         and not o.label_smoothing
         and not isinstance(o.soft_weight, tuple | list)
         and all(option is None for option in absent)
-        and not any(w.requires_grad for w in weights)
+        and not any(w is not None and w.requires_grad for w in weights)
     )
 
 
-def plain_loss(batch: Batch, weights: Weights) -> Tensor:
-    """() mean over both directions of the masked loss and the soft loss, mixed by its weight."""
-    b, t, soft = batch, batch.tables, batch.options.soft_weight
+def plain_loss(
+    batch: Batch, given: Weights | tuple[None, None], *, soft_alone: bool = False
+) -> Tensor:
+    """() mean over both directions of the masked loss and the soft loss, mixed by its weight.
+
+    The soft loss alone weighs no positive, and is given no weights.
+    """
+    b, t, soft = batch, batch.tables, 1.0 if soft_alone else batch.options.soft_weight
     assert not isinstance(soft, tuple)
-    if not b.options.soft:
+    weights = [b.x.new_zeros(t.pairs, dtype=b.dtype) if w is None else w for w in given]
+    if not soft:
         b = replace(b, teacher=None)
     rows = b.options.image_to_text_weight
     cols = 1 - rows
     shares = Shares(rows * (1 - soft), rows * soft, cols * (1 - soft), cols * soft)
-    counts = t.images_with_positive, t.images, t.texts_with_positive, t.texts
+    # Without folds no row has a positive, and the masked loss no share.
+    counts = max(t.images_with_positive, 1), t.images, max(t.texts_with_positive, 1), t.texts
     teacher, teacher_scale = as_read(
         b, b.teacher, None if b.teacher is None else b.teacher_scales[0]
     )

@@ -69,7 +69,9 @@ def fused_info_nce_loss(
     """
     with SharedErrors(options.get("process_group")):
         check_flag("mask_false_negatives", mask_false_negatives)
-    formula = masked_rows if mask_false_negatives else unmasked_rows
+    # Without folds a row has no other positive: the same loss, in fewer launches.
+    masked = mask_false_negatives or folds is None
+    formula = masked_rows if masked else unmasked_rows
     own = "info_nce", mask_false_negatives
     return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
 

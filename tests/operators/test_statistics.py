@@ -431,28 +431,31 @@ def test_peak_memory_is_features_rows_and_a_workspace(with_teacher, backend):
 cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def _training_step(x, y, tx, ty, s, folds):
+def _training_step(x, y, tx, ty, s, folds, **options):
     return fused_mfh_loss(
-        x, y, folds, logit_scale=s, teacher_image_features=tx, teacher_text_features=ty
+        x, y, folds, logit_scale=s, teacher_image_features=tx, teacher_text_features=ty, **options
     )
 
 
 @cuda_only
-def test_a_step_never_waits_for_the_gpu():
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_a_step_never_waits_for_the_gpu(teacher_dtype):
     x, y, tx, ty = (f.cuda() for f in RAGGED.features(torch.bfloat16))
     x, y = x.requires_grad_(), y.requires_grad_()
     s = torch.tensor(20.0, device="cuda", requires_grad=True)
     folds = Folds.from_ids(*RAGGED.ids).to("cuda")
-    _training_step(x, y, tx, ty, s, folds).backward()
+    options = {"teacher_dtype": teacher_dtype}
+    _training_step(x, y, tx, ty, s, folds, **options).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _training_step(x, y, tx, ty, s, folds).backward()
+        _training_step(x, y, tx, ty, s, folds, **options).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @cuda_only
-def test_captured_in_a_cuda_graph():
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_captured_in_a_cuda_graph(teacher_dtype):
     x, y, tx, ty = (f.cuda() for f in RAGGED.features(torch.bfloat16))
     s = torch.tensor(20.0, device="cuda")
     folds = Folds.from_ids(*RAGGED.ids).to("cuda")
@@ -460,7 +463,7 @@ def test_captured_in_a_cuda_graph():
     def step():
         return fused_mfh_loss(
             x, y, folds, logit_scale=s, rounds=None, teacher_image_features=tx,
-            teacher_text_features=ty,
+            teacher_text_features=ty, teacher_dtype=teacher_dtype,
         )  # fmt: skip
 
     stream = torch.cuda.Stream()

@@ -2,7 +2,7 @@
 
 Recomputing S (and T) once and handing dS in the dtype of the features to the vendor's matrix
 product costs 4 products without a teacher and 6 with one; recomputing it inside each of two
-gradient kernels would cost 6 and 8.
+gradient kernels would cost 5 and 8.
 """
 
 from __future__ import annotations
