@@ -139,5 +139,5 @@ def _times(places: Tensor, drew: Tensor, pairs: int) -> Tensor:
     Counted in integers, whose additions commute: the same bits in any order.
     """
     counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
-    counts.scatter_add_(0, places.view(-1), drew.to(torch.int32).expand(places.shape).reshape(-1))
+    counts.scatter_add_(0, places.reshape(-1), drew.to(torch.int32).expand(places.shape).reshape(-1))
     return counts[:pairs]

@@ -75,13 +75,15 @@ struct Columns {
   Floats T_factor{}, T_shift{};
 };
 
-// Both softmax terms of row i: d_i exp(L - l_i) + d_j exp(L - l_j).
+// Both softmax terms of row i: d_i exp(L - l_i) + d_j exp(L - l_j). No logit is greater than its
+// normalisers but by their rounding, which is held back: that of 1e9 is 64.
 template <bool kShared>
 inline Floats both_terms(const Term& term, std::int64_t i, Floats L, Floats factor,
                          Floats shift) {
   const float row = term.rows.factor[i];
-  if (kShared) return exponential(L - term.reference) * (row + factor);
-  return exponential(L - term.rows.shift[i]) * row + exponential(L - shift) * factor;
+  if (kShared) return exponential(at_most(kWidestRange, L - term.reference)) * (row + factor);
+  return exponential(at_most(0, L - term.rows.shift[i])) * row +
+         exponential(at_most(0, L - shift)) * factor;
 }
 
 // dS of row i of the tile, the positives' own gradient left out. Returns the sum of dS times the
@@ -97,11 +99,11 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Columns columns(pass, tile.col + j);
     const Floats product = load(student + j);
-    const Floats negative = both_terms<kShared>(pass.student, row, product * p.scale,
+    const Floats negative = both_terms<kShared>(pass.student, row, logit(product, p.scale),
                                                 columns.S_factor, columns.S_shift);
     Floats dS = columns.groups == p.image_groups[row] ? Floats{} : negative;
     if (kTeacher) {
-      dS += both_terms<kShared>(pass.teacher, row, load(teacher + j) * p.teacher_scale,
+      dS += both_terms<kShared>(pass.teacher, row, logit(load(teacher + j), p.teacher_scale),
                                 columns.T_factor, columns.T_shift);
     }
     store(to + j, dS);

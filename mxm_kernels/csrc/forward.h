@@ -120,11 +120,12 @@ inline void add_vector(const Chunk& chunk, int i, int j, const References& top,
       product = outside ? Floats{} : product;
       hidden |= outside;
     }
-    const Floats e = hidden ? Floats{} : exponential(product * chunk.scale - top.S);
+    const Floats e = hidden ? Floats{} : exponential(logit(product, chunk.scale) - top.S);
     rows.S[r] += e;
     S_col += e;
     if (!kTeacher) continue;
-    Floats f = exponential(load(chunk.teacher + chunk.at(i + r, j)) * chunk.teacher_scale - top.T);
+    const Floats T = logit(load(chunk.teacher + chunk.at(i + r, j)), chunk.teacher_scale);
+    Floats f = exponential(T - top.T);
     if (kPartial) f = outside ? Floats{} : f;
     rows.T[r] += f;
     rows.weighted[r] += f * product;
@@ -167,7 +168,7 @@ inline void add_chunk(const Chunk& chunk, const References& top, ChunkSums& sums
 template <bool kStudent>
 inline Floats logits(const Chunk& chunk, int i, int j) {
   const Floats product = load((kStudent ? chunk.student : chunk.teacher) + chunk.at(i, j));
-  const Floats value = product * (kStudent ? chunk.scale : chunk.teacher_scale);
+  const Floats value = logit(product, kStudent ? chunk.scale : chunk.teacher_scale);
   const Ints absent = kStudent ? chunk.hidden(i, j) : chunk.outside(j);
   return absent ? fill(kNothing) : value;
 }

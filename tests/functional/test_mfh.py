@@ -245,3 +245,30 @@ def test_small_and_large_upstream_gradients(upstream, dtype, backend):
     kind = torch.finfo(dtype)
     stored = kind.smallest_normal * kind.eps / 2 * max(1.0, upstream) * expected.numel() ** 0.5
     assert float((actual - expected).norm()) <= 2 * kind.eps * float(expected.norm()) + stored
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e5, 1e9, 1e17])
+def test_gradients_of_logits_of_any_size(size, with_teacher, backend):
+    """Rounded, a logit may pass its own normaliser: by 64 if it is 1e9."""
+    g = torch.Generator().manual_seed(0)
+    made = [normalize(torch.randn(n, 16, generator=g, dtype=torch.float64)) for n in (24, 20) * 2]
+    results = []
+    for dtype, device, name in (
+        (torch.float64, torch.device("cpu"), "blocked"),
+        (torch.float32, backend.device, backend.name),
+    ):
+        x, y, *teacher = (f.to(device, dtype) for f in made)
+        x, y = ((f * (size / 10) ** 0.5).requires_grad_() for f in (x, y))
+        options = {"rounds": None, "backend": name, "logit_scale": 10.0}
+        if with_teacher:
+            options["teacher_image_features"], options["teacher_text_features"] = teacher
+        loss = fused_mfh_loss(x, y, (6, 5), **options)
+        loss.backward()
+        results.append([v.detach().cpu().double() for v in (loss, x.grad, y.grad)])
+    # What an exponent loses to a logit of this size. Where the logits of a row are all but equal or
+    # far apart, their rounding cancels; not on triton, which takes them to base 2.
+    lost = size if backend.name == "triton" else min(size, 1e4)
+    allowed = min(1e-5 + 0.25 * torch.finfo(torch.float32).eps * lost, 1.0)
+    for expected, actual in zip(*results, strict=True):
+        assert float((actual - expected).norm()) <= allowed * float(expected.norm())

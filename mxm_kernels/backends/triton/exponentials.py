@@ -39,6 +39,12 @@ def exp(x):
 
 
 @triton.jit
+def _exp_at_most(bound, x):
+    """exp(x) of exponents above ``bound`` by rounding alone: that of a logit of 1e9 is 64."""
+    return exp(tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
 def two_sided(total, scale, rows, cols, d_rows, d_cols):
     """d_i exp(L - l_i) + d_j exp(L - l_j) of the logits L = scale total, (BLOCK_M, BLOCK_N).
 
@@ -51,10 +57,11 @@ def two_sided(total, scale, rows, cols, d_rows, d_cols):
     high = tl.maximum(tl.max(rows, 0), tl.max(cols, 0))
     if high - low <= GRADIENT_RANGE:
         by_row, by_col = d_rows * exp(low - rows), d_cols * exp(low - cols)
-        grad = exp(total * scale - low) * (by_row[:, None] + by_col[None, :])
+        grad = _exp_at_most(GRADIENT_RANGE, total * scale - low)
+        grad *= by_row[:, None] + by_col[None, :]
     else:
-        grad = exp(total * scale - rows[:, None]) * d_rows[:, None]
-        grad += exp(total * scale - cols[None, :]) * d_cols[None, :]
+        grad = _exp_at_most(0.0, total * scale - rows[:, None]) * d_rows[:, None]
+        grad += _exp_at_most(0.0, total * scale - cols[None, :]) * d_cols[None, :]
     return grad
 
 
