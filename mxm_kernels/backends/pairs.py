@@ -139,5 +139,6 @@ def _times(places: Tensor, drew: Tensor, pairs: int) -> Tensor:
     Counted in integers, whose additions commute: the same bits in any order.
     """
     counts = torch.zeros(pairs + 1, dtype=torch.int32, device=places.device)
-    counts.scatter_add_(0, places.reshape(-1), drew.to(torch.int32).expand(places.shape).reshape(-1))
+    drew = drew.to(torch.int32).expand(places.shape)
+    counts.scatter_add_(0, places.reshape(-1), drew.reshape(-1))
     return counts[:pairs]
