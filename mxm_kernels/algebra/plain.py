@@ -39,7 +39,8 @@ def plain_loss(
     """
     b, t, soft = batch, batch.tables, 1.0 if soft_alone else batch.options.soft_weight
     assert not isinstance(soft, tuple)
-    weights = [b.x.new_zeros(t.pairs, dtype=b.dtype) if w is None else w for w in given]
+    weights = (b.x.new_zeros(t.pairs, dtype=b.dtype) if w is None else w for w in given)
+    row_weights, col_weights = weights
     if not soft:
         b = replace(b, teacher=None)
     rows = b.options.image_to_text_weight
@@ -51,5 +52,5 @@ def plain_loss(
         b, b.teacher, None if b.teacher is None else b.teacher_scales[0]
     )
     problem = make_problem(b.x, b.y, teacher, b.scales[0], teacher_scale, t)
-    sides = Sides(*weights, t.text_offsets, t.text_slots, t.slot_places)
+    sides = Sides(row_weights, col_weights, t.text_offsets, t.text_slots, t.slot_places)
     return mixed_loss(problem, sides, shares, counts, b.backend)

@@ -79,8 +79,8 @@ _TINY = Launch(16, 16, 16, warps=1, stages=1)
 _FLOAT32 = Launch(64, 32, 32, warps=4, stages=2)
 
 # With a teacher two float32 accumulators are live, so tiles are half as wide. No entry spills under
-# Triton 3.9. Under 3.6, which allocates otherwise, none of the 16-bit launches of sm_90 does;
-# elsewhere some have 8 to 56 bytes a thread (bench/README.md).
+# Triton 3.9, none with 16-bit features under 3.8. Under 3.6, which allocates otherwise, none of the
+# 16-bit launches of sm_90 does; elsewhere some have 8 to 56 bytes a thread (bench/README.md).
 SETTINGS: dict[Target, dict[Phase, Setting]] = {
     "sm_80": {
         "statistics": Setting(
@@ -212,7 +212,7 @@ def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, objec
     return {
         "PRECISION": "tf32" if rounded else "ieee",
         "WIDEN": device.type == "cpu" and dtype == torch.bfloat16,
-        "FLOAT8": multiplies_float8(target(device), dtype),
+        "FLOAT8": dtype != torch.float32 and multiplies_float8(target(device), dtype),
     }
 
 
