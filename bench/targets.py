@@ -79,7 +79,9 @@ def over_one_round(provider: str):
 
     def values(records: list[Record]) -> Iterator[float]:
         for group in ROUNDS:
-            members = [r for r in timed(records) if (r["group"], r["provider"]) == (group, provider)]
+            members = [
+                r for r in timed(records) if (r["group"], r["provider"]) == (group, provider)
+            ]
             times = {r["case"]["rounds"]: r["seconds"]["both"]["median"] for r in members}
             yield from (times[n] / times[1] for n in (10, 100) if {1, n} <= times.keys())
 
