@@ -155,7 +155,7 @@ class Shares(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What decides which positives are drawn, the same on every backend: ``pairs.draw_places``."""
+    """What decides which positives are drawn, the same on every backend: see ``pairs._chosen``."""
 
     seed: Tensor  # () int64
     image_offsets: Tensor  # (M + 1,) int64

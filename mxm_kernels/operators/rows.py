@@ -56,7 +56,7 @@ def mixed_rows(
 def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
     """(P,) share of the rounds in which each positive was drawn, by its row and by its column.
 
-    ``pairs.draw_places`` says which number of the seed draws what.
+    ``backends/pairs.py`` says which number of the seed draws what.
     """
     return torch.ops.mxm_kernels.drawn_weights(*draw, dtype, backend)
 

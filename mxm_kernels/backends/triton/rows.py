@@ -196,7 +196,7 @@ DRAW = {"BLOCK": 32, "TURNS": 32}  # rows of a program, and pairs of rounds that
 
 @triton.jit
 def _split_mix(seed, count):
-    """Number ``count`` of SplitMix64: ``pairs.draw_places`` has its source."""
+    """Number ``count`` of SplitMix64: ``backends/pairs.py`` has its source."""
     z = seed + count * 0x9E3779B97F4A7C15
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB
