@@ -33,6 +33,24 @@ MXM_DECLARE(amx, Fused fused)
 
 namespace {
 
+// What is here, by the member that names it.
+template <class Table>
+std::vector<std::string> names(const std::vector<const Table*>& found,
+                               const char* Table::*name) {
+  std::vector<std::string> all;
+  for (const Table* one : found) all.emplace_back(one->*name);
+  return all;
+}
+
+template <class Table>
+const Table& find(const std::vector<const Table*>& found, const char* Table::*name,
+                  const char* kind, const std::string& wanted) {
+  for (const Table* one : found) {
+    if (wanted == one->*name) return *one;
+  }
+  throw std::invalid_argument(std::string("no ") + kind + " " + wanted + " on this machine");
+}
+
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> found;
 #ifdef MXM_X86
@@ -50,17 +68,10 @@ std::vector<const Kernels*> available() {
 
 }  // namespace
 
-std::vector<std::string> levels() {
-  std::vector<std::string> names;
-  for (const Kernels* one : available()) names.emplace_back(one->level);
-  return names;
-}
+std::vector<std::string> levels() { return names(available(), &Kernels::level); }
 
 const Kernels& kernels(const std::string& level) {
-  for (const Kernels* one : available()) {
-    if (level == one->level) return *one;
-  }
-  throw std::invalid_argument("no level " + level + " on this machine");
+  return find(available(), &Kernels::level, "level", level);
 }
 
 namespace {
@@ -105,17 +116,10 @@ const std::vector<const Fused*>& available_units() {
 
 }  // namespace
 
-std::vector<std::string> units() {
-  std::vector<std::string> names;
-  for (const Fused* one : available_units()) names.emplace_back(one->unit);
-  return names;
-}
+std::vector<std::string> units() { return names(available_units(), &Fused::unit); }
 
 const Fused& fused(const std::string& unit) {
-  for (const Fused* one : available_units()) {
-    if (unit == one->unit) return *one;
-  }
-  throw std::invalid_argument("no unit " + unit + " on this machine");
+  return find(available_units(), &Fused::unit, "unit", unit);
 }
 
 }  // namespace mxm
