@@ -79,6 +79,12 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], dict, bool, Eager]] = {
         False,
         _both(lambda S: -(SHARES * S.log_softmax(1)).sum(1).mean()),
     ),
+    "SupCon, inside the logarithm": (
+        lambda x, y, **o: mxm.fused_supcon_loss(x, y, FOLDS, **o),
+        {"positives": "in"},
+        False,
+        _both(lambda S: (S.logsumexp(1) - S.masked_fill(~SAME, -torch.inf).logsumexp(1)).mean()),
+    ),
     "decoupled": (
         lambda x, y, **o: mxm.fused_decoupled_loss(x, y, FOLDS, **o),
         {},

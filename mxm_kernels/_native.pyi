@@ -12,6 +12,7 @@ def mixed_rows(
     slots: int,
     losses: list[int],
     rows: int,
+    form: str,
     hard: float,
     soft: float,
     threads: int,

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mxm_kernels.algebra.direction import Direction, add_log
+from mxm_kernels.backends.problem import Form
 
 # Above it softplus returns its argument: exact in float64.
 _THRESHOLD = 40
@@ -90,6 +91,16 @@ def joint_rows(d: Direction, weights: object, smoothing: float = 0.0) -> Tensor:
         assert d.total is not None
         losses = losses + smoothing * (positives - d.total / d.columns)
     return losses.masked_fill(~d.has_positive, 0)
+
+
+# Those that the row operators compute too, and their name there.
+FORMS: dict[object, Form] = {
+    None: "none",  # the soft loss alone
+    masked_rows: "masked",
+    unmasked_rows: "unmasked",
+    decoupled_rows: "decoupled",
+    joint_rows: "joint",
+}
 
 
 def soft_rows(d: Direction) -> Tensor:

@@ -1,4 +1,4 @@
-"""The masked and the soft loss of a batch that asks for nothing else: features to loss at once."""
+"""The losses of a batch that asks for nothing else, from the features at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.float8 import as_read
 from mxm_kernels.algebra.selection import Weights
-from mxm_kernels.backends.problem import Shares, Sides
+from mxm_kernels.backends.problem import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
 
@@ -30,27 +30,26 @@ def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
     )
 
 
-def plain_loss(
-    batch: Batch, given: Weights | tuple[None, None], *, soft_alone: bool = False
-) -> Tensor:
-    """() mean over both directions of the masked loss and the soft loss, mixed by its weight.
+def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> Tensor:
+    """() mean over both directions of a form of the positives and the soft loss, mixed.
 
-    The soft loss alone weighs no positive, and is given no weights.
+    A form that weighs no positive is given no weights; "none" is the soft loss alone.
     """
-    b, t, soft = batch, batch.tables, 1.0 if soft_alone else batch.options.soft_weight
+    b, t = batch, batch.tables
+    soft = 1.0 if form == "none" else batch.options.soft_weight
     assert not isinstance(soft, tuple)
-    weights = (b.x.new_zeros(t.pairs, dtype=b.dtype) if w is None else w for w in given)
-    row_weights, col_weights = weights
+    none = b.x.new_empty(0, dtype=b.dtype)
+    row_weights, col_weights = (none if w is None else w for w in given)
     if not soft:
         b = replace(b, teacher=None)
     rows = b.options.image_to_text_weight
     cols = 1 - rows
     shares = Shares(rows * (1 - soft), rows * soft, cols * (1 - soft), cols * soft)
-    # Without folds no row has a positive, and the masked loss no share.
+    # Without folds no row has a positive, and the form no share.
     counts = max(t.images_with_positive, 1), t.images, max(t.texts_with_positive, 1), t.texts
     teacher, teacher_scale = as_read(
         b, b.teacher, None if b.teacher is None else b.teacher_scales[0]
     )
     problem = make_problem(b.x, b.y, teacher, b.scales[0], teacher_scale, t)
     sides = Sides(row_weights, col_weights, t.text_offsets, t.text_slots, t.slot_places)
-    return mixed_loss(problem, sides, shares, counts, b.backend)
+    return mixed_loss(problem, sides, form, shares, counts, b.backend)

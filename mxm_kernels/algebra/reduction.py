@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from mxm_kernels import checks
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import masked_rows, soft_rows, unmasked_rows
+from mxm_kernels.algebra.losses import FORMS, soft_rows
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.run import directions
-from mxm_kernels.backends.problem import RowProblem
+from mxm_kernels.backends.problem import Form, RowProblem
 from mxm_kernels.operators.rows import mixed_rows
 from mxm_kernels.options import row_vector
 
@@ -76,9 +76,9 @@ def reduce(
     ``given`` is what the formula is given in each direction; without a formula the loss is the
     soft loss alone.
     """
-    o = batch.options
-    if formula in (masked_rows, None) and is_plain(batch, given):
-        return plain_loss(batch, given, soft_alone=formula is None)
+    o, form = batch.options, FORMS.get(formula)
+    if form is not None and is_plain(batch, given):
+        return plain_loss(batch, given, form)
     pair = directions(batch, soft=formula is None or o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
@@ -86,11 +86,8 @@ def reduce(
 
     def side(k: int) -> Side:
         d = pair[k]
-        if formula is masked_rows and _in_one_call(batch, d, given[k]):
-            return _mixed_side(batch, k, d, given[k], shares[k])
-        if formula is unmasked_rows and _is_cross_entropy(batch, k, d, given[k]):
-            # With its weights as targets: the soft loss of u_i = sum_k w_ik S_ik.
-            return _mixed_side(batch, k, replace(d, u=d.sum(given[k] * d.S)), given[k], 1.0)
+        if form is not None and _in_one_call(batch, d, given[k]):
+            return _mixed_side(batch, k, d, given[k], form, shares[k])
         losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
         everyone = every_row or formula is None
         counted = None if everyone else d.has_positive
@@ -109,35 +106,36 @@ def reduce(
     return mix(batch, side)
 
 
-def _in_one_call(batch: Batch, d: Direction, weights: Tensor) -> bool:
+def _in_one_call(batch: Batch, d: Direction, weights: Tensor | None) -> bool:
     """Whether the operator of the rows computes what the options ask for."""
     o = batch.options
     plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
     one_share = not isinstance(o.soft_weight, tuple | list)
-    return plain and one_share and d.excluded is None and not weights.requires_grad
+    constant = weights is None or not weights.requires_grad
+    return plain and one_share and constant and d.excluded is None
 
 
-def _is_cross_entropy(batch: Batch, k: int, d: Direction, weights: Tensor) -> bool:
-    """Whether every row has targets that sum to 1, and nothing else is asked for.
-
-    The operator of the rows then spares five launches of six.
-    """
-    o = batch.options
-    complete = o.pair_weights is None and d.with_positive == batch.rows[k]
-    return complete and not o.soft and _in_one_call(batch, d, weights)
-
-
-def _mixed_side(batch: Batch, k: int, d: Direction, weights: Tensor, soft: float | Tensor) -> Side:
-    """The masked loss and the soft loss together; for a mean each row has its share of it."""
+def _mixed_side(
+    batch: Batch,
+    k: int,
+    d: Direction,
+    weights: Tensor | None,
+    form: Form,
+    soft: float | Tensor,
+) -> Side:
+    """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
+    soft = 1.0 if form == "none" else soft
     mean = batch.options.reduction == "mean"
+    none = d.S.new_empty(0)
     losses = mixed_rows(
-        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets),
+        RowProblem(d.n, d.S, d.u, none if weights is None else weights, d.segments.offsets),
         d.segments.owners,
+        form,
         batch.backend,
         hard=1 - soft,
         soft=soft,
-        counts=(d.with_positive, batch.rows[k]) if mean else (1, 1),
+        counts=(max(d.with_positive, 1), batch.rows[k]) if mean else (1, 1),
     )
     return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
 

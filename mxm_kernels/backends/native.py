@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.problem import (
     Draw,
+    Form,
     Gradients,
     Needs,
     Problem,
@@ -238,14 +239,14 @@ class _Native:
             bias.new_tensor(sweep.dbias / scale),
         )
 
-    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
         out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S))
-        _mixed_rows(p, None, out, hard, soft)
+        _mixed_rows(p, None, out, form, hard, soft)
         return out
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
     ) -> tuple[Tensor, Upstream]:
         p, s, dS = problem, statistics, torch.zeros_like(statistics.positives)
         if not p.scale.item() > 0 or (
@@ -264,6 +265,7 @@ class _Native:
             RowProblem(s.n_rows, s.positives, s.u_rows, sides.row_weights, p.image_offsets),
             None,
             RowLosses(rows, upstream.n_rows, dS),
+            form,
             shares.hard_rows,
             shares.soft_rows,
         )
@@ -271,6 +273,7 @@ class _Native:
             RowProblem(s.n_cols, s.positives, s.u_cols, sides.col_weights, sides.text_offsets),
             sides.text_slots,
             RowLosses(cols, upstream.n_cols, dS),
+            form,
             shares.hard_cols,
             shares.soft_cols,
         )
@@ -293,7 +296,7 @@ class _Native:
 
 
 def _mixed_rows(
-    p: RowProblem, slots: Tensor | None, out: RowLosses, hard: float, soft: float
+    p: RowProblem, slots: Tensor | None, out: RowLosses, form: Form, hard: float, soft: float
 ) -> None:
     """Losses of the rows and dn into ``out``, dS added to it."""
     _native.mixed_rows(
@@ -301,6 +304,7 @@ def _mixed_rows(
         0 if slots is None else slots.data_ptr(),
         [v.data_ptr() for v in out],
         p.n.shape[0],
+        form,
         hard,
         soft,
         _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost

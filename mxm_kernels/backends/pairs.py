@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from mxm_kernels.backends.problem import (
     Draw,
+    Form,
     Problem,
     RowLosses,
     RowProblem,
@@ -19,8 +22,18 @@ from mxm_kernels.backends.problem import (
 from mxm_kernels.segments import Segments, segment_max, segment_sum
 
 
-def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
-    """Losses of the rows and their derivatives in n and S.
+def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+    """Losses of the rows, a loss of the positives and the soft loss, and their derivatives.
+
+        l_i = a h_i + b (lse_i - u_i)        lse_i = logaddexp(n_i, p_i), p_i = logsumexp_k S_ik
+
+    with a, b = ``hard``, ``soft`` and, by ``form``,
+
+        none        h_i = 0
+        masked      h_i = sum_k w_ik softplus(n_i - S_ik)
+        unmasked    h_i = sum_k w_ik (lse_i - S_ik)
+        decoupled   h_i = sum_k w_ik (n_i - S_ik), 0 without a negative
+        joint       h_i = softplus(n_i - p_i), 0 without a positive
 
     They are NaN where S of a positive is infinite, or n is -inf in a row that has no positive:
     a feature is not finite, and its row may have dropped out of every other sum.
@@ -30,26 +43,79 @@ def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
     owners = rows.repeat_interleave(counts, output_size=len(p.S))
     segments = Segments(p.offsets, owners)
     p = p._replace(S=torch.where(p.S.isinf(), torch.nan, p.S))
-    margin = p.n[owners] - p.S
-    losses = hard * segment_sum(p.weights * softplus(margin, threshold=40), segments)
-    losses = losses + torch.where(counts == 0, p.n * 0, 0)  # infinity times 0 is NaN
-    pull = hard * p.weights * torch.sigmoid(margin)
-    dn, dS = segment_sum(pull, segments), -pull
-    if soft:
-        top = torch.maximum(p.n, segment_max(p.S, segments))
-        # Shares from sums relative to `top`: those from the rounded logarithm are off by it.
-        of_n, of_S = (p.n - top).exp(), (p.S - top[owners]).exp()
-        total = of_n + segment_sum(of_S, segments)
-        losses = losses + soft * (top + total.log() - p.u)
-        dn = dn + soft * of_n / total
-        dS = dS + soft * of_S / total[owners]
-    return RowLosses(losses, dn, dS)
+    empty = torch.where(counts == 0, p.n * 0, 0)  # infinity times 0 is NaN
+    if form in ("masked", "decoupled"):
+        made = _weighted(p, p.n, form, hard, segments)
+        out = RowLosses(made.losses + empty, made.dn, made.dS)
+        return _with_soft(out, p, _positives(p, segments), soft, segments) if soft else out
+    positives = _positives(p, segments)
+    out = RowLosses(empty, torch.zeros_like(p.n), torch.zeros_like(p.S))
+    if form == "joint":
+        margin = torch.where(counts == 0, -torch.inf, positives.margin)
+        pull = hard * torch.sigmoid(margin)
+        losses = empty + hard * softplus(margin, threshold=40)
+        out = RowLosses(losses, pull, -pull[owners] * positives.shares)
+    elif form == "unmasked":
+        made = _weighted(p, positives.lse, form, hard, segments)
+        out = _with_lse(made._replace(losses=made.losses + empty), positives, segments)
+    return _with_soft(out, p, positives, soft, segments) if soft else out
+
+
+def _weighted(
+    p: RowProblem, level: Tensor, form: Form, hard: float, segments: Segments
+) -> RowLosses:
+    """The forms that weigh each positive by itself; ``dn`` is the derivative by the level."""
+    weights, margin = hard * p.weights, level[segments.owners] - p.S
+    if form == "masked":
+        value, pull = softplus(margin, threshold=40), torch.sigmoid(margin)
+    else:  # a row without a negative is decoupled from nothing
+        lone = margin == -torch.inf
+        value, pull = margin.masked_fill(lone, 0), (margin * 0 + 1).masked_fill(lone, 0)
+    pulled = weights * pull
+    return RowLosses(segment_sum(weights * value, segments), segment_sum(pulled, segments), -pulled)
+
+
+def _with_soft(
+    out: RowLosses, p: RowProblem, positives: _Positives, soft: float, segments: Segments
+) -> RowLosses:
+    """The soft loss added."""
+    of_soft = RowLosses(
+        soft * (positives.lse - p.u), torch.full_like(p.n, soft), torch.zeros_like(p.S)
+    )
+    more = _with_lse(of_soft, positives, segments)
+    return RowLosses(*(a + b for a, b in zip(out, more, strict=True)))
+
+
+def _with_lse(out: RowLosses, positives: _Positives, segments: Segments) -> RowLosses:
+    """The derivative by lse, which stands in ``dn``, handed on to n and S."""
+    by_n = out.dn * torch.sigmoid(positives.margin)
+    by_p = out.dn * torch.sigmoid(-positives.margin)
+    return RowLosses(out.losses, by_n, out.dS + by_p[segments.owners] * positives.shares)
+
+
+class _Positives(NamedTuple):
+    """What the positives of each row are together, beside its negatives."""
+
+    lse: Tensor  # (rows,) log-sum-exp of the whole row
+    margin: Tensor  # (rows,) n - p, inf without a positive
+    shares: Tensor  # (P,) softmax of S over the positives of its row
+
+
+def _positives(p: RowProblem, segments: Segments) -> _Positives:
+    """From sums relative to the greatest: what comes of a rounded log-sum-exp is off by it."""
+    top = segment_max(p.S, segments)
+    of_S = (p.S - top[segments.owners]).exp()
+    total = segment_sum(of_S, segments)
+    log = total.clamp(min=1).log()  # 1 or more, but for a row without a positive
+    margin = (p.n - top) - log
+    lse = torch.where(margin > 0, p.n, top + log) + softplus(-margin.abs(), threshold=40)
+    return _Positives(lse, margin, of_S / total[segments.owners])
 
 
 def mixed_loss(
-    problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+    problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
 ) -> tuple[Tensor, Upstream]:
-    """MFH of both directions, and its gradient by the statistics."""
+    """The mixed loss of both directions, and its gradient by the statistics."""
     s, texts = statistics, sides.text_slots
     positive = problem.scale > 0
     if problem.teacher_scale is not None:
@@ -57,11 +123,13 @@ def mixed_loss(
     S = torch.where(positive, s.positives, torch.nan)
     rows = mixed_rows(
         RowProblem(s.n_rows, S, s.u_rows, sides.row_weights, problem.image_offsets),
+        form,
         shares.hard_rows,
         shares.soft_rows,
     )
     cols = mixed_rows(
         RowProblem(s.n_cols, S[texts], s.u_cols, sides.col_weights, sides.text_offsets),
+        form,
         shares.hard_cols,
         shares.soft_cols,
     )

@@ -21,7 +21,7 @@ The sigmoid statistics have a bias b instead of a teacher:
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -117,13 +117,17 @@ class SigmoidStatistics(NamedTuple):
     positives: Tensor  # (P,) S of every positive pair, in slot order
 
 
+# Losses of the positives of a row; ``pairs.mixed_rows`` has their equations.
+Form = Literal["none", "masked", "unmasked", "decoupled", "joint"]
+
+
 class RowProblem(NamedTuple):
     """The rows of one direction, as the row operators take them."""
 
     n: Tensor  # (rows,)
     S: Tensor  # (P,) positives, sorted by row
     u: Tensor  # (rows,), or empty where the soft loss has no share
-    weights: Tensor  # (P,)
+    weights: Tensor  # (P,), or empty where the form weighs no positive
     offsets: Tensor  # (rows + 1,) int64
 
 
@@ -138,8 +142,8 @@ class RowLosses(NamedTuple):
 class Sides(NamedTuple):
     """The positive pairs seen from the texts, and the weights of the pairs on either side."""
 
-    row_weights: Tensor  # (P,) in slot order
-    col_weights: Tensor  # (P,) in text-major order
+    row_weights: Tensor  # (P,) in slot order, or empty where the form weighs no positive
+    col_weights: Tensor  # (P,) in text-major order, or empty
     text_offsets: Tensor  # (N + 1,) int64
     text_slots: Tensor  # (P,) int64, slot of each pair in text-major order
     slot_places: Tensor  # (P,) int64, place in text-major order of each slot
@@ -233,14 +237,14 @@ class Backend(Protocol):
         """Compute their gradients from S of the ``positives`` and those of the statistics."""
         ...
 
-    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
-        """Compute MFH's losses of the rows of one direction; see ``operators.rows``."""
+    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+        """Compute the mixed losses of the rows of one direction; see ``pairs.mixed_rows``."""
         ...
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
     ) -> tuple[Tensor, Upstream]:
-        """Compute MFH () of both directions, and its gradient by the statistics.
+        """Compute the mixed loss () of both directions, and its gradient by the statistics.
 
         NaN where a feature is not finite (see ``pairs.mixed_rows``) or a scale not positive.
         """

@@ -233,8 +233,8 @@ class SigmoidBackwardPass {
 
 // `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS, which are added to.
 void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
-                    const std::vector<std::uintptr_t>& losses, std::int64_t rows, float hard,
-                    float soft, int threads) {
+                    const std::vector<std::uintptr_t>& losses, std::int64_t rows,
+                    const std::string& form, float hard, float soft, int threads) {
   RowProblem p;
   p.n = at<const float>(problem.at(0));
   p.S = at<const float>(problem.at(1));
@@ -243,6 +243,7 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t s
   p.offsets = at<const std::int64_t>(problem.at(4));
   p.slots = at<const std::int64_t>(slots);
   p.rows = rows;
+  p.form = form_of(form);
   p.hard = hard;
   p.soft = soft;
   mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2))},

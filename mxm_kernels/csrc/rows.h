@@ -5,18 +5,33 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace mxm {
+
+// Losses of the positives of a row.
+enum class Form { kNone, kMasked, kUnmasked, kDecoupled, kJoint };
+
+inline Form form_of(const std::string& name) {
+  if (name == "none") return Form::kNone;
+  if (name == "masked") return Form::kMasked;
+  if (name == "unmasked") return Form::kUnmasked;
+  if (name == "decoupled") return Form::kDecoupled;
+  if (name == "joint") return Form::kJoint;
+  throw std::invalid_argument("no form of rows: " + name);
+}
 
 struct RowProblem {
   const float* n = nullptr;                // (rows,)
   const float* S = nullptr;                // (P,)
   const float* u = nullptr;                // (rows,), null where the soft loss has no share
-  const float* weights = nullptr;          // (P,)
+  const float* weights = nullptr;          // (P,), not read where the form weighs no positive
   const std::int64_t* offsets = nullptr;   // (rows + 1,)
   const std::int64_t* slots = nullptr;     // (P,) where S and dS of each pair are; null: in order
   std::int64_t rows = 0;
+  Form form = Form::kMasked;
   float hard = 1;
   float soft = 0;
 };
@@ -27,37 +42,96 @@ struct RowLosses {
   float* dS;      // (P,), added to
 };
 
-// A feature that is not finite makes S of its positives infinite or NaN. Where it has none, all
-// its S may be -inf and drop out of every other sum, but then its own n is -inf.
-inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i) {
-  const std::int64_t first = p.offsets[i], last = p.offsets[i + 1];
-  const auto place = [&p](std::int64_t k) { return p.slots == nullptr ? k : p.slots[k]; };
-  const auto finite = [](float S) { return std::isinf(S) ? NAN : S; };
-  const float n = p.n[i];
-  float loss = first < last || std::isfinite(n) ? 0 : NAN, dn = loss, top = n;
-  for (std::int64_t k = first; k < last; ++k) {
-    const float S = finite(p.S[place(k)]), margin = n - S, weight = p.hard * p.weights[k];
-    const float e = std::exp(-std::fabs(margin));  // of the smaller side: no overflow
-    loss += weight * (std::max(margin, 0.0f) + std::log1p(e));
-    const float pull = weight * (margin > 0 ? 1.0f : e) / (1.0f + e);
-    dn += pull;
-    out.dS[place(k)] -= pull;
-    top = std::max(top, S);
+inline float softplus_of(float x) {
+  return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x)));  // of the smaller side
+}
+
+inline float sigmoid_of(float x) {
+  const float e = std::exp(-std::fabs(x));
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
+// The positives of a row together. A feature that is not finite makes S of its positives infinite
+// or NaN.
+struct Positives {
+  const RowProblem& p;
+  std::int64_t first, last;
+  float top = -INFINITY;  // the greatest
+  float total = 0;        // sum of exp(S - top)
+
+  Positives(const RowProblem& problem, std::int64_t i)
+      : p(problem), first(p.offsets[i]), last(p.offsets[i + 1]) {}
+
+  std::int64_t place(std::int64_t k) const { return p.slots == nullptr ? k : p.slots[k]; }
+  float value(std::int64_t k) const {
+    const float S = p.S[place(k)];
+    return std::isinf(S) ? NAN : S;
   }
-  if (p.soft != 0) {
-    // Shares from sums relative to `top`: those from the rounded logarithm are off by it.
-    const float of_n = std::exp(n - top);
-    float total = of_n;
-    for (std::int64_t k = first; k < last; ++k) total += std::exp(p.S[place(k)] - top);
-    loss += p.soft * (top + std::log(total) - p.u[i]);
-    const float share = p.soft / total;
-    dn += share * of_n;
-    for (std::int64_t k = first; k < last; ++k) {
-      out.dS[place(k)] += share * std::exp(p.S[place(k)] - top);
+  void add_up() {
+    for (std::int64_t k = first; k < last; ++k) top = std::max(top, value(k));
+    for (std::int64_t k = first; k < last; ++k) total += std::exp(value(k) - top);
+  }
+};
+
+// Derivatives of the loss of a row by its n and by p, the log-sum-exp of its positives.
+struct Slopes {
+  float n = 0;
+  float p = 0;
+};
+
+// What depends on the positives as a whole; returns the level that `kUnmasked` weighs against.
+// From sums relative to `top`: what comes of a rounded log-sum-exp is off by it.
+inline float whole_row(const Positives& all, std::int64_t i, float& loss, Slopes& slopes) {
+  const RowProblem& p = all.p;
+  const float n = p.n[i], log = all.first < all.last ? std::log(all.total) : 0.0f;
+  const float margin = (n - all.top) - log;  // n - p
+  const float lse = (margin > 0 ? n : all.top + log) + softplus_of(-std::fabs(margin));
+  float by_lse = p.soft;
+  if (p.soft != 0) loss += p.soft * (lse - p.u[i]);
+  if (p.form == Form::kUnmasked) {
+    for (std::int64_t k = all.first; k < all.last; ++k) by_lse += p.hard * p.weights[k];
+  }
+  slopes.n += by_lse * sigmoid_of(margin);
+  slopes.p += by_lse * sigmoid_of(-margin);
+  if (p.form == Form::kJoint && all.first < all.last) {
+    const float pull = p.hard * sigmoid_of(margin);
+    loss += p.hard * softplus_of(margin);
+    slopes.n += pull;
+    slopes.p -= pull;
+  }
+  return lse;
+}
+
+// Where a row has no positive, all its S may be -inf and drop out of every other sum, but then its
+// own n is -inf.
+inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i) {
+  Positives all(p, i);
+  float loss = all.first < all.last || std::isfinite(p.n[i]) ? 0 : NAN, level = p.n[i];
+  Slopes slopes{loss, loss};
+  const bool unmasked = p.form == Form::kUnmasked, joint = p.form == Form::kJoint;
+  const bool whole = p.soft != 0 || unmasked || joint;
+  if (whole) {
+    all.add_up();
+    const float lse = whole_row(all, i, loss, slopes);
+    if (unmasked) level = lse;
+  }
+  for (std::int64_t k = all.first; k < all.last; ++k) {
+    const float S = all.value(k);
+    float by_S = whole ? slopes.p * (std::exp(S - all.top) / all.total) : 0.0f;
+    if (p.form != Form::kNone && !joint) {
+      const float weight = p.hard * p.weights[k];
+      // A row without a negative is decoupled from nothing.
+      const bool masked = p.form == Form::kMasked, lone = !masked && level == -INFINITY;
+      const float margin = lone ? S * 0.0f : level - S;
+      const float slope = masked ? sigmoid_of(margin) : (lone ? 0.0f : 1.0f) + margin * 0.0f;
+      loss += weight * (masked ? softplus_of(margin) : margin);
+      if (!unmasked) slopes.n += weight * slope;
+      by_S -= weight * slope;
     }
+    out.dS[all.place(k)] += by_S;
   }
   out.losses[i] = loss;
-  out.dn[i] = dn;
+  out.dn[i] = slopes.n;
 }
 
 // A pair belongs to one row, so no two threads add to the same dS.

@@ -1,4 +1,4 @@
-"""MFH of both directions in one operator: the statistics, the losses of the rows, their sum.
+"""From features to the mean of both directions: the statistics, the losses of the rows, their sum.
 
 It gives what ``statistics`` and ``mixed_rows`` give one after the other, for a batch that needs
 nothing else of the statistics. Forward already knows the derivatives by the statistics, so backward
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.problem import Needs, Problem, Shares, Sides, Upstream
+from mxm_kernels.backends.problem import Form, Needs, Problem, Shares, Sides, Upstream
 from mxm_kernels.operators.statistics import (
     INPUTS,
     STATISTICS,
@@ -31,7 +31,7 @@ _SIDES = (
     "Tensor slot_places"
 )
 library.define(
-    f"mixed_loss({INPUTS}, {_SIDES}, float[] shares, SymInt[] counts, str backend) -> "
+    f"mixed_loss({INPUTS}, {_SIDES}, str form, float[] shares, SymInt[] counts, str backend) -> "
     f"(Tensor loss, {STATISTICS}, Tensor kept, {UPSTREAM})"
 )
 library.define(
@@ -43,7 +43,12 @@ _UPSTREAM = len(Upstream._fields)
 
 
 def mixed_loss(
-    problem: Problem, sides: Sides, shares: Shares, counts: tuple[int, int, int, int], backend: str
+    problem: Problem,
+    sides: Sides,
+    form: Form,
+    shares: Shares,
+    counts: tuple[int, int, int, int],
+    backend: str,
 ) -> Tensor:
     """() sum over both directions of ``shares`` over ``counts`` times the losses of the rows.
 
@@ -51,12 +56,12 @@ def mixed_loss(
     number that is not an integer. The weights get no gradient. The loss and its gradients are NaN
     where a feature is not finite or a scale not positive.
     """
-    return torch.ops.mxm_kernels.mixed_loss(*problem, *sides, shares, counts, backend)[0]
+    return torch.ops.mxm_kernels.mixed_loss(*problem, *sides, form, shares, counts, backend)[0]
 
 
 @torch.library.impl(library, "mixed_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *tensors, shares, counts, name = arguments
+    *tensors, form, shares, counts, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     # Backends read the weights of the pairs by address, and a caller's may be a strided view.
     sides = Sides(*(vector.contiguous() for vector in tensors[_PROBLEM:]))
@@ -64,13 +69,13 @@ def _forward(*arguments):
     with plain(problem):
         statistics = backend.forward(problem)
         means = Shares(*(share / count for share, count in zip(shares, counts, strict=True)))
-        loss, upstream = backend.mixed_loss(problem, statistics, sides, means)
+        loss, upstream = backend.mixed_loss(problem, statistics, sides, form, means)
     return loss, *saved_of(statistics), *upstream
 
 
 @torch.library.register_fake("mxm_kernels::mixed_loss", lib=library)
 def _fake_forward(*arguments):
-    *tensors, _, _, name = arguments
+    *tensors, _, _, _, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     s = fake_statistics(problem, name)
     parts = s.positives.new_empty((backends.load(name).pair_parts, s.positives.shape[0]))
@@ -106,7 +111,7 @@ def _differentiate(ctx, grad, *_):
     gradients = torch.ops.mxm_kernels.mixed_loss_backward(
         grad, *ctx.saved_tensors, needs, ctx.backend
     )
-    return *gradients_of_inputs(gradients, needs), *[None] * (_SIDE + 3)
+    return *gradients_of_inputs(gradients, needs), *[None] * (_SIDE + 4)
 
 
 torch.library.register_autograd(

@@ -1,9 +1,10 @@
 """The operators over rows and pairs: O(M + N + P) numbers in one call instead of a hundred.
 
-A batch of 420 x 350 takes a millisecond, so there every PyTorch call counts. ``mixed_rows`` is
-MFH's loss for the rows of one direction, together with its derivatives:
+A batch of 420 x 350 takes a millisecond, so there every PyTorch call counts. ``mixed_rows`` are a
+loss h of the positives, in one of the forms of ``backends/pairs.py``, and the soft loss, for the
+rows of one direction, together with their derivatives:
 
-    l_i = a sum_k w_ik softplus(n_i - S_ik) + b (log(exp(n_i) + sum_k exp(S_ik)) - u_i)
+    l_i = a h_i + b (log(exp(n_i) + sum_k exp(S_ik)) - u_i)
 
 ``drawn_weights`` counts how often each positive was drawn. They compute what ``algebra.losses`` and
 ``algebra.selection`` define; every other loss is computed there.
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.problem import Draw, RowProblem
+from mxm_kernels.backends.problem import Draw, Form, RowProblem
 from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
     "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor owners, "
-    "float hard, float soft, SymInt hard_count, SymInt soft_count, str backend) -> "
+    "str form, float hard, float soft, SymInt hard_count, SymInt soft_count, str backend) -> "
     "(Tensor losses, Tensor dn, Tensor dS)"
 )
 library.define(
@@ -36,6 +37,7 @@ library.define(
 def mixed_rows(
     problem: RowProblem,
     owners: Tensor,
+    form: Form,
     backend: str,
     *,
     hard: float,
@@ -49,7 +51,7 @@ def mixed_rows(
     """
     p = problem
     return torch.ops.mxm_kernels.mixed_rows(
-        p.n, p.S, p.u, p.weights, p.offsets, owners, hard, soft, *counts, backend
+        p.n, p.S, p.u, p.weights, p.offsets, owners, form, hard, soft, *counts, backend
     )[0]
 
 
@@ -62,12 +64,12 @@ def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor,
 
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
-def _forward(n, S, u, weights, offsets, owners, hard, soft, hard_count, soft_count, backend):
+def _forward(n, S, u, weights, offsets, owners, form, hard, soft, hard_count, soft_count, backend):
     # Backends read them by address, and a caller's weights may be a strided view.
     problem = RowProblem(*(v.contiguous() for v in (n, S, u, weights, offsets)))
     with torch.no_grad():
         run = backends.load(backend).mixed_rows
-        return tuple(run(problem, hard / hard_count, soft / soft_count))
+        return tuple(run(problem, form, hard / hard_count, soft / soft_count))
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows", lib=library)
@@ -102,14 +104,14 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], output[1], output[2], inputs[5])
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
-    ctx.soft, ctx.soft_count = inputs[7], inputs[9]
+    ctx.soft, ctx.soft_count = inputs[8], inputs[10]
 
 
 def _differentiate(ctx, grad, *_):
     dn, dS, du = torch.ops.mxm_kernels.mixed_rows_backward(
         grad, *ctx.saved_tensors, ctx.soft, ctx.soft_count
     )
-    nothing = [None] * 8
+    nothing = [None] * 9
     return dn, dS, du if ctx.soft else None, *nothing
 
 

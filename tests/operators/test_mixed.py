@@ -1,10 +1,18 @@
 """The operator from features to the loss is the statistics and the rows, one after the other."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import Folds, fused_mfh_loss
+from mxm_kernels import (
+    Folds,
+    fused_decoupled_loss,
+    fused_info_nce_loss,
+    fused_mfh_loss,
+    fused_supcon_loss,
+)
 from mxm_kernels.algebra.selection import expected_weights
 from mxm_kernels.backends import native
 from mxm_kernels.backends.problem import Shares, Sides
@@ -16,7 +24,7 @@ NAMES = "ragged and shuffled", "rows without positives", "several tiles and tail
 SHARES = Shares(0.3, 0.2, 0.45, 0.05)
 
 
-def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
+def _arguments(backend, case, dtype=torch.float32, with_teacher=True, form="masked"):
     x, y, tx, ty = (f.to(backend.device) for f in case.features(dtype))
     tables = Folds.from_ids(*case.ids).to(backend.device).tables(len(x), len(y), x.device)
     s = torch.tensor(20.0, device=backend.device).to(
@@ -38,7 +46,7 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
         tables.texts,
     )
     shares = SHARES if with_teacher else SHARES._replace(soft_rows=0.0, soft_cols=0.0)
-    return leaves, (problem, sides, shares, counts, backend.name)
+    return leaves, (problem, sides, form, shares, counts, backend.name)
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
@@ -69,6 +77,36 @@ def test_it_is_the_operators_one_after_the_other(with_teacher, name, backend):
         results.append((loss, *grads))
     for plain, apart in zip(*results, strict=True):
         torch.testing.assert_close(plain, apart, rtol=1e-5, atol=1e-6 * apart.abs().max().item())
+
+
+LOSSES = {
+    "unmasked": partial(fused_info_nce_loss, mask_false_negatives=False),
+    "masked": fused_info_nce_loss,
+    "decoupled": fused_decoupled_loss,
+    "out": fused_supcon_loss,
+    "in": partial(fused_supcon_loss, positives="in"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("soft", [0.0, 0.4])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_is_the_loss_algebra(name, soft, loss, backend):
+    """Row weights of 1 change nothing, and take the path of the formulas."""
+    case = NAMED_CASES[name]
+    x, y, tx, ty = (f.to(backend.device) for f in case.features(torch.float32))
+    options = {"teacher_image_features": tx, "teacher_text_features": ty, "soft_weight": soft}
+    results = []
+    for weights in ({}, {"image_weights": torch.ones(len(x)), "text_weights": torch.ones(len(y))}):
+        leaves = [v.clone().requires_grad_() for v in (x, y, torch.tensor(20.0, device=x.device))]
+        value = LOSSES[loss](
+            *leaves[:2], case.ids, logit_scale=leaves[2], image_to_text_weight=0.3,
+            backend=backend.name, **(options if soft else {}),
+            **{k: w.to(x.device) for k, w in weights.items()},
+        )  # fmt: skip
+        results.append((value, *torch.autograd.grad(value * 7, leaves)))
+    for plain, apart in zip(*results, strict=True):
+        torch.testing.assert_close(plain, apart, rtol=2e-5, atol=2e-6 * apart.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

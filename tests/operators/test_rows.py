@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import masked_rows, soft_rows
+from mxm_kernels.algebra.losses import FORMS, soft_rows
 from mxm_kernels.backends.pairs import draw_places
 from mxm_kernels.backends.problem import Draw, RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
@@ -33,23 +33,28 @@ def _rows(case, spread: float, no_negative: bool):
     return (n, S, u, weights), Segments(tables.image_offsets, tables.pair_images)
 
 
-def _algebra(vectors, segments, hard, soft):
+FORMULAS = {name: formula for formula, name in FORMS.items()}
+
+
+def _algebra(vectors, segments, form, hard, soft):
     n, S, u, weights = vectors
     d = Direction(
         n=n, S=S, u=u, t=u, m=u, h=u, segments=segments, scale=n.new_ones(()), columns=1,
         with_positive=1,
     )  # fmt: skip
-    return hard * masked_rows(d, weights) + (soft * soft_rows(d) if soft else 0)
+    losses = n.clamp(min=0) * 0 if form == "none" else FORMULAS[form](d, weights)
+    return hard * losses + (soft * soft_rows(d) if soft else 0)
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(
     case=cases(30),
     spread=st.sampled_from([0.1, 3.0, 100.0]),
+    form=st.sampled_from(list(FORMULAS)),
     shares=st.sampled_from([(1.0, 0.0), (0.6, 0.4), (0.0, 1.0), (1e-4, 2e-4)]),
     no_negative=st.booleans(),
 )
-def test_mixed_rows(backend, case, spread, shares, no_negative):
+def test_mixed_rows(backend, case, spread, form, shares, no_negative):
     vectors, segments = _rows(case, spread, no_negative)
     results = []
     for dtype, fused in ((torch.float32, True), (torch.float64, False), (torch.float32, False)):
@@ -61,9 +66,11 @@ def test_mixed_rows(backend, case, spread, shares, no_negative):
             offsets, owners = (v.to(where) for v in segments)
             problem = RowProblem(*on, offsets)
             hard, soft = shares[0] * 7, shares[1] * 3
-            losses = mixed_rows(problem, owners, backend.name, hard=hard, soft=soft, counts=(7, 3))
+            losses = mixed_rows(
+                problem, owners, form, backend.name, hard=hard, soft=soft, counts=(7, 3)
+            )
         else:
-            losses = _algebra((*leaves, weights), segments, *shares)
+            losses = _algebra((*leaves, weights), segments, form, *shares)
         g = torch.Generator().manual_seed(1)
         losses.backward(torch.randn(losses.shape, generator=g, dtype=torch.float64).to(losses))
         grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in leaves]
@@ -76,14 +83,15 @@ def test_mixed_rows(backend, case, spread, shares, no_negative):
         assert error(a, e) <= allowed
 
 
+@pytest.mark.parametrize("form", FORMULAS)
 @pytest.mark.parametrize("soft", [0.0, 0.4])
-def test_contract_with_pytorch(soft, backend):
+def test_contract_with_pytorch(soft, form, backend):
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     vectors = [v.float().to(backend.device) for v in (n, S, u, weights)]
     offsets, owners = (v.to(backend.device) for v in segments)
     for v in vectors[:3]:
         v.requires_grad_()
-    arguments = (*vectors, offsets, owners, 0.6, soft, 5, 7, backend.name)
+    arguments = (*vectors, offsets, owners, form, 0.6, soft, 5, 7, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
     seed = torch.randint(2**63 - 1, (), device=backend.device)
     draw = Draw(seed, offsets, offsets, 3, len(S))
@@ -101,7 +109,7 @@ def test_second_derivatives_are_refused():
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     n.requires_grad_()
     problem = RowProblem(n, S, u, weights, segments.offsets)
-    losses = mixed_rows(problem, segments.owners, "blocked", hard=0.5, soft=0.5)
+    losses = mixed_rows(problem, segments.owners, "masked", "blocked", hard=0.5, soft=0.5)
     (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         grad.sum().backward()

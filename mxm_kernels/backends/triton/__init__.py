@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.problem import (
     Draw,
+    Form,
     Gradients,
     Needs,
     Problem,
@@ -91,19 +92,19 @@ class _Triton:
         with torch.cuda.device_of(problem.x):
             return sigmoid.backward(problem, bias, positives, upstream, needs)
 
-    def mixed_rows(self, problem: RowProblem, hard: float, soft: float) -> RowLosses:
+    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.n):
-            return rows.mixed_rows(problem, hard, soft)
+            return rows.mixed_rows(problem, form, hard, soft)
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
     ) -> tuple[Tensor, Upstream]:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.x):
-            return rows.mixed_loss(problem, statistics, sides, shares)
+            return rows.mixed_loss(problem, statistics, sides, form, shares)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         from mxm_kernels.backends.triton import rows

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.problem import (
     Draw,
+    Form,
     Problem,
     RowLosses,
     RowProblem,
@@ -32,12 +33,38 @@ def _finite(S):
 
 
 @triton.jit
+def _value(S, slots, place, here):
+    """S of a positive of each lane, and where it stands."""
+    if slots is not None:
+        place = tl.load(slots + place, mask=here, other=0)
+    return _finite(tl.load(S + place, mask=here, other=0.0)), place
+
+
+@triton.jit
+def _positives(S, slots, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the positives of each lane's row: the greatest, the sum relative to it, their weight."""
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    weighed = tl.zeros((BLOCK,), tl.float32)
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        value, _ = _value(S, slots, first + k, here)
+        higher = tl.where(here & ~(value <= top), value, top)  # NaN is, and stays
+        grown = total * tl.exp(top - higher) + tl.exp(value - higher)
+        total = tl.where(here, grown, total)
+        top = higher
+        if WEIGHED:
+            weighed += tl.load(weights + first + k, mask=here, other=0.0)
+    return top, tl.where(count == 0, 1.0, total), weighed
+
+
+@triton.jit
 def _mixed_block(
     block,
     n,  # (rows,)
     S,  # (pairs,)
     u,  # (rows,), not read without SOFT
-    weights,  # (pairs,)
+    weights,  # (pairs,), not read where FORM is "none" or "joint"
     offsets,  # (rows + 1,) int64
     slots,  # (pairs,) int64 where S and dS of each pair are, or None: in order
     dn,  # (rows,) out
@@ -45,55 +72,63 @@ def _mixed_block(
     rows,
     hard,
     soft,
+    FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Losses of a block of rows, a row in each lane, which walks its own positives."""
+    """Losses of a block of rows, a row in each lane, which walks its own positives.
+
+    Symbols and forms as in ``backends/pairs.py``, which defines them.
+    """
+    WHOLE: tl.constexpr = SOFT or FORM == "unmasked" or FORM == "joint"
+    WEIGHED: tl.constexpr = FORM != "none" and FORM != "joint"
     row = block * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     first = tl.load(offsets + row, mask=inside, other=0)
     count = tl.load(offsets + row + 1, mask=inside, other=0) - first
-    most = tl.max(count, axis=0)
     N = tl.load(n + row, mask=inside, other=0.0)
     # A row without a positive has n = -inf only if a feature is not finite: -inf 0 is NaN.
     loss = tl.where(count == 0, N * 0.0, 0.0)
-    pulled = loss
-    top = N
-    for k in range(most):
+    by_n, by_p, level, top, total = loss, loss, N, loss, loss
+    if WHOLE:
+        top, total, weighed = _positives(S, slots, weights, first, count, FORM == "unmasked", BLOCK)
+        margin = (N - top) - tl.log(total)  # n - p
+        by_lse = tl.zeros_like(loss)
+        if FORM == "unmasked":
+            level = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
+            by_lse += hard * weighed
+        if SOFT:
+            lse = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
+            loss += soft * (lse - tl.load(u + row, mask=inside, other=0.0))
+            by_lse += soft
+        by_n += by_lse * sigmoid(margin)
+        by_p += by_lse * sigmoid(-margin)
+        if FORM == "joint":
+            loss += tl.where(count == 0, 0.0, hard * softplus(margin))
+            pull = tl.where(count == 0, 0.0, hard * sigmoid(margin))
+            by_n += pull
+            by_p -= pull
+    for k in range(tl.max(count, axis=0)):
         here = k < count
-        place = first + k
-        if slots is not None:
-            place = tl.load(slots + place, mask=here, other=0)
-        value = _finite(tl.load(S + place, mask=here, other=0.0))
-        weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
-        margin = N - value
-        loss += tl.where(here, weight * softplus(margin), 0.0)
-        pull = tl.where(here, weight * sigmoid(margin), 0.0)
-        pulled += pull
-        tl.store(dS + place, -pull, mask=here)
-        top = tl.where(here, tl.maximum(top, value), top)
-    if SOFT:
-        of_n = tl.exp(N - top)
-        total = of_n
-        for k in range(most):
-            here = k < count
-            place = first + k
-            if slots is not None:
-                place = tl.load(slots + place, mask=here, other=0)
-            value = tl.load(S + place, mask=here, other=0.0)
-            total += tl.where(here, tl.exp(value - top), 0.0)
-        loss += soft * (top + tl.log(total) - tl.load(u + row, mask=inside, other=0.0))
-        share = soft / total
-        pulled += share * of_n
-        for k in range(most):
-            here = k < count
-            place = first + k
-            if slots is not None:
-                place = tl.load(slots + place, mask=here, other=0)
-            value = tl.load(S + place, mask=here, other=0.0)
-            before = tl.load(dS + place, mask=here, other=0.0)
-            tl.store(dS + place, before + share * tl.exp(value - top), mask=here)
-    tl.store(dn + row, pulled, mask=inside)
+        value, place = _value(S, slots, first + k, here)
+        by_S = tl.zeros_like(value)
+        if WEIGHED:
+            weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
+            if FORM == "masked":
+                pull = weight * sigmoid(level - value)
+                loss += tl.where(here, weight * softplus(level - value), 0.0)
+            else:  # a row without a negative is decoupled from nothing
+                lone = level == float("-inf")
+                apart = tl.where(lone, value * 0.0, level - value)
+                pull = tl.where(lone, 0.0, weight) + apart * 0.0
+                loss += tl.where(here, weight * apart, 0.0)
+            if FORM != "unmasked":
+                by_n += tl.where(here, pull, 0.0)
+            by_S -= pull
+        if WHOLE:
+            by_S += by_p * (tl.exp(value - top) / total)
+        tl.store(dS + place, by_S, mask=here)
+    tl.store(dn + row, by_n, mask=inside)
     return loss
 
 
@@ -110,13 +145,14 @@ def mixed_rows_kernel(
     rows,
     hard,
     soft,
+    FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The rows of one direction."""
     block = tl.program_id(0)
     loss = _mixed_block(
-        block, n, S, u, weights, offsets, None, dn, dS, rows, hard, soft, SOFT, BLOCK
+        block, n, S, u, weights, offsets, None, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
     row = block * BLOCK + tl.arange(0, BLOCK)
     tl.store(losses + row, loss, mask=row < rows)
@@ -125,11 +161,11 @@ def mixed_rows_kernel(
 @triton.jit
 def _mixed_side(
     block, n, S, u, weights, offsets, slots, dn, dS, du, rows, hard, soft,
-    SOFT: tl.constexpr, BLOCK: tl.constexpr,
+    FORM: tl.constexpr, SOFT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum of the losses of a block of rows of either direction, and du."""
     loss = _mixed_block(
-        block, n, S, u, weights, offsets, slots, dn, dS, rows, hard, soft, SOFT, BLOCK
+        block, n, S, u, weights, offsets, slots, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
     row = block * BLOCK + tl.arange(0, BLOCK)
     if SOFT:
@@ -167,6 +203,7 @@ def mixed_loss_kernel(
     soft_rows,
     hard_cols,
     soft_cols,
+    FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -181,12 +218,12 @@ def mixed_loss_kernel(
     if program < row_blocks:
         loss = _mixed_side(
             program, n_rows, S, u_rows, row_weights, image_offsets, None, dn_rows, dS, du_rows,
-            rows, hard_rows, soft_rows, SOFT, BLOCK,
+            rows, hard_rows, soft_rows, FORM, SOFT, BLOCK,
         )  # fmt: skip
     else:
         loss = _mixed_side(
             program - row_blocks, n_cols, S, u_cols, col_weights, text_offsets, text_slots, dn_cols,
-            dS + pairs, du_cols, cols, hard_cols, soft_cols, SOFT, BLOCK,
+            dS + pairs, du_cols, cols, hard_cols, soft_cols, FORM, SOFT, BLOCK,
         )  # fmt: skip
     tl.store(losses + program, loss)
 
@@ -260,19 +297,19 @@ def drawn_weights_kernel(
         )  # fmt: skip
 
 
-def mixed_rows(p: RowProblem, hard: float, soft: float) -> RowLosses:
+def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
     """Losses of the rows and their derivatives in n and S."""
     rows = p.n.shape[0]
     out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S))
     mixed_rows_kernel[(triton.cdiv(rows, BLOCK),)](
         p.n, p.S, p.u if soft else p.n, p.weights, p.offsets, *out, rows, hard, soft,
-        SOFT=soft != 0, BLOCK=BLOCK,
+        FORM=form, SOFT=soft != 0, BLOCK=BLOCK,
     )  # fmt: skip
     return out
 
 
 def mixed_loss(
-    problem: Problem, statistics: Statistics, sides: Sides, shares: Shares
+    problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
 ) -> tuple[Tensor, Upstream]:
     """The loss of both directions and its gradient by the statistics."""
     s, rows, cols, pairs = statistics, len(problem.x), len(problem.y), len(statistics.positives)
@@ -291,7 +328,7 @@ def mixed_loss(
         sides.row_weights, sides.col_weights, problem.image_offsets, sides.text_offsets,
         sides.text_slots, problem.scale, teacher_scale, losses, *upstream,
         rows, cols, pairs, *shares,
-        SOFT=problem.has_teacher, BLOCK=BLOCK,
+        FORM=form, SOFT=problem.has_teacher, BLOCK=BLOCK,
     )  # fmt: skip
     return losses.sum(), upstream
 
