@@ -10,6 +10,7 @@ from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import logsumexp_rows
 from mxm_kernels.algebra.reduction import reduce
+from mxm_kernels.algebra.run import scaled
 from mxm_kernels.options import Options, Scale, check_not_taken, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
 
@@ -82,20 +83,42 @@ def _weighted_rows(d: Direction, target: Tensor, smoothing: float) -> Tensor:
 
 
 def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """sum_j w_ij S_ij / sum_j w_ij of rows and columns, in the dtype of the loss."""
+    """sum_j w_ij S_ij / sum_j w_ij of rows and columns, in the dtype of the loss.
+
+    A scale for each row is rounded into 16-bit features here as it is where S is formed, or the
+    log-sum-exp and the target of a row would be those of two matrices.
+    """
     assert batch.teacher is not None
-    x, y, a, b = (f.to(batch.dtype) for f in (batch.x, batch.y, *batch.teacher))
+    a, b = (f.to(batch.dtype) for f in batch.teacher)
+    x, y = batch.x.to(batch.dtype), batch.y.to(batch.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        rows = _weighted_average(batch, x, y, a, b, batch.tables.texts)
-        cols = _weighted_average(batch, y, x, b, a, batch.tables.images)
-    return batch.scales[0] * rows, batch.scales[1] * cols
+        if batch.one_scale:
+            rows = batch.scales[0] * _weighted_average(batch, x, y, a, b, batch.tables.texts)
+            cols = batch.scales[1] * _weighted_average(batch, y, x, b, a, batch.tables.images)
+            return rows, cols
+        own_x, own_y = (
+            scaled(features, scale).to(batch.dtype)
+            for features, scale in zip((batch.x, batch.y), batch.scales, strict=True)
+        )
+        rows = _weighted_average(batch, own_x, y, a, b, batch.tables.texts)
+        cols = _weighted_average(batch, own_y, x, b, a, batch.tables.images)
+    return rows, cols
 
 
 def _weighted_average(
     batch: Batch, x: Tensor, y: Tensor, a: Tensor, b: Tensor, columns: int
 ) -> Tensor:
-    """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij."""
-    y_sum, y_b, b_sum = batch.sum(y.sum(0)), batch.sum(y.T @ b), batch.sum(b.sum(0))
-    products = x @ y_sum + ((x @ y_b) * a).sum(1)
-    total = columns + a @ b_sum
-    return products / total.masked_fill(total == 0, 1)  # the products are 0 there too
+    """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij, as the plain average and what w adds to it.
+
+        <x_i, mean y> + x_i^T (sum_j (y_j - mean y) (b_j - mean b)^T) a_i / sum_j (1 + <a_i, b_j>)
+
+    Where a_i is opposite to the columns, the denominator keeps few digits, and so would the
+    numerator be if it held the average too; what is left of it there is small.
+    """
+    y_mean, b_mean = batch.sum(y.sum(0)) / columns, batch.sum(b.sum(0)) / columns
+    # The deviations of b sum to 0, so y_mean gets no gradient from those of y.
+    together = batch.sum((y - y_mean.detach()).T @ (b - b_mean))
+    total = columns * (1 + a @ b_mean)
+    none = total == 0
+    more = ((x @ together) * a).sum(1) / total.masked_fill(none, 1)
+    return (x @ y_mean + more).masked_fill(none, 0)

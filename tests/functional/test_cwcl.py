@@ -41,6 +41,39 @@ def test_value_and_gradients(rows, reduction, backend):
         assert_as_good(name, *values, torch.float32, magnitude=24.0)
 
 
+@pytest.mark.parametrize("columns", [1, 4])
+def test_columns_almost_opposite_to_a_row_keep_their_digits(columns, backend):
+    """sum_j w_ij is 2e-6 of its terms, and so were the digits of the target."""
+    y = normalize(torch.randn(columns, 6, dtype=torch.float64)).float()
+    x = normalize(torch.randn(2, 6, dtype=torch.float64)).float()
+    a = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+    b = normalize(torch.tensor([[1.0, 0.002]]) + 0.001 * torch.rand(columns, 1).mul(a[1]))
+
+    def rows(x, y, a, b):
+        S, w = 50 * x @ y.T, a @ b.T
+        return continuously_weighted(S, w)
+
+    expected = rows(*(f.double() for f in (x, y, a, b)))
+    device = [f.to(backend.device) for f in (x, y, a, b)]
+    actual, _ = fused_cwcl_loss(
+        device[0], device[1], logit_scale=50.0, teacher_image_features=device[2],
+        teacher_text_features=device[3], reduction="none", backend=backend.name,
+    )  # fmt: skip
+    assert float((actual.cpu().double() - expected).abs().max()) < (1e-4 if columns == 1 else 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_lone_column_has_loss_zero_whatever_the_scale_rounds_to(dtype, backend):
+    """The target is of the same S as the log-sum-exp."""
+    made = [normalize(torch.randn(n, 6)).to(backend.device, dtype) for n in (5, 1, 5, 1)]
+    scales = tuple(50 + 50 * torch.rand(n, device=backend.device) for n in (5, 1))
+    rows, _ = fused_cwcl_loss(
+        made[0], made[1], logit_scale=scales, teacher_image_features=made[2],
+        teacher_text_features=made[3], reduction="none", backend=backend.name,
+    )  # fmt: skip
+    assert float(rows.abs().max()) < 1e-4
+
+
 def test_a_similarity_of_one_everywhere_is_uniform_smoothing():
     x, y = normalize(torch.randn(6, 4)), normalize(torch.randn(6, 4))
     one = torch.ones(6, 1)

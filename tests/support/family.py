@@ -35,6 +35,7 @@ class Loss:
     drawn: str = ""  # "positives" (ROUNDS of them) or "rows" (SOFT_SHARE get the soft loss)
     pairs: bool = True  # knows positives; else dense is (S, T, <a, b>) -> (rows,), over all columns
     queues: bool = True
+    two_ways: bool = False  # the features go to the loss beside S too
 
 
 def _soft(S: Tensor, T: Tensor, cosines: Tensor) -> Tensor:
@@ -78,7 +79,12 @@ LOSSES = {
     ),
     "soft": Loss(mxm.fused_soft_loss, _soft, own_weights=False, pairs=False),
     "cwcl": Loss(
-        _without_folds, _continuously_weighted, own_weights=False, pairs=False, queues=False
+        _without_folds,
+        _continuously_weighted,
+        own_weights=False,
+        pairs=False,
+        queues=False,
+        two_ways=True,
     ),
 }
 
@@ -125,7 +131,7 @@ class Given:
     """The tensors of a call, in float64, rounded where they are features."""
 
     def __init__(self, case: Case, choice: Choice, dtype: torch.dtype) -> None:
-        self.case, self.choice = case, choice
+        self.case, self.choice, self.dtype = case, choice, dtype
         g = torch.Generator().manual_seed(case.seed + 7)
         self.x, self.y, self.tx, self.ty = (f.double() for f in case.features(dtype))
         M, N = len(self.x), len(self.y)
@@ -256,7 +262,8 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype):
             weights = torch.cat([weights, torch.zeros(matches.shape)], 1)
         scale = scales[k] if scales[k].ndim == 0 else scales[k][:, None]
         teacher_scale = 0.7 / case.temperature if given.reads_teacher_scale else scale.detach()
-        S, T = scale * (a @ b.T), teacher_scale * (ta @ tb.T)
+        S = _logits(given, scale, a, b)
+        T = _logits(given, teacher_scale, ta, tb)
         rows = given.weights[k].to(dtype) if c.row_weights else None
         if not loss.pairs:
             every = torch.ones(len(S), dtype=torch.bool)
@@ -270,6 +277,15 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype):
         share = 0.0 if share is None else share
         sides.append((hard, soft, share, positives.any(1), rows))
     return _reduced(c, sides), leaves
+
+
+def _logits(given: Given, scale: float | Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``scale * a b^T``; scales of rows stand in 16-bit features, multiplied in float32."""
+    if given.dtype.itemsize > 2 or not given.choice.row_scales:
+        return scale * (a @ b.T)
+    exact, number = scale * a, scale.detach().float() if isinstance(scale, Tensor) else scale
+    rounded = (number * a.detach().float()).to(given.dtype).to(exact)
+    return (exact + (rounded - exact).detach()) @ b.T
 
 
 def _weights(loss: Loss, given: Given, positives: Tensor, side: int) -> Tensor:
