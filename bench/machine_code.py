@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
@@ -28,6 +28,7 @@ from bench.instructions import mix
 from bench.machine_code_page import markdown
 from bench.occupancy import occupancy
 from bench.resources import amd_usage, cuda_code
+from mxm_kernels.backends.problem import Form
 from mxm_kernels.backends.triton import launch, merge
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
@@ -83,6 +84,7 @@ _INTEGERS = {
 } | _DIVISIBLE  # fmt: skip
 
 
+FORMS = get_args(Form)  # of the kernels of the rows
 KERNELS = {
     "statistics": statistics_kernel,
     "merge": merge.merge_kernel,
@@ -90,15 +92,15 @@ KERNELS = {
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
-    "mixed_rows": mixed_rows_kernel,
-    "mixed_loss": mixed_loss_kernel,
+    **{f"mixed_rows, {form}": mixed_rows_kernel for form in FORMS},
+    **{f"mixed_loss, {form}": mixed_loss_kernel for form in FORMS},
     "drawn_weights": drawn_weights_kernel,
     "scale_gradient": scale_gradient_kernel,
 }
 # Those that read no features, with the constants of their launch.
-_FLOAT32_ONLY: dict[str, dict[str, int]] = {
-    "mixed_rows": {"BLOCK": ROW_BLOCK},
-    "mixed_loss": {"BLOCK": ROW_BLOCK},
+_FLOAT32_ONLY: dict[str, dict[str, Any]] = {
+    **{f"mixed_rows, {form}": {"BLOCK": ROW_BLOCK, "FORM": form} for form in FORMS},
+    **{f"mixed_loss, {form}": {"BLOCK": ROW_BLOCK, "FORM": form} for form in FORMS},
     "drawn_weights": DRAW,
     "scale_gradient": {"BLOCK": SUM_BLOCK},
 }
@@ -114,6 +116,7 @@ _SWITCH_NAMES = ("teacher", "diagnostics", "float8")
 _NEITHER, _TEACHER = (False, False, False), (True, False, False)
 _DIAGNOSED = (False, True, False), (True, True, False)
 _FLOAT8 = (True, False, True)
+_MIXED = (_NEITHER, _TEACHER), (_TEACHER,)  # the soft loss alone has a teacher
 SWITCHES = {
     "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
     "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
@@ -121,8 +124,8 @@ SWITCHES = {
     "pair_gradient": (_NEITHER, _TEACHER, _FLOAT8),
     "sigmoid_statistics": (_NEITHER,),
     "sigmoid_gradient": (_NEITHER,),
-    "mixed_rows": (_NEITHER, _TEACHER),
-    "mixed_loss": (_NEITHER, _TEACHER),
+    **{f"mixed_rows, {form}": _MIXED[form == "none"] for form in FORMS},
+    **{f"mixed_loss, {form}": _MIXED[form == "none"] for form in FORMS},
     "drawn_weights": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
 }

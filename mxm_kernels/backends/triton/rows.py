@@ -89,7 +89,10 @@ def _mixed_block(
     N = tl.load(n + row, mask=inside, other=0.0)
     # A row without a positive has n = -inf only if a feature is not finite: -inf 0 is NaN.
     loss = tl.where(count == 0, N * 0.0, 0.0)
-    by_n, by_p, level, top, total = loss, loss, N, loss, loss
+    by_n, by_p, level, top, total, factor = loss, loss, N, loss, loss, hard
+    if FORM == "decoupled":  # a row without a negative is decoupled from nothing
+        level = tl.where(N == float("-inf"), 0.0, N)
+        factor = tl.where(N == float("-inf"), 0.0, hard)
     if WHOLE:
         top, total, weighed = _positives(S, slots, weights, first, count, FORM == "unmasked", BLOCK)
         margin = (N - top) - tl.log(total)  # n - p
@@ -113,15 +116,13 @@ def _mixed_block(
         value, place = _value(S, slots, first + k, here)
         by_S = tl.zeros_like(value)
         if WEIGHED:
-            weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
+            weight = factor * tl.load(weights + first + k, mask=here, other=0.0)
             if FORM == "masked":
                 pull = weight * sigmoid(level - value)
                 loss += tl.where(here, weight * softplus(level - value), 0.0)
-            else:  # a row without a negative is decoupled from nothing
-                lone = level == float("-inf")
-                apart = tl.where(lone, value * 0.0, level - value)
-                pull = tl.where(lone, 0.0, weight) + apart * 0.0
-                loss += tl.where(here, weight * apart, 0.0)
+            else:  # NaN times 0 is NaN
+                pull = weight + (level - value) * 0.0
+                loss += tl.where(here, weight * (level - value), 0.0)
             if FORM != "unmasked":
                 by_n += tl.where(here, pull, 0.0)
             by_S -= pull
