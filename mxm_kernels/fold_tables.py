@@ -45,6 +45,7 @@ class FoldTables:
     slot_places: Tensor  # (P,) int64, place in text-major order of each slot
     images_with_positive: int
     texts_with_positive: int
+    kept: bool = False  # for the next batch of the same size, and with them what follows from them
 
     @property
     def images(self) -> int:
@@ -89,7 +90,7 @@ class FoldTables:
         """Return a copy with ``function`` applied to every vector."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         vectors: Any = {name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **vectors)
+        return replace(self, kept=False, **vectors)
 
 
 class _Members(NamedTuple):
@@ -218,4 +219,8 @@ def _tables_from_counts(
     )
 
 
-_kept_tables_from_counts = lru_cache(maxsize=32)(_tables_from_counts)
+@lru_cache(maxsize=32)
+def _kept_tables_from_counts(
+    views: int, captions: int, instances: int, device: torch.device
+) -> FoldTables:
+    return replace(_tables_from_counts(views, captions, instances, device), kept=True)

@@ -38,8 +38,8 @@ def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> 
     b, t = batch, batch.tables
     soft = 1.0 if form == "none" else batch.options.soft_weight
     assert not isinstance(soft, tuple)
-    none = b.x.new_empty(0, dtype=b.dtype)
-    row_weights, col_weights = (none if w is None else w for w in given)
+    weights = (b.x.new_empty(0, dtype=b.dtype) if w is None else w for w in given)
+    row_weights, col_weights = weights
     if not soft:
         b = replace(b, teacher=None)
     rows = b.options.image_to_text_weight

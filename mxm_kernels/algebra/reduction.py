@@ -127,9 +127,9 @@ def _mixed_side(
     assert not isinstance(soft, Tensor)
     soft = 1.0 if form == "none" else soft
     mean = batch.options.reduction == "mean"
-    none = d.S.new_empty(0)
+    weights = d.S.new_empty(0) if weights is None else weights
     losses = mixed_rows(
-        RowProblem(d.n, d.S, d.u, none if weights is None else weights, d.segments.offsets),
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets),
         d.segments.owners,
         form,
         batch.backend,

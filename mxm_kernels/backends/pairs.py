@@ -54,10 +54,11 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
         margin = torch.where(counts == 0, -torch.inf, positives.margin)
         pull = hard * torch.sigmoid(margin)
         losses = empty + hard * softplus(margin, threshold=40)
-        out = RowLosses(losses, pull, -pull[owners] * positives.shares)
+        out = RowLosses(losses, pull, positives.spread(-pull, segments))
     elif form == "unmasked":
         made = _weighted(p, positives.lse, form, hard, segments)
-        out = _with_lse(made._replace(losses=made.losses + empty), positives, segments)
+        by_n, by_S = _of_lse(made.dn, positives, segments)
+        out = RowLosses(made.losses + empty, by_n, made.dS + by_S)
     return _with_soft(out, p, positives, soft, segments) if soft else out
 
 
@@ -79,18 +80,16 @@ def _with_soft(
     out: RowLosses, p: RowProblem, positives: _Positives, soft: float, segments: Segments
 ) -> RowLosses:
     """The soft loss added."""
-    of_soft = RowLosses(
-        soft * (positives.lse - p.u), torch.full_like(p.n, soft), torch.zeros_like(p.S)
-    )
-    more = _with_lse(of_soft, positives, segments)
-    return RowLosses(*(a + b for a, b in zip(out, more, strict=True)))
+    by_n, by_S = _of_lse(soft, positives, segments)
+    return RowLosses(out.losses + soft * (positives.lse - p.u), out.dn + by_n, out.dS + by_S)
 
 
-def _with_lse(out: RowLosses, positives: _Positives, segments: Segments) -> RowLosses:
-    """The derivative by lse, which stands in ``dn``, handed on to n and S."""
-    by_n = out.dn * torch.sigmoid(positives.margin)
-    by_p = out.dn * torch.sigmoid(-positives.margin)
-    return RowLosses(out.losses, by_n, out.dS + by_p[segments.owners] * positives.shares)
+def _of_lse(
+    by_lse: float | Tensor, positives: _Positives, segments: Segments
+) -> tuple[Tensor, Tensor]:
+    """The derivative by lse handed on to n (rows,) and S (P,)."""
+    by_p = by_lse * torch.sigmoid(-positives.margin)
+    return by_lse * torch.sigmoid(positives.margin), positives.spread(by_p, segments)
 
 
 class _Positives(NamedTuple):
@@ -98,7 +97,12 @@ class _Positives(NamedTuple):
 
     lse: Tensor  # (rows,) log-sum-exp of the whole row
     margin: Tensor  # (rows,) n - p, inf without a positive
-    shares: Tensor  # (P,) softmax of S over the positives of its row
+    of_S: Tensor  # (P,) exp of S against the greatest of its row
+    total: Tensor  # (rows,) their sums
+
+    def spread(self, by_p: Tensor, segments: Segments) -> Tensor:
+        """(P,) the derivative by p (rows,) handed on to S."""
+        return (by_p / self.total)[segments.owners] * self.of_S
 
 
 def _positives(p: RowProblem, segments: Segments) -> _Positives:
@@ -106,10 +110,9 @@ def _positives(p: RowProblem, segments: Segments) -> _Positives:
     top = segment_max(p.S, segments)
     of_S = (p.S - top[segments.owners]).exp()
     total = segment_sum(of_S, segments)
-    log = total.clamp(min=1).log()  # 1 or more, but for a row without a positive
+    log = total.log()  # -inf without a positive, as is the greatest
     margin = (p.n - top) - log
-    lse = torch.where(margin > 0, p.n, top + log) + softplus(-margin.abs(), threshold=40)
-    return _Positives(lse, margin, of_S / total[segments.owners])
+    return _Positives(torch.logaddexp(p.n, top + log), margin, of_S, total)
 
 
 def mixed_loss(

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels import Folds, draw_selection, fused_mfh_loss
-from mxm_kernels.algebra.selection import drawn_weights, expected_weights, given_weights
+from mxm_kernels.algebra.selection import (
+    drawn_weights,
+    expected_weights,
+    given_weights,
+    paired_weights,
+)
 
 CPU = torch.device("cpu")
 IDS = ([0, 1, 1, 2, 9], [1, 0, 1, 1, 2, 2, 8])
@@ -163,3 +168,17 @@ def test_a_selection_outside_the_groups_is_an_error(selection, error, message):
     x, y = torch.nn.functional.normalize(torch.randn(12, 4)).split([5, 7])
     with pytest.raises(error, match=message):
         fused_mfh_loss(x, y, IDS, logit_scale=10.0, selection=selection)
+
+
+@pytest.mark.parametrize("weights", [paired_weights, expected_weights])
+def test_weights_are_kept_with_the_tables_of_uniform_folds_and_only_with_them(weights):
+    with torch.inference_mode():
+        first = weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float32)
+    again = weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float32)
+    assert all(a is b and not a.is_inference() for a, b in zip(first, again, strict=True))
+    assert weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float64)[0].dtype == torch.float64
+    ids = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
+    tables = Folds.from_ids(*ids).tables(4, 6, CPU)
+    given = weights(tables, torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(first, given, strict=True))
+    assert weights(tables, torch.float32)[0] is not given[0]

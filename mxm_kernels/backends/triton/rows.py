@@ -91,8 +91,8 @@ def _mixed_block(
     loss = tl.where(count == 0, N * 0.0, 0.0)
     by_n, by_p, level, top, total, factor = loss, loss, N, loss, loss, hard
     if FORM == "decoupled":  # a row without a negative is decoupled from nothing
-        level = tl.where(N == float("-inf"), 0.0, N)
-        factor = tl.where(N == float("-inf"), 0.0, hard)
+        level = tl.where(float("-inf") == N, 0.0, N)
+        factor = tl.where(float("-inf") == N, 0.0, hard)
     if WHOLE:
         top, total, weighed = _positives(S, slots, weights, first, count, FORM == "unmasked", BLOCK)
         margin = (N - top) - tl.log(total)  # n - p
