@@ -80,7 +80,9 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
 
 
 def _row_totals(x: Tensor, total: Tensor, scale: Tensor) -> Tensor:
-    """(rows,) sum_j S_ij = s <x_i, sum_j y_j>: no matrix."""
+    """(rows,) sum_j S_ij = s <x_i, sum_j y_j>: no matrix; of the S that the operator forms."""
+    if scale.ndim:
+        return torch.mv(scaled(x, scale).to(total.dtype), total)
     return scale * torch.mv(x.to(total.dtype), total)
 
 
