@@ -169,6 +169,16 @@ def check_teacher_dtype(dtype: object) -> None:
         raise ValueError(f"teacher_dtype must be torch.float8_e4m3fn or None, got {dtype!r}")
 
 
+def check_drawn_rounds(rounds: object) -> None:
+    """R of a draw, which has no expectation."""
+    if rounds is None:
+        raise TypeError("rounds must be an integer, got None: an expectation draws nothing")
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral):
+        raise TypeError(f"rounds must be an integer, got {type(rounds).__name__}")
+    if not 1 <= int(rounds) <= MOST_ROUNDS:
+        raise ValueError(f"rounds must be between 1 and {MOST_ROUNDS} for a draw, got {rounds}")
+
+
 def check_rounds(rounds: object) -> None:
     """R, or None for the expectation."""
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, Integral)):

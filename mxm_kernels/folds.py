@@ -207,20 +207,36 @@ class Folds:
 def as_ids(name: str, ids: Ids) -> Tensor:
     """Any container of integers as an int64 vector; uint64 keeps its bits, so ids stay distinct."""
     if not isinstance(ids, Tensor):
-        try:
-            array = np.asarray(ids)
-        except ValueError as error:
-            raise ValueError(f"{name} must be one-dimensional: {error}") from None
-        if array.size == 0:
-            array = array.astype(np.int64)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
-        ids = torch.from_numpy(array.astype(np.int64))
+        ids = torch.from_numpy(_as_array(name, ids).astype(np.int64))
     elif ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got dtype {ids.dtype}")
     if ids.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {tuple(ids.shape)}")
     return ids.to(torch.int64)
+
+
+def _as_array(name: str, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """An array of integers, of uint64 where one is 2**63 or more."""
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(f"{name} must be one-dimensional: {error}") from None
+    if array.size == 0:
+        return array.astype(np.int64)
+    if array.dtype.kind in "fO" and array.ndim == 1 and not isinstance(ids, np.ndarray):
+        # numpy makes floats of integers below and above 2**63 together, and objects of larger ones.
+        numbers = list(ids)
+        if all(isinstance(number, Integral) for number in numbers):
+            least, most = int(min(numbers)), int(max(numbers))
+            if least < 0 or most >= 2**64:
+                raise ValueError(
+                    f"{name} must be from -2**63 to 2**63 - 1, or from 0 to 2**64 - 1, "
+                    f"got {least} to {most}"
+                )
+            return np.array(numbers, np.uint64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
+    return array
 
 
 def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
@@ -251,4 +267,4 @@ def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
 def _is_uint64(ids: Ids) -> bool:
     if isinstance(ids, Tensor):
         return ids.dtype == torch.uint64
-    return np.asarray(ids).dtype == np.uint64  # a list with an integer of 2**63 or more too
+    return _as_array("ids", ids).dtype == np.uint64

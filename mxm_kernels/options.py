@@ -153,7 +153,7 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
     Raises:
         TypeError, ValueError: an option is unknown or not as described.
     """
-    o = Resolved(**check_hyper_parameters(options, Resolved._fields))
+    o = _in_floats(Resolved(**check_hyper_parameters(options, Resolved._fields)))
     if o.pair_weights is not None and not (
         isinstance(o.pair_weights, tuple | list) and len(o.pair_weights) == 2
     ):
@@ -178,6 +178,16 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
     return o
+
+
+def _in_floats(o: Resolved) -> Resolved:
+    """Numbers of any kind, checked: a fractions.Fraction takes no part in tensor arithmetic."""
+    share = o.soft_weight
+    return o._replace(
+        soft_weight=share if isinstance(share, tuple | list) else float(share),
+        image_to_text_weight=float(o.image_to_text_weight),
+        label_smoothing=float(o.label_smoothing),
+    )
 
 
 def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:

@@ -80,9 +80,19 @@ def test_numbers_of_numpy_are_numbers():
     assert fused_mfh_loss(**GOOD | TEACHER | options).isfinite()
 
 
-def test_drawing_an_expectation_is_an_error():
-    with pytest.raises(TypeError, match="rounds must be an integer, got None"):
-        draw_selection((2, 3), X, Y, rounds=None)
+@pytest.mark.parametrize(
+    ("rounds", "error", "message"),
+    [
+        (None, TypeError, "rounds must be an integer, got None: an expectation draws nothing"),
+        (2.5, TypeError, "rounds must be an integer, got float"),
+        (True, TypeError, "rounds must be an integer, got bool"),
+        (0, ValueError, "rounds must be between 1 and 16777216 for a draw, got 0"),
+        (1 << 25, ValueError, "rounds must be between 1 and 16777216 for a draw, got 33554432"),
+    ],
+)
+def test_a_draw_has_rounds(rounds, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        draw_selection((2, 3), X, Y, rounds=rounds)
 
 
 def test_triton_takes_no_float64():

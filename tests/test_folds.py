@@ -70,6 +70,10 @@ def test_huge_ids_stay_distinct():
     big = np.array([2**64 - 1, 2**63, 0], np.uint64)
     assert Folds.from_ids(big, big).tables(3, 3, CPU).pairs == 3
     assert Folds.from_ids(big[:2], [0, 1]).tables(2, 2, CPU).pairs == 0
+    mixed = [2**64 - 1, 7, 2**63]
+    assert Folds.from_ids(mixed, mixed).tables(3, 3, CPU).pairs == 3
+    assert Folds.from_ids(mixed, [7, 8]).tables(3, 2, CPU).pairs == 1
+    assert Folds.from_ids(mixed, big).tables(3, 3, CPU).pairs == 2
 
 
 def test_folds_without_a_positive_pair_exist():
@@ -137,6 +141,22 @@ def test_pinned_by_a_loader():
             ValueError,
             "text_ids has uint64 ids of 2.*the other side must be uint64",
         ),
+        (
+            lambda: Folds.from_ids([-1, 2**63], [1]),
+            ValueError,
+            r"image_ids must be from -2.*or from 0 to 2.*got -1 to 9223372036854775808",
+        ),
+        (
+            lambda: Folds.from_ids([1], [2**64, 3]),
+            ValueError,
+            "text_ids must be from -2.*got 3 to 18446744073709551616",
+        ),
+        (
+            lambda: Folds.from_ids([1, 2**63], [-1]),
+            ValueError,
+            "image_ids has uint64 ids of 2.*the other side must be uint64",
+        ),
+        (lambda: Folds.from_ids([2**63, 1.5], [1]), TypeError, "image_ids must hold integers"),
         (lambda: Folds.from_ids([1], [[1], [1, 2]]), ValueError, "text_ids must be one-dim"),
         (lambda: Folds.from_ids([[1]], [1]), ValueError, r"image_ids must be one-dim.*\(1, 1\)"),
         (

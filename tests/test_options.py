@@ -1,5 +1,7 @@
 """The options that all losses share: bad ones are errors that name them."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -200,3 +202,23 @@ def test_self_distillation_mixes_the_rows(share, backend):
         is_soft = torch.isclose(m, q)
         assert int(is_soft.sum()) == round(share * 8)
         torch.testing.assert_close(m, torch.where(is_soft, q, h))
+
+
+@pytest.mark.parametrize(
+    ("loss", "own"),
+    [
+        (mxm.fused_mfh_loss, {"hard_weight": 0.25, "rounds": None}),
+        (mxm.fused_soft_loss, {"teacher_logit_scale": 0.25}),
+        (mxm.fused_supcon_loss, {"label_smoothing": 0.25, "soft_weight": 0.25}),
+        (mxm.fused_hard_loss, {"label_smoothing": 0.25, "soft_weight": 0.25, "rounds": None}),
+        (mxm.fused_debiased_loss, {"positive_prior": 0.25, "soft_weight": 0.25}),
+        (mxm.fused_self_distillation_loss, {"soft_share": 0.0, "label_smoothing": 0.25}),
+        (mxm.fused_siglip_loss, {"logit_bias": -0.25}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_fractions_are_numbers(loss, own):
+    own = {"logit_scale": 10.0, "image_to_text_weight": 0.75} | own
+    exact = {k: Fraction(v) if isinstance(v, float) else v for k, v in own.items()}
+    teacher = {} if loss is mxm.fused_siglip_loss else TEACHER
+    assert torch.equal(loss(X, Y, (2, 3), **exact, **teacher), loss(X, Y, (2, 3), **own, **teacher))

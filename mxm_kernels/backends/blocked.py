@@ -141,10 +141,9 @@ class _Blocked:
         needs: Needs,
         factor: Tensor | None = None,
     ) -> Gradients:
-        work, sums = _Workspace(problem), GradientSum(problem, needs)
-        # Scaled once here, dS below is the gradient of x y^T and the products need no scaling.
-        scale = problem.scale if factor is None else problem.scale * factor
-        d = Upstream(*(g * scale for g in upstream))
+        # The sums get the scale, dS does not: in dS S its square may be below float32's numbers.
+        work, sums = _Workspace(problem), GradientSum(problem, needs, 1 / problem.scale)
+        d = upstream if factor is None else Upstream(*(g * factor for g in upstream))
         positives = d.positives.sum(0)
         of_S = Term.of(statistics.n_rows, statistics.n_cols, d.n_rows, d.n_cols)
         of_T = Term.of(statistics.t_rows, statistics.t_cols, d.u_rows, d.u_cols)
@@ -160,7 +159,7 @@ class _Blocked:
             if needs.scale:
                 dscale += torch.dot(flat, S.view(-1))
             sums.add(dS, tile.rows, tile.cols)
-        return sums.finish((dscale / problem.scale**2).to(problem.scale.dtype))
+        return sums.finish((dscale / problem.scale).to(problem.scale.dtype))
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
         work = _Workspace(problem)
@@ -185,24 +184,26 @@ class _Blocked:
         upstream: SigmoidStatistics,
         needs: Needs,
     ) -> SigmoidGradients:
-        work, sums = _Workspace(problem), GradientSum(problem, needs)
-        d = SigmoidStatistics(*(g * problem.scale for g in upstream))  # as in backward
+        work = _Workspace(problem)
+        sums = GradientSum(problem, needs, 1 / problem.scale)  # as in backward
         dscale, dbias = problem.scale.new_zeros(2, dtype=torch.float64)
         for tile in _tiles(problem):
             S = work.student(tile)
             dS = torch.add(S, bias, out=work.take(2, tile)).sigmoid_()
-            rows, cols = d.r_rows[slice(*tile.rows), None], d.r_cols[slice(*tile.cols)]
+            rows, cols = (
+                upstream.r_rows[slice(*tile.rows), None],
+                upstream.r_cols[slice(*tile.cols)],
+            )
             dS *= torch.add(rows, cols, out=work.take(1, tile))
             flat = dS.view(-1)
             flat[tile.places] = 0
             dbias += flat.sum()
-            flat[tile.places] = d.positives[tile.pairs]
+            flat[tile.places] = upstream.positives[tile.pairs]
             if needs.scale:
                 dscale += torch.dot(flat, S.view(-1))
             sums.add(dS, tile.rows, tile.cols)
-        s = problem.scale
-        gradients = sums.finish((dscale / s**2).to(s.dtype))
-        return SigmoidGradients(*gradients, (dbias / s).to(bias.dtype))
+        gradients = sums.finish((dscale / problem.scale).to(problem.scale.dtype))
+        return SigmoidGradients(*gradients, dbias.to(bias.dtype))
 
 
 backend = _Blocked()

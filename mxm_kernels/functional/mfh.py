@@ -260,10 +260,8 @@ def draw_selection(
     """
     x, y = autocast(image_features), autocast(text_features)
     checks.check_features(x, y)
-    check_hard(1.0, rounds)
+    checks.check_drawn_rounds(rounds)
     checks.check_draw(generator, None)
-    if rounds is None:
-        raise TypeError("rounds must be an integer, got None: an expectation draws nothing")
     tables = resolve_folds(folds, x, y)
     slots, places = draws.draw_places(tables, rounds, generator)
     texts, images = tables.pair_texts[slots], tables.pair_images[tables.text_slots[places]]

@@ -108,6 +108,24 @@ def test_degenerate_batches(loss, case, backend):
     check(loss, case, replace(PLAIN, soft="number"), torch.float32, backend)
 
 
+@pytest.mark.parametrize("s", [1e-20, 1e-30])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "debiased"])  # on its floor
+def test_a_tiny_scale_has_its_gradient(name, s, backend):
+    """The square of the scale is below float32's numbers."""
+    case = replace(NAMED_CASES["ragged and shuffled"], temperature=1 / s)
+    check(LOSSES[name], case, replace(PLAIN, soft="number"), torch.float32, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_scales_of_rows_are_rounded_alike_wherever_they_are_read(loss, dtype, backend):
+    """Of one column S itself cancels; with one rounded scale and one exact a rounding stays."""
+    case = Case((1, 1), (1,), dimension=7, temperature=0.005)
+    check(loss, case, replace(NAMED["everything"], soft="none"), dtype, backend)
+    choice = replace(PLAIN, row_scales=True, smoothing=0.1, reduction="none")
+    check(loss, case, choice, dtype, backend)
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_drawn_cases_and_options(backend, data):

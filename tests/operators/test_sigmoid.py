@@ -66,6 +66,18 @@ def test_agrees_with_dense_float64(case, dtype, scalars, backend):
         assert_as_good(name, *values, own, magnitude=size)
 
 
+@pytest.mark.parametrize("s", [1e-20, 1e-30])
+def test_a_tiny_scale_has_its_gradient(s, backend):
+    """The square of the scale is below float32's numbers."""
+    leaves, tables = batch(backend, scalars=(s, -1.0))
+    got = differentiated(lambda v: sigmoid_statistics(*v, tables, backend.name), leaves)
+    tables = tables.map(torch.Tensor.cpu)
+    exact = [v.detach().cpu().double() for v in leaves]
+    expected = differentiated(lambda v: dense(v, tables), exact)
+    for a, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.cpu().double(), e, rtol=1e-4, atol=1e-6 * float(e.norm()))
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_loss_of_siglip(case, backend):
     if case is CASES["more than a chunk"] and _interpreted(backend):
