@@ -46,8 +46,9 @@ def test_uniform_is_the_same_as_its_ids(views, captions, instances):
         if isinstance(value, torch.Tensor):
             assert torch.equal(getattr(uniform, name), value), name
             assert getattr(uniform, name).dtype == value.dtype, name
-        else:
+        elif name != "kept":
             assert getattr(uniform, name) == value, name
+    assert uniform.kept and not from_ids.kept
 
 
 @pytest.mark.parametrize(
