@@ -33,10 +33,9 @@ def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
 def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> Tensor:
     """() mean over both directions of a form of the positives and the soft loss, mixed.
 
-    A form that weighs no positive is given no weights; "none" is the soft loss alone.
+    A form that weighs no positive is given no weights.
     """
-    b, t = batch, batch.tables
-    soft = 1.0 if form == "none" else batch.options.soft_weight
+    b, t, soft = batch, batch.tables, batch.options.soft_weight
     assert not isinstance(soft, tuple)
     weights = (b.x.new_empty(0, dtype=b.dtype) if w is None else w for w in given)
     row_weights, col_weights = weights

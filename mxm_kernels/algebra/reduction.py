@@ -74,12 +74,12 @@ def reduce(
     """Run the operator, the formula in both directions, and mix them.
 
     ``given`` is what the formula is given in each direction; without a formula the loss is the
-    soft loss alone.
+    soft loss alone, whose share is then 1.
     """
     o, form = batch.options, FORMS.get(formula)
     if form is not None and is_plain(batch, given):
         return plain_loss(batch, given, form)
-    pair = directions(batch, soft=formula is None or o.soft)
+    pair = directions(batch, soft=o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
     shares = _soft_shares(batch)
@@ -125,7 +125,6 @@ def _mixed_side(
 ) -> Side:
     """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
-    soft = 1.0 if form == "none" else soft
     mean = batch.options.reduction == "mean"
     weights = d.S.new_empty(0) if weights is None else weights
     losses = mixed_rows(
@@ -157,7 +156,7 @@ def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
     """The share of the soft loss in each direction: a number or one for each row."""
     share = batch.options.soft_weight
     if not isinstance(share, tuple | list):
-        return float(share), float(share)
+        return share, share
     rows, cols = (
         row_vector(f"soft_weight[{k}]", value, len(like), like, batch.dtype)
         for k, (value, like) in enumerate(zip(share, (batch.x, batch.y), strict=True))

@@ -217,6 +217,7 @@ def fused_soft_loss(
         o = resolve(options, reads_teacher=True)
         if not o.has_teacher:
             raise ValueError("the soft loss needs teacher_image_features and teacher_text_features")
+    o = o._replace(soft_weight=1.0)
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=("soft",))
     return reduce(batch, None, (None, None))
 
