@@ -43,23 +43,14 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
     owners = rows.repeat_interleave(counts, output_size=len(p.S))
     segments = Segments(p.offsets, owners)
     p = p._replace(S=torch.where(p.S.isinf(), torch.nan, p.S))
-    empty = torch.where(counts == 0, p.n * 0, 0)  # infinity times 0 is NaN
     if form in ("masked", "decoupled"):
-        made = _weighted(p, p.n, form, hard, segments)
-        out = RowLosses(made.losses + empty, made.dn, made.dS)
-        return _with_soft(out, p, _positives(p, segments), soft, segments) if soft else out
-    positives = _positives(p, segments)
-    out = RowLosses(empty, torch.zeros_like(p.n), torch.zeros_like(p.S))
-    if form == "joint":
-        margin = torch.where(counts == 0, -torch.inf, positives.margin)
-        pull = hard * torch.sigmoid(margin)
-        losses = empty + hard * softplus(margin, threshold=40)
-        out = RowLosses(losses, pull, positives.spread(-pull, segments))
-    elif form == "unmasked":
-        made = _weighted(p, positives.lse, form, hard, segments)
-        by_n, by_S = _of_lse(made.dn, positives, segments)
-        out = RowLosses(made.losses + empty, by_n, made.dS + by_S)
-    return _with_soft(out, p, positives, soft, segments) if soft else out
+        out = _weighted(p, p.n, form, hard, segments)
+    else:
+        out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
+    if soft or form in ("unmasked", "joint"):
+        out = _with_whole(out, p, form, hard, soft, segments)
+    # Infinity times 0 is NaN.
+    return out._replace(losses=out.losses + torch.where(counts == 0, p.n * 0, 0))
 
 
 def _weighted(
@@ -76,20 +67,26 @@ def _weighted(
     return RowLosses(segment_sum(weights * value, segments), segment_sum(pulled, segments), -pulled)
 
 
-def _with_soft(
-    out: RowLosses, p: RowProblem, positives: _Positives, soft: float, segments: Segments
+def _with_whole(
+    out: RowLosses, p: RowProblem, form: Form, hard: float, soft: float, segments: Segments
 ) -> RowLosses:
-    """The soft loss added."""
-    by_n, by_S = _of_lse(soft, positives, segments)
-    return RowLosses(out.losses + soft * (positives.lse - p.u), out.dn + by_n, out.dS + by_S)
-
-
-def _of_lse(
-    by_lse: float | Tensor, positives: _Positives, segments: Segments
-) -> tuple[Tensor, Tensor]:
-    """The derivative by lse handed on to n (rows,) and S (P,)."""
+    """What depends on the positives of a row as a whole, added: by lse, or by p alone."""
+    positives = _positives(p, segments)
+    losses, dn, dS = out
+    by_lse: float | Tensor = soft
+    if form == "unmasked":
+        made = _weighted(p, positives.lse, form, hard, segments)
+        losses, dS, by_lse = losses + made.losses, dS + made.dS, soft + made.dn
+    if soft:
+        losses = torch.add(losses, positives.lse - p.u, alpha=soft)
+    dn = dn + by_lse * torch.sigmoid(positives.margin)
     by_p = by_lse * torch.sigmoid(-positives.margin)
-    return by_lse * torch.sigmoid(positives.margin), positives.spread(by_p, segments)
+    if form == "joint":
+        margin = torch.where(segments.offsets.diff() == 0, -torch.inf, positives.margin)
+        pull = hard * torch.sigmoid(margin)
+        losses, dn, by_p = losses + hard * softplus(margin, threshold=40), dn + pull, by_p - pull
+    by_S = (by_p / positives.total)[segments.owners] * positives.of_S
+    return RowLosses(losses, dn, dS + by_S)
 
 
 class _Positives(NamedTuple):
@@ -99,10 +96,6 @@ class _Positives(NamedTuple):
     margin: Tensor  # (rows,) n - p, inf without a positive
     of_S: Tensor  # (P,) exp of S against the greatest of its row
     total: Tensor  # (rows,) their sums
-
-    def spread(self, by_p: Tensor, segments: Segments) -> Tensor:
-        """(P,) the derivative by p (rows,) handed on to S."""
-        return (by_p / self.total)[segments.owners] * self.of_S
 
 
 def _positives(p: RowProblem, segments: Segments) -> _Positives:

@@ -24,7 +24,7 @@ NAMES = "ragged and shuffled", "rows without positives", "several tiles and tail
 SHARES = Shares(0.3, 0.2, 0.45, 0.05)
 
 
-def _arguments(backend, case, dtype=torch.float32, with_teacher=True, form="masked"):
+def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
     x, y, tx, ty = (f.to(backend.device) for f in case.features(dtype))
     tables = Folds.from_ids(*case.ids).to(backend.device).tables(len(x), len(y), x.device)
     s = torch.tensor(20.0, device=backend.device).to(
@@ -46,7 +46,7 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True, form="mask
         tables.texts,
     )
     shares = SHARES if with_teacher else SHARES._replace(soft_rows=0.0, soft_cols=0.0)
-    return leaves, (problem, sides, form, shares, counts, backend.name)
+    return leaves, (problem, sides, "masked", shares, counts, backend.name)
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])

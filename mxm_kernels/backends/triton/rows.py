@@ -89,19 +89,19 @@ def _mixed_block(
     N = tl.load(n + row, mask=inside, other=0.0)
     # A row without a positive has n = -inf only if a feature is not finite: -inf 0 is NaN.
     loss = tl.where(count == 0, N * 0.0, 0.0)
-    by_n, by_p, level, top, total, factor = loss, loss, N, loss, loss, hard
+    by_n, by_p, level, factor = loss, loss, N, hard
     if FORM == "decoupled":  # a row without a negative is decoupled from nothing
         level = tl.where(float("-inf") == N, 0.0, N)
         factor = tl.where(float("-inf") == N, 0.0, hard)
     if WHOLE:
         top, total, weighed = _positives(S, slots, weights, first, count, FORM == "unmasked", BLOCK)
         margin = (N - top) - tl.log(total)  # n - p
+        lse = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
         by_lse = tl.zeros_like(loss)
         if FORM == "unmasked":
-            level = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
+            level = lse
             by_lse += hard * weighed
         if SOFT:
-            lse = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
             loss += soft * (lse - tl.load(u + row, mask=inside, other=0.0))
             by_lse += soft
         by_n += by_lse * sigmoid(margin)
