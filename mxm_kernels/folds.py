@@ -73,6 +73,7 @@ class Folds:
             TypeError: the ids are not integers.
             ValueError: the ids are not one-dimensional or are on different devices.
         """
+        image_ids, text_ids = _as_read("image_ids", image_ids), _as_read("text_ids", text_ids)
         image, text = as_ids("image_ids", image_ids), as_ids("text_ids", text_ids)
         if image.device != text.device:
             raise ValueError(
@@ -215,6 +216,11 @@ def as_ids(name: str, ids: Ids) -> Tensor:
     return ids.to(torch.int64)
 
 
+def _as_read(name: str, ids: Ids) -> Tensor | np.ndarray:
+    """A tensor as it is, anything else as an array."""
+    return ids if isinstance(ids, Tensor) else _as_array(name, ids)
+
+
 def _as_array(name: str, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """An array of integers, of uint64 where one is 2**63 or more."""
     try:
@@ -264,7 +270,5 @@ def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
     return ids
 
 
-def _is_uint64(ids: Ids) -> bool:
-    if isinstance(ids, Tensor):
-        return ids.dtype == torch.uint64
-    return _as_array("ids", ids).dtype == np.uint64
+def _is_uint64(ids: Tensor | np.ndarray) -> bool:
+    return ids.dtype == (torch.uint64 if isinstance(ids, Tensor) else np.uint64)

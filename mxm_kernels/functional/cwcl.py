@@ -93,18 +93,14 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.teacher is not None
     a, b = (f.to(batch.dtype) for f in batch.teacher)
     x, y = batch.x.to(batch.dtype), batch.y.to(batch.dtype)
+    own_x, own_y = x, y
+    if not batch.one_scale:
+        own_x = scaled(batch.x, batch.scales[0]).to(batch.dtype)
+        own_y = scaled(batch.y, batch.scales[1]).to(batch.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        if batch.one_scale:
-            rows = batch.scales[0] * _weighted_average(batch, x, y, a, b, batch.tables.texts)
-            cols = batch.scales[1] * _weighted_average(batch, y, x, b, a, batch.tables.images)
-            return rows, cols
-        own_x, own_y = (
-            scaled(features, scale).to(batch.dtype)
-            for features, scale in zip((batch.x, batch.y), batch.scales, strict=True)
-        )
         rows = _weighted_average(batch, own_x, y, a, b, batch.tables.texts)
         cols = _weighted_average(batch, own_y, x, b, a, batch.tables.images)
-    return rows, cols
+    return (batch.scales[0] * rows, batch.scales[1] * cols) if batch.one_scale else (rows, cols)
 
 
 def _weighted_average(
