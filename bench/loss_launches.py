@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ OTHERS = SAME & ~torch.eye(len(IDS), dtype=torch.bool)
 LABELS = torch.arange(len(IDS))
 SIGNS = 2.0 * torch.eye(len(IDS)) - 1
 SHARES = SAME / SAME.sum(1, keepdim=True)
+SCALE, PRIOR = 10.0, 0.02
 
 Eager = Callable[[Tensor, Tensor | None], Tensor]  # (S, T) -> the loss
 
@@ -53,89 +55,113 @@ _EXPECTED = _both(
         .mean()
     )
 )
-# name -> (ours, options, whether it takes a teacher, eager)
-LOSSES: dict[str, tuple[Callable[..., Tensor], dict, bool, Eager]] = {
-    "InfoNCE, pairs": (
-        lambda x, y, **o: mxm.fused_info_nce_loss(x, y, **o),
-        {},
-        False,
+
+
+def _joint(S: Tensor) -> Tensor:
+    return (S.logsumexp(1) - S.masked_fill(~SAME, -torch.inf).logsumexp(1)).mean()
+
+
+def _debiased(S: Tensor) -> Tensor:
+    others, e = ~SAME, S.exp()
+    excess = PRIOR * (e * SAME).sum(1) / SAME.sum(1)
+    g = ((e * others).sum(1) / others.sum(1) - excess) / (1 - PRIOR)
+    g = others.sum(1) * torch.maximum(g, torch.tensor(-SCALE).exp())
+    return ((S.diagonal().exp() + g).log() - S.diagonal()).mean()
+
+
+def _cwcl(S: Tensor, T: Tensor | None) -> Tensor:
+    assert T is not None
+    w = (1 + T / SCALE) / 2
+    rows = ((w * S.log_softmax(1)).sum(1) / w.sum(1)).mean()
+    return -(rows + ((w * S.log_softmax(0)).sum(0) / w.sum(0)).mean()) / 2
+
+
+def _of_others(S: Tensor, T: Tensor | None) -> Tensor:
+    """Inside one modality: a row is no other of itself."""
+    n = S.masked_fill(SAME, -torch.inf).logsumexp(1)[:, None]
+    return ((OTHERS * (n - S).exp().log1p()).sum(1) / OTHERS.sum(1)).mean()
+
+
+class Loss(NamedTuple):
+    """One line of the table."""
+
+    ours: Callable[..., Tensor]  # (x, y, options) -> the loss
+    eager: Eager
+    teacher: bool = False
+    own_teacher: bool = False  # eager reads T = S, detached
+    one_side: bool = False  # y is x
+
+
+def _with_folds(loss: Callable[..., Tensor], **fixed) -> Callable[..., Tensor]:
+    return lambda x, y, **o: loss(x, y, FOLDS, **fixed, **o)
+
+
+LOSSES = {
+    "InfoNCE, pairs": Loss(mxm.fused_info_nce_loss, _both(lambda S: cross_entropy(S, LABELS))),
+    "InfoNCE, false negatives masked": Loss(_with_folds(mxm.fused_info_nce_loss), _ERASED),
+    "InfoNCE, unmasked": Loss(
+        _with_folds(mxm.fused_info_nce_loss, mask_false_negatives=False),
         _both(lambda S: cross_entropy(S, LABELS)),
     ),
-    "InfoNCE, false negatives masked": (
-        lambda x, y, **o: mxm.fused_info_nce_loss(x, y, FOLDS, **o),
-        {},
-        False,
-        _ERASED,
-    ),
-    "InfoNCE, unmasked": (
-        lambda x, y, **o: mxm.fused_info_nce_loss(x, y, FOLDS, **o),
-        {"mask_false_negatives": False},
-        False,
-        _both(lambda S: cross_entropy(S, LABELS)),
-    ),
-    "SupCon": (
-        lambda x, y, **o: mxm.fused_supcon_loss(x, y, FOLDS, **o),
-        {},
-        False,
+    "SupCon": Loss(
+        _with_folds(mxm.fused_supcon_loss),
         _both(lambda S: -(SHARES * S.log_softmax(1)).sum(1).mean()),
     ),
-    "SupCon, inside the logarithm": (
-        lambda x, y, **o: mxm.fused_supcon_loss(x, y, FOLDS, **o),
-        {"positives": "in"},
-        False,
-        _both(lambda S: (S.logsumexp(1) - S.masked_fill(~SAME, -torch.inf).logsumexp(1)).mean()),
+    "SupCon, inside the logarithm": Loss(
+        _with_folds(mxm.fused_supcon_loss, positives="in"), _both(_joint)
     ),
-    "decoupled": (
-        lambda x, y, **o: mxm.fused_decoupled_loss(x, y, FOLDS, **o),
-        {},
-        False,
+    "decoupled": Loss(
+        _with_folds(mxm.fused_decoupled_loss),
         _both(lambda S: (S.masked_fill(SAME, -torch.inf).logsumexp(1) - S.diagonal()).mean()),
     ),
-    "SigLIP": (
+    "debiased": Loss(_with_folds(mxm.fused_debiased_loss, positive_prior=PRIOR), _both(_debiased)),
+    "SigLIP": Loss(
         lambda x, y, **o: mxm.fused_siglip_loss(x, y, logit_bias=-5.0, **o),
-        {},
-        False,
         lambda S, T: -logsigmoid(SIGNS * (S - 5.0)).sum() / len(S),
     ),
-    "hard, expectation": (
-        lambda x, y, **o: mxm.fused_hard_loss(x, y, FOLDS, **o),
-        {"rounds": None},
-        False,
-        _EXPECTED,
-    ),
-    "soft": (lambda x, y, **o: mxm.fused_soft_loss(x, y, FOLDS, **o), {}, True, _soft),
-    "MFH, expectation": (
-        lambda x, y, **o: mxm.fused_mfh_loss(x, y, FOLDS, **o),
-        {"rounds": None},
-        True,
+    "hard, expectation": Loss(_with_folds(mxm.fused_hard_loss, rounds=None), _EXPECTED),
+    "soft": Loss(_with_folds(mxm.fused_soft_loss), _soft, teacher=True),
+    "MFH, expectation": Loss(
+        _with_folds(mxm.fused_mfh_loss, rounds=None),
         lambda S, T: 0.6 * _EXPECTED(S, T) + 0.4 * _soft(S, T),
+        teacher=True,
+    ),
+    "self-distillation of every row": Loss(
+        _with_folds(mxm.fused_self_distillation_loss, soft_share=1.0), _soft, own_teacher=True
+    ),
+    "CWCL": Loss(mxm.fused_cwcl_loss, _cwcl, teacher=True),
+    "intra-modal": Loss(
+        lambda x, y, **o: mxm.fused_intra_modal_loss(x, VIEWS, **o), _of_others, one_side=True
     ),
 }
 
 
 def steps(name: str, backend: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """One step of ours and of plain PyTorch, as functions that give the loss."""
-    ours, options, teacher, eager = LOSSES[name]
     torch.manual_seed(0)
     x, y, a, b = (normalize(torch.randn(len(IDS), D)) for _ in range(4))
-    s = torch.tensor(10.0)
+    s = torch.tensor(SCALE)
+    loss = LOSSES[name]
     leaves = [v.requires_grad_() for v in (x, y, s)]
-    given = {"teacher_image_features": a, "teacher_text_features": b} if teacher else {}
+    y = x if loss.one_side else y
+    given = {"teacher_image_features": a, "teacher_text_features": b} if loss.teacher else {}
 
     def step(loss_of: Callable[[], Tensor]) -> Tensor:
         for leaf in leaves:
             leaf.grad = None
-        loss = loss_of()
-        loss.backward()
-        return loss.detach()
+        value = loss_of()
+        value.backward()
+        return value.detach()
 
     def fused() -> Tensor:
-        return step(lambda: ours(x, y, logit_scale=s, backend=backend, **options, **given))
+        return step(lambda: loss.ours(x, y, logit_scale=s, backend=backend, **given))
 
-    def dense() -> Tensor:
-        return step(lambda: eager(s * (x @ y.T), s.detach() * (a @ b.T) if teacher else None))
+    def eager() -> Tensor:
+        S = s * (x @ y.T)
+        T = s.detach() * (a @ b.T) if loss.teacher else None
+        return loss.eager(S, S.detach() if loss.own_teacher else T)
 
-    return fused, dense
+    return fused, lambda: step(eager)
 
 
 def counts(backend: str = "triton") -> dict[str, tuple[int, int]]:

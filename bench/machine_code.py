@@ -40,7 +40,13 @@ from mxm_kernels.backends.triton.rows import (
     mixed_loss_kernel,
     mixed_rows_kernel,
 )
-from mxm_kernels.backends.triton.sigmoid import sigmoid_gradient_kernel, sigmoid_statistics_kernel
+from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
+from mxm_kernels.backends.triton.sigmoid_gradient import (
+    TIMES_BLOCK,
+    sigmoid_gradient_kernel,
+    sigmoid_pairs_kernel,
+    times_kernel,
+)
 from mxm_kernels.backends.triton.statistics import statistics_kernel
 
 TARGETS = {
@@ -64,7 +70,7 @@ DTYPES = {
     "tf32": torch.float32,
 }
 
-_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS"}
+_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out"}
 _INT_POINTERS = {
     "image_groups": "*i32",
     "text_groups": "*i32",
@@ -77,10 +83,11 @@ _INT_POINTERS = {
     "seed": "*i64",
 }
 _NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols"}
-_DIVISIBLE = {"D", "TEACHER_D", "stride"}  # multiples of 16 for the fast dimensions
+# Multiples of 16 for the fast dimensions.
+_DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
-    "tiles", "rounds", "first_row", "last_row", "first_col", "last_col",
+    "tiles", "sums", "rounds", "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
 
@@ -92,6 +99,8 @@ KERNELS = {
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
+    "sigmoid_pairs": sigmoid_pairs_kernel,
+    "times": times_kernel,
     **{f"mixed_rows, {form}": mixed_rows_kernel for form in FORMS},
     **{f"mixed_loss, {form}": mixed_loss_kernel for form in FORMS},
     "drawn_weights": drawn_weights_kernel,
@@ -124,6 +133,8 @@ SWITCHES = {
     "pair_gradient": (_NEITHER, _TEACHER, _FLOAT8),
     "sigmoid_statistics": (_NEITHER,),
     "sigmoid_gradient": (_NEITHER,),
+    "sigmoid_pairs": (_NEITHER,),
+    "times": (_NEITHER,),
     **{f"mixed_rows, {form}": _MIXED[form == "none"] for form in FORMS},
     **{f"mixed_loss, {form}": _MIXED[form == "none"] for form in FORMS},
     "drawn_weights": (_NEITHER,),
@@ -150,6 +161,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     constants: dict[str, Any] = {
         "TEACHER": teacher,
         "SOFT": teacher,
+        "WEIGHED": True,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
         "PRECISION": "tf32" if dtype == "tf32" else "ieee",
@@ -167,6 +179,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     elif name in _FLOAT32_ONLY:
         constants |= _FLOAT32_ONLY[name]
         options = {"num_warps": 8} if name == "scale_gradient" else {}
+    elif name == "times":
+        constants["BLOCK"] = TIMES_BLOCK
     constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
     signature, attributes = {}, {}
@@ -179,6 +193,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
             kind = "fp32"
         else:
             kind = f"*{features}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
+            if argument in ("dx", "dy") and features == "fp16":
+                kind = "*fp32"  # ``Problem.gradient_dtype``
             if config["float8"] and argument.startswith("teacher") and argument in _FEATURES:
                 kind = "*u8"
         signature[argument] = kind

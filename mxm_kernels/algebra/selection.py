@@ -150,6 +150,14 @@ def own_weights(tables: FoldTables, weights: tuple[Tensor, Tensor], dtype: torch
     Raises:
         TypeError, ValueError: they are not two floating-point (P,) tensors.
     """
+    rows, cols = in_slots(tables, weights, dtype)
+    return rows, permute(cols, tables.text_slots, tables.slot_places)
+
+
+def in_slots(
+    tables: FoldTables, weights: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same weights, checked, both in slot order as they came."""
     made = []
     for k, vector in enumerate(weights):
         name = f"pair_weights[{k}]"
@@ -167,7 +175,7 @@ def own_weights(tables: FoldTables, weights: tuple[Tensor, Tensor], dtype: torch
                 f"got {vector.device}"
             )
         made.append(vector.to(dtype))
-    return made[0], permute(made[1], tables.text_slots, tables.slot_places)
+    return made[0], made[1]
 
 
 def given_weights(

@@ -20,11 +20,13 @@ from mxm_kernels.backends.problem import (
     Needs,
     Problem,
     SigmoidGradients,
+    SigmoidLoss,
     SigmoidStatistics,
+    SigmoidWeights,
     Statistics,
     Upstream,
 )
-from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.tiles import GradientSum, Span, split, times
 
 TILE = 1 << 21  # numbers in a tile: 8 MiB of float32
 TILE_COLUMNS = 8192
@@ -89,6 +91,7 @@ class _Blocked:
     mixed_rows = staticmethod(pairs.mixed_rows)
     mixed_loss = staticmethod(pairs.mixed_loss)
     drawn_weights = staticmethod(pairs.drawn_weights)
+    times = staticmethod(times)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
@@ -204,6 +207,48 @@ class _Blocked:
             sums.add(dS, tile.rows, tile.cols)
         gradients = sums.finish((dscale / problem.scale).to(problem.scale.dtype))
         return SigmoidGradients(*gradients, dbias.to(bias.dtype))
+
+    def sigmoid_loss(
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+    ) -> SigmoidLoss:
+        problem = problem._replace(scale=torch.where(problem.scale > 0, problem.scale, torch.nan))
+        work = _Workspace(problem)
+        sums = GradientSum(problem, needs, 1 / problem.scale, dtype=problem.gradient_dtype)
+        zero = work.buffers.new_zeros(())
+        of_pairs = _of_pairs(problem, weights)
+        loss, dscale, dbias = problem.scale.new_zeros(3, dtype=torch.float64)
+        for tile in _tiles(problem):
+            rows, cols = weights.rows[slice(*tile.rows)], weights.cols[slice(*tile.cols)]
+            S, weight = work.student(tile), of_pairs[tile.pairs]
+            margins = bias + S.view(-1)[tile.places]
+            logits = torch.add(S, bias, out=work.take(1, tile))
+            logits.view(-1)[tile.places] = -torch.inf
+            dS = torch.sigmoid(logits, out=work.take(2, tile))
+            terms = torch.logaddexp(logits, zero, out=logits)  # softplus
+            loss += rows @ terms.sum(1) + cols @ terms.sum(0)
+            loss += weight @ torch.logaddexp(-margins, zero)
+            dS *= torch.add(rows[:, None], cols, out=terms)
+            flat = dS.view(-1)
+            flat[tile.places] = -weight * torch.sigmoid(-margins)
+            dbias += flat.sum()
+            dscale += torch.dot(flat, S.view(-1))
+            sums.add(dS, tile.rows, tile.cols)
+        dscale /= problem.scale
+        gradients = sums.finish(problem.scale)
+        # What is not finite among the features may vanish from the loss, but not from dS S.
+        return SigmoidLoss(
+            (loss + 0 * dscale).to(bias.dtype),
+            gradients.x,
+            gradients.y,
+            torch.stack([dscale, dbias]).to(bias.dtype),
+        )
+
+
+def _of_pairs(p: Problem, weights: SigmoidWeights) -> Tensor:
+    """(P,) what the term of each positive is multiplied with."""
+    a_rows, a_cols, w_rows, w_cols = weights
+    rows, cols = a_rows[p.pair_images], a_cols[p.pair_texts]
+    return rows * w_rows + cols * w_cols if len(w_rows) else rows + cols
 
 
 backend = _Blocked()

@@ -25,11 +25,13 @@ from mxm_kernels.backends.problem import (
     Shares,
     Sides,
     SigmoidGradients,
+    SigmoidLoss,
     SigmoidStatistics,
+    SigmoidWeights,
     Statistics,
     Upstream,
 )
-from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.tiles import GradientSum, Span, split, times
 
 try:
     import mxm_kernels._native as _native
@@ -120,6 +122,7 @@ class _Native:
     """The backend: see the module's docstring."""
 
     pair_parts = 1
+    times = staticmethod(times)
 
     def __init__(self, level: str | None = None, unit: str | None = None) -> None:
         """By default the best level, with the best unit for bfloat16; a given level has none."""
@@ -239,6 +242,27 @@ class _Native:
             bias.new_tensor(sweep.dbias / scale),
         )
 
+    def sigmoid_loss(
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+    ) -> SigmoidLoss:
+        if not problem.scale.item() > 0:
+            problem = problem._replace(scale=torch.full_like(problem.scale, torch.nan))
+        S = problem.x.new_empty(len(problem.pair_images), dtype=torch.float32)
+        given = [v.contiguous() for v in weights]  # named: the extension takes addresses
+        sweep = _native.SigmoidLossPass(
+            self.level,
+            _native_problem(problem),
+            bias.item(),
+            S.data_ptr(),
+            [v.data_ptr() if len(v) else 0 for v in given],
+        )
+        gradients = _tiled_gradients(problem, needs, sweep, problem.gradient_dtype)
+        scale = problem.scale.item()  # which the upstream gradients carry
+        dscale, dbias = sweep.dscale / scale**2, sweep.dbias / scale
+        # What is not finite among the features may vanish from the loss, but not from dS S.
+        loss = bias.new_tensor(sweep.loss / scale + 0 * dscale)
+        return SigmoidLoss(loss, gradients.x, gradients.y, bias.new_tensor([dscale, dbias]))
+
     def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
         out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S))
@@ -320,8 +344,10 @@ def _kept_gradients(problem: Problem, needs: Needs, sweep, kept: Tensor) -> Grad
     return sums.finish(problem.scale)
 
 
-def _tiled_gradients(problem: Problem, needs: Needs, sweep) -> Gradients:
-    plane, sums = _Plane(problem), GradientSum(problem, needs)
+def _tiled_gradients(
+    problem: Problem, needs: Needs, sweep, dtype: torch.dtype | None = None
+) -> Gradients:
+    plane, sums = _Plane(problem), GradientSum(problem, needs, dtype=dtype)
     for rows, cols in plane:
         sweep.sweep(*plane.addresses(rows, cols))
         sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)

@@ -17,6 +17,11 @@ and for diagnostics, not differentiable, the hardest negative and the entropy of
 The sigmoid statistics have a bias b instead of a teacher:
 
     r_i = sum_{j not in Pos(i)} softplus(S_ij + b)   r_j
+
+and the sigmoid loss has weights a of the rows, a' of the columns, w and w' of the positives, which
+are 1 at negatives; z is 1 at positives and -1 at negatives:
+
+    L = sum_ij (a_i w_ij + a'_j w'_ij) softplus(-z_ij (S_ij + b))
 """
 
 from __future__ import annotations
@@ -46,6 +51,14 @@ class Problem(NamedTuple):
     def accumulator(self) -> torch.dtype:
         """Dtype of everything after the products: float32, or float64 for float64 features."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Dtype of gradients that are yet to be multiplied by an upstream gradient.
+
+        float16 could not hold what loss scaling has not raised: a mean's gradients are below 6e-8.
+        """
+        return torch.float32 if self.x.dtype == torch.float16 else self.x.dtype
 
     @property
     def has_teacher(self) -> bool:
@@ -194,6 +207,24 @@ class SigmoidGradients(NamedTuple):
     bias: Tensor  # ()
 
 
+class SigmoidWeights(NamedTuple):
+    """What the terms of the sigmoid loss are multiplied with."""
+
+    rows: Tensor  # (M,) a
+    cols: Tensor  # (N,) a'
+    row_pairs: Tensor  # (P,) w in slot order, or empty: 1 each
+    col_pairs: Tensor  # (P,) w' in slot order, or empty
+
+
+class SigmoidLoss(NamedTuple):
+    """The sigmoid loss and its gradients, which one pass gives; empty where not wanted."""
+
+    loss: Tensor  # ()
+    dx: Tensor  # (M, D), in the problem's ``gradient_dtype``
+    dy: Tensor  # (N, D)
+    dscalars: Tensor  # (2,) by the scale and by the bias
+
+
 class Backend(Protocol):
     """One implementation of the operator."""
 
@@ -235,6 +266,21 @@ class Backend(Protocol):
         needs: Needs,
     ) -> SigmoidGradients:
         """Compute their gradients from S of the ``positives`` and those of the statistics."""
+        ...
+
+    def sigmoid_loss(
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+    ) -> SigmoidLoss:
+        """Compute the sigmoid loss and its gradients; the problem has no teacher.
+
+        The loss is NaN where a feature is not finite, all is NaN where the scale is not positive.
+        """
+        ...
+
+    def times(
+        self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Multiply gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``."""
         ...
 
     def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:

@@ -26,18 +26,26 @@ class GradientSum:
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
     ``unit`` is a factor that the tiles carry and the sums must lose. ``alone``: there is one tile,
-    whose products on a GPU need no sum and come in the dtype of the features.
+    whose products on a GPU need no sum and come in the dtype of the features. ``dtype`` is that of
+    the results, by default of the features.
     """
 
     def __init__(
-        self, problem: Problem, needs: Needs, unit: Tensor | None = None, *, alone: bool = False
+        self,
+        problem: Problem,
+        needs: Needs,
+        unit: Tensor | None = None,
+        *,
+        alone: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.problem, self.unit = problem, unit
         x, y = problem.x, problem.y
+        self.dtype = x.dtype if dtype is None else dtype
         self.direct = alone and unit is None and x.device.type == "cuda"
-        dtype = y.dtype if self.direct else problem.accumulator
-        self.dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs.x else None
-        self.dy = y.new_empty(y.shape, dtype=dtype) if needs.y else None
+        summed = self.dtype if self.direct else problem.accumulator
+        self.dx = x.new_empty(x.shape, dtype=self.dtype) if needs.x else None
+        self.dy = y.new_empty(y.shape, dtype=summed) if needs.y else None
 
     def add(self, dS: Tensor, rows: Span, cols: Span) -> None:
         """Add one tile: dS (h, w) of image rows ``rows`` and text rows ``cols``."""
@@ -69,11 +77,11 @@ class GradientSum:
         return dx if dx.dtype == dtype else dx.new_empty(dx.shape, dtype=dtype)
 
     def finish(self, dscale: Tensor) -> Gradients:
-        """Return the sums in the dtype of the features."""
+        """Return the sums in the dtype of the results."""
         x, y = self.problem.x, self.problem.y
         return Gradients(
             x.new_empty(0) if self.dx is None else self.dx,
-            y.new_empty(0) if self.dy is None else self._without_unit(self.dy).to(y.dtype),
+            y.new_empty(0) if self.dy is None else self._without_unit(self.dy).to(self.dtype),
             dscale,
         )
 
@@ -92,3 +100,11 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         out.copy_(product) if first else out.add_(product)
     else:
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=0 if first else 1)
+
+
+def times(
+    grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients times ``grad`` (), in float32 or float64, dx and dy then rounded to ``dtype``."""
+    dx, dy = (d.to(grad.dtype).mul(grad).to(dtype) for d in (dx, dy))
+    return dx, dy, dscalars * grad

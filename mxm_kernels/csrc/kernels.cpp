@@ -24,6 +24,7 @@ const Kernels kernels = {MXM_NAME(MXM_LEVEL),
                          backward_tile,
                          sigmoid_forward_tile,
                          sigmoid_backward_tile,
+                         sigmoid_loss_tile,
                          each<exponential>,
                          each<softplus>};
 

@@ -19,6 +19,7 @@ struct Kernels {
   void (*backward_tile)(Backward& pass, const Tile& tile);
   void (*sigmoid_forward_tile)(SigmoidForward& pass, const Tile& tile);
   void (*sigmoid_backward_tile)(SigmoidBackward& pass, const Tile& tile);
+  void (*sigmoid_loss_tile)(SigmoidLoss& pass, const Tile& tile);
   void (*exponential)(const float* from, float* to, std::int64_t length);
   void (*softplus)(const float* from, float* to, std::int64_t length);
 };

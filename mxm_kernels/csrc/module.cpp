@@ -197,18 +197,31 @@ class SigmoidForwardPass {
   SigmoidForward pass_;
 };
 
+// Upstream gradients times s; dS is then the gradient of x y^T.
+std::vector<float> scaled(const float* upstream, std::int64_t length, float scale) {
+  std::vector<float> values(length + kPad, 0.0f);
+  for (std::int64_t k = 0; k < length; ++k) values[k] = upstream[k] * scale;
+  return values;
+}
+
+// The first two of `vectors` are of the rows and of the columns.
+void set_up(SigmoidBackward& pass, const Problem& problem, float bias,
+            const std::vector<std::uintptr_t>& vectors) {
+  pass.problem = problem;
+  pass.bias = bias;
+  pass.rows = scaled(at<const float>(vectors.at(0)), problem.rows, problem.scale);
+  pass.cols = scaled(at<const float>(vectors.at(1)), problem.cols, problem.scale);
+}
+
 class SigmoidBackwardPass {
  public:
   // `upstream`: dr, dr', dS_pos.
   SigmoidBackwardPass(const std::string& level, const Problem& problem, float bias,
                       std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream)
       : kernels_(kernels(level)) {
-    pass_.problem = problem;
-    pass_.bias = bias;
+    set_up(pass_, problem, bias, upstream);
     pass_.positives = at<const float>(positives);
     pass_.dpositives = at<const float>(upstream.at(2));
-    pass_.rows = scaled(at<const float>(upstream.at(0)), problem.rows);
-    pass_.cols = scaled(at<const float>(upstream.at(1)), problem.cols);
   }
 
   void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
@@ -221,14 +234,35 @@ class SigmoidBackwardPass {
   double dbias() const { return pass_.dbias; }
 
  private:
-  std::vector<float> scaled(const float* upstream, std::int64_t length) const {
-    std::vector<float> values(length + kPad, 0.0f);
-    for (std::int64_t k = 0; k < length; ++k) values[k] = upstream[k] * pass_.problem.scale;
-    return values;
-  }
-
   const Kernels& kernels_;
   SigmoidBackward pass_;
+};
+
+class SigmoidLossPass {
+ public:
+  // `weights`: a, a', w, w', the last two 0 where they are 1 each.
+  SigmoidLossPass(const std::string& level, const Problem& problem, float bias,
+                  std::uintptr_t scratch, const std::vector<std::uintptr_t>& weights)
+      : kernels_(kernels(level)) {
+    set_up(pass_, problem, bias, weights);
+    pass_.own = at<float>(scratch);
+    pass_.row_weights = at<const float>(weights.at(2));
+    pass_.col_weights = at<const float>(weights.at(3));
+  }
+
+  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+    kernels_.sigmoid_loss_tile(pass_,
+                               make_tile(student, teacher, stride, row, rows, col, cols));
+  }
+
+  double loss() const { return pass_.loss; }
+  double dscale() const { return pass_.dscale; }
+  double dbias() const { return pass_.dbias; }
+
+ private:
+  const Kernels& kernels_;
+  SigmoidLoss pass_;
 };
 
 // `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS, which are added to.
@@ -307,6 +341,14 @@ NB_MODULE(_native, m) {
       .def("sweep", &SigmoidBackwardPass::sweep, Release())
       .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
       .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
+  nb::class_<SigmoidLossPass>(m, "SigmoidLossPass")
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
+                    const std::vector<std::uintptr_t>&>(),
+           Release())
+      .def("sweep", &SigmoidLossPass::sweep, Release())
+      .def_prop_ro("loss", &SigmoidLossPass::loss)
+      .def_prop_ro("dscale", &SigmoidLossPass::dscale)
+      .def_prop_ro("dbias", &SigmoidLossPass::dbias);
 }
 
 }  // namespace mxm

@@ -163,7 +163,15 @@ struct SigmoidBackward : Gradient {
   float bias = 0;
   std::vector<float> rows;  // (M,) upstream gradients times s
   std::vector<float> cols;  // (N + kPad,)
+  double loss = 0;          // sum of the negatives' softplus(S + b), weighted by those
   double dbias = 0;         // sum of the negatives' dS
+};
+
+// The whole loss and its gradient: the upstream gradients are its own weights, known beforehand.
+struct SigmoidLoss : SigmoidBackward {
+  float* own = nullptr;                 // (P,) scratch: products of the positives of a row
+  const float* row_weights = nullptr;   // (P,) of the positives, null: 1 each
+  const float* col_weights = nullptr;   // (P,) in slot order too
 };
 
 }  // namespace mxm

@@ -1,4 +1,5 @@
-// The sweeps of the sigmoid statistics: sums of softplus(S + b) over the negatives, and dS.
+// The sweeps of the sigmoid statistics, sums of softplus(S + b) over the negatives, and of dS, alone
+// or with the loss.
 
 #pragma once
 
@@ -7,6 +8,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "passes.h"
+#include "threads.h"
 #include "vector.h"
 
 namespace mxm {
@@ -50,49 +52,100 @@ inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
       });
 }
 
-struct ScalarGradients {
+struct SigmoidTotal {
+  double loss = 0;
   double scale = 0;
   double bias = 0;
 };
 
 // dS of row i of the tile, over its products, the positives' own gradient left out.
 inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std::int64_t i,
-                              ScalarGradients& total) {
+                              SigmoidTotal& total) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
   float* const student = tile.student + i * tile.stride;
-  Floats scale{}, bias{};
+  Floats loss{}, scale{}, bias{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Floats product = load(student + j);
     const Ints hidden = (load(p.text_groups.data() + tile.col + j) == p.image_groups[row]) |
                         (lane_numbers() >= static_cast<std::int32_t>(tile.cols - j));
     const Floats upstream = load(pass.cols.data() + tile.col + j) + pass.rows[row];
-    const Floats negative = sigmoid(product * p.scale + pass.bias) * upstream;
+    const Floats logit = product * p.scale + pass.bias;
+    const Floats negative = sigmoid(logit) * upstream;
     const Floats dS = hidden ? Floats{} : negative;
     store(student + j, dS);
+    loss += hidden ? Floats{} : softplus(logit) * upstream;
     scale += hidden ? Floats{} : dS * product;
     bias += dS;
   }
+  total.loss += sum(loss);
   total.scale += static_cast<double>(sum(scale)) * p.scale;
   total.bias += sum(bias);
 }
 
-inline void sigmoid_backward_tile(SigmoidBackward& pass, const Tile& tile) {
-  std::vector<ScalarGradients> totals(pass.problem.threads);
+// Calls f(slot, place in the tile) for every positive of row i that is in the tile.
+template <class Function>
+void each_positive(const Problem& p, const Tile& tile, std::int64_t i, Function f) {
+  const std::int64_t row = tile.row + i;
+  for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
+    const std::int64_t j = p.pair_texts[slot] - tile.col;
+    if (j >= 0 && j < tile.cols) f(slot, i * tile.stride + j);
+  }
+}
+
+// Row i of the tile: the negatives, and the positives with their own terms of the loss.
+inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, std::int64_t i,
+                                   SigmoidTotal& total) {
+  const Problem& p = pass.problem;
+  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
+    pass.own[slot] = tile.student[place];
+  });
+  sweep_sigmoid_row(pass, tile, i, total);
+  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
+    const float row = pass.row_weights == nullptr ? 1.0f : pass.row_weights[slot];
+    const float col = pass.col_weights == nullptr ? 1.0f : pass.col_weights[slot];
+    const float weight = pass.rows[tile.row + i] * row + pass.cols[p.pair_texts[slot]] * col;
+    const float S = pass.own[slot] * p.scale;
+    const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
+    const float dS = -weight * sigmoid(margin)[0];
+    tile.student[place] = dS;
+    total.loss += static_cast<double>(weight) * softplus(margin)[0];
+    total.scale += static_cast<double>(dS) * S;
+    total.bias += dS;
+  });
+}
+
+// Deals the rows of a tile out to the threads, and adds up what they find.
+template <class Row>
+void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_row) {
+  std::vector<SigmoidTotal> totals(pass.problem.threads);
 #pragma omp parallel num_threads(pass.problem.threads)
   {
     const int team = team_size(), thread = thread_number();
-    ScalarGradients total;
+    SigmoidTotal total;
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
-      sweep_sigmoid_row(pass, tile, i, total);
-      total.scale += add_positives(pass, tile, i);
+      sweep_row(i, total);
     }
     totals[thread] = total;
   }
-  for (const ScalarGradients& total : totals) {
+  for (const SigmoidTotal& total : totals) {
+    pass.loss += total.loss;
     pass.dscale += total.scale;
     pass.dbias += total.bias;
   }
+}
+
+inline void sigmoid_backward_tile(SigmoidBackward& pass, const Tile& tile) {
+  sigmoid_gradient_tile(pass, tile, [&](std::int64_t i, SigmoidTotal& total) {
+    sweep_sigmoid_row(pass, tile, i, total);
+    total.scale += add_positives(pass, tile, i);
+  });
+}
+
+inline void sigmoid_loss_tile(SigmoidLoss& pass, const Tile& tile) {
+  sigmoid_gradient_tile(pass, tile, [&](std::int64_t i, SigmoidTotal& total) {
+    sweep_sigmoid_loss_row(pass, tile, i, total);
+  });
 }
 
 }  // namespace MXM_LEVEL

@@ -14,7 +14,9 @@ from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.reduction import Side, mix, row_weights
 from mxm_kernels.algebra.run import scaled
+from mxm_kernels.backends.problem import SigmoidWeights
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from mxm_kernels.operators.sigmoid_loss import sigmoid_loss
 from mxm_kernels.options import FoldsLike, Options, Scale, check_not_taken, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
 from mxm_kernels.parallel.over_ranks import sigmoid_over_ranks
@@ -81,6 +83,8 @@ def fused_siglip_loss(
     own = "siglip", logit_bias, getattr(logit_bias, "requires_grad", False)
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     bias = _as_bias(logit_bias, batch)
+    if _is_plain(batch):
+        return _in_one_pass(batch, bias)
     rows, cols = _rows(batch, bias)
     losses = _with_queue(batch, 0, bias, rows), _with_queue(batch, 1, bias, cols)
 
@@ -89,6 +93,35 @@ def fused_siglip_loss(
         return Side(losses[k], batch.rows[k], batch.rows[k], batch.sum, weights)
 
     return mix(batch, side)
+
+
+def _is_plain(b: Batch) -> bool:
+    """Whether the options leave a weighted mean of one matrix on one process."""
+    o = b.options
+    weights = o.image_weights, o.text_weights, *(o.pair_weights or ())
+    return (
+        b.shard is None
+        and b.one_scale
+        and b.queues == (None, None)
+        and o.reduction == "mean"
+        and not any(isinstance(w, Tensor) and w.requires_grad for w in weights)
+    )
+
+
+def _in_one_pass(b: Batch, bias: Tensor) -> Tensor:
+    """The loss with its gradients: what multiplies a term is known before any term is."""
+    share, given = b.options.image_to_text_weight, b.options.pair_weights
+    none = b.x.new_empty(0, dtype=b.dtype)
+    pairs = (none, none) if given is None else draws.in_slots(b.tables, given, b.dtype)
+    weights = SigmoidWeights(_shares(b, 0, share), _shares(b, 1, 1 - share), *pairs)
+    return sigmoid_loss(b.x, b.y, b.scales[0], bias, b.tables, weights, b.backend)
+
+
+def _shares(b: Batch, side: int, share: float) -> Tensor:
+    """(rows,) what the loss of each row of one side is multiplied with in the mean."""
+    rows = b.x.new_full((b.rows[side],), share / b.rows[side], dtype=b.dtype)
+    weights = row_weights(b, side, rows, None) if share else None
+    return rows if weights is None else weights * (share / weights.sum())
 
 
 def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:

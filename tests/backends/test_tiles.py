@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mxm_kernels import fused_siglip_loss
 from mxm_kernels.backends import blocked, native, tiles
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, run_fused
@@ -65,4 +66,24 @@ def test_chunks_change_nothing_in_the_sigmoid_statistics(dtype, backend, request
     whole = run()
     request.getfixturevalue("small_workspace")
     for name, value, expected in zip(NAMES, run(), whole, strict=True):
+        assert_as_good(name, value, expected.double(), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_chunks_change_nothing_in_the_sigmoid_loss(dtype, backend, request):
+    x, y = (f.to(backend.device) for f in CASE.features(dtype)[:2])
+
+    def run():
+        leaves = [v.clone().requires_grad_() for v in (x, y)]
+        leaves += [torch.tensor(v, device=x.device, requires_grad=True) for v in (10.0, -5.0)]
+        loss = fused_siglip_loss(
+            *leaves[:2], CASE.ids, logit_scale=leaves[2], logit_bias=leaves[3], backend=backend.name
+        )
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    whole = run()
+    request.getfixturevalue("small_workspace")
+    for name, value, expected in zip(
+        ("loss", "x", "y", "scale", "bias"), run(), whole, strict=True
+    ):
         assert_as_good(name, value, expected.double(), expected, dtype)

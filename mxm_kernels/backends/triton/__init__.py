@@ -2,8 +2,8 @@
 
 Forward is one pass over the tiles of S and T for both directions (``statistics``); backward
 writes dS tile by tile into a bounded workspace (``gradient``) and leaves the gradient
-products to the vendor's BLAS; the sigmoid statistics (``sigmoid``) go the same way. Launch
-settings are a table in ``launch``.
+products to the vendor's BLAS; the sigmoid statistics (``sigmoid``, ``sigmoid_gradient``) go the
+same way. Launch settings are a table in ``launch``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from mxm_kernels.backends.problem import (
     Shares,
     Sides,
     SigmoidGradients,
+    SigmoidLoss,
     SigmoidStatistics,
+    SigmoidWeights,
     Statistics,
     Upstream,
 )
@@ -87,10 +89,26 @@ class _Triton:
         upstream: SigmoidStatistics,
         needs: Needs,
     ) -> SigmoidGradients:
-        from mxm_kernels.backends.triton import sigmoid
+        from mxm_kernels.backends.triton import sigmoid_gradient
 
         with torch.cuda.device_of(problem.x):
-            return sigmoid.backward(problem, bias, positives, upstream, needs)
+            return sigmoid_gradient.backward(problem, bias, positives, upstream, needs)
+
+    def sigmoid_loss(
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+    ) -> SigmoidLoss:
+        from mxm_kernels.backends.triton import sigmoid_gradient
+
+        with torch.cuda.device_of(problem.x):
+            return sigmoid_gradient.loss(problem, bias, weights, needs)
+
+    def times(
+        self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from mxm_kernels.backends.triton import sigmoid_gradient
+
+        with torch.cuda.device_of(grad):
+            return sigmoid_gradient.times(grad, dx, dy, dscalars, dtype)
 
     def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
         from mxm_kernels.backends.triton import rows

@@ -21,17 +21,16 @@ BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
 
 
 @triton.jit
-def _pair_logits(
+def pair_products(
     x,  # (M, D)
     y,  # (N, D)
     images,  # (BLOCK_P,) int64
     texts,  # (BLOCK_P,) int64
     inside,  # (BLOCK_P,)
     D,
-    scale,
     PAIR_D: tl.constexpr,
 ):
-    """Logits scale <x_i, y_j> of a block of pairs, (BLOCK_P,) float32."""
+    """Products <x_i, y_j> of a block of pairs, (BLOCK_P,) float32."""
     lane = tl.arange(0, PAIR_D)
     total = tl.zeros((images.shape[0], PAIR_D), tl.float32)
     for start in range(0, D, PAIR_D):
@@ -39,7 +38,7 @@ def _pair_logits(
         a = tl.load(x + images[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
         b = tl.load(y + texts[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
         total += widened(a).to(tl.float32) * widened(b).to(tl.float32)
-    return tl.sum(total, axis=1) * scale
+    return tl.sum(total, axis=1)
 
 
 @triton.jit
@@ -63,7 +62,7 @@ def store_positives(
         inside = slot < pairs
         i = tl.load(pair_images + slot, mask=inside, other=0)
         j = tl.load(pair_texts + slot, mask=inside, other=0)
-        S = _pair_logits(x, y, i, j, inside, D, tl.load(scale), PAIR_D)
+        S = pair_products(x, y, i, j, inside, D, PAIR_D) * tl.load(scale)
         tl.store(positives + slot, S, mask=inside)
 
 
@@ -103,8 +102,8 @@ def pair_gradient_kernel(
     if tl.max(here.to(tl.int32), axis=0) > 0:
         grad = tl.zeros((BLOCK_P,), tl.float32)
         if TEACHER:
-            t = tl.load(teacher_scale)
-            T = _pair_logits(teacher_x, teacher_y, i, j, here, TEACHER_D, t, PAIR_D)
+            T = pair_products(teacher_x, teacher_y, i, j, here, TEACHER_D, PAIR_D)
+            T *= tl.load(teacher_scale)
             row_share = tl.exp(T - tl.load(t_rows + i, mask=here, other=0.0))
             col_share = tl.exp(T - tl.load(t_cols + j, mask=here, other=0.0))
             grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)

@@ -11,13 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Needs, Problem, SigmoidGradients, SigmoidStatistics
-from mxm_kernels.backends.tiles import GradientSum, split
+from mxm_kernels.backends.problem import Problem, SigmoidStatistics
+from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, positives
-from mxm_kernels.backends.triton.gradient import empty_workspace, stored_factor
-from mxm_kernels.backends.triton.positives import positive_gradients, store_positives
+from mxm_kernels.backends.triton.positives import store_positives
 from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import padded, products, sigmoid, softplus
+from mxm_kernels.backends.triton.tile import padded, products, softplus
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -103,97 +102,3 @@ def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
         torch.sum(col_state, 0, out=out.r_cols[first:last])
     torch.sum(row_state, 0, out=out.r_rows)
     return out
-
-
-@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col"])
-def sigmoid_gradient_kernel(
-    x,  # (M, D)
-    y,  # (N, D)
-    scale,  # ()
-    bias,  # ()
-    image_groups,  # (M,) int32
-    text_groups,  # (N,) int32
-    dr_rows,  # (M,)
-    dr_cols,  # (N,)
-    factor,  # () of dS as it is stored, besides the scale
-    dS,  # (height, stride) out
-    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of negatives' dS times S
-    dbias,  # (programs, BLOCK_M) out, sums of the same dS alone
-    D,
-    first_row,
-    last_row,
-    first_col,
-    last_col,
-    stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
-):
-    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
-
-    The positives' own gradient is missing here; ``positives`` overwrites their entries.
-    """
-    # Row blocks vary fastest: programs that run together share a block of y.
-    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
-    program = tl.program_id(0)
-    row_block, col_block = program % row_blocks, program // row_blocks
-    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
-    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
-
-    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8) * tl.load(scale)
-    upstream = tl.load(dr_rows + row)[:, None] + tl.load(dr_cols + col)[None, :]
-    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
-    grad = tl.where(same | ~inside, 0.0, upstream * sigmoid(S + tl.load(bias)))
-    line = program * BLOCK_M + tl.arange(0, BLOCK_M)
-    tl.store(dscale + line, tl.sum(grad * S, axis=1))
-    tl.store(dbias + line, tl.sum(grad, axis=1))
-    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
-    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
-    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
-    unit = tl.load(scale) * tl.load(factor)
-    stored = (grad * unit).to(dS.dtype.element_ty)
-    tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
-
-
-def backward(
-    problem: Problem,
-    bias: Tensor,
-    S: Tensor,
-    upstream: SigmoidStatistics,
-    needs: Needs,
-) -> SigmoidGradients:
-    """Walk the workspace over the M x N plane: no wait for the device."""
-    p = padded(problem)
-    device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("gradient", device, dtype, teacher=False)
-    factor, unit = stored_factor(p, upstream, None)
-    workspace = empty_workspace(p)
-    height, width = workspace.shape
-    alone = (height, width) == (p.x.shape[0], p.y.shape[0])
-    sums = GradientSum(problem, needs, unit, alone=alone)
-    dscale, dbias = [torch.dot(upstream.positives, S).view(1)], [bias.new_zeros(1)]
-    for rows in split(p.x.shape[0], height):
-        for cols in split(p.y.shape[0], width):
-            h, w = rows[1] - rows[0], cols[1] - cols[0]
-            programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            partial = p.x.new_empty((2, programs * setting.rows), dtype=torch.float32)
-            sigmoid_gradient_kernel[(programs,)](
-                p.x, p.y, p.scale, bias, p.image_groups, p.text_groups,
-                upstream.r_rows, upstream.r_cols, factor, workspace, *partial,
-                p.x.shape[1], *rows, *cols, workspace.stride(0), **setting.tile(),
-                **launch.product_options(dtype, device), **setting.options(),
-            )  # fmt: skip
-            positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
-            if needs.scale:
-                dscale.append(partial[0].sum().view(1))
-            if needs.bias:
-                dbias.append(partial[1].sum().view(1))
-            sums.add(workspace[:h, :w], rows, cols)
-    gradients = sums.finish(torch.cat(dscale).sum() / p.scale)
-    return SigmoidGradients(*gradients, torch.cat(dbias).sum())

@@ -64,9 +64,8 @@ def products(
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + exp(x)); the polynomial of ``csrc/vector.h``, for log loses the small terms."""
-    e = exp(-tl.abs(x))
+def _log1p_over(e):
+    """log(1 + e) / e, 0 <= e <= 1: the polynomial of ``csrc/vector.h``; log loses small terms."""
     p = e * 0.00536482641 - 0.030065801
     p = p * e + 0.0792045519
     p = p * e - 0.137538031
@@ -74,16 +73,32 @@ def softplus(x):
     p = p * e - 0.248571634
     p = p * e + 0.33321324
     p = p * e - 0.499996483
-    p = p * e + 1.0
+    return p * e + 1.0
+
+
+@triton.jit
+def softplus_with(x, e):
+    """log(1 + exp(x)), given e = exp(-abs(x))."""
     # Not tl.maximum, which drops NaN.
-    return tl.where(x < 0, 0.0, x) + e * p
+    return tl.where(x < 0, 0.0, x) + e * _log1p_over(e)
+
+
+@triton.jit
+def sigmoid_with(x, e, weight):
+    """``weight`` / (1 + exp(-x)), given e = exp(-abs(x)): never a cancellation or an overflow."""
+    return tl.where(x < 0, weight * e, weight) / (1.0 + e)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x))."""
+    return softplus_with(x, exp(-tl.abs(x)))
 
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)), without cancellation or overflow on either side."""
-    e = exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+    """1 / (1 + exp(-x))."""
+    return sigmoid_with(x, exp(-tl.abs(x)), 1.0)
 
 
 DEPTH = 16  # a multiple of it lets every load be 16 bytes wide; others spilled up to 912 bytes

@@ -1,0 +1,296 @@
+"""dS of sigmoid losses, tile by tile into the workspace, with the loss itself from the same tiles.
+
+Where the upstream gradients are the weights of the loss, known beforehand, the sums of softplus
+that a tile gives are its part of the loss, and there is no forward to run. The backward of the
+sigmoid statistics leaves those sums unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mxm_kernels.backends.problem import (
+    Needs,
+    Problem,
+    SigmoidGradients,
+    SigmoidLoss,
+    SigmoidStatistics,
+    SigmoidWeights,
+)
+from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.exponentials import exp
+from mxm_kernels.backends.triton.gradient import empty_workspace, stored_factor, workspace_shape
+from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
+from mxm_kernels.backends.triton.tile import padded, products, sigmoid_with, softplus_with
+
+
+@triton.jit
+def _positive(scale):
+    """The scale; NaN where it is not positive, which the host does not wait to look at."""
+    s = tl.load(scale)
+    return tl.where(s > 0, s, float("nan"))
+
+
+@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "sums"])
+def sigmoid_gradient_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    scale,  # ()
+    bias,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    row_weights,  # (M,) upstream gradients, which the loss is weighted by
+    col_weights,  # (N,)
+    factor,  # () of dS as it is stored, besides the scale
+    dS,  # (height, stride) out
+    partial,  # (3, sums) out, by rows of tiles: dS times the product, dS, loss; of the negatives
+    D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    sums,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    FLOAT8: tl.constexpr,
+):
+    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
+
+    The positives' own gradient is missing here; their own kernels overwrite their entries.
+    """
+    # Row blocks vary fastest: programs that run together share a block of y.
+    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
+    program = tl.program_id(0)
+    row_block, col_block = program % row_blocks, program // row_blocks
+    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+
+    s = _positive(scale)
+    product = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
+    logit = product * s + tl.load(bias)
+    weight = tl.load(row_weights + row)[:, None] + tl.load(col_weights + col)[None, :]
+    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
+    weight = tl.where(same | ~inside, 0.0, weight)
+    # One exponential for both, and the first is summed before the second is begun: in another
+    # order, or with the weight beside the quotient, sm_80 and sm_90 spill 8 to 200 bytes a thread.
+    e = exp(-tl.abs(logit))
+    line = partial + program * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(line + 2 * sums, tl.sum(weight * softplus_with(logit, e), axis=1))
+    grad = sigmoid_with(logit, e, weight)
+    tl.store(line, tl.sum(grad * product, axis=1))
+    tl.store(line + sums, tl.sum(grad, axis=1))
+    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
+    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
+    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
+    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
+    stored = (grad * (s * tl.load(factor))).to(dS.dtype.element_ty)
+    tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
+
+
+_SPANS = ["first_row", "last_row", "first_col", "last_col"]
+
+
+@triton.jit(do_not_specialize=["pairs", "sums", *_SPANS])
+def sigmoid_pairs_kernel(
+    x,  # (M, D)
+    y,  # (N, D)
+    scale,  # ()
+    bias,  # ()
+    pair_images,  # (pairs,) int64
+    pair_texts,  # (pairs,) int64
+    row_weights,  # (M,)
+    col_weights,  # (N,)
+    row_pair_weights,  # (pairs,), not read unless WEIGHED
+    col_pair_weights,  # (pairs,)
+    factor,  # ()
+    dS,  # (height, stride) out
+    partial,  # (3, sums) out, a number for each program: as above, of the positives
+    pairs,
+    sums,
+    D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    WEIGHED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAIR_D: tl.constexpr,
+):
+    """The positives of the workspace: scale factor dS, and their part of loss and gradients."""
+    slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = slot < pairs
+    i = tl.load(pair_images + slot, mask=inside, other=-1)
+    j = tl.load(pair_texts + slot, mask=inside, other=-1)
+    here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
+    s = _positive(scale)
+    product = pair_products(x, y, i, j, here, D, PAIR_D)
+    by_row = tl.load(row_weights + i, mask=here, other=0.0)
+    by_col = tl.load(col_weights + j, mask=here, other=0.0)
+    if WEIGHED:
+        by_row *= tl.load(row_pair_weights + slot, mask=here, other=0.0)
+        by_col *= tl.load(col_pair_weights + slot, mask=here, other=0.0)
+    weight = tl.where(here, by_row + by_col, 0.0)
+    margin = -(product * s + tl.load(bias))
+    e = exp(-tl.abs(margin))
+    loss, grad = weight * softplus_with(margin, e), sigmoid_with(margin, e, -weight)
+    line = partial + tl.program_id(0)
+    tl.store(line, tl.sum(grad * product, axis=0))
+    tl.store(line + sums, tl.sum(grad, axis=0))
+    tl.store(line + 2 * sums, tl.sum(loss, axis=0))
+    stored = (grad * (s * tl.load(factor))).to(dS.dtype.element_ty)
+    tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
+
+
+# (workspace, its rows, its columns, (3, programs) out sums) -> None: writes the positives' part.
+Positives = Callable[[Tensor, Span, Span, Tensor], None]
+
+
+def _walk(
+    p: Problem,
+    bias: Tensor,
+    weights: tuple[Tensor, Tensor],
+    factor: Tensor,
+    sums: GradientSum,
+    positives: Positives,
+    programs: int,
+) -> Tensor:
+    """Fill the workspace over the M x N plane, without a wait for the device; (3,) the sums.
+
+    ``programs`` that write the positives' part have a place each beside those of the tiles.
+    """
+    device, dtype = p.x.device, p.x.dtype
+    setting = launch.pick("gradient", device, dtype, teacher=False)
+    workspace, totals = empty_workspace(p), []
+    for rows in split(p.x.shape[0], workspace.shape[0]):
+        for cols in split(p.y.shape[0], workspace.shape[1]):
+            h, w = rows[1] - rows[0], cols[1] - cols[0]
+            tiles = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
+            places = tiles * setting.rows
+            partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
+            sigmoid_gradient_kernel[(tiles,)](
+                p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, factor,
+                workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
+                partial.shape[1], **setting.tile(), **launch.product_options(dtype, device),
+                **setting.options(),
+            )  # fmt: skip
+            positives(workspace, rows, cols, partial[:, places:])
+            totals.append(partial.sum(1))
+            sums.add(workspace[:h, :w], rows, cols)
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
+
+
+def _fits(p: Problem) -> bool:
+    """Whether the workspace holds the plane at once."""
+    return workspace_shape(p) == (p.x.shape[0], p.y.shape[0])
+
+
+def backward(
+    problem: Problem,
+    bias: Tensor,
+    S: Tensor,
+    upstream: SigmoidStatistics,
+    needs: Needs,
+) -> SigmoidGradients:
+    """The gradients of the sigmoid statistics."""
+    p = padded(problem)
+    factor, unit = stored_factor(p, upstream, None)
+
+    def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
+        positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
+
+    sums = GradientSum(problem, needs, unit, alone=_fits(p))
+    weights = upstream.r_rows, upstream.r_cols
+    dscale, dbias, _ = _walk(p, bias, weights, factor, sums, positives, programs=0)
+    gradients = sums.finish(dscale + torch.dot(upstream.positives, S) / p.scale)
+    return SigmoidGradients(*gradients, dbias.clone())  # of its own, not one of three sums
+
+
+def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) -> SigmoidLoss:
+    """The loss and its gradients."""
+    p, w, pairs = padded(problem), weights, problem.pair_images.shape[0]
+    programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])
+    factor, unit = stored_factor(p, _greatest(w), None)
+
+    def positives(workspace: Tensor, rows: Span, cols: Span, partial: Tensor) -> None:
+        sigmoid_pairs_kernel[(programs,)](
+            p.x, p.y, p.scale, bias, p.pair_images, p.pair_texts, *w, factor, workspace, partial,
+            pairs, partial.stride(0), p.x.shape[1], *rows, *cols, workspace.stride(0),
+            WEIGHED=len(w.row_pairs) > 0, **BLOCK,
+        )  # fmt: skip
+
+    sums = GradientSum(problem, needs, unit, alone=_fits(p), dtype=p.gradient_dtype)
+    totals = _walk(p, bias, (w.rows, w.cols), factor, sums, positives, programs)
+    gradients = sums.finish(p.scale)
+    # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
+    # is NaN.
+    value = torch.add(totals[2], totals[0], alpha=0)
+    return SigmoidLoss(value, gradients.x, gradients.y, totals[:2])
+
+
+def _greatest(w: SigmoidWeights) -> Sequence[Tensor]:
+    """What no weight of a pair is greater than, but for the sum over the two sides."""
+    if not len(w.row_pairs):
+        return w.rows, w.cols
+    sides = ((w.rows, w.row_pairs), (w.cols, w.col_pairs))
+    return w.rows, w.cols, *(a.abs().amax() * pair for a, pair in sides)
+
+
+@triton.jit
+def _times(a, out, block, length, grad, BLOCK: tl.constexpr):
+    """A block of a, times grad."""
+    place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(a + place, mask=place < length, other=0.0).to(tl.float32) * grad
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < length)
+
+
+@triton.jit
+def times_kernel(
+    grad,  # ()
+    dx,  # (x_length,)
+    dy,  # (y_length,)
+    dscalars,  # (2,)
+    dx_out,  # (x_length,) out
+    dy_out,  # (y_length,) out
+    dscalars_out,  # (2,) out
+    x_length,
+    y_length,
+    BLOCK: tl.constexpr,
+):
+    """The gradients times grad, rounded once: PyTorch would round grad to 16 bits first."""
+    block, g = tl.program_id(0), tl.load(grad)
+    x_blocks, y_blocks = tl.cdiv(x_length, BLOCK), tl.cdiv(y_length, BLOCK)
+    if block < x_blocks:
+        _times(dx, dx_out, block, x_length, g, BLOCK)
+    elif block < x_blocks + y_blocks:
+        _times(dy, dy_out, block - x_blocks, y_length, g, BLOCK)
+    else:
+        _times(dscalars, dscalars_out, block - x_blocks - y_blocks, 2, g, BLOCK)
+
+
+TIMES_BLOCK = 1024
+
+
+def times(
+    grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch for all of them."""
+    stored = launch.workspace_dtype(dtype, dx.device)
+    out = (*(torch.empty_like(d, dtype=stored) for d in (dx, dy)), torch.empty_like(dscalars))
+    programs = triton.cdiv(dx.numel(), TIMES_BLOCK) + triton.cdiv(dy.numel(), TIMES_BLOCK) + 1
+    times_kernel[(programs,)](
+        grad, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
+    )
+    return out[0].to(dtype), out[1].to(dtype), out[2]
