@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from itertools import product
+from math import prod
 
 import torch
 from torch.nn.functional import normalize
@@ -88,6 +89,15 @@ def launches(run, device: str = "cpu") -> int:
     with _named_launches(), profile(activities=[ProfilerActivity.CPU]) as seen:
         run()
     return sum(_launches(event) for event in seen.events())
+
+
+def readings(run, numbers: int) -> int:
+    """How often a step's launches read a tensor of ``numbers``, without a GPU."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        run()
+    shapes = [shape for e in seen.events() if _launches(e) for shape in e.input_shapes]
+    return sum(bool(shape) and prod(shape) == numbers for shape in shapes)
 
 
 _TRITON = "launch of a Triton kernel"

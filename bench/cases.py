@@ -26,8 +26,11 @@ class Case:
     teacher: bool = True
     dtype: str = "float32"
     threads: int | None = None  # None is torch's own choice
+    sigmoid: bool = False  # SigLIP's loss of one pair in every row, instead of MFH
 
     def __post_init__(self) -> None:
+        if self.sigmoid and (not self.pairs or self.teacher):
+            raise ValueError("a sigmoid case has one pair in every row and no teacher")
         instances, rest = divmod(self.M, self.views)
         if rest or instances * self.captions != self.N:
             raise ValueError(
@@ -55,6 +58,7 @@ class Case:
         rounds = "expectation" if self.rounds is None else f"R {self.rounds}"
         parts = [f"{self.M:,} x {self.N:,} x {self.D}", "pairs" if self.pairs else rounds]
         parts += ["teacher"] if self.teacher else []
+        parts += ["sigmoid"] if self.sigmoid else []
         parts += [self.dtype]
         parts += [] if self.threads is None else [f"{self.threads} threads"]
         return ", ".join(parts)
@@ -82,6 +86,8 @@ class Group:
 PAPER = Case(420, 350, 512)
 LARGE = Case(4920, 4100, 512)
 OURS = ("native", "blocked", "triton", "floor")
+# The floor's products are those of MFH.
+NO_FLOOR = ("native", "blocked", "triton", "dense", "chunked", "open_clip")
 
 
 def pairs(rows: int, D: int, **options) -> Case:
@@ -143,6 +149,7 @@ def cpu_suite(cores: int) -> list[Group]:
         ),
         Group("pairs", (pairs(2048, 512, teacher=False),), seconds=10),
         Group("pairs, teacher", (pairs(2048, 512),), seconds=10),
+        Group("sigmoid", (pairs(2048, 512, teacher=False, sigmoid=True),), NO_FLOOR, 10),
         *(
             Group(f"batch {case.name}", (case,), (*OURS, "dense eager", "chunked"), 12)
             for case in (Case(840, 700, 512), small, Case(3360, 2800, 512))
@@ -161,6 +168,12 @@ def gpu_suite() -> list[Group]:
         Group("MFH 32k", (pairs(32_768, 768, **bf16),), (*OURS, "dense", "chunked"), 12),
         Group("MFH 32k wide", (pairs(32_768, 1024, **bf16),), ("triton", "floor"), 6),
         Group("InfoNCE 64k", (pairs(65_536, 768, teacher=False, **bf16),), seconds=15),
+        Group(
+            "SigLIP 64k",
+            (pairs(65_536, 768, teacher=False, sigmoid=True, **bf16),),
+            ("triton", "siglip-kernel", "dense", "chunked", "open_clip"),
+            12,
+        ),
         Group("paper 420 x 350", (replace(PAPER, **bf16),), seconds=4),
         Group("paper 420 x 350 float32", (PAPER,), seconds=4),
         *(Group(f"batch {case.M}", (case,), seconds=6) for case in squares),
@@ -187,6 +200,7 @@ def smoke_suite(device: torch.device) -> list[Group]:
         Group("large", (Case(24, 20, 16),), providers, 0.2),
         Group("rounds", tuple(Case(24, 20, 16, rounds=n) for n in (1, 10)), (ours,), 0.1),
         Group("pairs", (pairs(24, 16, teacher=False),), providers, 0.1),
+        Group("sigmoid", (pairs(24, 16, teacher=False, sigmoid=True),), (ours, "dense eager"), 0.1),
     ]
 
 

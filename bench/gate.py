@@ -18,6 +18,7 @@ from bench.batch import Batch, Selection
 from bench.providers import Provider
 from bench.providers.chunked import chunked_mfh
 from bench.providers.provider import Step
+from bench.providers.sigmoid import chunked_sigmoid
 from reference.mfh import mfh_loss
 from tests.support.compare import allowed, error
 
@@ -80,20 +81,27 @@ class Gate:
     @property
     def _affordable(self) -> bool:
         case = self.batch.case
+        if case.sigmoid:
+            return False
         rounds = case.views + case.captions if case.rounds is None else case.rounds
         return (case.M + case.N) * rounds * case.M * case.N <= NAIVE_LIMIT
 
     def _compute_exact(self, selection: Selection) -> Answer:
         wide = self.batch.with_leaves(torch.float64)
-        loss = _dense(wide, selection) if self._affordable else chunked_mfh(wide, selection)
+        loss = _dense(wide, selection) if self._affordable else _chunked(wide, selection)
         loss.backward()
         return _answer(wide, loss)
 
     def _compute_naive(self, selection: Selection) -> Answer:
         narrow = self.batch.with_leaves()
-        loss = chunked_mfh(narrow, selection)
+        loss = _chunked(narrow, selection)
         loss.backward()
         return _answer(narrow, loss)
+
+
+def _chunked(batch: Batch, selection: Selection) -> Tensor:
+    """The loss of the case, by the computation in blocks."""
+    return chunked_sigmoid(batch) if batch.case.sigmoid else chunked_mfh(batch, selection)
 
 
 def _once(

@@ -4,8 +4,8 @@
 
 Eager is what one writes down with PyTorch: the matrix S, and losses of its rows. A step is forward
 and backward to both features and the scale, at any size that fits the workspace at once; see
-``calls`` for how launches are counted without a GPU. Beside them the reads and writes of the M x N
-plane that are in those launches: ours has one of dS, and two readings by the products.
+``calls`` for how launches are counted without a GPU. Beside them how often eager reads a matrix of
+the size of S, and the batch from which that costs more than launches that it spares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 import mxm_kernels as mxm
-from bench.calls import launches
+from bench.calls import launches, readings
 from bench.markdown import table
 
 INSTANCES, VIEWS, D = 6, 2, 16
@@ -164,19 +164,47 @@ def steps(name: str, backend: str) -> tuple[Callable[[], Tensor], Callable[[], T
     return fused, lambda: step(eager)
 
 
-def counts(backend: str = "triton") -> dict[str, tuple[int, int]]:
-    """Launches of a step of each loss, ours and eager."""
+class Counted(NamedTuple):
+    """Of one step."""
+
+    ours: int  # launches
+    eager: int
+    readings: int  # of matrices as large as S, by eager
+
+
+def counts(backend: str = "triton") -> dict[str, Counted]:
+    """Launches of a step of each loss, ours and eager, and what eager reads."""
     found = {}
     for name in LOSSES:
         fused, dense = steps(name, backend)
-        found[name] = launches(fused), launches(dense)
+        found[name] = Counted(launches(fused), launches(dense), readings(dense, len(IDS) ** 2))
     return found
 
 
-def page(found: dict[str, tuple[int, int]]) -> str:
+# A launch, and what an H100 copies in a second (measured: 3.0 TB/s).
+LAUNCH_SECONDS, BYTES_PER_SECOND = 5e-6, 3.0e12
+
+
+def crossover(c: Counted) -> int | None:
+    """Pairs on each side from which eager's traffic costs more than our launches; None: any.
+
+    Eager's writings are left out, and ours are its three of dS, so it is an upper bound.
+    """
+    if c.ours <= c.eager:
+        return None
+    saved = (c.readings - 3) * 4 / BYTES_PER_SECOND
+    return int(((c.ours - c.eager) * LAUNCH_SECONDS / saved) ** 0.5)
+
+
+def page(found: dict[str, Counted]) -> str:
     """The table."""
-    rows = [[name, str(ours), str(eager)] for name, (ours, eager) in found.items()]
-    return table(["loss", "launches, fused", "launches, eager"], rows) + "\n"
+    heads = ["loss", "launches, fused", "launches, eager", "readings of S, eager", "crossover"]
+    rows = []
+    for name, c in found.items():
+        at = crossover(c)
+        crossed = "none" if at is None else f"{round(at, -2):,} x {round(at, -2):,}"
+        rows.append([name, str(c.ours), str(c.eager), str(c.readings), crossed])
+    return table(heads, rows) + "\n"
 
 
 def main() -> None:

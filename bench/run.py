@@ -29,7 +29,7 @@ def prepare(
     for case in cases:
         batch = Batch.make(case, device)
         gate = Gate(batch)
-        for provider in matching(prefixes):
+        for provider in matching(prefixes, case):
             try:
                 entry = _entry(provider, gate, device)
             except _Refused as reason:

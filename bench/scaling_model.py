@@ -103,7 +103,13 @@ class Device:
 
 def measured(records: list[Record]) -> Device | None:
     """The largest batch that the package was timed on, with a teacher if there is one so large."""
-    ours = [r for r in timed(records) if r["provider"] in OURS and r["case"]["threads"] is None]
+    ours = [
+        r
+        for r in timed(records)
+        if r["provider"] in OURS
+        and r["case"]["threads"] is None
+        and not r["case"].get("sigmoid", False)  # older records have no such field
+    ]
     if not ours:
         return None
 

@@ -14,6 +14,7 @@ COMPILED = "dense torch.compile"
 ROUNDS = ("rounds", "rounds of the paper")
 LARGE_BFLOAT16 = LARGE.name.replace("float32", "bfloat16")
 MFH_32K = [pairs(32_768, D, dtype="bfloat16").name for D in (768, 1024)]
+SIGLIP_64K = pairs(65_536, 768, teacher=False, sigmoid=True, dtype="bfloat16").name
 INFO_NCE_64K = pairs(65_536, 768, teacher=False, dtype="bfloat16").name
 PAPER_BFLOAT16 = PAPER.name.replace("float32", "bfloat16")
 
@@ -59,6 +60,20 @@ def over_provider(provider: str, other: str, groups: str):
         for (group, case, name), time in times.items():
             if name == provider and (group, case, other) in times:
                 yield time / times[group, case, other]
+
+    return values
+
+
+def over_another_loss(provider: str, case: str, other: str, others_case: str):
+    """Time as a fraction of what another provider takes for another loss of the same batch."""
+
+    def values(records: list[Record]) -> Iterator[float]:
+        times = {
+            (r["provider"], r["case"]["name"]): r["seconds"]["both"]["median"]
+            for r in timed(records)
+        }
+        if {(provider, case), (other, others_case)} <= times.keys():
+            yield times[provider, case] / times[other, others_case]
 
     return values
 
@@ -123,6 +138,16 @@ TARGETS = [
         "triton, InfoNCE 64k, over memeff",
         1 / 2.5,
         over_provider("triton", "memeff", "InfoNCE 64k"),
+    ),
+    Target(
+        "triton, InfoNCE 64k, over siglip-kernel's SigLIP",
+        1,
+        over_another_loss("triton", INFO_NCE_64K, "siglip-kernel", SIGLIP_64K),
+    ),
+    Target(
+        "triton, SigLIP 64k, over siglip-kernel",
+        1,
+        over_provider("triton", "siglip-kernel", "SigLIP 64k"),
     ),
     *(
         Target(f"triton, {group}, over {other}", bound, over_provider("triton", other, group))

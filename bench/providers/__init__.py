@@ -1,6 +1,7 @@
 """Everything that is timed, ours and others'."""
 
-from bench.providers import chunked, dense, ours, peers
+from bench.cases import Case
+from bench.providers import chunked, dense, ours, peers, sigmoid
 from bench.providers.provider import Provider
 
 ALL: list[Provider] = [
@@ -11,6 +12,7 @@ ALL: list[Provider] = [
 ]
 
 
-def matching(prefixes: tuple[str, ...]) -> list[Provider]:
-    """The providers whose names start with one of ``prefixes``; all without any."""
-    return [p for p in ALL if not prefixes or p.name.startswith(prefixes)]
+def matching(prefixes: tuple[str, ...], case: Case) -> list[Provider]:
+    """The providers of the case's loss with one of ``prefixes``; all without any."""
+    of_loss = sigmoid.PROVIDERS if case.sigmoid else ALL
+    return [p for p in of_loss if not prefixes or p.name.startswith(prefixes)]

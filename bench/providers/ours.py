@@ -37,7 +37,8 @@ def _draw(batch: Batch) -> Selection:
     return draw_selection(folds, batch.x, batch.y, rounds=case.rounds)
 
 
-def _refuses(backend: str, case: Case, device: torch.device) -> str | None:
+def refuses(backend: str, case: Case, device: torch.device) -> str | None:
+    """Why a backend cannot take the case."""
     return backends.load(backend).unavailable(device, case.torch_dtype)
 
 
@@ -76,7 +77,7 @@ def _refuses_graph(case: Case, device: torch.device) -> str | None:
         return "CUDA graphs need a CUDA device"
     if case.M * case.N > 1 << 22:
         return "launches are no cost at this size"
-    return _refuses("triton", case, device)
+    return refuses("triton", case, device)
 
 
 PROVIDERS = [
@@ -85,7 +86,7 @@ PROVIDERS = [
         partial(_loss, name),
         draw=_draw,
         draws_outside=False,
-        refuses=partial(_refuses, name),
+        refuses=partial(refuses, name),
     )
     for name in backends.NAMES
 ] + [

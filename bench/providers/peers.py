@@ -1,7 +1,4 @@
-"""Other packages, where they are installed and compute the same loss: CLIP's and its distillation.
-
-siglip-kernel is missing on purpose: it computes sigmoid losses only.
-"""
+"""Other packages, where they are installed and compute CLIP's loss or its distillation."""
 
 from __future__ import annotations
 
@@ -20,17 +17,18 @@ from bench.providers.provider import Provider
 
 
 @cache
-def _module(name: str):
+def module(name: str):
+    """A package that need not be there, imported when it first runs."""
     return import_module(name)
 
 
 def _open_clip(batch: Batch) -> Tensor:
-    return _module("open_clip.loss").ClipLoss()(batch.x, batch.y, batch.scale.to(batch.x.dtype))
+    return module("open_clip.loss").ClipLoss()(batch.x, batch.y, batch.scale.to(batch.x.dtype))
 
 
 def _open_clip_distill(batch: Batch) -> Tensor:
     scale = batch.scale.to(batch.x.dtype)
-    hard, soft = _module("open_clip.loss").DistillClipLoss()(
+    hard, soft = module("open_clip.loss").DistillClipLoss()(
         batch.x, batch.y, scale, batch.teacher_x, batch.teacher_y, scale.detach()
     )
     return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * soft
@@ -46,24 +44,24 @@ def _symmetric(one_direction: Callable[[Tensor, Tensor, Tensor], Tensor], batch:
 
 def _cut_cross_entropy(features: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     # Without its gradient filter, which drops small terms and computes something else.
-    module = _module("cut_cross_entropy")
-    return module.linear_cross_entropy(features, classes, targets, filter_eps=None)
+    loss = module("cut_cross_entropy").linear_cross_entropy
+    return loss(features, classes, targets, filter_eps=None)
 
 
 def _liger(features: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
-    functional = _module("liger_kernel.transformers.functional")
+    functional = module("liger_kernel.transformers.functional")
     return functional.liger_fused_linear_cross_entropy(features, classes, targets)
 
 
 def _inf_cl(batch: Batch) -> Tensor:
-    flash = _module("inf_cl").cal_flash_loss
+    flash = module("inf_cl").cal_flash_loss
     images = flash(batch.x, batch.y, scale=batch.scale).mean()
     return (images + flash(batch.y, batch.x, scale=batch.scale).mean()) / 2
 
 
 def _memeff(batch: Batch) -> Tensor:
     # stable=True, its default, returns a gradient that is not the derivative of its loss.
-    loss = _module("memeff").MemoryEfficientCLIPLoss(
+    loss = module("memeff").MemoryEfficientCLIPLoss(
         temperature=TEMPERATURE, normalized_inputs=True, stable=False
     )
     return loss(batch.x, batch.y)
@@ -74,6 +72,11 @@ def _refuses(
 ) -> str | None:
     if not case.pairs or case.teacher != needs_teacher:
         return "does not compute this loss"
+    return missing(package, needs_gpu, device)
+
+
+def missing(package: str, needs_gpu: bool, device: torch.device) -> str | None:
+    """What a package lacks here."""
     if needs_gpu and device.type != "cuda":
         return "needs a GPU"
     if find_spec(package) is None:

@@ -25,6 +25,12 @@ def test_rows_that_are_no_instances_are_an_error():
         Case(11, 10, 8)
 
 
+@pytest.mark.parametrize("wrong", [{"teacher": True}, {"views": 2, "captions": 2}])
+def test_a_sigmoid_case_is_of_pairs_alone(wrong):
+    with pytest.raises(ValueError, match="one pair in every row and no teacher"):
+        Case(8, 8, 4, **{"views": 1, "captions": 1, "teacher": False} | wrong, sigmoid=True)
+
+
 @pytest.mark.parametrize("case", [Case(12, 10, 4), Case(3, 15, 4, 1, 5), pairs(5, 4)])
 def test_a_draw_is_of_positives(case):
     batch = Batch.make(case, torch.device("cpu"))

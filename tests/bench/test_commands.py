@@ -38,7 +38,7 @@ def test_the_smoke_suite(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*.json")
     records = read(path)
-    assert {r["group"] for r in records} == {"large", "rounds", "pairs", "memory"}
+    assert {r["group"] for r in records} == {"large", "rounds", "pairs", "sigmoid", "memory"}
     timed = {(r["case"]["name"], r["provider"]) for r in records if "seconds" in r}
     assert {provider for _, provider in timed} >= {OURS, "dense eager", "floor"}
     for record in records:

@@ -9,9 +9,10 @@ from bench.batch import Batch
 from bench.cases import Case, pairs
 from bench.gate import Gate, WrongAnswerError
 from bench.gate import _dense as naive_reference
-from bench.providers import ALL, dense
+from bench.providers import ALL, dense, sigmoid
 from bench.providers.chunked import chunked_mfh
 from bench.providers.provider import Provider
+from reference.siglip import siglip_loss
 
 CPU = torch.device("cpu")
 BASE = Case(12, 10, 16, rounds=3)
@@ -23,6 +24,8 @@ CASES = {
     "pairs": pairs(9, 16, teacher=False),
     "pairs, teacher": pairs(9, 16),
 }
+
+SIGMOID = pairs(9, 16, teacher=False, sigmoid=True)
 
 
 def gated(provider, case, batch=None):
@@ -62,6 +65,32 @@ def test_what_is_timed_is_right(provider, case, traced):
     found = gated(provider, case)
     assert found["against"] == "reference/mfh.py"
     assert set(found["errors"]) == {"loss", "image", "text", "scale"}
+
+
+@pytest.mark.parametrize("provider", sigmoid.PROVIDERS, ids=lambda p: p.name)
+def test_what_is_timed_of_the_sigmoid_loss_is_right(provider, monkeypatch):
+    if provider.refuses(SIGMOID, CPU):
+        pytest.skip(provider.refuses(SIGMOID, CPU))
+    if provider.name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
+    compiled = torch.compile(sigmoid._block, fullgraph=True, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(sigmoid, "_compiled", lambda: compiled)
+    found = gated(provider, SIGMOID)
+    assert found["against"] == "chunked float64"
+    assert set(found["errors"]) == {"loss", "image", "text", "scale"}
+
+
+def test_the_float64_reference_of_the_sigmoid_loss(monkeypatch):
+    monkeypatch.setattr("bench.providers.chunked.CPU_BLOCK", 20)  # two rows at a time
+    own = Batch.make(SIGMOID, CPU).with_leaves(torch.float64)
+    answers = []
+    for loss in (
+        sigmoid.chunked_sigmoid(own),
+        siglip_loss(own.x, own.y, own.image_ids, own.text_ids, scale=own.scale, bias=sigmoid.BIAS),
+    ):
+        answers.append((loss, *torch.autograd.grad(loss, list(own.leaves.values()))))
+    for chunked, dense_one in zip(*answers, strict=True):
+        torch.testing.assert_close(chunked, dense_one, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -44,7 +44,7 @@ PROVIDERS = [
 @pytest.fixture(scope="module")
 def records():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(run, "matching", lambda prefixes: PROVIDERS)
+        monkeypatch.setattr(run, "matching", lambda prefixes, case: PROVIDERS)
         group = Group("tiny", (CASE,), seconds=0.05)
         return {r["provider"]: r for r in run.run_group(group, CPU, Rounds())}
 
@@ -86,7 +86,7 @@ def test_a_backend_of_ours_that_fails_or_is_wrong_is_named():
 
 
 def test_threads_are_those_of_the_case_and_come_back(monkeypatch):
-    monkeypatch.setattr(run, "matching", lambda prefixes: dense.PROVIDERS[:1])
+    monkeypatch.setattr(run, "matching", lambda prefixes, case: dense.PROVIDERS[:1])
     before, seen = torch.get_num_threads(), []
     original = timing.Entry.run
     monkeypatch.setattr(
