@@ -59,6 +59,10 @@ step benchmark 320 "${pytest[@]}" bench/test_speed.py bench/test_memory.py \
     --bench-device "$device" --bench-suite "${BENCH_SUITE:-full}" --bench-out "$out" \
     --bench-minutes 5 --benchmark-quiet
 
+rows=1000000
+[ "${BENCH_SUITE:-full}" = full ] || rows=1000
+step largest 60 "$python" -m bench.largest --rows "$rows" --device "$device" --out "$out/largest.md"
+
 # Memory errors and races in every kernel of a step, on tiles with tails, where the tool is there.
 small='
 import torch
