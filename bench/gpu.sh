@@ -56,8 +56,8 @@ pytest=("$python" -m pytest -o addopts= -p no:cacheprovider -v)
 [ -s "$out/machine.log" ] || rm -f "$out/machine.log"
 
 step benchmark 320 "${pytest[@]}" bench/test_speed.py bench/test_memory.py \
-    --bench-device "$device" --bench-suite "${BENCH_SUITE:-full}" --bench-out "$out" \
-    --bench-minutes 5 --benchmark-quiet
+    "--bench-device=$device" "--bench-suite=${BENCH_SUITE:-full}" "--bench-out=$out" \
+    --bench-minutes 5 --benchmark-quiet  # with "=": a path of its own would move pytest's root
 
 rows=1000000
 [ "${BENCH_SUITE:-full}" = full ] || rows=1000

@@ -87,7 +87,8 @@ _NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols"}
 _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
-    "tiles", "sums", "rounds", "first_row", "last_row", "first_col", "last_col",
+    "tiles", "sums", "rounds", "hard_weighted", "soft_weighted", "rows_weighted", "cols_weighted",
+    "first_row", "last_row", "first_col", "last_col",
 } | _DIVISIBLE  # fmt: skip
 
 

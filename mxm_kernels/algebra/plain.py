@@ -1,4 +1,4 @@
-"""The losses of a batch that asks for nothing else, from the features at once."""
+"""The losses of a batch that asks for no more than weighted means, from the features at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.float8 import as_read
+from mxm_kernels.algebra.row_options import row_weights, soft_shares
 from mxm_kernels.algebra.selection import Weights
 from mxm_kernels.backends.problem import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
@@ -15,18 +16,19 @@ from mxm_kernels.operators.statistics import make_problem
 
 
 def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
-    """Whether the options leave the mean of both directions, from one matrix on one process."""
+    """Whether the options leave means over both directions, from one matrix on one process."""
     o = batch.options
-    absent = o.image_weights, o.text_weights, o.image_queue, o.text_queue, o.diagnostics
+    absent = o.image_queue, o.text_queue, o.diagnostics
+    soft = o.soft_weight if isinstance(o.soft_weight, tuple | list) else ()
+    constant = *weights, o.image_weights, o.text_weights, *soft
     return (
         batch.shard is None
         and batch.one_scale
         and o.reduction == "mean"
         and 0 < o.image_to_text_weight < 1
         and not o.label_smoothing
-        and not isinstance(o.soft_weight, tuple | list)
         and all(option is None for option in absent)
-        and not any(w is not None and w.requires_grad for w in weights)
+        and not any(isinstance(w, Tensor) and w.requires_grad for w in constant)
     )
 
 
@@ -35,20 +37,54 @@ def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> 
 
     A form that weighs no positive is given no weights.
     """
-    b, t, soft = batch, batch.tables, batch.options.soft_weight
-    assert not isinstance(soft, tuple)
-    weights = (b.x.new_empty(0, dtype=b.dtype) if w is None else w for w in given)
-    row_weights, col_weights = weights
-    if not soft:
+    b, t, o = batch, batch.tables, batch.options
+    none = b.x.new_empty(0, dtype=b.dtype)
+    if not o.soft:
         b = replace(b, teacher=None)
-    rows = b.options.image_to_text_weight
-    cols = 1 - rows
-    shares = Shares(rows * (1 - soft), rows * soft, cols * (1 - soft), cols * soft)
     # Without folds no row has a positive, and the form no share.
     counts = max(t.images_with_positive, 1), t.images, max(t.texts_with_positive, 1), t.texts
+    (rows, of_rows), (cols, of_cols) = (
+        _side(b, k, form, counts[2 * k : 2 * k + 2]) for k in (0, 1)
+    )
     teacher, teacher_scale = as_read(
         b, b.teacher, None if b.teacher is None else b.teacher_scales[0]
     )
     problem = make_problem(b.x, b.y, teacher, b.scales[0], teacher_scale, t)
-    sides = Sides(row_weights, col_weights, t.text_offsets, t.text_slots, t.slot_places)
-    return mixed_loss(problem, sides, form, shares, counts, b.backend)
+    row_pairs, col_pairs = (none if w is None else w for w in given)
+    tables = t.text_offsets, t.text_slots, t.slot_places
+    weights = *(of_rows or (none, none)), *(of_cols or (none, none))
+    sides = Sides(row_pairs, col_pairs, *tables, *weights)
+    return mixed_loss(problem, sides, form, Shares(*rows, *cols), counts, b.backend)
+
+
+def _side(
+    b: Batch, k: int, form: Form, counts: tuple[int, ...]
+) -> tuple[tuple[float, float], tuple[Tensor, Tensor] | None]:
+    """Shares of the hard and the soft loss in the mean of a side; (rows,) weights of either.
+
+    Of the rows that ``counts`` say, the mixed loss divides by their numbers.
+    """
+    o, t, soft, weights, counted = b.options, b.tables, soft_shares(b)[k], None, None
+    of_side = 1 - o.image_to_text_weight if k else o.image_to_text_weight
+    if (o.image_weights, o.text_weights)[k] is not None:
+        if form != "none":  # the soft loss alone, of every row
+            counted = (t.image_offsets, t.text_offsets)[k].diff() > 0
+        weights = row_weights(b, k, b.x.new_empty(b.rows[k], dtype=b.dtype), counted)
+    if weights is None and not isinstance(soft, Tensor):
+        return (of_side * (1 - soft), of_side * soft), None
+    if weights is None:
+        assert isinstance(soft, Tensor)
+        return (of_side, of_side), (1 - soft, soft)
+    hard, of_soft = _means(weights, counted, counts)
+    if isinstance(soft, Tensor):
+        return (of_side, of_side), ((1 - soft) * hard, soft * of_soft)
+    return (of_side * (1 - soft), of_side * soft), (hard, of_soft)
+
+
+def _means(
+    weights: Tensor, counted: Tensor | None, counts: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """(rows,) weights of which the mean over all rows is 1, or that over those that count."""
+    total = weights.sum()
+    of_counted = total if counted is None else (weights * counted).sum()
+    return weights * (counts[0] / of_counted), weights * (counts[1] / total)

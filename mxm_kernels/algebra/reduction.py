@@ -6,18 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from mxm_kernels import checks
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import FORMS, soft_rows
 from mxm_kernels.algebra.plain import is_plain, plain_loss
+from mxm_kernels.algebra.row_options import row_weights, soft_shares
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.backends.problem import Form, RowProblem
 from mxm_kernels.operators.rows import mixed_rows
-from mxm_kernels.options import row_vector
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
 # it is given are the weights (P,) of the positives, for most.
@@ -82,7 +80,7 @@ def reduce(
     pair = directions(batch, soft=o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
-    shares = _soft_shares(batch)
+    shares = soft_shares(batch)
 
     def side(k: int) -> Side:
         d = pair[k]
@@ -126,9 +124,10 @@ def _mixed_side(
     """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
     mean = batch.options.reduction == "mean"
-    weights = d.S.new_empty(0) if weights is None else weights
+    none = d.S.new_empty(0)
+    weights = none if weights is None else weights
     losses = mixed_rows(
-        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets),
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none),
         d.segments.owners,
         form,
         batch.backend,
@@ -150,45 +149,3 @@ def mix(batch: Batch, side: Callable[[int], Side]) -> Tensor:
     forward, backward = side(0).mean(), side(1).mean()
     both = (forward + backward) / 2 if share == 0.5 else share * forward + (1 - share) * backward
     return batch.sum(both)
-
-
-def _soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:
-    """The share of the soft loss in each direction: a number or one for each row."""
-    share = batch.options.soft_weight
-    if not isinstance(share, tuple | list):
-        return share, share
-    rows, cols = (
-        row_vector(f"soft_weight[{k}]", value, len(like), like, batch.dtype)
-        for k, (value, like) in enumerate(zip(share, (batch.x, batch.y), strict=True))
-    )
-    return rows, cols
-
-
-def row_weights(batch: Batch, side: int, losses: Tensor, counted: Tensor | None) -> Tensor | None:
-    """``image_weights`` or ``text_weights``, checked."""
-    name = ("image_weights", "text_weights")[side]
-    value, is_part = getattr(batch.options, name), batch.shard is not None
-    return nonnegative_weights(name, value, losses, counted, is_part=is_part)
-
-
-def nonnegative_weights(
-    name: str,
-    value: Tensor | None,
-    losses: Tensor,
-    counted: Tensor | None,
-    *,
-    is_part: bool = False,
-) -> Tensor | None:
-    """Weights of the rows, which ``row_options`` has checked; on a GPU negative ones give NaN.
-
-    ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
-    """
-    if value is None:
-        return None
-    vector = row_vector(name, value, losses.shape[0], losses, losses.dtype)
-    if not checks.can_look(vector):
-        return torch.where(vector >= 0, vector, torch.nan)
-    positive = vector > 0 if counted is None else (vector > 0) & counted
-    if not is_part and not bool(positive.any()):
-        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
-    return vector

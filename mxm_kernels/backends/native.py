@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.pairs import soft_gradient
 from mxm_kernels.backends.problem import (
     Draw,
     Form,
@@ -282,11 +283,14 @@ class _Native:
             torch.empty_like(rows),
             torch.empty_like(cols),
             dS[None],
-            torch.full_like(s.u_rows, -shares.soft_rows),
-            torch.full_like(s.u_cols, -shares.soft_cols),
+            soft_gradient(s.u_rows, sides.row_soft_weights, shares.soft_rows),
+            soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
         )
         _mixed_rows(
-            RowProblem(s.n_rows, s.positives, s.u_rows, sides.row_weights, p.image_offsets),
+            RowProblem(
+                *(s.n_rows, s.positives, s.u_rows, sides.row_weights, p.image_offsets),
+                *(sides.row_hard_weights, sides.row_soft_weights),
+            ),
             None,
             RowLosses(rows, upstream.n_rows, dS),
             form,
@@ -294,7 +298,10 @@ class _Native:
             shares.soft_rows,
         )
         _mixed_rows(
-            RowProblem(s.n_cols, s.positives, s.u_cols, sides.col_weights, sides.text_offsets),
+            RowProblem(
+                *(s.n_cols, s.positives, s.u_cols, sides.col_weights, sides.text_offsets),
+                *(sides.col_hard_weights, sides.col_soft_weights),
+            ),
             sides.text_slots,
             RowLosses(cols, upstream.n_cols, dS),
             form,
@@ -324,7 +331,7 @@ def _mixed_rows(
 ) -> None:
     """Losses of the rows and dn into ``out``, dS added to it."""
     _native.mixed_rows(
-        [v.data_ptr() for v in p],
+        [v.data_ptr() if len(v) else 0 for v in p],
         0 if slots is None else slots.data_ptr(),
         [v.data_ptr() for v in out],
         p.n.shape[0],

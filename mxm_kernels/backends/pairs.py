@@ -27,7 +27,8 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
 
         l_i = a h_i + b (lse_i - u_i)        lse_i = logaddexp(n_i, p_i), p_i = logsumexp_k S_ik
 
-    with a, b = ``hard``, ``soft`` and, by ``form``,
+    with a, b = ``hard``, ``soft``, for each row times its own weight where there are such, and, by
+    ``form``,
 
         none        h_i = 0
         masked      h_i = sum_k w_ik softplus(n_i - S_ik)
@@ -43,21 +44,31 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
     owners = rows.repeat_interleave(counts, output_size=len(p.S))
     segments = Segments(p.offsets, owners)
     p = p._replace(S=torch.where(p.S.isinf(), torch.nan, p.S))
+    a, b = _of_rows(hard, p.hard_weights), _of_rows(soft, p.soft_weights)
     if form in ("masked", "decoupled"):
-        out = _weighted(p, p.n, form, hard, segments)
+        out = _weighted(p, p.n, form, a, segments)
     else:
         out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
     if soft or form in ("unmasked", "joint"):
-        out = _with_whole(out, p, form, hard, soft, segments)
+        out = _with_whole(out, p, form, a, b, segments)
     # Infinity times 0 is NaN.
     return out._replace(losses=out.losses + torch.where(counts == 0, p.n * 0, 0))
 
 
+Share = float | Tensor  # of every row, or (rows,) of each
+
+
+def _of_rows(share: float, weights: Tensor) -> Share:
+    """A share, times the weights of the rows where there are such."""
+    return share * weights if share and len(weights) else share
+
+
 def _weighted(
-    p: RowProblem, level: Tensor, form: Form, hard: float, segments: Segments
+    p: RowProblem, level: Tensor, form: Form, hard: Share, segments: Segments
 ) -> RowLosses:
     """The forms that weigh each positive by itself; ``dn`` is the derivative by the level."""
-    weights, margin = hard * p.weights, level[segments.owners] - p.S
+    own = hard[segments.owners] if isinstance(hard, Tensor) else hard
+    weights, margin = own * p.weights, level[segments.owners] - p.S
     if form == "masked":
         value, pull = softplus(margin, threshold=40), torch.sigmoid(margin)
     else:  # a row without a negative is decoupled from nothing
@@ -68,17 +79,17 @@ def _weighted(
 
 
 def _with_whole(
-    out: RowLosses, p: RowProblem, form: Form, hard: float, soft: float, segments: Segments
+    out: RowLosses, p: RowProblem, form: Form, hard: Share, soft: Share, segments: Segments
 ) -> RowLosses:
     """What depends on the positives of a row as a whole, added: by lse, or by p alone."""
     positives = _positives(p, segments)
     losses, dn, dS = out
-    by_lse: float | Tensor = soft
+    by_lse = soft
     if form == "unmasked":
         made = _weighted(p, positives.lse, form, hard, segments)
         losses, dS, by_lse = losses + made.losses, dS + made.dS, soft + made.dn
-    if soft:
-        losses = torch.add(losses, positives.lse - p.u, alpha=soft)
+    if isinstance(soft, Tensor) or soft:
+        losses = losses + soft * (positives.lse - p.u)
     dn = dn + by_lse * torch.sigmoid(positives.margin)
     by_p = by_lse * torch.sigmoid(-positives.margin)
     if form == "joint":
@@ -118,13 +129,19 @@ def mixed_loss(
         positive = positive & (problem.teacher_scale > 0)
     S = torch.where(positive, s.positives, torch.nan)
     rows = mixed_rows(
-        RowProblem(s.n_rows, S, s.u_rows, sides.row_weights, problem.image_offsets),
+        RowProblem(
+            *(s.n_rows, S, s.u_rows, sides.row_weights, problem.image_offsets),
+            *(sides.row_hard_weights, sides.row_soft_weights),
+        ),
         form,
         shares.hard_rows,
         shares.soft_rows,
     )
     cols = mixed_rows(
-        RowProblem(s.n_cols, S[texts], s.u_cols, sides.col_weights, sides.text_offsets),
+        RowProblem(
+            *(s.n_cols, S[texts], s.u_cols, sides.col_weights, sides.text_offsets),
+            *(sides.col_hard_weights, sides.col_soft_weights),
+        ),
         form,
         shares.hard_cols,
         shares.soft_cols,
@@ -133,9 +150,14 @@ def mixed_loss(
         rows.dn,
         cols.dn,
         (rows.dS + cols.dS[sides.slot_places])[None],
-        torch.full_like(s.u_rows, -shares.soft_rows),
-        torch.full_like(s.u_cols, -shares.soft_cols),
+        soft_gradient(s.u_rows, sides.row_soft_weights, shares.soft_rows),
+        soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
     )
+
+
+def soft_gradient(u: Tensor, weights: Tensor, soft: float) -> Tensor:
+    """Gradient of the losses of the rows by u, which is empty without a teacher."""
+    return weights * -soft if len(weights) and len(u) else torch.full_like(u, -soft)
 
 
 # SplitMix64 (Steele, Lea and Flood 2014), whose k-th number is a function of seed and k alone.

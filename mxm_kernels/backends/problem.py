@@ -142,6 +142,8 @@ class RowProblem(NamedTuple):
     u: Tensor  # (rows,), or empty where the soft loss has no share
     weights: Tensor  # (P,), or empty where the form weighs no positive
     offsets: Tensor  # (rows + 1,) int64
+    hard_weights: Tensor  # (rows,) of each row's loss of the positives, or empty: 1 each
+    soft_weights: Tensor  # (rows,) of each row's soft loss, or empty
 
 
 class RowLosses(NamedTuple):
@@ -160,6 +162,10 @@ class Sides(NamedTuple):
     text_offsets: Tensor  # (N + 1,) int64
     text_slots: Tensor  # (P,) int64, slot of each pair in text-major order
     slot_places: Tensor  # (P,) int64, place in text-major order of each slot
+    row_hard_weights: Tensor  # (M,) of each row's loss of the positives, or empty: 1 each
+    row_soft_weights: Tensor  # (M,) of each row's soft loss, or empty
+    col_hard_weights: Tensor  # (N,) the same of the columns
+    col_soft_weights: Tensor  # (N,)
 
 
 class Shares(NamedTuple):

@@ -265,7 +265,7 @@ class SigmoidLossPass {
   SigmoidLoss pass_;
 };
 
-// `problem`: n, S, u, weights, offsets; `losses`: losses, dn, dS, which are added to.
+// `problem`: the vectors of backends/problem.py's RowProblem, 0 where empty; `losses`: losses, dn, dS, which are added to.
 void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
                     const std::vector<std::uintptr_t>& losses, std::int64_t rows,
                     const std::string& form, float hard, float soft, int threads) {
@@ -275,6 +275,8 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t s
   p.u = at<const float>(problem.at(2));
   p.weights = at<const float>(problem.at(3));
   p.offsets = at<const std::int64_t>(problem.at(4));
+  p.hard_weights = at<const float>(problem.at(5));
+  p.soft_weights = at<const float>(problem.at(6));
   p.slots = at<const std::int64_t>(slots);
   p.rows = rows;
   p.form = form_of(form);

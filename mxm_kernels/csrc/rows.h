@@ -29,11 +29,16 @@ struct RowProblem {
   const float* u = nullptr;                // (rows,), null where the soft loss has no share
   const float* weights = nullptr;          // (P,), not read where the form weighs no positive
   const std::int64_t* offsets = nullptr;   // (rows + 1,)
+  const float* hard_weights = nullptr;     // (rows,) of the loss of the positives, null: 1 each
+  const float* soft_weights = nullptr;     // (rows,) of the soft loss, null: 1 each
   const std::int64_t* slots = nullptr;     // (P,) where S and dS of each pair are; null: in order
   std::int64_t rows = 0;
   Form form = Form::kMasked;
   float hard = 1;
   float soft = 0;
+
+  float hard_of(std::int64_t i) const { return hard_weights == nullptr ? hard : hard * hard_weights[i]; }
+  float soft_of(std::int64_t i) const { return soft_weights == nullptr ? soft : soft * soft_weights[i]; }
 };
 
 struct RowLosses {
@@ -86,16 +91,17 @@ inline float whole_row(const Positives& all, std::int64_t i, float& loss, Slopes
   const float n = p.n[i], log = all.first < all.last ? std::log(all.total) : 0.0f;
   const float margin = (n - all.top) - log;  // n - p
   const float lse = (margin > 0 ? n : all.top + log) + softplus_of(-std::fabs(margin));
-  float by_lse = p.soft;
-  if (p.soft != 0) loss += p.soft * (lse - p.u[i]);
+  const float hard = p.hard_of(i), soft = p.soft_of(i);
+  float by_lse = soft;
+  if (p.soft != 0) loss += soft * (lse - p.u[i]);
   if (p.form == Form::kUnmasked) {
-    for (std::int64_t k = all.first; k < all.last; ++k) by_lse += p.hard * p.weights[k];
+    for (std::int64_t k = all.first; k < all.last; ++k) by_lse += hard * p.weights[k];
   }
   slopes.n += by_lse * sigmoid_of(margin);
   slopes.p += by_lse * sigmoid_of(-margin);
   if (p.form == Form::kJoint && all.first < all.last) {
-    const float pull = p.hard * sigmoid_of(margin);
-    loss += p.hard * softplus_of(margin);
+    const float pull = hard * sigmoid_of(margin);
+    loss += hard * softplus_of(margin);
     slopes.n += pull;
     slopes.p -= pull;
   }
@@ -108,6 +114,7 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
   Positives all(p, i);
   float loss = all.first < all.last || std::isfinite(p.n[i]) ? 0 : NAN, level = p.n[i];
   Slopes slopes{loss, loss};
+  const float hard = p.hard_of(i);
   const bool unmasked = p.form == Form::kUnmasked, joint = p.form == Form::kJoint;
   const bool whole = p.soft != 0 || unmasked || joint;
   if (whole) {
@@ -119,7 +126,7 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
     const float S = all.value(k);
     float by_S = whole ? slopes.p * (std::exp(S - all.top) / all.total) : 0.0f;
     if (p.form != Form::kNone && !joint) {
-      const float weight = p.hard * p.weights[k];
+      const float weight = hard * p.weights[k];
       // A row without a negative is decoupled from nothing.
       const bool masked = p.form == Form::kMasked, lone = !masked && level == -INFINITY;
       const float margin = lone ? S * 0.0f : level - S;

@@ -12,8 +12,7 @@ from mxm_kernels.algebra.autocast import autocast
 from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.intra_modal import other_rows, soft_rows_of_others, weights_of_others
 from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
-from mxm_kernels.algebra.reduction import nonnegative_weights
-from mxm_kernels.algebra.row_options import check_weights
+from mxm_kernels.algebra.row_options import check_weights, nonnegative_weights
 from mxm_kernels.algebra.run import directions
 from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.functional.info_nce import check_flag

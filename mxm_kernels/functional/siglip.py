@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
-from mxm_kernels.algebra.reduction import Side, mix, row_weights
+from mxm_kernels.algebra.reduction import Side, mix
+from mxm_kernels.algebra.row_options import row_weights
 from mxm_kernels.algebra.run import scaled
 from mxm_kernels.backends.problem import SigmoidWeights
 from mxm_kernels.operators.sigmoid import sigmoid_statistics

@@ -28,7 +28,8 @@ from mxm_kernels.operators.statistics import (
 
 _SIDES = (
     "Tensor row_weights, Tensor col_weights, Tensor text_offsets, Tensor text_slots, "
-    "Tensor slot_places"
+    "Tensor slot_places, Tensor row_hard_weights, Tensor row_soft_weights, "
+    "Tensor col_hard_weights, Tensor col_soft_weights"
 )
 library.define(
     f"mixed_loss({INPUTS}, {_SIDES}, str form, float[] shares, SymInt[] counts, str backend) -> "

@@ -20,13 +20,14 @@ from mxm_kernels.backends.problem import Draw, Form, RowProblem
 from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
-    "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor owners, "
+    "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor hard_weights, "
+    "Tensor soft_weights, Tensor owners, "
     "str form, float hard, float soft, SymInt hard_count, SymInt soft_count, str backend) -> "
     "(Tensor losses, Tensor dn, Tensor dS)"
 )
 library.define(
     "mixed_rows_backward(Tensor grad, Tensor n, Tensor dn, Tensor dS, Tensor owners, "
-    "float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
+    "Tensor soft_weights, float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
 )
 library.define(
     "drawn_weights(Tensor seed, Tensor image_offsets, Tensor text_offsets, SymInt rounds, "
@@ -49,10 +50,7 @@ def mixed_rows(
     Divided here by the numbers of rows, since torch.compile makes a program for every new
     number that is not an integer. u may be empty where b is 0; the weights get no gradient.
     """
-    p = problem
-    return torch.ops.mxm_kernels.mixed_rows(
-        p.n, p.S, p.u, p.weights, p.offsets, owners, form, hard, soft, *counts, backend
-    )[0]
+    return torch.ops.mxm_kernels.mixed_rows(*problem, owners, form, hard, soft, *counts, backend)[0]
 
 
 def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
@@ -64,9 +62,10 @@ def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor,
 
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
-def _forward(n, S, u, weights, offsets, owners, form, hard, soft, hard_count, soft_count, backend):
+def _forward(*arguments):
+    *vectors, _, form, hard, soft, hard_count, soft_count, backend = arguments
     # Backends read them by address, and a caller's weights may be a strided view.
-    problem = RowProblem(*(v.contiguous() for v in (n, S, u, weights, offsets)))
+    problem = RowProblem(*(v.contiguous() for v in vectors))
     with torch.no_grad():
         run = backends.load(backend).mixed_rows
         return tuple(run(problem, form, hard / hard_count, soft / soft_count))
@@ -78,13 +77,14 @@ def _fake_forward(n, S, *rest):
 
 
 @torch.library.impl(library, "mixed_rows_backward", "CompositeExplicitAutograd")
-def _backward(grad, n, dn, dS, owners, soft, soft_count):
+def _backward(grad, n, dn, dS, owners, soft_weights, soft, soft_count):
     du = grad * (-soft / soft_count) if soft else grad.new_empty(0)
+    du = du * soft_weights if soft and len(soft_weights) else du
     return grad * dn, grad[owners] * dS, du
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows_backward", lib=library)
-def _fake_backward(grad, n, dn, dS, owners, soft, soft_count):
+def _fake_backward(grad, n, dn, dS, owners, soft_weights, soft, soft_count):
     return torch.empty_like(dn), torch.empty_like(dS), grad.new_empty(len(dn) if soft else 0)
 
 
@@ -101,17 +101,18 @@ def _fake_drawn(seed, image_offsets, text_offsets, rounds, pairs, dtype, backend
 
 def _setup_context(ctx, inputs, output):
     # n only so that its graph reaches the backward operator, which refuses to be differentiated.
-    ctx.save_for_backward(inputs[0], output[1], output[2], inputs[5])
+    _, _, _, _, _, _, soft_weights, owners, _, _, soft, _, soft_count, _ = inputs
+    ctx.save_for_backward(inputs[0], output[1], output[2], owners, soft_weights)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
-    ctx.soft, ctx.soft_count = inputs[8], inputs[10]
+    ctx.soft, ctx.soft_count = soft, soft_count
 
 
 def _differentiate(ctx, grad, *_):
     dn, dS, du = torch.ops.mxm_kernels.mixed_rows_backward(
         grad, *ctx.saved_tensors, ctx.soft, ctx.soft_count
     )
-    nothing = [None] * 9
+    nothing = [None] * 11
     return dn, dS, du if ctx.soft else None, *nothing
 
 

@@ -28,7 +28,8 @@ def run(*command):
 
 
 def test_the_smoke_suite(tmp_path):
-    options = ["--bench-suite", "smoke", "--bench-out", str(tmp_path), "-p", "no:cacheprovider"]
+    # With "=": pytest would look for its root above every argument that is a path of its own.
+    options = ["--bench-suite=smoke", f"--bench-out={tmp_path}", "-p", "no:cacheprovider"]
     exported = tmp_path / "benchmark" / "pytest.json"
     exported.parent.mkdir()
     done = run(

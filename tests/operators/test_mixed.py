@@ -11,6 +11,7 @@ from mxm_kernels import (
     fused_decoupled_loss,
     fused_info_nce_loss,
     fused_mfh_loss,
+    fused_soft_loss,
     fused_supcon_loss,
 )
 from mxm_kernels.algebra.selection import expected_weights
@@ -24,7 +25,7 @@ NAMES = "ragged and shuffled", "rows without positives", "several tiles and tail
 SHARES = Shares(0.3, 0.2, 0.45, 0.05)
 
 
-def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
+def _arguments(backend, case, dtype=torch.float32, with_teacher=True, weighted=False):
     x, y, tx, ty = (f.to(backend.device) for f in case.features(dtype))
     tables = Folds.from_ids(*case.ids).to(backend.device).tables(len(x), len(y), x.device)
     s = torch.tensor(20.0, device=backend.device).to(
@@ -33,11 +34,13 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
     leaves = [v.requires_grad_() for v in (x, y, s)]
     teacher, t = ((tx, ty), s.detach()) if with_teacher else (None, None)
     problem = make_problem(x, y, teacher, s, t, tables)
+    lengths = (len(x), len(x), len(y), len(y)) if weighted else (0, 0, 0, 0)
     sides = Sides(
         *expected_weights(tables, s.dtype),
         tables.text_offsets,
         tables.text_slots,
         tables.slot_places,
+        *(torch.rand(n, dtype=s.dtype, device=s.device) for n in lengths),
     )
     counts = (
         tables.images_with_positive,
@@ -49,12 +52,13 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True):
     return leaves, (problem, sides, "masked", shares, counts, backend.name)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(with_teacher, dtype, backend):
+def test_opcheck(with_teacher, weighted, dtype, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
-    _, arguments = _arguments(backend, NAMED_CASES[NAMES[0]], dtype, with_teacher)
+    _, arguments = _arguments(backend, NAMED_CASES[NAMES[0]], dtype, with_teacher, weighted)
     problem, sides, *rest = arguments
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_loss.default, (*problem, *sides, *rest))
 
@@ -66,8 +70,7 @@ def test_it_is_the_operators_one_after_the_other(with_teacher, name, backend):
     x, y, tx, ty = (f.to(backend.device) for f in case.features(torch.float32))
     options = {"teacher_image_features": tx, "teacher_text_features": ty} if with_teacher else {}
     results = []
-    # With all rows counted alike by explicit weights the statistics are an operator of their own.
-    for weights in ({}, {"image_weights": torch.ones(len(x)), "text_weights": torch.ones(len(y))}):
+    for weights in ({}, _learned_ones(x, y)):
         leaves = [v.clone().requires_grad_() for v in (x, y, torch.tensor(20.0, device=x.device))]
         loss = fused_mfh_loss(
             *leaves[:2], case.ids, logit_scale=leaves[2], rounds=None, image_to_text_weight=0.3,
@@ -77,6 +80,12 @@ def test_it_is_the_operators_one_after_the_other(with_teacher, name, backend):
         results.append((loss, *grads))
     for plain, apart in zip(*results, strict=True):
         torch.testing.assert_close(plain, apart, rtol=1e-5, atol=1e-6 * apart.abs().max().item())
+
+
+def _learned_ones(x, y) -> dict[str, torch.Tensor]:
+    """Weights that change nothing, and take the way of the statistics and the formulas."""
+    ones = (torch.ones(len(side), requires_grad=True) for side in (x, y))
+    return dict(zip(("image_weights", "text_weights"), ones, strict=True))
 
 
 LOSSES = {
@@ -92,17 +101,57 @@ LOSSES = {
 @pytest.mark.parametrize("soft", [0.0, 0.4])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_form_is_the_loss_algebra(name, soft, loss, backend):
-    """Row weights of 1 change nothing, and take the path of the formulas."""
     case = NAMED_CASES[name]
     x, y, tx, ty = (f.to(backend.device) for f in case.features(torch.float32))
     options = {"teacher_image_features": tx, "teacher_text_features": ty, "soft_weight": soft}
     results = []
-    for weights in ({}, {"image_weights": torch.ones(len(x)), "text_weights": torch.ones(len(y))}):
+    for weights in ({}, _learned_ones(x, y)):
         leaves = [v.clone().requires_grad_() for v in (x, y, torch.tensor(20.0, device=x.device))]
         value = LOSSES[loss](
             *leaves[:2], case.ids, logit_scale=leaves[2], image_to_text_weight=0.3,
             backend=backend.name, **(options if soft else {}),
             **{k: w.to(x.device) for k, w in weights.items()},
+        )  # fmt: skip
+        results.append((value, *torch.autograd.grad(value * 7, leaves)))
+    for plain, apart in zip(*results, strict=True):
+        torch.testing.assert_close(plain, apart, rtol=2e-5, atol=2e-6 * apart.abs().max().item())
+
+
+ROW_OPTIONS = {
+    "weights of both sides": ("image_weights", "text_weights"),
+    "weights of the texts": ("text_weights",),
+    "soft shares": ("soft_weight",),
+    "both": ("image_weights", "soft_weight"),
+}
+
+
+@pytest.mark.parametrize("options", ROW_OPTIONS.values(), ids=ROW_OPTIONS)
+@pytest.mark.parametrize("loss", [*LOSSES, "soft"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_and_shares_of_the_rows_are_the_loss_algebra(name, loss, options, backend):
+    """Those that are learned take the way of the formulas."""
+    case = NAMED_CASES[name]
+    x, y, tx, ty = (f.to(backend.device) for f in case.features(torch.float32))
+    g = torch.Generator().manual_seed(2)
+    a, b, c, d = (torch.rand(n, generator=g).to(x.device) for n in (len(x), len(y)) * 2)
+    a[::3] = 0  # rows that count for nothing
+    made = {"image_weights": a, "text_weights": b, "soft_weight": (c, d)}
+    if loss == "soft" and "soft_weight" in options:
+        pytest.skip("the soft loss alone has no share")
+    function = fused_soft_loss if loss == "soft" else LOSSES[loss]
+    results = []
+    for learned in (False, True):
+        given = {}
+        for option in options:
+            vectors = made[option] if isinstance(made[option], tuple) else (made[option],)
+            vectors = tuple(v.clone().requires_grad_(learned) for v in vectors)
+            given[option] = vectors if option == "soft_weight" else vectors[0]
+        if loss == "soft" or "soft_weight" in options:
+            given |= {"teacher_image_features": tx, "teacher_text_features": ty}
+        leaves = [v.clone().requires_grad_() for v in (x, y, torch.tensor(20.0, device=x.device))]
+        value = function(
+            *leaves[:2], case.ids, logit_scale=leaves[2], image_to_text_weight=0.3,
+            backend=backend.name, **given,
         )  # fmt: skip
         results.append((value, *torch.autograd.grad(value * 7, leaves)))
     for plain, apart in zip(*results, strict=True):

@@ -43,7 +43,7 @@ def _algebra(vectors, segments, form, hard, soft):
         with_positive=1,
     )  # fmt: skip
     losses = n.clamp(min=0) * 0 if form == "none" else FORMULAS[form](d, weights)
-    return hard * losses + (soft * soft_rows(d) if soft else 0)
+    return hard * losses + (soft * soft_rows(d) if bool((soft != 0).any()) else 0)
 
 
 @settings(max_examples=150)
@@ -53,9 +53,12 @@ def _algebra(vectors, segments, form, hard, soft):
     form=st.sampled_from(list(FORMULAS)),
     shares=st.sampled_from([(1.0, 0.0), (0.6, 0.4), (0.0, 1.0), (1e-4, 2e-4)]),
     no_negative=st.booleans(),
+    weighted=st.booleans(),
 )
-def test_mixed_rows(backend, case, spread, form, shares, no_negative):
+def test_mixed_rows(backend, case, spread, form, shares, no_negative, weighted):
     vectors, segments = _rows(case, spread, no_negative)
+    g = torch.Generator().manual_seed(case.seed + 1)
+    of_rows = torch.rand(2, len(vectors[0]) if weighted else 0, generator=g, dtype=torch.float64)
     results = []
     for dtype, fused in ((torch.float32, True), (torch.float64, False), (torch.float32, False)):
         n, S, u, weights = (v.to(dtype) for v in vectors)
@@ -64,13 +67,16 @@ def test_mixed_rows(backend, case, spread, form, shares, no_negative):
             where = backend.device
             on = [v.to(where) for v in (*leaves, weights)]
             offsets, owners = (v.to(where) for v in segments)
-            problem = RowProblem(*on, offsets)
+            problem = RowProblem(*on, offsets, *of_rows.to(where, dtype))
             hard, soft = shares[0] * 7, shares[1] * 3
             losses = mixed_rows(
                 problem, owners, form, backend.name, hard=hard, soft=soft, counts=(7, 3)
             )
         else:
-            losses = _algebra((*leaves, weights), segments, form, *shares)
+            own = of_rows.to(dtype) if weighted else torch.ones(2, 1, dtype=dtype)
+            losses = _algebra(
+                (*leaves, weights), segments, form, shares[0] * own[0], shares[1] * own[1]
+            )
         g = torch.Generator().manual_seed(1)
         losses.backward(torch.randn(losses.shape, generator=g, dtype=torch.float64).to(losses))
         grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in leaves]
@@ -85,13 +91,15 @@ def test_mixed_rows(backend, case, spread, form, shares, no_negative):
 
 @pytest.mark.parametrize("form", FORMULAS)
 @pytest.mark.parametrize("soft", [0.0, 0.4])
-def test_contract_with_pytorch(soft, form, backend):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_contract_with_pytorch(weighted, soft, form, backend):
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     vectors = [v.float().to(backend.device) for v in (n, S, u, weights)]
     offsets, owners = (v.to(backend.device) for v in segments)
     for v in vectors[:3]:
         v.requires_grad_()
-    arguments = (*vectors, offsets, owners, form, 0.6, soft, 5, 7, backend.name)
+    of_rows = torch.rand(2, len(n) if weighted else 0, device=backend.device)
+    arguments = (*vectors, offsets, *of_rows, owners, form, 0.6, soft, 5, 7, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
     seed = torch.randint(2**63 - 1, (), device=backend.device)
     draw = Draw(seed, offsets, offsets, 3, len(S))
@@ -108,7 +116,7 @@ def _case():
 def test_second_derivatives_are_refused():
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     n.requires_grad_()
-    problem = RowProblem(n, S, u, weights, segments.offsets)
+    problem = RowProblem(n, S, u, weights, segments.offsets, n.new_empty(0), n.new_empty(0))
     losses = mixed_rows(problem, segments.owners, "masked", "blocked", hard=0.5, soft=0.5)
     (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):

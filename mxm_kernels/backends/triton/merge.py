@@ -68,24 +68,24 @@ def _merge_block(
     row = first + index
     S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
     n_value = (S[0] + tl.log2(S[1])) * LN2
-    lost = ~_held(S[1])
+    lost = tl.where(_held(S[1]), 0, 1)  # a number: Triton 3.6 fails to carry a truth to gfx942
     T = S
     if T_FIELDS:
         T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
-        lost = lost | ~_held(T[1])
+        lost = tl.where(_held(T[1]), lost, 1)
     u_value = T[2] / T[1]
     t_value = (T[0] + tl.log2(T[1])) * LN2
     h_value = t_value - T[3] / T[1]
-    lost = lost & inside
-    if tl.max(lost.to(tl.int32), 0) > 0:
+    lost = tl.where(inside, lost, 0)
+    if tl.max(lost, 0) > 0:
         n_new, t_new, u_new, h_new = again(
             x, y, teacher_x, teacher_y, scale, teacher_scale, x_groups, y_groups,
             row, M, N, D, TEACHER_D, T_FIELDS, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
         )  # fmt: skip
-        n_value = tl.where(lost, n_new, n_value)
-        t_value = tl.where(lost, t_new, t_value)
-        u_value = tl.where(lost, u_new, u_value)
-        h_value = tl.where(lost, h_new, h_value)
+        n_value = tl.where(lost > 0, n_new, n_value)
+        t_value = tl.where(lost > 0, t_new, t_value)
+        u_value = tl.where(lost > 0, u_new, u_value)
+        h_value = tl.where(lost > 0, h_new, h_value)
     tl.store(n + row, n_value, mask=inside)
     if T_FIELDS:
         tl.store(t + row, t_value, mask=inside)

@@ -70,8 +70,8 @@ def _mixed_block(
     dn,  # (rows,) out
     dS,  # (pairs,) out
     rows,
-    hard,
-    soft,
+    hard,  # (BLOCK,)
+    soft,  # (BLOCK,)
     FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -133,51 +133,67 @@ def _mixed_block(
     return loss
 
 
-@triton.jit(do_not_specialize=["rows", "hard", "soft"])
+@triton.jit
+def _share(share, weights, weighted, row, inside):
+    """What the loss of each lane's row is multiplied with: no variant for weights of the rows."""
+    return share * tl.load(weights + row, mask=inside & (weighted > 0), other=1.0)
+
+
+@triton.jit(do_not_specialize=["rows", "hard", "soft", "hard_weighted", "soft_weighted"])
 def mixed_rows_kernel(
     n,  # (rows,)
     S,  # (pairs,)
     u,  # (rows,)
     weights,  # (pairs,)
     offsets,  # (rows + 1,) int64
+    hard_weights,  # (rows,), not read unless hard_weighted
+    soft_weights,  # (rows,), not read unless soft_weighted
     losses,  # (rows,) out
     dn,  # (rows,) out
     dS,  # (pairs,) out
     rows,
     hard,
     soft,
+    hard_weighted,
+    soft_weighted,
     FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The rows of one direction."""
     block = tl.program_id(0)
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    hard = _share(hard, hard_weights, hard_weighted, row, row < rows)
+    soft = _share(soft, soft_weights, soft_weighted, row, row < rows)
     loss = _mixed_block(
         block, n, S, u, weights, offsets, None, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
-    row = block * BLOCK + tl.arange(0, BLOCK)
     tl.store(losses + row, loss, mask=row < rows)
 
 
 @triton.jit
 def _mixed_side(
-    block, n, S, u, weights, offsets, slots, dn, dS, du, rows, hard, soft,
+    block, n, S, u, weights, offsets, slots, hard_weights, soft_weights, dn, dS, du,
+    rows, hard, soft, weighted,
     FORM: tl.constexpr, SOFT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum of the losses of a block of rows of either direction, and du."""
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    hard = _share(hard, hard_weights, weighted, row, row < rows)
+    soft = _share(soft, soft_weights, weighted, row, row < rows)
     loss = _mixed_block(
         block, n, S, u, weights, offsets, slots, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
-    row = block * BLOCK + tl.arange(0, BLOCK)
     if SOFT:
-        tl.store(du + row, tl.zeros((BLOCK,), tl.float32) - soft, mask=row < rows)
+        tl.store(du + row, -soft, mask=row < rows)
     return tl.sum(tl.where(row < rows, loss, 0.0), axis=0)
 
 
 _NUMBERS = ["rows", "cols", "pairs", "hard_rows", "soft_rows", "hard_cols", "soft_cols"]
+_WEIGHTED = ["rows_weighted", "cols_weighted"]
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_NUMBERS + _WEIGHTED)
 def mixed_loss_kernel(
     n_rows,  # (rows,)
     n_cols,  # (cols,)
@@ -189,6 +205,10 @@ def mixed_loss_kernel(
     image_offsets,  # (rows + 1,) int64
     text_offsets,  # (cols + 1,) int64
     text_slots,  # (pairs,) int64
+    row_hard_weights,  # (rows,), not read unless rows_weighted
+    row_soft_weights,  # (rows,)
+    col_hard_weights,  # (cols,), not read unless cols_weighted
+    col_soft_weights,  # (cols,)
     scale,  # ()
     teacher_scale,  # ()
     losses,  # (programs,) out
@@ -204,6 +224,8 @@ def mixed_loss_kernel(
     soft_rows,
     hard_cols,
     soft_cols,
+    rows_weighted,
+    cols_weighted,
     FORM: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -218,13 +240,15 @@ def mixed_loss_kernel(
     row_blocks = tl.cdiv(rows, BLOCK)
     if program < row_blocks:
         loss = _mixed_side(
-            program, n_rows, S, u_rows, row_weights, image_offsets, None, dn_rows, dS, du_rows,
-            rows, hard_rows, soft_rows, FORM, SOFT, BLOCK,
+            program, n_rows, S, u_rows, row_weights, image_offsets, None,
+            row_hard_weights, row_soft_weights, dn_rows, dS, du_rows,
+            rows, hard_rows, soft_rows, rows_weighted, FORM, SOFT, BLOCK,
         )  # fmt: skip
     else:
         loss = _mixed_side(
-            program - row_blocks, n_cols, S, u_cols, col_weights, text_offsets, text_slots, dn_cols,
-            dS + pairs, du_cols, cols, hard_cols, soft_cols, FORM, SOFT, BLOCK,
+            program - row_blocks, n_cols, S, u_cols, col_weights, text_offsets, text_slots,
+            col_hard_weights, col_soft_weights, dn_cols, dS + pairs, du_cols,
+            cols, hard_cols, soft_cols, cols_weighted, FORM, SOFT, BLOCK,
         )  # fmt: skip
     tl.store(losses + program, loss)
 
@@ -303,7 +327,8 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
     rows = p.n.shape[0]
     out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S))
     mixed_rows_kernel[(triton.cdiv(rows, BLOCK),)](
-        p.n, p.S, p.u if soft else p.n, p.weights, p.offsets, *out, rows, hard, soft,
+        p.n, p.S, p.u if soft else p.n, p.weights, p.offsets, p.hard_weights, p.soft_weights, *out,
+        rows, hard, soft, len(p.hard_weights), len(p.soft_weights),
         FORM=form, SOFT=soft != 0, BLOCK=BLOCK,
     )  # fmt: skip
     return out
@@ -315,6 +340,7 @@ def mixed_loss(
     """The loss of both directions and its gradient by the statistics."""
     s, rows, cols, pairs = statistics, len(problem.x), len(problem.y), len(statistics.positives)
     *_, teacher_scale = teacher_arguments(problem)
+    row_shares = sides[-4:]
     programs = triton.cdiv(rows, BLOCK) + triton.cdiv(cols, BLOCK)
     losses = torch.empty(programs, dtype=torch.float32, device=problem.x.device)
     upstream = Upstream(
@@ -327,8 +353,8 @@ def mixed_loss(
     mixed_loss_kernel[(programs,)](
         s.n_rows, s.n_cols, s.positives, s.u_rows, s.u_cols,
         sides.row_weights, sides.col_weights, problem.image_offsets, sides.text_offsets,
-        sides.text_slots, problem.scale, teacher_scale, losses, *upstream,
-        rows, cols, pairs, *shares,
+        sides.text_slots, *row_shares, problem.scale, teacher_scale, losses, *upstream,
+        rows, cols, pairs, *shares, len(row_shares[0]), len(row_shares[2]),
         FORM=form, SOFT=problem.has_teacher, BLOCK=BLOCK,
     )  # fmt: skip
     return losses.sum(), upstream
