@@ -134,9 +134,9 @@ def _mixed_block(
 
 
 @triton.jit
-def _share(share, weights, weighted, row, inside):
-    """What the loss of each lane's row is multiplied with: no variant for weights of the rows."""
-    return share * tl.load(weights + row, mask=inside & (weighted > 0), other=1.0)
+def _share(share, weights, weighted, row):
+    """What the loss of each lane's row is multiplied with; ``weighted`` rows have weights, or 0."""
+    return share * tl.load(weights + row, mask=row < weighted, other=1.0)
 
 
 @triton.jit(do_not_specialize=["rows", "hard", "soft", "hard_weighted", "soft_weighted"])
@@ -163,8 +163,8 @@ def mixed_rows_kernel(
     """The rows of one direction."""
     block = tl.program_id(0)
     row = block * BLOCK + tl.arange(0, BLOCK)
-    hard = _share(hard, hard_weights, hard_weighted, row, row < rows)
-    soft = _share(soft, soft_weights, soft_weighted, row, row < rows)
+    hard = _share(hard, hard_weights, hard_weighted, row)
+    soft = _share(soft, soft_weights, soft_weighted, row)
     loss = _mixed_block(
         block, n, S, u, weights, offsets, None, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
@@ -179,13 +179,13 @@ def _mixed_side(
 ):  # fmt: skip
     """Sum of the losses of a block of rows of either direction, and du."""
     row = block * BLOCK + tl.arange(0, BLOCK)
-    hard = _share(hard, hard_weights, weighted, row, row < rows)
-    soft = _share(soft, soft_weights, weighted, row, row < rows)
+    hard = _share(hard, hard_weights, weighted, row)
+    soft = _share(soft, soft_weights, weighted, row)
+    if SOFT:
+        tl.store(du + row, -soft, mask=row < rows)
     loss = _mixed_block(
         block, n, S, u, weights, offsets, slots, dn, dS, rows, hard, soft, FORM, SOFT, BLOCK
     )
-    if SOFT:
-        tl.store(du + row, -soft, mask=row < rows)
     return tl.sum(tl.where(row < rows, loss, 0.0), axis=0)
 
 
