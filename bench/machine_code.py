@@ -30,16 +30,12 @@ from bench.occupancy import occupancy
 from bench.resources import amd_usage, cuda_code
 from mxm_kernels.backends.problem import Form
 from mxm_kernels.backends.triton import launch, merge
+from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
-from mxm_kernels.backends.triton.rows import (
-    DRAW,
-    drawn_weights_kernel,
-    mixed_loss_kernel,
-    mixed_rows_kernel,
-)
+from mxm_kernels.backends.triton.rows import mixed_loss_kernel, mixed_rows_kernel
 from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.sigmoid_gradient import (
     TIMES_BLOCK,

@@ -64,21 +64,22 @@ def _side(
 
     Of the rows that ``counts`` say, the mixed loss divides by their numbers.
     """
-    o, t, soft, weights, counted = b.options, b.tables, soft_shares(b)[k], None, None
+    o, t, soft = b.options, b.tables, soft_shares(b)[k]
     of_side = 1 - o.image_to_text_weight if k else o.image_to_text_weight
-    if (o.image_weights, o.text_weights)[k] is not None:
-        if form != "none":  # the soft loss alone, of every row
-            counted = (t.image_offsets, t.text_offsets)[k].diff() > 0
-        weights = row_weights(b, k, b.x.new_empty(b.rows[k], dtype=b.dtype), counted)
-    if weights is None and not isinstance(soft, Tensor):
-        return (of_side * (1 - soft), of_side * soft), None
-    if weights is None:
-        assert isinstance(soft, Tensor)
-        return (of_side, of_side), (1 - soft, soft)
-    hard, of_soft = _means(weights, counted, counts)
+    own = None
     if isinstance(soft, Tensor):
-        return (of_side, of_side), ((1 - soft) * hard, soft * of_soft)
-    return (of_side * (1 - soft), of_side * soft), (hard, of_soft)
+        shares, own = (of_side, of_side), (1 - soft, soft)
+    else:
+        shares = of_side * (1 - soft), of_side * soft
+    if (o.image_weights, o.text_weights)[k] is None:
+        return shares, own
+    counted = None  # the soft loss alone, of every row
+    if form != "none":
+        counted = (t.image_offsets, t.text_offsets)[k].diff() > 0
+    weights = row_weights(b, k, b.x.new_empty(b.rows[k], dtype=b.dtype), counted)
+    assert weights is not None
+    hard, of_soft = _means(weights, counted, counts)
+    return shares, (hard, of_soft) if own is None else (own[0] * hard, own[1] * of_soft)
 
 
 def _means(

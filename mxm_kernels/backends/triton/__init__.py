@@ -125,11 +125,11 @@ class _Triton:
             return rows.mixed_loss(problem, statistics, sides, form, shares)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        from mxm_kernels.backends.triton import rows
+        from mxm_kernels.backends.triton.draw import drawn_weights
 
         assert dtype == torch.float32, "the backend takes no float64"
         with torch.cuda.device_of(draw.seed):
-            return rows.drawn_weights(draw)
+            return drawn_weights(draw)
 
 
 backend = _Triton()
