@@ -93,8 +93,12 @@ def describe(device: torch.device) -> dict:
 
 
 def slug(machine: dict) -> str:
-    """The machine's file name: its GPU, or its CPU and how many cores."""
-    name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
+    """The machine's file name: its GPU, or its CPU, what that computes with, and its cores.
+
+    A virtual machine says "AMD EPYC" of processors with and without AVX-512.
+    """
+    cpu = f"{machine['cpu']} {machine['cpu_capability']} {machine['cores']} cores"
+    name = machine["gpu"] or cpu
     name = re.sub(r"\((r|tm)\)", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
