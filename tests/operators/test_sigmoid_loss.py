@@ -107,15 +107,17 @@ def test_agrees_with_dense_float64(case, dtype, scalars, backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_upstream_gradient_is_not_rounded_to_16_bits(dtype, backend):
-    """1 + 2**-10 is 1 in bfloat16; gradients of 2**-10 of the rest show at the largest entries."""
+    """A third is not exact in 16 bits; rounded first, it would move products by a unit."""
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
-    dx = torch.tensor([[1.0, 3.0], [64.0, 0.5]], device=backend.device)
+    dx = torch.arange(1.0, 257.0, device=backend.device).view(16, 16)  # exact in bfloat16
     held = dx.float() if dtype == torch.float16 else dx.to(dtype)
     grad = torch.tensor(1 / 3, device=backend.device)
-    got, _, scalars = backends.load(backend.name).times(grad, held, held[:0], dx[0], dtype)
-    assert torch.equal(got, (held.float() * grad).to(dtype))
-    assert torch.equal(scalars, dx[0] * grad)
+    right = (dx * grad).to(dtype)
+    assert not torch.equal((dx * grad.to(dtype).float()).to(dtype), right)
+    got, _, scalars = backends.load(backend.name).times(grad, held, held[:0], dx[0, :2], dtype)
+    assert torch.equal(got, right)
+    assert torch.equal(scalars, dx[0, :2] * grad)
 
 
 @pytest.mark.parametrize("s", [1e-20, 1e-30])
