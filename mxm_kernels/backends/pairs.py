@@ -88,8 +88,10 @@ def _with_whole(
     if form == "unmasked":
         made = _weighted(p, positives.lse, form, hard, segments)
         losses, dS, by_lse = losses + made.losses, dS + made.dS, soft + made.dn
-    if isinstance(soft, Tensor) or soft:
-        losses = losses + soft * (positives.lse - p.u)
+    if isinstance(soft, Tensor):
+        losses = torch.addcmul(losses, soft, positives.lse - p.u)
+    elif soft:
+        losses = torch.add(losses, positives.lse - p.u, alpha=soft)
     dn = dn + by_lse * torch.sigmoid(positives.margin)
     by_p = by_lse * torch.sigmoid(-positives.margin)
     if form == "joint":
@@ -124,10 +126,10 @@ def mixed_loss(
 ) -> tuple[Tensor, Upstream]:
     """The mixed loss of both directions, and its gradient by the statistics."""
     s, texts = statistics, sides.text_slots
-    positive = problem.scale > 0
+    least = problem.scale
     if problem.teacher_scale is not None:
-        positive = positive & (problem.teacher_scale > 0)
-    S = torch.where(positive, s.positives, torch.nan)
+        least = torch.minimum(least, problem.teacher_scale)  # NaN if either is
+    S = torch.where(least > 0, s.positives, torch.nan)
     rows = mixed_rows(
         RowProblem(
             *(s.n_rows, S, s.u_rows, sides.row_weights, problem.image_offsets),
