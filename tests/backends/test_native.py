@@ -14,6 +14,7 @@ from mxm_kernels.backends.problem import (
     Needs,
     Problem,
     SigmoidStatistics,
+    SigmoidWeights,
     Statistics,
     Upstream,
 )
@@ -71,6 +72,15 @@ def _run_sigmoid(backend, problem: Problem) -> list[torch.Tensor]:
     needs = Needs(True, True, True, True)
     positives = statistics.positives
     return [*statistics, *backend.sigmoid_backward(problem, bias, positives, upstream, needs)]
+
+
+def _run_sigmoid_loss(backend, problem: Problem, weighted: bool) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    pairs = len(problem.pair_images) if weighted else 0
+    sizes = len(problem.x), len(problem.y), pairs, pairs
+    weights = SigmoidWeights(*(torch.rand(n, generator=g).to(problem.scale) for n in sizes))
+    needs = Needs(True, True, True, True)
+    return list(backend.sigmoid_loss(problem, problem.scale * 0 - 3, weights, needs))
 
 
 def _double(problem: Problem) -> Problem:
@@ -144,6 +154,19 @@ def test_every_level_agrees_on_the_sigmoid_statistics(level, rows, cols, D):
     problem = _problem(rows, cols, D, with_teacher=False)
     exact = _run_sigmoid(backends.load("blocked"), _double(problem))
     for got, expected in zip(_run_sigmoid(native._Native(level), problem), exact, strict=True):
+        largest = expected.abs().amax().item()
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=4e-6 * largest)
+
+
+@extension
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("rows", "cols", "D"), [(203, 157, 24), (33, 601, 7), (3, 2, 1)], ids=str)
+def test_every_level_agrees_on_the_sigmoid_loss(level, weighted, rows, cols, D):
+    problem = _problem(rows, cols, D, with_teacher=False)
+    exact = _run_sigmoid_loss(backends.load("blocked"), _double(problem), weighted)
+    run = _run_sigmoid_loss(native._Native(level), problem, weighted)
+    for got, expected in zip(run, exact, strict=True):
         largest = expected.abs().amax().item()
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=4e-6 * largest)
 
