@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -15,20 +17,31 @@ from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
 
 
-def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
-    """Whether the options leave means over both directions, from one matrix on one process."""
+def is_one_mean(batch: Batch, weights: Iterable[Any]) -> bool:
+    """Whether the loss is a mean over one matrix on one process, and no weight in it is learned.
+
+    ``weights`` are what the rows do not weigh: of pairs, or shares; other values count for nothing.
+    """
     o = batch.options
-    absent = o.image_queue, o.text_queue, o.diagnostics
-    soft = o.soft_weight if isinstance(o.soft_weight, tuple | list) else ()
-    constant = *weights, o.image_weights, o.text_weights, *soft
+    constant = *weights, o.image_weights, o.text_weights
     return (
         batch.shard is None
         and batch.one_scale
+        and batch.queues == (None, None)
         and o.reduction == "mean"
-        and 0 < o.image_to_text_weight < 1
-        and not o.label_smoothing
-        and all(option is None for option in absent)
         and not any(isinstance(w, Tensor) and w.requires_grad for w in constant)
+    )
+
+
+def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
+    """Whether the options leave means over both directions, as ``mixed_loss`` computes them."""
+    o = batch.options
+    soft = o.soft_weight if isinstance(o.soft_weight, tuple | list) else ()
+    return (
+        0 < o.image_to_text_weight < 1
+        and not o.label_smoothing
+        and o.diagnostics is None
+        and is_one_mean(batch, (*weights, *soft))
     )
 
 

@@ -69,7 +69,7 @@ def nonnegative_weights(
     *,
     is_part: bool = False,
 ) -> Tensor | None:
-    """Weights of the rows, which ``row_options`` has checked; on a GPU negative ones give NaN.
+    """Weights of the rows, which :func:`check_weights` has seen; on a GPU negative ones give NaN.
 
     ``is_part``: other ranks have rows too, so those of this one may all weigh nothing.
     """

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.plain import is_one_mean
 from mxm_kernels.algebra.reduction import Side, mix
 from mxm_kernels.algebra.row_options import row_weights
 from mxm_kernels.algebra.run import scaled
@@ -84,7 +85,7 @@ def fused_siglip_loss(
     own = "siglip", logit_bias, getattr(logit_bias, "requires_grad", False)
     batch = make_batch(image_features, text_features, folds, logit_scale, o, own=own)
     bias = _as_bias(logit_bias, batch)
-    if _is_plain(batch):
+    if is_one_mean(batch, o.pair_weights or ()):
         return _in_one_pass(batch, bias)
     rows, cols = _rows(batch, bias)
     losses = _with_queue(batch, 0, bias, rows), _with_queue(batch, 1, bias, cols)
@@ -94,19 +95,6 @@ def fused_siglip_loss(
         return Side(losses[k], batch.rows[k], batch.rows[k], batch.sum, weights)
 
     return mix(batch, side)
-
-
-def _is_plain(b: Batch) -> bool:
-    """Whether the options leave a weighted mean of one matrix on one process."""
-    o = b.options
-    weights = o.image_weights, o.text_weights, *(o.pair_weights or ())
-    return (
-        b.shard is None
-        and b.one_scale
-        and b.queues == (None, None)
-        and o.reduction == "mean"
-        and not any(isinstance(w, Tensor) and w.requires_grad for w in weights)
-    )
 
 
 def _in_one_pass(b: Batch, bias: Tensor) -> Tensor:

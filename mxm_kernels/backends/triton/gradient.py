@@ -177,6 +177,11 @@ def workspace_shape(problem: Problem) -> tuple[int, int]:
     return min(rows, max(1, numbers // _padded(width))), width
 
 
+def fits(problem: Problem) -> bool:
+    """Whether the workspace holds all of dS at once."""
+    return workspace_shape(problem) == (problem.x.shape[0], problem.y.shape[0])
+
+
 def empty_workspace(problem: Problem) -> Tensor:
     """Room for that many rows and columns, each row with room for whole tiles."""
     height, width = workspace_shape(problem)
@@ -217,7 +222,7 @@ def backward(
     stored, unit = stored_factor(p, upstream, factor)
     workspace = empty_workspace(p)
     height, width = workspace.shape
-    alone = (height, width) == (p.x.shape[0], p.y.shape[0])
+    alone = fits(p)
     sums = GradientSum(problem, needs, unit, alone=alone)
     terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
     partials = []

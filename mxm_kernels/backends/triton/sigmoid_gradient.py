@@ -25,7 +25,7 @@ from mxm_kernels.backends.problem import (
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
-from mxm_kernels.backends.triton.gradient import empty_workspace, stored_factor, workspace_shape
+from mxm_kernels.backends.triton.gradient import empty_workspace, fits, stored_factor
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
 from mxm_kernels.backends.triton.tile import padded, products, sigmoid_with, softplus_with
 
@@ -192,11 +192,6 @@ def _walk(
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
-def _fits(p: Problem) -> bool:
-    """Whether the workspace holds the plane at once."""
-    return workspace_shape(p) == (p.x.shape[0], p.y.shape[0])
-
-
 def backward(
     problem: Problem,
     bias: Tensor,
@@ -211,7 +206,7 @@ def backward(
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
         positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
 
-    sums = GradientSum(problem, needs, unit, alone=_fits(p))
+    sums = GradientSum(problem, needs, unit, alone=fits(p))
     weights = upstream.r_rows, upstream.r_cols
     dscale, dbias, _ = _walk(p, bias, weights, factor, sums, positives, programs=0)
     gradients = sums.finish(dscale + torch.dot(upstream.positives, S) / p.scale)
@@ -231,7 +226,7 @@ def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) 
             WEIGHED=len(w.row_pairs) > 0, **BLOCK,
         )  # fmt: skip
 
-    sums = GradientSum(problem, needs, unit, alone=_fits(p), dtype=p.gradient_dtype)
+    sums = GradientSum(problem, needs, unit, alone=fits(p), dtype=p.gradient_dtype)
     totals = _walk(p, bias, (w.rows, w.cols), factor, sums, positives, programs)
     gradients = sums.finish(p.scale)
     # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
