@@ -121,16 +121,27 @@ def _named_launches():
         GridExecutor.__call__ = plain
 
 
+# One kernel on a GPU, whatever a CPU makes of them.
+_ONE_LAUNCH = ("aten::mean",)
+
+
 def _launches(event) -> bool:
     """Whether it is a kernel, or a call that computes and calls no other that does."""
     if event.name == _TRITON:
         return True
-    ancestor = event.cpu_parent
-    while ancestor is not None:
-        if ancestor.name == _TRITON:
-            return False
-        ancestor = ancestor.cpu_parent
-    return _computes(event) and not any(_computes(child) for child in event.cpu_children)
+    ancestors = list(_ancestors(event))
+    if any(e.name == _TRITON or e.name in _ONE_LAUNCH for e in ancestors):
+        return False
+    # A number among tensors is an argument of the kernel; on a CPU it is made a tensor.
+    if event.name == "aten::copy_" and any(map(_computes, ancestors[2:3])):
+        return False
+    inside = event.name not in _ONE_LAUNCH and any(map(_computes, event.cpu_children))
+    return _computes(event) and not inside
+
+
+def _ancestors(event):
+    while (event := event.cpu_parent) is not None:
+        yield event
 
 
 def _computes(event) -> bool:

@@ -36,6 +36,7 @@ class Direction:
     with_positive: int  # number of rows that have a positive
     m: Tensor  # (rows,) greatest S over the negatives, or empty where it is not wanted
     h: Tensor  # (rows,) entropy of the teacher's targets, or empty
+    backend: str  # that runs the operator of the rows
     excluded: Tensor | None = None  # (rows,) log-sum-exp of S over columns that are neither
     total: Tensor | None = None  # (rows,) sum of S over the columns, where it is wanted
 
@@ -72,7 +73,7 @@ class Direction:
 
 
 def image_to_text(
-    rows: OneSide, segments: Segments, tables: FoldTables, scale: Tensor
+    rows: OneSide, segments: Segments, tables: FoldTables, scale: Tensor, backend: str
 ) -> Direction:
     """The rows of S."""
     return Direction(
@@ -80,12 +81,13 @@ def image_to_text(
         segments=segments,
         scale=scale,
         columns=tables.texts,
+        backend=backend,
         with_positive=tables.images_with_positive,
     )
 
 
 def text_to_image(
-    cols: OneSide, segments: Segments, tables: FoldTables, scale: Tensor
+    cols: OneSide, segments: Segments, tables: FoldTables, scale: Tensor, backend: str
 ) -> Direction:
     """The columns of S."""
     return Direction(
@@ -93,6 +95,7 @@ def text_to_image(
         segments=segments,
         scale=scale,
         columns=tables.images,
+        backend=backend,
         with_positive=tables.texts_with_positive,
     )
 

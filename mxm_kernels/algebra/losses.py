@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mxm_kernels.algebra.direction import Direction, add_log
-from mxm_kernels.backends.problem import Form
+from mxm_kernels.backends.problem import Form, RowProblem
+from mxm_kernels.operators.rows import mixed_rows
 
 # Above it softplus returns its argument: exact in float64.
 _THRESHOLD = 40
@@ -103,13 +104,40 @@ FORMS: dict[object, Form] = {
 }
 
 
+def row_losses(
+    d: Direction,
+    form: Form,
+    weights: Tensor | None = None,
+    *,
+    hard: float = 1.0,
+    soft: float = 0.0,
+    counts: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """(rows,) a form and the soft loss together, in one operator; the weights get no gradient."""
+    none = d.S.new_empty(0)
+    return mixed_rows(
+        RowProblem(
+            d.n, d.S, d.u, none if weights is None else weights, d.segments.offsets, none, none
+        ),
+        d.segments.owners,
+        form,
+        d.backend,
+        hard=hard,
+        soft=soft,
+        counts=counts,
+    )
+
+
 def soft_rows(d: Direction) -> Tensor:
     """Cross-entropy against the teacher's row (MXM-CLR, arXiv 2303.10839, eq. 8)."""
     return logsumexp_rows(d) - d.u
 
 
-def logsumexp_rows(d: Direction) -> Tensor:
-    """Log-sum-exp of the whole row: negatives, positives, and what a queue leaves out."""
+def logsumexp_rows(d: Direction, weights: object = None, smoothing: float = 0.0) -> Tensor:
+    """Log-sum-exp of the whole row: negatives, positives, and what a queue leaves out.
+
+    As a loss it is what a target is yet to be taken from; ``weights`` are not used.
+    """
     everything = add_log(d.n, d.logsumexp(d.S))
     return everything if d.excluded is None else add_log(everything, d.excluded)
 

@@ -16,6 +16,8 @@ from mxm_kernels.backends.problem import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
 
+_OF_EVERY_ROW = "none", "whole"
+
 
 def is_one_mean(batch: Batch, weights: Iterable[Any]) -> bool:
     """Whether the loss is a mean over one matrix on one process, and no weight in it is learned.
@@ -33,7 +35,7 @@ def is_one_mean(batch: Batch, weights: Iterable[Any]) -> bool:
     )
 
 
-def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
+def is_plain(batch: Batch, weights: Weights | tuple[None, ...]) -> bool:
     """Whether the options leave means over both directions, as ``mixed_loss`` computes them."""
     o = batch.options
     soft = o.soft_weight if isinstance(o.soft_weight, tuple | list) else ()
@@ -48,14 +50,17 @@ def is_plain(batch: Batch, weights: Weights | tuple[None, None]) -> bool:
 def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> Tensor:
     """() mean over both directions of a form of the positives and the soft loss, mixed.
 
-    A form that weighs no positive is given no weights.
+    A form that weighs no positive is given no weights. "none" and "whole" are means over all rows,
+    the others over those with a positive.
     """
     b, t, o = batch, batch.tables, batch.options
     none = b.x.new_empty(0, dtype=b.dtype)
     if not o.soft:
         b = replace(b, teacher=None)
-    # Without folds no row has a positive, and the form no share.
-    counts = max(t.images_with_positive, 1), t.images, max(t.texts_with_positive, 1), t.texts
+    counted = t.images_with_positive, t.texts_with_positive
+    if form in _OF_EVERY_ROW:
+        counted = t.images, t.texts
+    counts = counted[0], t.images, counted[1], t.texts
     (rows, of_rows), (cols, of_cols) = (
         _side(b, k, form, counts[2 * k : 2 * k + 2]) for k in (0, 1)
     )
@@ -86,8 +91,8 @@ def _side(
         shares = of_side * (1 - soft), of_side * soft
     if (o.image_weights, o.text_weights)[k] is None:
         return shares, own
-    counted = None  # the soft loss alone, of every row
-    if form != "none":
+    counted = None
+    if form not in _OF_EVERY_ROW:
         counted = (t.image_offsets, t.text_offsets)[k].diff() > 0
     weights = row_weights(b, k, b.x.new_empty(b.rows[k], dtype=b.dtype), counted)
     assert weights is not None

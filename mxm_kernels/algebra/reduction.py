@@ -10,12 +10,11 @@ from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import FORMS, soft_rows
+from mxm_kernels.algebra.losses import FORMS, row_losses, soft_rows
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.row_options import row_weights, soft_shares
 from mxm_kernels.algebra.run import directions
-from mxm_kernels.backends.problem import Form, RowProblem
-from mxm_kernels.operators.rows import mixed_rows
+from mxm_kernels.backends.problem import Form
 
 # (direction, what the direction is given, label smoothing) -> losses of the rows (rows,). What
 # it is given are the weights (P,) of the positives, for most.
@@ -124,17 +123,8 @@ def _mixed_side(
     """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
     mean = batch.options.reduction == "mean"
-    none = d.S.new_empty(0)
-    weights = none if weights is None else weights
-    losses = mixed_rows(
-        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none),
-        d.segments.owners,
-        form,
-        batch.backend,
-        hard=1 - soft,
-        soft=soft,
-        counts=(max(d.with_positive, 1), batch.rows[k]) if mean else (1, 1),
-    )
+    counts = (max(d.with_positive, 1), batch.rows[k]) if mean else (1, 1)
+    losses = row_losses(d, form, weights, hard=1 - soft, soft=soft, counts=counts)
     return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
 
 

@@ -57,7 +57,10 @@ def _run(
         stats = statistics(x, y, teacher, s, t, b.tables, b.backend, b.diagnosed)
         rows, cols = of_rows(stats), of_columns(stats, b.tables)
     of_images, of_texts = b.segments
-    return image_to_text(rows, of_images, b.tables, s), text_to_image(cols, of_texts, b.tables, s)
+    return (
+        image_to_text(rows, of_images, b.tables, s, b.backend),
+        text_to_image(cols, of_texts, b.tables, s, b.backend),
+    )
 
 
 def _with_row_scales(b: Batch, side: int) -> tuple[Direction, Direction]:
@@ -105,7 +108,7 @@ def _with_queue(b: Batch, side: int, d: Direction, queue: QueuedRows) -> Directi
     teacher, teacher_scale = as_read(b, teacher, None if own is None else t)
     stats = statistics(x, features, teacher, s, teacher_scale, tables, b.backend, b.diagnosed)
     segments = Segments(tables.image_offsets, tables.pair_images)
-    more = image_to_text(of_rows(stats), segments, tables, d.scale)
+    more = image_to_text(of_rows(stats), segments, tables, d.scale, b.backend)
     merged = replace(d, n=add_log(d.n, more.n), columns=d.columns + more.columns - more.counts)
     if b.diagnosed:
         merged = replace(merged, m=torch.maximum(d.m, more.m))

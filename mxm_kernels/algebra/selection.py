@@ -6,15 +6,12 @@ R rounds cost what one costs, and w_ik = 1 / |Pos(i)| is their exact expectation
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
-
 import torch
 from torch import Tensor
 
 from mxm_kernels.backends import pairs
 from mxm_kernels.backends.problem import Draw
-from mxm_kernels.fold_tables import FoldTables
+from mxm_kernels.fold_tables import FoldTables, kept_with_tables
 from mxm_kernels.operators import rows as row_operator
 from mxm_kernels.segments import permute
 
@@ -87,18 +84,7 @@ def drawn_frequencies(
     return row_operator.drawn_weights(draw, dtype, backend)[0]
 
 
-def _kept(make: Callable[[FoldTables, torch.dtype], Weights]):
-    """Have weights that follow from the tables alone be kept with them: up to 16 launches less."""
-    remembered = lru_cache(maxsize=32)(torch.inference_mode(False)(make))
-
-    @wraps(make)
-    def weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
-        return (remembered if tables.kept else make)(tables, dtype)
-
-    return weights
-
-
-@_kept
+@kept_with_tables
 def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
     """The limit of infinitely many rounds: every positive of a row weighs the same."""
     rows = tables.image_offsets.diff()[tables.pair_images]
@@ -125,7 +111,7 @@ def _one_positive_each(tables: FoldTables) -> bool:
     return tables.pairs == tables.images_with_positive == tables.texts_with_positive
 
 
-@_kept
+@kept_with_tables
 def paired_weights(tables: FoldTables, dtype: torch.dtype) -> Weights:
     """One positive for every row: the k-th image of an instance goes with its k-th text.
 

@@ -35,6 +35,7 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
         unmasked    h_i = sum_k w_ik (lse_i - S_ik)
         decoupled   h_i = sum_k w_ik (n_i - S_ik), 0 without a negative
         joint       h_i = softplus(n_i - p_i), 0 without a positive
+        whole       h_i = lse_i
 
     They are NaN where S of a positive is infinite, or n is -inf in a row that has no positive:
     a feature is not finite, and its row may have dropped out of every other sum.
@@ -49,7 +50,7 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
         out = _weighted(p, p.n, form, a, segments)
     else:
         out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
-    if soft or form in ("unmasked", "joint"):
+    if soft or form in ("unmasked", "joint", "whole"):
         out = _with_whole(out, p, form, a, b, segments)
     # Infinity times 0 is NaN.
     return out._replace(losses=out.losses + torch.where(counts == 0, p.n * 0, 0))
@@ -88,6 +89,8 @@ def _with_whole(
     if form == "unmasked":
         made = _weighted(p, positives.lse, form, hard, segments)
         losses, dS, by_lse = losses + made.losses, dS + made.dS, soft + made.dn
+    if form == "whole":
+        losses, by_lse = losses + hard * positives.lse, soft + hard
     if isinstance(soft, Tensor):
         losses = torch.addcmul(losses, soft, positives.lse - p.u)
     elif soft:

@@ -131,7 +131,7 @@ class SigmoidStatistics(NamedTuple):
 
 
 # Losses of the positives of a row; ``pairs.mixed_rows`` has their equations.
-Form = Literal["none", "masked", "unmasked", "decoupled", "joint"]
+Form = Literal["none", "masked", "unmasked", "decoupled", "joint", "whole"]
 
 
 class RowProblem(NamedTuple):

@@ -12,7 +12,7 @@
 namespace mxm {
 
 // Losses of the positives of a row.
-enum class Form { kNone, kMasked, kUnmasked, kDecoupled, kJoint };
+enum class Form { kNone, kMasked, kUnmasked, kDecoupled, kJoint, kWhole };
 
 inline Form form_of(const std::string& name) {
   if (name == "none") return Form::kNone;
@@ -20,6 +20,7 @@ inline Form form_of(const std::string& name) {
   if (name == "unmasked") return Form::kUnmasked;
   if (name == "decoupled") return Form::kDecoupled;
   if (name == "joint") return Form::kJoint;
+  if (name == "whole") return Form::kWhole;
   throw std::invalid_argument("no form of rows: " + name);
 }
 
@@ -94,6 +95,10 @@ inline float whole_row(const Positives& all, std::int64_t i, float& loss, Slopes
   const float hard = p.hard_of(i), soft = p.soft_of(i);
   float by_lse = soft;
   if (p.soft != 0) loss += soft * (lse - p.u[i]);
+  if (p.form == Form::kWhole) {
+    loss += hard * lse;
+    by_lse += hard;
+  }
   if (p.form == Form::kUnmasked) {
     for (std::int64_t k = all.first; k < all.last; ++k) by_lse += hard * p.weights[k];
   }
@@ -115,8 +120,9 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
   float loss = all.first < all.last || std::isfinite(p.n[i]) ? 0 : NAN, level = p.n[i];
   Slopes slopes{loss, loss};
   const float hard = p.hard_of(i);
-  const bool unmasked = p.form == Form::kUnmasked, joint = p.form == Form::kJoint;
-  const bool whole = p.soft != 0 || unmasked || joint;
+  const bool unmasked = p.form == Form::kUnmasked;
+  const bool weighed = p.form == Form::kMasked || p.form == Form::kDecoupled || unmasked;
+  const bool whole = p.soft != 0 || unmasked || (p.form != Form::kNone && !weighed);
   if (whole) {
     all.add_up();
     const float lse = whole_row(all, i, loss, slopes);
@@ -125,7 +131,7 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
   for (std::int64_t k = all.first; k < all.last; ++k) {
     const float S = all.value(k);
     float by_S = whole ? slopes.p * (std::exp(S - all.top) / all.total) : 0.0f;
-    if (p.form != Form::kNone && !joint) {
+    if (weighed) {
       const float weight = hard * p.weights[k];
       // A row without a negative is decoupled from nothing.
       const bool masked = p.form == Form::kMasked, lone = !masked && level == -INFINITY;

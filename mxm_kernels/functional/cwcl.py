@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mxm_kernels.algebra.batch import Batch, make_batch
+from mxm_kernels.algebra.batch import make_batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import logsumexp_rows
+from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.reduction import reduce
-from mxm_kernels.algebra.run import scaled
+from mxm_kernels.algebra.weighted_targets import targets, without_mean_target
 from mxm_kernels.options import Options, Scale, check_not_taken, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
 
@@ -76,47 +76,12 @@ def fused_cwcl_loss(
             raise ValueError("CWCL needs teacher_image_features and teacher_text_features")
     own = ("cwcl",)
     batch = make_batch(image_features, text_features, None, logit_scale, o, own=own)
-    return reduce(batch, _weighted_rows, _targets(batch), every_row=True)
+    o = batch.options
+    if is_plain(batch, ()) and o.image_weights is None and o.text_weights is None:
+        return without_mean_target(batch, plain_loss(batch, (None, None), "whole"))
+    return reduce(batch, _weighted_rows, targets(batch), every_row=True)
 
 
 def _weighted_rows(d: Direction, target: Tensor, smoothing: float) -> Tensor:
     """l_i, from the weighted averages of the rows of S, (rows,)."""
     return logsumexp_rows(d) - target
-
-
-def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """sum_j w_ij S_ij / sum_j w_ij of rows and columns, in the dtype of the loss.
-
-    A scale for each row is rounded into 16-bit features here as it is where S is formed, or the
-    log-sum-exp and the target of a row would be those of two matrices.
-    """
-    assert batch.teacher is not None
-    a, b = (f.to(batch.dtype) for f in batch.teacher)
-    x, y = batch.x.to(batch.dtype), batch.y.to(batch.dtype)
-    own_x, own_y = x, y
-    if not batch.one_scale:
-        own_x = scaled(batch.x, batch.scales[0]).to(batch.dtype)
-        own_y = scaled(batch.y, batch.scales[1]).to(batch.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        rows = _weighted_average(batch, own_x, y, a, b, batch.tables.texts)
-        cols = _weighted_average(batch, own_y, x, b, a, batch.tables.images)
-    return (batch.scales[0] * rows, batch.scales[1] * cols) if batch.one_scale else (rows, cols)
-
-
-def _weighted_average(
-    batch: Batch, x: Tensor, y: Tensor, a: Tensor, b: Tensor, columns: int
-) -> Tensor:
-    """(rows,) sum_j w_ij <x_i, y_j> / sum_j w_ij, as the plain average and what w adds to it.
-
-        <x_i, mean y> + x_i^T (sum_j (y_j - mean y) (b_j - mean b)^T) a_i / sum_j (1 + <a_i, b_j>)
-
-    Where a_i is opposite to the columns, the denominator keeps few digits, and so would the
-    numerator be if it held the average too; what is left of it there is small.
-    """
-    y_mean, b_mean = batch.sum(y.sum(0)) / columns, batch.sum(b.sum(0)) / columns
-    # The deviations of b sum to 0, so y_mean gets no gradient from those of y.
-    together = batch.sum((y - y_mean.detach()).T @ (b - b_mean))
-    total = columns * (1 + a @ b_mean)
-    none = total == 0
-    more = ((x @ together) * a).sum(1) / total.masked_fill(none, 1)
-    return (x @ y_mean + more).masked_fill(none, 0)

@@ -10,10 +10,17 @@ from torch import Tensor
 from mxm_kernels import checks
 from mxm_kernels.algebra.autocast import autocast
 from mxm_kernels.algebra.batch import Batch, make_batch
-from mxm_kernels.algebra.intra_modal import other_rows, soft_rows_of_others, weights_of_others
-from mxm_kernels.algebra.losses import masked_rows, unmasked_rows
+from mxm_kernels.algebra.intra_modal import (
+    other_rows,
+    own_weights_of_others,
+    soft_rows_of_others,
+    weights_for_mean,
+)
+from mxm_kernels.algebra.losses import row_losses
+from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.row_options import check_weights, nonnegative_weights
 from mxm_kernels.algebra.run import directions
+from mxm_kernels.backends.problem import Form
 from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.functional.info_nce import check_flag
 from mxm_kernels.options import Options, Reduction, check_fraction, resolve
@@ -123,12 +130,15 @@ def fused_intra_modal_loss(
         names=("features", "features"),
     )
     _check_rows(batch, soft_weight)
+    if mask_positives and not soft_weight and row_weights is None and is_plain(batch, ()):
+        of_pairs = weights_for_mean(batch, rounds)  # S is its own transpose, and so are they
+        return plain_loss(batch, (of_pairs, of_pairs), "masked")
     d = other_rows(batch, directions(batch, soft=False)[0])
     # (share, losses of the rows, which of them are in the mean; None: all)
     parts: list[tuple[float, Tensor, Tensor | None]] = []
     if soft_weight < 1:
-        formula = masked_rows if mask_positives else unmasked_rows
-        losses = formula(d, weights_of_others(batch, d, rounds))
+        form: Form = "masked" if mask_positives else "unmasked"
+        losses = row_losses(d, form, own_weights_of_others(batch, d, rounds))
         parts.append((1 - float(soft_weight), losses, d.has_positive))
     if soft_weight > 0:
         parts.append((float(soft_weight), soft_rows_of_others(batch, d), None))

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_cwcl_loss
+from mxm_kernels.algebra.weighted_targets import _products_by_matrix, _products_by_rank
 from reference.family import continuously_weighted
 from tests.support.compare import assert_as_good
 
@@ -60,6 +61,27 @@ def test_columns_almost_opposite_to_a_row_keep_their_digits(columns, backend):
         teacher_text_features=device[3], reduction="none", backend=backend.name,
     )  # fmt: skip
     assert float((actual.cpu().double() - expected).abs().max()) < (1e-4 if columns == 1 else 0.02)
+
+
+@pytest.mark.parametrize("opposite", [False, True])
+@pytest.mark.parametrize("products", [_products_by_matrix, _products_by_rank])
+def test_both_ways_to_the_mean_target(products, opposite):
+    """The matrix of a small batch and the factors of others, also of columns opposite to a row."""
+    x, y, a, b = (
+        normalize(torch.randn(n, d, dtype=torch.float64))
+        for n, d in ((7, 6), (5, 6), (7, 4), (5, 4))
+    )
+    if opposite:
+        b = normalize(0.02 * b - a[0])
+    leaves = [f.clone().requires_grad_() for f in (x, y)]
+    products_of, w = leaves[0] @ leaves[1].T, 1 + a @ b.T
+    rows, cols = ((w * products_of).sum(k) / w.sum(k) for k in (1, 0))
+    expected = torch.autograd.grad(-0.3 * rows.mean() - 0.7 * cols.mean(), leaves)
+    actual = products(*(f.float() for f in (x, y, a, b)), -0.3 / 7, -0.7 / 5)
+    # 1 + <a, b> of an opposite column is 2e-4, and has eps of 1.
+    allowed = 5e-3 if opposite else 1e-6
+    for made, wanted in zip(actual, expected, strict=True):
+        assert float((made - wanted).norm() / wanted.norm()) < allowed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

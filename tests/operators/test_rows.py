@@ -39,8 +39,8 @@ FORMULAS = {name: formula for formula, name in FORMS.items()}
 def _algebra(vectors, segments, form, hard, soft):
     n, S, u, weights = vectors
     d = Direction(
-        n=n, S=S, u=u, t=u, m=u, h=u, segments=segments, scale=n.new_ones(()), columns=1,
-        with_positive=1,
+        n=n, S=S, u=u, t=u, m=u, h=u, backend="blocked", segments=segments, scale=n.new_ones(()),
+        columns=1, with_positive=1,
     )  # fmt: skip
     losses = n.clamp(min=0) * 0 if form == "none" else FORMULAS[form](d, weights)
     return hard * losses + (soft * soft_rows(d) if bool((soft != 0).any()) else 0)

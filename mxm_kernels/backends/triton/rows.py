@@ -63,7 +63,7 @@ def _mixed_block(
     n,  # (rows,)
     S,  # (pairs,)
     u,  # (rows,), not read without SOFT
-    weights,  # (pairs,), not read where FORM is "none" or "joint"
+    weights,  # (pairs,), not read where FORM weighs no positive
     offsets,  # (rows + 1,) int64
     slots,  # (pairs,) int64 where S and dS of each pair are, or None: in order
     dn,  # (rows,) out
@@ -79,8 +79,8 @@ def _mixed_block(
 
     Symbols and forms as in ``backends/pairs.py``, which defines them.
     """
-    WHOLE: tl.constexpr = SOFT or FORM == "unmasked" or FORM == "joint"
-    WEIGHED: tl.constexpr = FORM != "none" and FORM != "joint"
+    WEIGHED: tl.constexpr = FORM == "masked" or FORM == "unmasked" or FORM == "decoupled"
+    WHOLE: tl.constexpr = SOFT or (FORM != "none" and FORM != "masked" and FORM != "decoupled")
     row = block * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     first = tl.load(offsets + row, mask=inside, other=0)
@@ -100,6 +100,9 @@ def _mixed_block(
         if FORM == "unmasked":
             level = lse
             by_lse += hard * weighed
+        if FORM == "whole":
+            loss += hard * lse
+            by_lse += hard
         if SOFT:
             loss += soft * (lse - tl.load(u + row, mask=inside, other=0.0))
             by_lse += soft
