@@ -27,7 +27,8 @@ INSTANCES, VIEWS, D = 6, 2, 16
 FOLDS = mxm.Folds.uniform(VIEWS, VIEWS)
 IDS = torch.arange(INSTANCES).repeat_interleave(VIEWS)
 SAME = IDS[:, None] == IDS
-OTHERS = SAME & ~torch.eye(len(IDS), dtype=torch.bool)
+ITSELF = torch.eye(len(IDS), dtype=torch.bool)
+OTHERS = SAME & ~ITSELF
 LABELS = torch.arange(len(IDS))
 SIGNS = 2.0 * torch.eye(len(IDS)) - 1
 SHARES = SAME / SAME.sum(1, keepdim=True)
@@ -82,6 +83,23 @@ def _of_others(S: Tensor, T: Tensor | None) -> Tensor:
     return ((OTHERS * (n - S).exp().log1p()).sum(1) / OTHERS.sum(1)).mean()
 
 
+def _unmasked_of_others(S: Tensor, T: Tensor | None) -> Tensor:
+    rows = S.masked_fill(ITSELF, -torch.inf).log_softmax(1)
+    return -((OTHERS * rows.masked_fill(ITSELF, 0)).sum(1) / OTHERS.sum(1)).mean()
+
+
+def _soft_of_others(S: Tensor, T: Tensor | None) -> Tensor:
+    shares = S.detach().masked_fill(ITSELF, -torch.inf).softmax(1)
+    rows = S.masked_fill(ITSELF, -torch.inf).log_softmax(1)
+    return -(shares * rows.masked_fill(ITSELF, 0)).sum(1).mean()
+
+
+def _soft_intra_modal(x: Tensor, y: Tensor, **options) -> Tensor:
+    return mxm.fused_intra_modal_loss(
+        x, VIEWS, soft_weight=1.0, teacher_features=x.detach(), **options
+    )
+
+
 class Loss(NamedTuple):
     """One line of the table."""
 
@@ -133,6 +151,12 @@ LOSSES = {
     "intra-modal": Loss(
         lambda x, y, **o: mxm.fused_intra_modal_loss(x, VIEWS, **o), _of_others, one_side=True
     ),
+    "intra-modal, unmasked": Loss(
+        lambda x, y, **o: mxm.fused_intra_modal_loss(x, VIEWS, mask_positives=False, **o),
+        _unmasked_of_others,
+        one_side=True,
+    ),
+    "intra-modal, soft": Loss(_soft_intra_modal, _soft_of_others, one_side=True),
 }
 
 

@@ -78,13 +78,13 @@ _INT_POINTERS = {
     "text_slots": "*i64",
     "seed": "*i64",
 }
-_NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols"}
+_NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols", "prior"}
 # Multiples of 16 for the fast dimensions.
 _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
     "tiles", "sums", "rounds", "hard_weighted", "soft_weighted", "rows_weighted", "cols_weighted",
-    "first_row", "last_row", "first_col", "last_col",
+    "first_row", "last_row", "first_col", "last_col", "columns",
 } | _DIVISIBLE  # fmt: skip
 
 

@@ -15,6 +15,8 @@ def mixed_rows(
     form: str,
     hard: float,
     soft: float,
+    columns: int,
+    prior: float,
     threads: int,
     /,
 ) -> None: ...

@@ -18,6 +18,7 @@ A row without a positive has loss 0 everywhere but in ``soft``, a row without a 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,29 +57,33 @@ def decoupled_rows(d: Direction, weights: Tensor, smoothing: float = 0.0) -> Ten
     return losses.masked_fill(~d.has_negative, 0)
 
 
-def debiased_rows(
-    d: Direction, weights: Tensor, smoothing: float = 0.0, *, positive_prior: float
-) -> Tensor:
-    """Debiased contrastive loss (arXiv 2007.00224, eq. 8) with tau = ``positive_prior``.
+@dataclass(frozen=True)
+class DebiasedRows:
+    """Debiased contrastive loss (arXiv 2007.00224, eq. 8) with tau = ``prior``.
 
     The sum over the negatives, exp(n_i), becomes exp(g_i): free of the positives expected
     among them, and no less than unit features can make it:
 
         exp(g_i) = max((exp(n_i) - tau |Neg| mean_k exp(S_ik)) / (1 - tau), |Neg| exp(-s))
     """
-    negatives = (d.columns - d.counts).clamp(min=1).to(d.n.dtype)
-    positives = d.logsumexp(d.S) - d.counts.clamp(min=1).to(d.n.dtype).log()
-    floor = negatives.log() - d.scale
-    n = d.n.masked_fill(~d.has_negative, 0)
-    if positive_prior > 0:
-        excess = math.log(positive_prior) + negatives.log() + positives - n
-        usable = ~(excess >= 0) & d.has_positive  # NaN is, and shows in the loss
-        without = n + torch.log1p(-excess.masked_fill(~usable, -1).exp())
-        without = without - math.log1p(-positive_prior)
-        g = torch.where(usable, torch.maximum(without, floor), floor)
-    else:
-        g = torch.maximum(n, floor)
-    return d.sum(weights * _against(d, g, smoothing)).masked_fill(~d.has_negative, 0)
+
+    prior: float
+
+    def __call__(self, d: Direction, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+        """(rows,) losses of the rows."""
+        negatives = (d.columns - d.counts).clamp(min=1).to(d.n.dtype)
+        positives = d.logsumexp(d.S) - d.counts.clamp(min=1).to(d.n.dtype).log()
+        floor = negatives.log() - d.scale
+        n = d.n.masked_fill(~d.has_negative, 0)
+        if self.prior > 0:
+            excess = math.log(self.prior) + negatives.log() + positives - n
+            usable = ~(excess >= 0) & d.has_positive  # NaN is, and shows in the loss
+            without = n + torch.log1p(-excess.masked_fill(~usable, -1).exp())
+            without = without - math.log1p(-self.prior)
+            g = torch.where(usable, torch.maximum(without, floor), floor)
+        else:
+            g = torch.maximum(n, floor)
+        return d.sum(weights * _against(d, g, smoothing)).masked_fill(~d.has_negative, 0)
 
 
 def joint_rows(d: Direction, weights: object, smoothing: float = 0.0) -> Tensor:
@@ -94,16 +99,6 @@ def joint_rows(d: Direction, weights: object, smoothing: float = 0.0) -> Tensor:
     return losses.masked_fill(~d.has_positive, 0)
 
 
-# Those that the row operators compute too, and their name there.
-FORMS: dict[object, Form] = {
-    None: "none",  # the soft loss alone
-    masked_rows: "masked",
-    unmasked_rows: "unmasked",
-    decoupled_rows: "decoupled",
-    joint_rows: "joint",
-}
-
-
 def row_losses(
     d: Direction,
     form: Form,
@@ -112,19 +107,21 @@ def row_losses(
     hard: float = 1.0,
     soft: float = 0.0,
     counts: tuple[int, int] = (1, 1),
+    prior: float = 0.0,
 ) -> Tensor:
     """(rows,) a form and the soft loss together, in one operator; the weights get no gradient."""
     none = d.S.new_empty(0)
+    weights = none if weights is None else weights
     return mixed_rows(
-        RowProblem(
-            d.n, d.S, d.u, none if weights is None else weights, d.segments.offsets, none, none
-        ),
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none, d.scale),
         d.segments.owners,
         form,
         d.backend,
         hard=hard,
         soft=soft,
         counts=counts,
+        columns=d.columns if isinstance(d.columns, int) else 0,
+        prior=prior,
     )
 
 
@@ -156,3 +153,21 @@ def _over_negatives(d: Direction) -> tuple[Tensor, Tensor]:
     """Sum of S over the negatives of each row, and their number."""
     assert d.total is not None, "label smoothing needs the sums of the rows"
     return d.total - d.sum(d.S), d.columns - d.counts
+
+
+# Those that the row operators compute too, and their name there.
+FORMS: dict[object, Form] = {
+    None: "none",  # the soft loss alone
+    masked_rows: "masked",
+    unmasked_rows: "unmasked",
+    decoupled_rows: "decoupled",
+    joint_rows: "joint",
+    logsumexp_rows: "whole",
+}
+
+
+def form_of(formula: object) -> tuple[Form | None, float]:
+    """Name of a formula in the row operators, if they compute it, and its prior."""
+    if isinstance(formula, DebiasedRows):
+        return "debiased", formula.prior
+    return FORMS.get(formula), 0.0

@@ -47,7 +47,9 @@ def is_plain(batch: Batch, weights: Weights | tuple[None, ...]) -> bool:
     )
 
 
-def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> Tensor:
+def plain_loss(
+    batch: Batch, given: Weights | tuple[None, None], form: Form, prior: float = 0.0
+) -> Tensor:
     """() mean over both directions of a form of the positives and the soft loss, mixed.
 
     A form that weighs no positive is given no weights. "none" and "whole" are means over all rows,
@@ -72,7 +74,7 @@ def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> 
     tables = t.text_offsets, t.text_slots, t.slot_places
     weights = *(of_rows or (none, none)), *(of_cols or (none, none))
     sides = Sides(row_pairs, col_pairs, *tables, *weights)
-    return mixed_loss(problem, sides, form, Shares(*rows, *cols), counts, b.backend)
+    return mixed_loss(problem, sides, form, Shares(*rows, *cols), counts, prior, b.backend)
 
 
 def _side(

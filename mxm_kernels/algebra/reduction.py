@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import FORMS, row_losses, soft_rows
+from mxm_kernels.algebra.losses import form_of, row_losses, soft_rows
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.row_options import row_weights, soft_shares
 from mxm_kernels.algebra.run import directions
@@ -73,9 +73,9 @@ def reduce(
     ``given`` is what the formula is given in each direction; without a formula the loss is the
     soft loss alone, whose share is then 1.
     """
-    o, form = batch.options, FORMS.get(formula)
+    o, (form, prior) = batch.options, form_of(formula)
     if form is not None and is_plain(batch, given):
-        return plain_loss(batch, given, form)
+        return plain_loss(batch, given, form, prior)
     pair = directions(batch, soft=o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
@@ -83,8 +83,8 @@ def reduce(
 
     def side(k: int) -> Side:
         d = pair[k]
-        if form is not None and _in_one_call(batch, d, given[k]):
-            return _mixed_side(batch, k, d, given[k], form, shares[k])
+        if form is not None and _in_one_call(batch, d, given[k], form):
+            return _mixed_side(batch, k, d, given[k], (form, prior), shares[k])
         losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
         everyone = every_row or formula is None
         counted = None if everyone else d.has_positive
@@ -103,12 +103,14 @@ def reduce(
     return mix(batch, side)
 
 
-def _in_one_call(batch: Batch, d: Direction, weights: Tensor | None) -> bool:
+def _in_one_call(batch: Batch, d: Direction, weights: Tensor | None, form: Form) -> bool:
     """Whether the operator of the rows computes what the options ask for."""
     o = batch.options
     plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
     one_share = not isinstance(o.soft_weight, tuple | list)
     constant = weights is None or not weights.requires_grad
+    if form == "debiased" and (d.scale.ndim or isinstance(d.columns, Tensor)):
+        return False  # a scale or a number of negatives for each row
     return plain and one_share and constant and d.excluded is None
 
 
@@ -117,14 +119,15 @@ def _mixed_side(
     k: int,
     d: Direction,
     weights: Tensor | None,
-    form: Form,
+    form: tuple[Form, float],
     soft: float | Tensor,
 ) -> Side:
     """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
     mean = batch.options.reduction == "mean"
     counts = (max(d.with_positive, 1), batch.rows[k]) if mean else (1, 1)
-    losses = row_losses(d, form, weights, hard=1 - soft, soft=soft, counts=counts)
+    name, prior = form
+    losses = row_losses(d, name, weights, hard=1 - soft, soft=soft, counts=counts, prior=prior)
     return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
 
 

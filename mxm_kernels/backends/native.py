@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.pairs import soft_gradient
+from mxm_kernels.backends.pairs import both_sides, soft_gradient
 from mxm_kernels.backends.problem import (
     Draw,
     Form,
@@ -264,21 +264,33 @@ class _Native:
         loss = bias.new_tensor(sweep.loss / scale + 0 * dscale)
         return SigmoidLoss(loss, gradients.x, gradients.y, bias.new_tensor([dscale, dbias]))
 
-    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+    def mixed_rows(
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+    ) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
-        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S))
-        _mixed_rows(p, None, out, form, hard, soft)
+        dscale = torch.empty_like(p.n) if form == "debiased" else None
+        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S), dscale)
+        _mixed_rows(p, None, out, form, hard, soft, columns, prior)
         return out
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
-    ) -> tuple[Tensor, Upstream]:
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        sides: Sides,
+        form: Form,
+        shares: Shares,
+        prior: float,
+    ) -> tuple[Tensor, Upstream, Tensor | None]:
         p, s, dS = problem, statistics, torch.zeros_like(statistics.positives)
         if not p.scale.item() > 0 or (
             p.teacher_scale is not None and not p.teacher_scale.item() > 0
         ):
             s = s._replace(positives=torch.full_like(s.positives, torch.nan))
         rows, cols = (torch.empty_like(n) for n in (s.n_rows, s.n_cols))
+        dscales: tuple[Tensor | None, ...] = None, None
+        if form == "debiased":
+            dscales = torch.empty_like(rows), torch.empty_like(cols)
         upstream = Upstream(
             torch.empty_like(rows),
             torch.empty_like(cols),
@@ -286,29 +298,17 @@ class _Native:
             soft_gradient(s.u_rows, sides.row_soft_weights, shares.soft_rows),
             soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
         )
-        _mixed_rows(
-            RowProblem(
-                *(s.n_rows, s.positives, s.u_rows, sides.row_weights, p.image_offsets),
-                *(sides.row_hard_weights, sides.row_soft_weights),
-            ),
-            None,
-            RowLosses(rows, upstream.n_rows, dS),
-            form,
-            shares.hard_rows,
-            shares.soft_rows,
+        outs = (
+            RowLosses(rows, upstream.n_rows, dS, dscales[0]),
+            RowLosses(cols, upstream.n_cols, dS, dscales[1]),
         )
-        _mixed_rows(
-            RowProblem(
-                *(s.n_cols, s.positives, s.u_cols, sides.col_weights, sides.text_offsets),
-                *(sides.col_hard_weights, sides.col_soft_weights),
-            ),
-            sides.text_slots,
-            RowLosses(cols, upstream.n_cols, dS),
-            form,
-            shares.hard_cols,
-            shares.soft_cols,
-        )
-        return rows.sum() + cols.sum(), upstream
+        both = both_sides(p, s, (s.positives, s.positives), sides, shares)
+        for side, slots, out in zip(both, (None, sides.text_slots), outs, strict=True):
+            _mixed_rows(side.problem, slots, out, form, *side.numbers, prior)
+        dscale = None
+        if dscales[0] is not None and dscales[1] is not None:
+            dscale = dscales[0].sum() + dscales[1].sum()
+        return rows.sum() + cols.sum(), upstream, dscale
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         assert dtype == torch.float32, "the backend takes no float64"
@@ -327,17 +327,26 @@ class _Native:
 
 
 def _mixed_rows(
-    p: RowProblem, slots: Tensor | None, out: RowLosses, form: Form, hard: float, soft: float
+    p: RowProblem,
+    slots: Tensor | None,
+    out: RowLosses,
+    form: Form,
+    hard: float,
+    soft: float,
+    columns: int,
+    prior: float,
 ) -> None:
     """Losses of the rows and dn into ``out``, dS added to it."""
     _native.mixed_rows(
-        [v.data_ptr() if len(v) else 0 for v in p],
+        [v.data_ptr() if v.numel() else 0 for v in p],
         0 if slots is None else slots.data_ptr(),
-        [v.data_ptr() for v in out],
+        [0 if v is None else v.data_ptr() for v in out],
         p.n.shape[0],
         form,
         hard,
         soft,
+        columns,
+        prior,
         _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
     )
 

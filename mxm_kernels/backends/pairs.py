@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ from mxm_kernels.backends.problem import (
 from mxm_kernels.segments import Segments, segment_max, segment_sum
 
 
-def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+def mixed_rows(
+    p: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+) -> RowLosses:
     """Losses of the rows, a loss of the positives and the soft loss, and their derivatives.
 
         l_i = a h_i + b (lse_i - u_i)        lse_i = logaddexp(n_i, p_i), p_i = logsumexp_k S_ik
@@ -36,6 +39,13 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
         decoupled   h_i = sum_k w_ik (n_i - S_ik), 0 without a negative
         joint       h_i = softplus(n_i - p_i), 0 without a positive
         whole       h_i = lse_i
+        debiased    h_i = sum_k w_ik softplus(g_i - S_ik), 0 without a negative
+
+    where g_i is what n_i is without the positives expected among the negatives, with tau =
+    ``prior`` and |Neg| = ``columns`` - |Pos|,
+
+        g_i = max(n_i + log(1 - r_i) - log(1 - tau), log |Neg| - s)
+        r_i = tau |Neg| / |Pos| exp(p_i - n_i)
 
     They are NaN where S of a positive is infinite, or n is -inf in a row that has no positive:
     a feature is not finite, and its row may have dropped out of every other sum.
@@ -48,12 +58,15 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float) -> RowLosses
     a, b = _of_rows(hard, p.hard_weights), _of_rows(soft, p.soft_weights)
     if form in ("masked", "decoupled"):
         out = _weighted(p, p.n, form, a, segments)
+    elif form == "debiased":
+        out = _debiased(p, a, columns, prior, segments)
     else:
         out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
     if soft or form in ("unmasked", "joint", "whole"):
         out = _with_whole(out, p, form, a, b, segments)
     # Infinity times 0 is NaN.
-    return out._replace(losses=out.losses + torch.where(counts == 0, p.n * 0, 0))
+    alone = p.n.masked_fill(counts > 0, 0)
+    return out._replace(losses=torch.add(out.losses, alone, alpha=0))
 
 
 Share = float | Tensor  # of every row, or (rows,) of each
@@ -79,12 +92,31 @@ def _weighted(
     return RowLosses(segment_sum(weights * value, segments), segment_sum(pulled, segments), -pulled)
 
 
+def _debiased(
+    p: RowProblem, hard: Share, columns: int, prior: float, segments: Segments
+) -> RowLosses:
+    """Softplus against g; on its floor only the scale moves it."""
+    counts, all_of = segments.offsets.diff(), _positives(p, segments)
+    negatives = (columns - counts).to(p.n.dtype)
+    share = prior * negatives / counts.clamp(min=1)
+    taken = (share.log() - all_of.margin).exp()  # NaN without a negative
+    level = p.n + torch.log1p(-taken) - math.log1p(-prior)
+    lone = p.n == -torch.inf
+    floor = (negatives.log() - p.scale).masked_fill(lone, -torch.inf)
+    on_floor = (taken >= 1) | (level <= floor) | lone
+    made = _weighted(p, torch.where(on_floor, floor, level), "masked", hard, segments)
+    dn = (made.dn / (1 - taken)).masked_fill(on_floor, 0)
+    by_p = (dn * taken).masked_fill(on_floor, 0)
+    dS = made.dS - (by_p / all_of.total)[segments.owners] * all_of.of_S
+    return RowLosses(made.losses, dn, dS, -made.dn.masked_fill(~on_floor, 0))
+
+
 def _with_whole(
     out: RowLosses, p: RowProblem, form: Form, hard: Share, soft: Share, segments: Segments
 ) -> RowLosses:
     """What depends on the positives of a row as a whole, added: by lse, or by p alone."""
     positives = _positives(p, segments)
-    losses, dn, dS = out
+    losses, dn, dS, dscale = out
     by_lse = soft
     if form == "unmasked":
         made = _weighted(p, positives.lse, form, hard, segments)
@@ -102,7 +134,7 @@ def _with_whole(
         pull = hard * torch.sigmoid(margin)
         losses, dn, by_p = losses + hard * softplus(margin, threshold=40), dn + pull, by_p - pull
     by_S = (by_p / positives.total)[segments.owners] * positives.of_S
-    return RowLosses(losses, dn, dS + by_S)
+    return RowLosses(losses, dn, dS + by_S, dscale)
 
 
 class _Positives(NamedTuple):
@@ -125,38 +157,57 @@ def _positives(p: RowProblem, segments: Segments) -> _Positives:
 
 
 def mixed_loss(
-    problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
-) -> tuple[Tensor, Upstream]:
-    """The mixed loss of both directions, and its gradient by the statistics."""
+    problem: Problem,
+    statistics: Statistics,
+    sides: Sides,
+    form: Form,
+    shares: Shares,
+    prior: float,
+) -> tuple[Tensor, Upstream, Tensor | None]:
+    """The mixed loss of both directions, and its gradient by the statistics and the scale."""
     s, texts = statistics, sides.text_slots
     least = problem.scale
     if problem.teacher_scale is not None:
         least = torch.minimum(least, problem.teacher_scale)  # NaN if either is
     S = torch.where(least > 0, s.positives, torch.nan)
-    rows = mixed_rows(
-        RowProblem(
-            *(s.n_rows, S, s.u_rows, sides.row_weights, problem.image_offsets),
-            *(sides.row_hard_weights, sides.row_soft_weights),
-        ),
-        form,
-        shares.hard_rows,
-        shares.soft_rows,
-    )
-    cols = mixed_rows(
-        RowProblem(
-            *(s.n_cols, S[texts], s.u_cols, sides.col_weights, sides.text_offsets),
-            *(sides.col_hard_weights, sides.col_soft_weights),
-        ),
-        form,
-        shares.hard_cols,
-        shares.soft_cols,
-    )
-    return rows.losses.sum() + cols.losses.sum(), Upstream(
+    first, second = both_sides(problem, s, (S, S[texts]), sides, shares)
+    rows = mixed_rows(first.problem, form, *first.numbers, prior)
+    cols = mixed_rows(second.problem, form, *second.numbers, prior)
+    upstream = Upstream(
         rows.dn,
         cols.dn,
         (rows.dS + cols.dS[sides.slot_places])[None],
         soft_gradient(s.u_rows, sides.row_soft_weights, shares.soft_rows),
         soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
+    )
+    dscale = None
+    if rows.dscale is not None and cols.dscale is not None:
+        dscale = rows.dscale.sum() + cols.dscale.sum()
+    return rows.losses.sum() + cols.losses.sum(), upstream, dscale
+
+
+class Side(NamedTuple):
+    """One direction of a mixed loss."""
+
+    problem: RowProblem
+    numbers: tuple[float, float, int]  # hard and soft share, columns
+
+
+def both_sides(
+    problem: Problem, s: Statistics, positives: tuple[Tensor, Tensor], sides: Sides, shares: Shares
+) -> tuple[Side, Side]:
+    """Both directions, with the positives as each has them."""
+    rows = RowProblem(
+        *(s.n_rows, positives[0], s.u_rows, sides.row_weights, problem.image_offsets),
+        *(sides.row_hard_weights, sides.row_soft_weights, problem.scale),
+    )
+    cols = RowProblem(
+        *(s.n_cols, positives[1], s.u_cols, sides.col_weights, sides.text_offsets),
+        *(sides.col_hard_weights, sides.col_soft_weights, problem.scale),
+    )
+    return (
+        Side(rows, (shares.hard_rows, shares.soft_rows, len(problem.y))),
+        Side(cols, (shares.hard_cols, shares.soft_cols, len(problem.x))),
     )
 
 

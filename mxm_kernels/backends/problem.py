@@ -131,7 +131,7 @@ class SigmoidStatistics(NamedTuple):
 
 
 # Losses of the positives of a row; ``pairs.mixed_rows`` has their equations.
-Form = Literal["none", "masked", "unmasked", "decoupled", "joint", "whole"]
+Form = Literal["none", "masked", "unmasked", "decoupled", "joint", "whole", "debiased"]
 
 
 class RowProblem(NamedTuple):
@@ -144,6 +144,7 @@ class RowProblem(NamedTuple):
     offsets: Tensor  # (rows + 1,) int64
     hard_weights: Tensor  # (rows,) of each row's loss of the positives, or empty: 1 each
     soft_weights: Tensor  # (rows,) of each row's soft loss, or empty
+    scale: Tensor  # (), which "debiased" reads
 
 
 class RowLosses(NamedTuple):
@@ -152,6 +153,7 @@ class RowLosses(NamedTuple):
     losses: Tensor  # (rows,)
     dn: Tensor  # (rows,)
     dS: Tensor  # (P,)
+    dscale: Tensor | None = None  # (rows,) by the scale, beside that by S, of "debiased"
 
 
 class Sides(NamedTuple):
@@ -289,16 +291,25 @@ class Backend(Protocol):
         """Multiply gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``."""
         ...
 
-    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+    def mixed_rows(
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+    ) -> RowLosses:
         """Compute the mixed losses of the rows of one direction; see ``pairs.mixed_rows``."""
         ...
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
-    ) -> tuple[Tensor, Upstream]:
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        sides: Sides,
+        form: Form,
+        shares: Shares,
+        prior: float,
+    ) -> tuple[Tensor, Upstream, Tensor | None]:
         """Compute the mixed loss () of both directions, and its gradient by the statistics.
 
-        NaN where a feature is not finite (see ``pairs.mixed_rows``) or a scale not positive.
+        And, for "debiased", () that by the scale beside that by S. NaN where a feature is not
+        finite (see ``pairs.mixed_rows``) or a scale not positive.
         """
         ...
 

@@ -265,10 +265,12 @@ class SigmoidLossPass {
   SigmoidLoss pass_;
 };
 
-// `problem`: the vectors of backends/problem.py's RowProblem, 0 where empty; `losses`: losses, dn, dS, which are added to.
+// `problem`: the vectors of backends/problem.py's RowProblem, 0 where empty; `losses`: losses, dn, dS,
+// which is added to, and dscale.
 void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
                     const std::vector<std::uintptr_t>& losses, std::int64_t rows,
-                    const std::string& form, float hard, float soft, int threads) {
+                    const std::string& form, float hard, float soft, std::int64_t columns,
+                    float prior, int threads) {
   RowProblem p;
   p.n = at<const float>(problem.at(0));
   p.S = at<const float>(problem.at(1));
@@ -277,13 +279,16 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t s
   p.offsets = at<const std::int64_t>(problem.at(4));
   p.hard_weights = at<const float>(problem.at(5));
   p.soft_weights = at<const float>(problem.at(6));
+  p.scale = *at<const float>(problem.at(7));
   p.slots = at<const std::int64_t>(slots);
   p.rows = rows;
   p.form = form_of(form);
   p.hard = hard;
   p.soft = soft;
-  mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2))},
-             threads);
+  p.columns = columns;
+  p.prior = prior;
+  mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2)),
+                 at<float>(losses.at(3))}, threads);
 }
 
 // `offsets` and `weights` of the rows, then of the columns; `lengths` are their numbers.

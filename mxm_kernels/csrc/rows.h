@@ -12,7 +12,7 @@
 namespace mxm {
 
 // Losses of the positives of a row.
-enum class Form { kNone, kMasked, kUnmasked, kDecoupled, kJoint, kWhole };
+enum class Form { kNone, kMasked, kUnmasked, kDecoupled, kJoint, kWhole, kDebiased };
 
 inline Form form_of(const std::string& name) {
   if (name == "none") return Form::kNone;
@@ -21,6 +21,7 @@ inline Form form_of(const std::string& name) {
   if (name == "decoupled") return Form::kDecoupled;
   if (name == "joint") return Form::kJoint;
   if (name == "whole") return Form::kWhole;
+  if (name == "debiased") return Form::kDebiased;
   throw std::invalid_argument("no form of rows: " + name);
 }
 
@@ -37,6 +38,9 @@ struct RowProblem {
   Form form = Form::kMasked;
   float hard = 1;
   float soft = 0;
+  float scale = 0;                         // these three for kDebiased
+  std::int64_t columns = 0;
+  float prior = 0;
 
   float hard_of(std::int64_t i) const { return hard_weights == nullptr ? hard : hard * hard_weights[i]; }
   float soft_of(std::int64_t i) const { return soft_weights == nullptr ? soft : soft * soft_weights[i]; }
@@ -46,6 +50,7 @@ struct RowLosses {
   float* losses;  // (rows,)
   float* dn;      // (rows,)
   float* dS;      // (P,), added to
+  float* dscale;  // (rows,), of kDebiased
 };
 
 inline float softplus_of(float x) {
@@ -79,13 +84,39 @@ struct Positives {
   }
 };
 
-// Derivatives of the loss of a row by its n and by p, the log-sum-exp of its positives.
+// Derivatives of the loss of a row by its n, by p, the log-sum-exp of its positives, and by the
+// scale beside that by S.
 struct Slopes {
   float n = 0;
   float p = 0;
+  float scale = 0;
 };
 
-// What depends on the positives as a whole; returns the level that `kUnmasked` weighs against.
+// What n is without the positives expected among the negatives: the level of `kDebiased`.
+inline float debiased_row(const Positives& all, std::int64_t i, float margin, Slopes& slopes) {
+  const RowProblem& p = all.p;
+  const float count = static_cast<float>(all.last - all.first);
+  const float negatives = static_cast<float>(p.columns - (all.last - all.first));
+  const float share = p.prior * negatives / std::max(count, 1.0f);
+  const float taken = std::exp(std::log(share) - margin);  // NaN without a negative
+  const float n = p.n[i], free = n + std::log1p(-taken) - std::log1p(-p.prior);
+  const float floor = n == -INFINITY ? n : std::log(negatives) - p.scale;
+  const bool on_floor = taken >= 1 || free <= floor || n == -INFINITY;
+  const float level = on_floor ? floor : free;
+  float pull = 0;
+  for (std::int64_t k = all.first; k < all.last; ++k) {
+    pull += p.hard_of(i) * p.weights[k] * sigmoid_of(level - all.value(k));
+  }
+  if (on_floor) {
+    slopes.scale -= pull;
+  } else {
+    slopes.n += pull / (1 - taken);
+    slopes.p -= pull / (1 - taken) * taken;
+  }
+  return level;
+}
+
+// What depends on the positives as a whole; returns the level that a form weighs them against.
 // From sums relative to `top`: what comes of a rounded log-sum-exp is off by it.
 inline float whole_row(const Positives& all, std::int64_t i, float& loss, Slopes& slopes) {
   const RowProblem& p = all.p;
@@ -110,7 +141,8 @@ inline float whole_row(const Positives& all, std::int64_t i, float& loss, Slopes
     slopes.n += pull;
     slopes.p -= pull;
   }
-  return lse;
+  if (p.form == Form::kDebiased) return debiased_row(all, i, margin, slopes);
+  return p.form == Form::kUnmasked ? lse : n;
 }
 
 // Where a row has no positive, all its S may be -inf and drop out of every other sum, but then its
@@ -120,13 +152,13 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
   float loss = all.first < all.last || std::isfinite(p.n[i]) ? 0 : NAN, level = p.n[i];
   Slopes slopes{loss, loss};
   const float hard = p.hard_of(i);
-  const bool unmasked = p.form == Form::kUnmasked;
-  const bool weighed = p.form == Form::kMasked || p.form == Form::kDecoupled || unmasked;
-  const bool whole = p.soft != 0 || unmasked || (p.form != Form::kNone && !weighed);
+  const bool masked = p.form == Form::kMasked || p.form == Form::kDebiased;
+  const bool of_n = p.form == Form::kMasked || p.form == Form::kDecoupled;  // the level is n
+  const bool weighed = masked || of_n || p.form == Form::kUnmasked;
+  const bool whole = p.soft != 0 || (p.form != Form::kNone && !of_n);
   if (whole) {
     all.add_up();
-    const float lse = whole_row(all, i, loss, slopes);
-    if (unmasked) level = lse;
+    level = whole_row(all, i, loss, slopes);
   }
   for (std::int64_t k = all.first; k < all.last; ++k) {
     const float S = all.value(k);
@@ -134,17 +166,18 @@ inline void mixed_row(const RowProblem& p, const RowLosses& out, std::int64_t i)
     if (weighed) {
       const float weight = hard * p.weights[k];
       // A row without a negative is decoupled from nothing.
-      const bool masked = p.form == Form::kMasked, lone = !masked && level == -INFINITY;
+      const bool lone = !masked && level == -INFINITY;
       const float margin = lone ? S * 0.0f : level - S;
       const float slope = masked ? sigmoid_of(margin) : (lone ? 0.0f : 1.0f) + margin * 0.0f;
       loss += weight * (masked ? softplus_of(margin) : margin);
-      if (!unmasked) slopes.n += weight * slope;
+      if (of_n) slopes.n += weight * slope;
       by_S -= weight * slope;
     }
     out.dS[all.place(k)] += by_S;
   }
   out.losses[i] = loss;
   out.dn[i] = slopes.n;
+  if (p.form == Form::kDebiased) out.dscale[i] = slopes.scale;
 }
 
 // A pair belongs to one row, so no two threads add to the same dS.

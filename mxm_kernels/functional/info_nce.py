@@ -7,8 +7,6 @@ the fewer again and again (the diagonal of the group).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -16,7 +14,7 @@ from typing_extensions import Unpack
 from mxm_kernels import checks
 from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.batch import Batch, make_batch
-from mxm_kernels.algebra.losses import debiased_rows, decoupled_rows, masked_rows, unmasked_rows
+from mxm_kernels.algebra.losses import DebiasedRows, decoupled_rows, masked_rows, unmasked_rows
 from mxm_kernels.algebra.reduction import Formula, reduce
 from mxm_kernels.options import FoldsLike, Options, Scale, check_fraction, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
@@ -155,7 +153,7 @@ def fused_debiased_loss(
     """
     with SharedErrors(options.get("process_group")):
         check_fraction("positive_prior", positive_prior, below_one=True)
-    formula = partial(debiased_rows, positive_prior=float(positive_prior))
+    formula = DebiasedRows(float(positive_prior))
     own = "debiased", float(positive_prior)
     return _paired(image_features, text_features, folds, logit_scale, formula, options, own)
 

@@ -32,12 +32,12 @@ _SIDES = (
     "Tensor col_hard_weights, Tensor col_soft_weights"
 )
 library.define(
-    f"mixed_loss({INPUTS}, {_SIDES}, str form, float[] shares, SymInt[] counts, str backend) -> "
-    f"(Tensor loss, {STATISTICS}, Tensor kept, {UPSTREAM})"
+    f"mixed_loss({INPUTS}, {_SIDES}, str form, float[] shares, SymInt[] counts, float prior, "
+    f"str backend) -> (Tensor loss, {STATISTICS}, Tensor kept, {UPSTREAM}, Tensor dscale)"
 )
 library.define(
     f"mixed_loss_backward(Tensor grad, {INPUTS}, {STATISTICS}, Tensor kept, {UPSTREAM}, "
-    "bool[] needs, str backend) -> (Tensor, Tensor, Tensor)"
+    "Tensor dscale, bool[] needs, str backend) -> (Tensor, Tensor, Tensor)"
 )
 _PROBLEM, _SIDE = len(Problem._fields), len(Sides._fields)
 _UPSTREAM = len(Upstream._fields)
@@ -49,6 +49,7 @@ def mixed_loss(
     form: Form,
     shares: Shares,
     counts: tuple[int, int, int, int],
+    prior: float,
     backend: str,
 ) -> Tensor:
     """() sum over both directions of ``shares`` over ``counts`` times the losses of the rows.
@@ -57,12 +58,13 @@ def mixed_loss(
     number that is not an integer. The weights get no gradient. The loss and its gradients are NaN
     where a feature is not finite or a scale not positive.
     """
-    return torch.ops.mxm_kernels.mixed_loss(*problem, *sides, form, shares, counts, backend)[0]
+    operator = torch.ops.mxm_kernels.mixed_loss
+    return operator(*problem, *sides, form, shares, counts, prior, backend)[0]
 
 
 @torch.library.impl(library, "mixed_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *tensors, form, shares, counts, name = arguments
+    *tensors, form, shares, counts, prior, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     # Backends read the weights of the pairs by address, and a caller's may be a strided view.
     sides = Sides(*(vector.contiguous() for vector in tensors[_PROBLEM:]))
@@ -70,29 +72,34 @@ def _forward(*arguments):
     with plain(problem):
         statistics = backend.forward(problem)
         means = Shares(*(share / count for share, count in zip(shares, counts, strict=True)))
-        loss, upstream = backend.mixed_loss(problem, statistics, sides, form, means)
-    return loss, *saved_of(statistics), *upstream
+        loss, upstream, dscale = backend.mixed_loss(problem, statistics, sides, form, means, prior)
+    dscale = loss.new_empty(0) if dscale is None else dscale
+    return loss, *saved_of(statistics), *upstream, dscale
 
 
 @torch.library.register_fake("mxm_kernels::mixed_loss", lib=library)
 def _fake_forward(*arguments):
-    *tensors, _, _, _, name = arguments
+    *tensors, form, _, _, _, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     s = fake_statistics(problem, name)
     parts = s.positives.new_empty((backends.load(name).pair_parts, s.positives.shape[0]))
     upstream = s.n_rows, s.n_cols, parts, s.u_rows, s.u_cols
     loss = s.n_rows.new_empty(())
-    return loss, *saved_of(s), *(torch.empty_like(v) for v in upstream)
+    dscale = loss.new_empty(() if form == "debiased" else 0)
+    return loss, *saved_of(s), *(torch.empty_like(v) for v in upstream), dscale
 
 
 @torch.library.impl(library, "mixed_loss_backward", "CompositeExplicitAutograd")
 def _backward(grad, *arguments):
-    *tensors, needs, name = arguments
+    *tensors, dscale, needs, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     statistics, upstream = of_saved(tensors[_PROBLEM:-_UPSTREAM]), Upstream(*tensors[-_UPSTREAM:])
     with plain(problem):
         backward = backends.load(name).backward
-        return tuple(backward(problem, statistics, upstream, Needs(*needs), grad))
+        dx, dy, ds = backward(problem, statistics, upstream, Needs(*needs), grad)
+        if dscale.ndim == 0:
+            ds = torch.addcmul(ds, grad, dscale)
+    return dx, dy, ds
 
 
 @torch.library.register_fake("mxm_kernels::mixed_loss_backward", lib=library)
@@ -112,7 +119,7 @@ def _differentiate(ctx, grad, *_):
     gradients = torch.ops.mxm_kernels.mixed_loss_backward(
         grad, *ctx.saved_tensors, needs, ctx.backend
     )
-    return *gradients_of_inputs(gradients, needs), *[None] * (_SIDE + 4)
+    return *gradients_of_inputs(gradients, needs), *[None] * (_SIDE + 5)
 
 
 torch.library.register_autograd(

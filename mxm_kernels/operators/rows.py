@@ -21,13 +21,14 @@ from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
     "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor hard_weights, "
-    "Tensor soft_weights, Tensor owners, "
-    "str form, float hard, float soft, SymInt hard_count, SymInt soft_count, str backend) -> "
-    "(Tensor losses, Tensor dn, Tensor dS)"
+    "Tensor soft_weights, Tensor scale, Tensor owners, str form, float hard, float soft, "
+    "SymInt hard_count, SymInt soft_count, SymInt columns, float prior, str backend) -> "
+    "(Tensor losses, Tensor dn, Tensor dS, Tensor dscale)"
 )
 library.define(
-    "mixed_rows_backward(Tensor grad, Tensor n, Tensor dn, Tensor dS, Tensor owners, "
-    "Tensor soft_weights, float soft, SymInt soft_count) -> (Tensor, Tensor, Tensor)"
+    "mixed_rows_backward(Tensor grad, Tensor n, Tensor dn, Tensor dS, Tensor dscale, "
+    "Tensor owners, Tensor soft_weights, float soft, SymInt soft_count) -> "
+    "(Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
     "drawn_weights(Tensor seed, Tensor image_offsets, Tensor text_offsets, SymInt rounds, "
@@ -44,13 +45,17 @@ def mixed_rows(
     hard: float,
     soft: float,
     counts: tuple[int, int] = (1, 1),
+    columns: int = 0,
+    prior: float = 0.0,
 ) -> Tensor:
-    """(rows,) losses, differentiable in n, S and u, with a and b = hard and soft over ``counts``.
+    """(rows,) losses, differentiable in n, S, u and the scale, with a and b = hard and soft.
 
-    Divided here by the numbers of rows, since torch.compile makes a program for every new
-    number that is not an integer. u may be empty where b is 0; the weights get no gradient.
+    Divided here by ``counts``, the numbers of rows, since torch.compile makes a program for every
+    new number that is not an integer. u may be empty where b is 0; the weights get no gradient.
+    ``columns`` and ``prior`` are for "debiased".
     """
-    return torch.ops.mxm_kernels.mixed_rows(*problem, owners, form, hard, soft, *counts, backend)[0]
+    numbers = hard, soft, *counts, columns, prior
+    return torch.ops.mxm_kernels.mixed_rows(*problem, owners, form, *numbers, backend)[0]
 
 
 def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
@@ -63,29 +68,39 @@ def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor,
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *vectors, _, form, hard, soft, hard_count, soft_count, backend = arguments
+    *vectors, _, form, hard, soft, hard_count, soft_count, columns, prior, backend = arguments
     # Backends read them by address, and a caller's weights may be a strided view.
     problem = RowProblem(*(v.contiguous() for v in vectors))
     with torch.no_grad():
         run = backends.load(backend).mixed_rows
-        return tuple(run(problem, form, hard / hard_count, soft / soft_count))
+        made = run(problem, form, hard / hard_count, soft / soft_count, columns, prior)
+    dscale = problem.n.new_empty(0) if made.dscale is None else made.dscale
+    return made.losses, made.dn, made.dS, dscale
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows", lib=library)
 def _fake_forward(n, S, *rest):
-    return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S)
+    dscale = n.new_empty(len(n) if "debiased" in rest else 0)
+    return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S), dscale
 
 
 @torch.library.impl(library, "mixed_rows_backward", "CompositeExplicitAutograd")
-def _backward(grad, n, dn, dS, owners, soft_weights, soft, soft_count):
+def _backward(grad, n, dn, dS, dscale, owners, soft_weights, soft, soft_count):
     du = grad * (-soft / soft_count) if soft else grad.new_empty(0)
     du = du * soft_weights if soft and len(soft_weights) else du
-    return grad * dn, grad[owners] * dS, du
+    by_scale = torch.dot(grad, dscale) if len(dscale) else grad.new_empty(0)
+    return grad * dn, grad[owners] * dS, du, by_scale
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows_backward", lib=library)
-def _fake_backward(grad, n, dn, dS, owners, soft_weights, soft, soft_count):
-    return torch.empty_like(dn), torch.empty_like(dS), grad.new_empty(len(dn) if soft else 0)
+def _fake_backward(grad, n, dn, dS, dscale, owners, soft_weights, soft, soft_count):
+    du = grad.new_empty(len(dn) if soft else 0)
+    return (
+        torch.empty_like(dn),
+        torch.empty_like(dS),
+        du,
+        grad.new_empty(() if len(dscale) else 0),
+    )
 
 
 @torch.library.impl(library, "drawn_weights", "CompositeExplicitAutograd")
@@ -101,19 +116,19 @@ def _fake_drawn(seed, image_offsets, text_offsets, rounds, pairs, dtype, backend
 
 def _setup_context(ctx, inputs, output):
     # n only so that its graph reaches the backward operator, which refuses to be differentiated.
-    _, _, _, _, _, _, soft_weights, owners, _, _, soft, _, soft_count, _ = inputs
-    ctx.save_for_backward(inputs[0], output[1], output[2], owners, soft_weights)
-    ctx.mark_non_differentiable(output[1], output[2])
+    _, _, _, _, _, _, soft_weights, _, owners, form, _, soft, _, soft_count, *_ = inputs
+    ctx.save_for_backward(inputs[0], *output[1:], owners, soft_weights)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.soft, ctx.soft_count = soft, soft_count
+    ctx.soft, ctx.soft_count, ctx.reads_scale = soft, soft_count, form == "debiased"
 
 
 def _differentiate(ctx, grad, *_):
-    dn, dS, du = torch.ops.mxm_kernels.mixed_rows_backward(
+    dn, dS, du, dscale = torch.ops.mxm_kernels.mixed_rows_backward(
         grad, *ctx.saved_tensors, ctx.soft, ctx.soft_count
     )
-    nothing = [None] * 11
-    return dn, dS, du if ctx.soft else None, *nothing
+    of_scale = dscale if ctx.reads_scale else None
+    return dn, dS, du if ctx.soft else None, *[None] * 4, of_scale, *[None] * 9
 
 
 torch.library.register_autograd(

@@ -15,6 +15,9 @@ import torch
 
 from bench.machine_code import TARGETS, TUNED_FOR, configurations, faults
 
+# One test waits for all to be compiled: two minutes, more where other work takes the cores.
+pytestmark = pytest.mark.timeout(3600)
+
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = list(configurations(list(TARGETS)))
 

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import (
     Folds,
+    fused_debiased_loss,
     fused_decoupled_loss,
     fused_info_nce_loss,
     fused_mfh_loss,
@@ -49,17 +50,19 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True, weighted=F
         tables.texts,
     )
     shares = SHARES if with_teacher else SHARES._replace(soft_rows=0.0, soft_cols=0.0)
-    return leaves, (problem, sides, "masked", shares, counts, backend.name)
+    return leaves, (problem, sides, "masked", shares, counts, 0.0, backend.name)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(with_teacher, weighted, dtype, backend):
+@pytest.mark.parametrize("form", ["masked", "debiased"])
+def test_opcheck(form, with_teacher, weighted, dtype, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
     _, arguments = _arguments(backend, NAMED_CASES[NAMES[0]], dtype, with_teacher, weighted)
-    problem, sides, *rest = arguments
+    problem, sides, _, shares, counts, _, name = arguments
+    rest = form, shares, counts, 0.1, name
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_loss.default, (*problem, *sides, *rest))
 
 
@@ -94,6 +97,8 @@ LOSSES = {
     "decoupled": fused_decoupled_loss,
     "out": fused_supcon_loss,
     "in": partial(fused_supcon_loss, positives="in"),
+    "debiased": partial(fused_debiased_loss, positive_prior=0.02),
+    "debiased, on its floor": partial(fused_debiased_loss, positive_prior=0.9),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import FORMS, soft_rows
+from mxm_kernels.algebra.losses import FORMS, DebiasedRows, soft_rows
 from mxm_kernels.backends.pairs import draw_places
 from mxm_kernels.backends.problem import Draw, RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
@@ -33,14 +33,15 @@ def _rows(case, spread: float, no_negative: bool):
     return (n, S, u, weights), Segments(tables.image_offsets, tables.pair_images)
 
 
-FORMULAS = {name: formula for formula, name in FORMS.items()}
+COLUMNS, PRIOR = 40, 0.05  # more than a row has positives
+FORMULAS = {name: formula for formula, name in FORMS.items()} | {"debiased": DebiasedRows(PRIOR)}
 
 
 def _algebra(vectors, segments, form, hard, soft):
-    n, S, u, weights = vectors
+    n, S, u, scale, weights = vectors
     d = Direction(
-        n=n, S=S, u=u, t=u, m=u, h=u, backend="blocked", segments=segments, scale=n.new_ones(()),
-        columns=1, with_positive=1,
+        n=n, S=S, u=u, t=u, m=u, h=u, backend="blocked", segments=segments, scale=scale,
+        columns=COLUMNS, with_positive=1,
     )  # fmt: skip
     losses = n.clamp(min=0) * 0 if form == "none" else FORMULAS[form](d, weights)
     return hard * losses + (soft * soft_rows(d) if bool((soft != 0).any()) else 0)
@@ -57,21 +58,24 @@ def _algebra(vectors, segments, form, hard, soft):
 )
 def test_mixed_rows(backend, case, spread, form, shares, no_negative, weighted):
     vectors, segments = _rows(case, spread, no_negative)
+    scale = torch.tensor(spread, dtype=torch.float64)
     g = torch.Generator().manual_seed(case.seed + 1)
     of_rows = torch.rand(2, len(vectors[0]) if weighted else 0, generator=g, dtype=torch.float64)
     results = []
     for dtype, fused in ((torch.float32, True), (torch.float64, False), (torch.float32, False)):
         n, S, u, weights = (v.to(dtype) for v in vectors)
-        leaves = [v.clone().requires_grad_() for v in (n, S, u)]
+        leaves = [v.clone().requires_grad_() for v in (n, S, u, scale.to(dtype))]
         if fused:
             where = backend.device
-            on = [v.to(where) for v in (*leaves, weights)]
+            *on, s = (v.to(where) for v in leaves)
             offsets, owners = (v.to(where) for v in segments)
-            problem = RowProblem(*on, offsets, *of_rows.to(where, dtype))
+            of_all = of_rows.to(where, dtype)
+            problem = RowProblem(*on, weights.to(where), offsets, *of_all, s)
             hard, soft = shares[0] * 7, shares[1] * 3
             losses = mixed_rows(
-                problem, owners, form, backend.name, hard=hard, soft=soft, counts=(7, 3)
-            )
+                problem, owners, form, backend.name, hard=hard, soft=soft, counts=(7, 3),
+                columns=COLUMNS, prior=PRIOR,
+            )  # fmt: skip
         else:
             own = of_rows.to(dtype) if weighted else torch.ones(2, 1, dtype=dtype)
             losses = _algebra(
@@ -99,7 +103,9 @@ def test_contract_with_pytorch(weighted, soft, form, backend):
     for v in vectors[:3]:
         v.requires_grad_()
     of_rows = torch.rand(2, len(n) if weighted else 0, device=backend.device)
-    arguments = (*vectors, offsets, *of_rows, owners, form, 0.6, soft, 5, 7, backend.name)
+    scale = torch.tensor(2.0, device=backend.device, requires_grad=True)
+    numbers = 0.6, soft, 5, 7, COLUMNS, PRIOR
+    arguments = (*vectors, offsets, *of_rows, scale, owners, form, *numbers, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
     seed = torch.randint(2**63 - 1, (), device=backend.device)
     draw = Draw(seed, offsets, offsets, 3, len(S))
@@ -116,7 +122,8 @@ def _case():
 def test_second_derivatives_are_refused():
     (n, S, u, weights), segments = _rows(_case(), 2.0, False)
     n.requires_grad_()
-    problem = RowProblem(n, S, u, weights, segments.offsets, n.new_empty(0), n.new_empty(0))
+    none, scale = n.new_empty(0), n.new_ones(())
+    problem = RowProblem(n, S, u, weights, segments.offsets, none, none, scale)
     losses = mixed_rows(problem, segments.owners, "masked", "blocked", hard=0.5, soft=0.5)
     (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):

@@ -110,19 +110,27 @@ class _Triton:
         with torch.cuda.device_of(grad):
             return sigmoid_gradient.times(grad, dx, dy, dscalars, dtype)
 
-    def mixed_rows(self, problem: RowProblem, form: Form, hard: float, soft: float) -> RowLosses:
+    def mixed_rows(
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+    ) -> RowLosses:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.n):
-            return rows.mixed_rows(problem, form, hard, soft)
+            return rows.mixed_rows(problem, form, hard, soft, columns, prior)
 
     def mixed_loss(
-        self, problem: Problem, statistics: Statistics, sides: Sides, form: Form, shares: Shares
-    ) -> tuple[Tensor, Upstream]:
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        sides: Sides,
+        form: Form,
+        shares: Shares,
+        prior: float,
+    ) -> tuple[Tensor, Upstream, Tensor | None]:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.x):
-            return rows.mixed_loss(problem, statistics, sides, form, shares)
+            return rows.mixed_loss(problem, statistics, sides, form, shares, prior)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         from mxm_kernels.backends.triton.draw import drawn_weights
