@@ -217,18 +217,20 @@ def _tables_from_counts(
 
 
 def _kept_if_lasting(make: Callable[..., FoldTables], *sizes: Any) -> FoldTables:
-    """Tables that follow from sizes: a training run asks for the same ones at every step.
+    """Tables that follow from sizes: a training run asks for the same ones at every step."""
+    return _kept(make, *sizes) if _lasts(sizes[-1]) else make(*sizes)
 
-    Not kept where tensors are not what they seem or do not last: while PyTorch traces, and
-    while a CUDA graph is captured, whose memory pool would own them.
+
+def _lasts(device: torch.device) -> bool:
+    """Whether a tensor made now is what it seems and stays.
+
+    Not while PyTorch traces, nor while a CUDA graph is captured, whose memory pool would own it.
     """
-    device = sizes[-1]
-    transient = (
+    return not (
         torch.compiler.is_compiling()
         or _get_current_dispatch_mode() is not None
         or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
-    return make(*sizes) if transient else _kept(make, *sizes)
 
 
 @lru_cache(maxsize=32)
@@ -244,6 +246,7 @@ def kept_with_tables(
 
     @wraps(make)
     def of_tables(tables: FoldTables, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return (remembered if tables.kept else make)(tables, *args, **kwargs)
+        keep = tables.kept and _lasts(tables.device)
+        return (remembered if keep else make)(tables, *args, **kwargs)
 
     return of_tables

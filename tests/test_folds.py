@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from mxm_kernels import Folds
+from mxm_kernels.fold_tables import tables_without_pairs
 
 CPU = torch.device("cpu")
 ids = st.lists(st.integers(0, 5), max_size=12)
@@ -49,6 +51,17 @@ def test_uniform_is_the_same_as_its_ids(views, captions, instances):
         elif name != "kept":
             assert getattr(uniform, name) == value, name
     assert uniform.kept and not from_ids.kept
+
+
+def test_tables_that_follow_from_sizes_are_kept_but_not_of_tensors_that_are_none():
+    with torch.inference_mode():
+        tables = tables_without_pairs(4, 6, CPU)
+    assert tables.kept and tables.pairs == 0 and not tables.image_groups.is_inference()
+    assert tables_without_pairs(4, 6, CPU) is tables
+    assert tables_without_pairs(6, 4, CPU) is not tables
+    with FakeTensorMode():
+        assert not tables_without_pairs(4, 6, CPU).kept
+        assert not Folds.uniform(2, 3).tables(4, 6, CPU).kept
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mxm_kernels import Folds, draw_selection, fused_mfh_loss
 from mxm_kernels.algebra.selection import (
@@ -177,6 +178,9 @@ def test_weights_are_kept_with_the_tables_of_uniform_folds_and_only_with_them(we
     again = weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float32)
     assert all(a is b and not a.is_inference() for a, b in zip(first, again, strict=True))
     assert weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float64)[0].dtype == torch.float64
+    uniform = Folds.uniform(2, 3).tables(4, 6, CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # traced ones would be those of a graph
+        assert weights(uniform, torch.float32)[0] is not first[0]
     ids = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
     tables = Folds.from_ids(*ids).tables(4, 6, CPU)
     given = weights(tables, torch.float32)
