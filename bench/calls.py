@@ -86,7 +86,10 @@ def launches(run, device: str = "cpu") -> int:
             torch.cuda.synchronize()
         kinds = torch.autograd.DeviceType.CUDA
         return sum(e.device_type == kinds for e in seen.events())
-    with _named_launches(), profile(activities=[ProfilerActivity.CPU]) as seen:
+    with (
+        _named_launches(),
+        profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen,
+    ):
         run()
     return sum(_launches(event) for event in seen.events())
 
@@ -131,6 +134,8 @@ def _launches(event) -> bool:
         return True
     ancestors = list(_ancestors(event))
     if any(e.name == _TRITON or e.name in _ONE_LAUNCH for e in ancestors):
+        return False
+    if event.input_shapes and 0 in event.input_shapes[0]:  # no element, no launch
         return False
     # A number among tensors is an argument of the kernel; on a CPU it is made a tensor.
     if event.name == "aten::copy_" and any(map(_computes, ancestors[2:3])):

@@ -75,7 +75,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.length).index_copy(0, places, grad), None
+        return grad.new_zeros(ctx.length).index_copy_(0, places, grad), None
 
 
 class _Permute(torch.autograd.Function):

@@ -17,8 +17,8 @@ from mxm_kernels.algebra import selection as draws
 from mxm_kernels.algebra.averages import average_over_negatives
 from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
-from mxm_kernels.algebra.losses import logsumexp_rows, row_losses
-from mxm_kernels.algebra.run import directions
+from mxm_kernels.algebra.losses import row_losses
+from mxm_kernels.algebra.run import rows_of
 from mxm_kernels.fold_tables import FoldTables, kept_with_tables
 from mxm_kernels.segments import Segments, take
 
@@ -62,17 +62,18 @@ def other_rows(batch: Batch, d: Direction) -> Direction:
 
 def weights_of_others(batch: Batch, rounds: int | None) -> Tensor:
     """(Q,) of the positives of all rows but themselves."""
-    others = _others(batch.tables)
     if rounds is None:
-        return _expected(others, batch.dtype)
-    offsets, owners = others.segments
+        return _expected(batch.tables, batch.dtype)
+    offsets, owners = _others(batch.tables).segments
     return draws.drawn_frequencies(
         offsets, int(rounds), batch.generator, len(owners), batch.dtype, batch.backend
     )
 
 
-def _expected(others: _Others, dtype: torch.dtype) -> Tensor:
-    return 1 / others.segments.offsets.diff()[others.segments.owners].to(dtype)
+@kept_with_tables
+def _expected(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+    offsets, owners = _others(tables).segments
+    return 1 / offsets.diff()[owners].to(dtype)
 
 
 def own_weights_of_others(batch: Batch, d: Direction, rounds: int | None) -> Tensor:
@@ -96,14 +97,18 @@ def weights_for_mean(batch: Batch, rounds: int | None) -> Tensor:
 
 @kept_with_tables
 def _expected_for_mean(tables: FoldTables, dtype: torch.dtype) -> Tensor:
-    return _for_mean(tables, _expected(_others(tables), dtype))
+    return _for_mean(tables, _expected(tables, dtype))
 
 
 def _for_mean(tables: FoldTables, weights: Tensor) -> Tensor:
-    others = _others(tables)
-    if tables.pairs > tables.images:
-        weights = weights * (tables.images / (others.segments.offsets.diff() > 0).sum())
-    return weights.new_zeros(tables.pairs).index_copy_(0, others.places, weights)
+    weights = weights * (tables.images / rows_with_others(tables))
+    return weights.new_zeros(tables.pairs).index_copy_(0, _others(tables).places, weights)
+
+
+@kept_with_tables
+def rows_with_others(tables: FoldTables) -> Tensor:
+    """() number of rows that are not alone in their instance."""
+    return (tables.image_offsets.diff() > 1).sum()
 
 
 def soft_rows_of_others(batch: Batch, d: Direction) -> Tensor:
@@ -119,9 +124,9 @@ def soft_rows_of_others(batch: Batch, d: Direction) -> Tensor:
     scales = t, t
     with torch.no_grad():
         alone = replace(batch, x=a, y=a, scales=scales, teacher_scales=scales)
-        T, _ = directions(alone, soft=False)
+        T = rows_of(alone)
         others = other_rows(batch, T)
-        joint = logsumexp_rows(others)
+        joint = row_losses(others, "whole")
         negatives = (T.n - joint).exp()
         positives = (others.S - others.spread(joint)).exp()
     z = batch.x.to(batch.dtype)

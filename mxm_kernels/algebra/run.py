@@ -41,6 +41,15 @@ def directions(batch: Batch, *, soft: bool) -> tuple[Direction, Direction]:
     return rows, cols
 
 
+def rows_of(batch: Batch) -> Direction:
+    """The rows of S alone, of a batch with one scale and no option that adds to them."""
+    b = batch
+    if b.shard is not None:
+        return directions(b, soft=False)[0]
+    stats = statistics(b.x, b.y, None, b.scales[0], None, b.tables, b.backend)
+    return image_to_text(of_rows(stats), b.segments[0], b.tables, b.scales[0], b.backend)
+
+
 def _run(
     b: Batch,
     x: Tensor,

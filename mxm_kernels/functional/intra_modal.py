@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from mxm_kernels.algebra.batch import Batch, make_batch
 from mxm_kernels.algebra.intra_modal import (
     other_rows,
     own_weights_of_others,
+    rows_with_others,
     soft_rows_of_others,
     weights_for_mean,
 )
 from mxm_kernels.algebra.losses import row_losses
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.row_options import check_weights, nonnegative_weights
-from mxm_kernels.algebra.run import directions
+from mxm_kernels.algebra.run import rows_of
 from mxm_kernels.backends.problem import Form
 from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.functional.info_nce import check_flag
@@ -133,31 +134,45 @@ def fused_intra_modal_loss(
     if mask_positives and not soft_weight and row_weights is None and is_plain(batch, ()):
         of_pairs = weights_for_mean(batch, rounds)  # S is its own transpose, and so are they
         return plain_loss(batch, (of_pairs, of_pairs), "masked")
-    d = other_rows(batch, directions(batch, soft=False)[0])
-    # (share, losses of the rows, which of them are in the mean; None: all)
-    parts: list[tuple[float, Tensor, Tensor | None]] = []
+    d = other_rows(batch, rows_of(batch))
+    parts: list[_Part] = []
     if soft_weight < 1:
         form: Form = "masked" if mask_positives else "unmasked"
         losses = row_losses(d, form, own_weights_of_others(batch, d, rounds))
-        parts.append((1 - float(soft_weight), losses, d.has_positive))
+        counted = None if row_weights is None else d.has_positive
+        number = rows_with_others(batch.tables)
+        parts.append(_Part(1 - float(soft_weight), losses, number, counted))
     if soft_weight > 0:
-        parts.append((float(soft_weight), soft_rows_of_others(batch, d), None))
-    is_part, rows = process_group is not None, parts[0][1]
-    weights = nonnegative_weights("row_weights", row_weights, rows, parts[0][2], is_part=is_part)
+        losses = soft_rows_of_others(batch, d)
+        parts.append(_Part(float(soft_weight), losses, batch.tables.images, None))
+    is_part, first = process_group is not None, parts[0]
+    weights = nonnegative_weights(
+        "row_weights", row_weights, first.losses, first.counted, is_part=is_part
+    )
     if reduction == "none":
-        total = torch.stack([share * losses for share, losses, _ in parts]).sum(0)
+        rows = [part.share * part.losses for part in parts]
+        total = sum(rows[1:], rows[0])
         return total if weights is None else weights * total
-    return torch.stack([_share_of_mean(batch, weights, *part) for part in parts]).sum()
+    means = [_share_of_mean(batch, weights, part) for part in parts]
+    return sum(means[1:], means[0])
 
 
-def _share_of_mean(
-    batch: Batch, weights: Tensor | None, share: float, losses: Tensor, counted: Tensor | None
-) -> Tensor:
+class _Part(NamedTuple):
+    """The hard or the soft loss."""
+
+    share: float
+    losses: Tensor  # (rows,), 0 where a row does not count
+    number: Tensor | int  # of the rows that count, of all ranks
+    counted: Tensor | None  # (rows,) which count, where it is asked; None: all
+
+
+def _share_of_mean(batch: Batch, weights: Tensor | None, part: _Part) -> Tensor:
     """The share of a weighted mean over the rows that count, those of all ranks."""
-    weights = torch.ones_like(losses) if weights is None else weights
-    if counted is not None:
-        weights = weights * counted
-    return share * batch.sum((weights * losses).sum()) / batch.sum(weights.sum())
+    if weights is None:
+        total = batch.sum(part.losses.sum()) / part.number
+        return total if part.share == 1 else part.share * total
+    weights = weights if part.counted is None else weights * part.counted
+    return part.share * batch.sum((weights * part.losses).sum()) / batch.sum(weights.sum())
 
 
 def _check_teacher(

@@ -172,7 +172,9 @@ def _forward(*arguments):
         result = backends.load(backend).forward(problem, *rest)
         poison = poison_of(problem)
         poisoned = "n_rows", "n_cols", "m_rows", "m_cols", "h_rows", "h_cols"  # all losses read n
-        return tuple(v + poison if f in poisoned else v for f, v in result._asdict().items())
+        return tuple(
+            v + poison if f in poisoned and len(v) else v for f, v in result._asdict().items()
+        )
 
 
 @contextmanager
@@ -188,13 +190,15 @@ def poison_of(problem: Problem) -> Tensor:
     A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
     drop out of every sum. Of a float8 teacher the scale says whether its features were finite.
     """
-    features = [problem.x, problem.y]
+    features = [problem.x]
+    if problem.y is not problem.x:  # inside one modality both are its rows
+        features.append(problem.y)
     if problem.teacher_x is not None and problem.teacher_y is not None and not problem.is_float8:
         features += [problem.teacher_x, problem.teacher_y]
-    totals = [f.sum(dtype=problem.accumulator) for f in features]
-    scales = [s for s in (problem.scale, problem.teacher_scale) if s is not None]
-    shown = [torch.where(s > 0, 0.0, torch.nan).to(problem.accumulator) for s in scales]
-    return sum(totals[1:], totals[0]) * 0 + sum(shown[1:], shown[0])
+    shown = [f.sum(dtype=problem.accumulator) for f in features]
+    # The logarithm of what is not positive is not finite.
+    shown += [s.log() for s in (problem.scale, problem.teacher_scale) if s is not None]
+    return sum(shown[1:], shown[0]) * 0
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)

@@ -219,6 +219,7 @@ def backward(
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", device, dtype, teacher, float8=problem.is_float8)
+    factor = torch.ones_like(p.scale) if factor is None else factor
     stored, unit = stored_factor(p, upstream, factor)
     workspace = empty_workspace(p)
     height, width = workspace.shape
@@ -248,8 +249,7 @@ def backward(
             sums.add(workspace[:h, :w], rows, cols)
     if not needs.scale:
         return sums.finish(torch.zeros_like(p.scale))
-    given = torch.ones_like(p.scale) if factor is None else factor
-    return sums.finish(_scale_gradient(p, statistics, upstream, given, partials))
+    return sums.finish(_scale_gradient(p, statistics, upstream, factor, partials))
 
 
 SUM_BLOCK = 4096
