@@ -17,6 +17,7 @@ from mxm_kernels.algebra.intra_modal import (
     soft_rows_of_others,
     weights_for_mean,
 )
+from mxm_kernels.algebra.intra_modal_dense import is_small, soft_rows_of_small
 from mxm_kernels.algebra.losses import row_losses
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.row_options import check_weights, nonnegative_weights
@@ -61,8 +62,9 @@ def fused_intra_modal_loss(
     unmasked and in expectation h is SupCon (arXiv 2004.11362, equation 2), and q is that paper's
     equation 8 inside one modality. Rows alone in their instance count in the mean of q only.
 
-    The soft part adds nine products of M M D, in float32, to the four of the hard part, and
-    O(M D) memory.
+    The soft part is computed in float32. Up to 2,048 rows it makes its matrices, of at most
+    16 MiB each; above it adds nine products of M M D to the four of the hard part, and O(M D)
+    memory.
 
     Args:
         features: (M, D), L2-normalised.
@@ -134,8 +136,10 @@ def fused_intra_modal_loss(
     if mask_positives and not soft_weight and row_weights is None and is_plain(batch, ()):
         of_pairs = weights_for_mean(batch, rounds)  # S is its own transpose, and so are they
         return plain_loss(batch, (of_pairs, of_pairs), "masked")
-    d = other_rows(batch, rows_of(batch))
+    dense = soft_weight > 0 and is_small(batch)
     parts: list[_Part] = []
+    if soft_weight < 1 or not dense:
+        d = other_rows(batch, rows_of(batch))
     if soft_weight < 1:
         form: Form = "masked" if mask_positives else "unmasked"
         losses = row_losses(d, form, own_weights_of_others(batch, d, rounds))
@@ -143,7 +147,7 @@ def fused_intra_modal_loss(
         number = rows_with_others(batch.tables)
         parts.append(_Part(1 - float(soft_weight), losses, number, counted))
     if soft_weight > 0:
-        losses = soft_rows_of_others(batch, d)
+        losses = soft_rows_of_small(batch) if dense else soft_rows_of_others(batch, d)
         parts.append(_Part(float(soft_weight), losses, batch.tables.images, None))
     is_part, first = process_group is not None, parts[0]
     weights = nonnegative_weights(

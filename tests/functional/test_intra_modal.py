@@ -7,10 +7,20 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_intra_modal_loss
+from mxm_kernels.algebra import intra_modal_dense
 from reference import family
 from tests.support.compare import assert_as_good
 
 SOFT = {"soft_weight": 1.0, "teacher_features": torch.ones(6, 2)}
+
+
+@pytest.fixture(params=["matrices", "operator"], scope="module")
+def way(request):
+    """Of the soft part: with its matrices, as they are small here, and as of a large batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "operator":
+            patch.setattr(intra_modal_dense, "SMALL", 0)
+        yield request.param
 
 
 def _dense(x, ids, scale, weights, masked, teacher=None, t=None, share=0.0):
@@ -38,7 +48,7 @@ def _dense(x, ids, scale, weights, masked, teacher=None, t=None, share=0.0):
     t=st.sampled_from([None, 1.0, 60.0]),
     seed=st.integers(0, 99),
 )
-def test_value_and_gradients(backend, ids, masked, weighted, share, t, seed):
+def test_value_and_gradients(backend, way, ids, masked, weighted, share, t, seed):
     if share < 1:
         ids[-1] = ids[0]
     g = torch.Generator().manual_seed(seed)
@@ -72,7 +82,7 @@ def test_value_and_gradients(backend, ids, masked, weighted, share, t, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_teacher_that_sees_little_but_the_row_itself(backend, dtype):
+def test_a_teacher_that_sees_little_but_the_row_itself(backend, way, dtype):
     """Of the softmax over the whole row 1e-26 would be left for the others."""
     made = normalize(torch.randn(40, 16, dtype=torch.float64)).to(dtype).double()
     taught = normalize(torch.randn(40, 8, dtype=torch.float64)).to(dtype).double()
@@ -93,7 +103,7 @@ def test_a_teacher_that_sees_little_but_the_row_itself(backend, dtype):
         assert_as_good(name, *values, dtype, magnitude=80.0)
 
 
-def test_rows_and_uniform_folds(backend):
+def test_rows_and_uniform_folds(backend, way):
     x = normalize(torch.randn(12, 5)).to(backend.device)
     options = {"logit_scale": 7.0, "reduction": "none", "backend": backend.name}
     rows = fused_intra_modal_loss(x, 3, **options)
@@ -109,7 +119,7 @@ def test_rows_and_uniform_folds(backend):
     torch.testing.assert_close(rows.cpu(), expected.float())
 
 
-def test_soft_alone_needs_no_instance_of_two_rows():
+def test_soft_alone_needs_no_instance_of_two_rows(way):
     x = normalize(torch.randn(6, 5))
     names, teacher = torch.arange(6), normalize(torch.randn(6, 3))
     soft = {"soft_weight": 1.0, "teacher_features": teacher}
