@@ -14,11 +14,11 @@ from torch.autograd.function import once_differentiable
 
 from mxm_kernels.algebra.batch import Batch
 
-SMALL = 1 << 22  # numbers of a matrix: 16 MiB
+SMALL = 1 << 23  # numbers of a matrix: 32 MiB
 
 
 def is_small(batch: Batch) -> bool:
-    """Whether the matrices may be made: on one process, and of at most 2,048 rows."""
+    """Whether the matrices may be made: on one process, and of at most 2,896 rows."""
     return batch.shard is None and batch.tables.images**2 <= SMALL
 
 

@@ -72,8 +72,17 @@ def without_mean_target(batch: Batch, loss: Tensor) -> Tensor:
     return cast(Tensor, made)
 
 
-# Numbers of a matrix that may be made where that spares operations: 16 MiB.
+# Numbers of a matrix that may be made where that is cheaper: 16 MiB.
 _SMALL = 1 << 22
+# Multiply-adds that a GPU does in float32, 20e12 a second, while 15 launches of 5 us are made.
+_LAUNCHES = 1_500_000_000
+
+
+def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
+    """Whether K is small, and takes fewer operations than its factors, or spares launches."""
+    pairs, rows, D, teacher_D = len(x) * len(y), len(x) + len(y), x.shape[1], a.shape[1]
+    by_rank = 4 * rows * D * teacher_D + (_LAUNCHES if x.is_cuda else 0)
+    return pairs <= _SMALL and pairs * (teacher_D + 2 * D) <= by_rank
 
 
 class _WithoutMeanTarget(torch.autograd.Function):
@@ -81,9 +90,7 @@ class _WithoutMeanTarget(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, loss, x, y, s, a, b, share):
-        pairs, rows = len(x) * len(y), len(x) + len(y)
-        ranks = x.shape[1] * a.shape[1]
-        dense = pairs <= _SMALL and pairs * (a.shape[1] + 2 * x.shape[1]) <= 4 * rows * ranks
+        dense = _is_cheaper_by_matrix(x, y, a)
         products = _products_by_matrix if dense else _products_by_rank
         Ky, Kx = products(x, y, a, b, -share / len(x), (share - 1) / len(y))
         ds = (x * Ky).sum()

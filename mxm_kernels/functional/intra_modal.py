@@ -62,8 +62,8 @@ def fused_intra_modal_loss(
     unmasked and in expectation h is SupCon (arXiv 2004.11362, equation 2), and q is that paper's
     equation 8 inside one modality. Rows alone in their instance count in the mean of q only.
 
-    The soft part is computed in float32. Up to 2,048 rows it makes its matrices, of at most
-    16 MiB each; above it adds nine products of M M D to the four of the hard part, and O(M D)
+    The soft part is computed in float32. Up to 2,896 rows it makes its matrices, of at most
+    32 MiB each; above it adds nine products of M M D to the four of the hard part, and O(M D)
     memory.
 
     Args:

@@ -5,7 +5,11 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_cwcl_loss
-from mxm_kernels.algebra.weighted_targets import _products_by_matrix, _products_by_rank
+from mxm_kernels.algebra.weighted_targets import (
+    _is_cheaper_by_matrix,
+    _products_by_matrix,
+    _products_by_rank,
+)
 from reference.family import continuously_weighted
 from tests.support.compare import assert_as_good
 
@@ -61,6 +65,14 @@ def test_columns_almost_opposite_to_a_row_keep_their_digits(columns, backend):
         teacher_text_features=device[3], reduction="none", backend=backend.name,
     )  # fmt: skip
     assert float((actual.cpu().double() - expected).abs().max()) < (1e-4 if columns == 1 else 0.02)
+
+
+def test_the_matrix_is_made_where_it_is_cheaper():
+    features = {n: torch.empty(n, 64) for n in (150, 200, 3000)}
+    assert _is_cheaper_by_matrix(features[150], features[150], features[150])
+    assert not _is_cheaper_by_matrix(features[200], features[200], features[200])  # 2.7 x 64
+    wide = torch.empty(3000, 4096)
+    assert not _is_cheaper_by_matrix(wide, wide, wide)  # fewer operations, but 36 MB
 
 
 @pytest.mark.parametrize("opposite", [False, True])
