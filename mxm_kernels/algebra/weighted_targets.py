@@ -1,4 +1,4 @@
-"""Targets linear in a given similarity (CWCL), from products of features and no matrix.
+"""Targets linear in a given similarity (CWCL), from products of features.
 
     w_ij = (1 + <a_i, b_j>) / 2          v_i = sum_j w_ij S_ij / sum_j w_ij
 

@@ -39,7 +39,8 @@ def fused_cwcl_loss(
 
     (arXiv 2309.14580, equations 3 and 4; there a = b are the features of the modality whose
     encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
-    (1, a_i), which costs (M + N) D D' operations. A row whose weights are all 0 has target 0.
+    (1, a_i), which costs (M + N) D D' operations; where w is cheaper it is made, of at most 16 MiB.
+    A row whose weights are all 0 has target 0.
     The gradients of 16-bit features by the logarithm and by the target are rounded before they are
     added: where they cancel, a rounding of either part remains.
 
