@@ -101,7 +101,7 @@ def _expected_for_mean(tables: FoldTables, dtype: torch.dtype) -> Tensor:
 
 
 def _for_mean(tables: FoldTables, weights: Tensor) -> Tensor:
-    weights = weights * (tables.images / rows_with_others(tables))
+    weights = weights * (tables.images / rows_with_others(tables).to(weights.dtype))
     return weights.new_zeros(tables.pairs).index_copy_(0, _others(tables).places, weights)
 
 

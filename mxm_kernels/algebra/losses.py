@@ -112,8 +112,9 @@ def row_losses(
     """(rows,) a form and the soft loss together, in one operator; the weights get no gradient."""
     none = d.S.new_empty(0)
     weights = none if weights is None else weights
+    scale = d.scale if form == "debiased" else none
     return mixed_rows(
-        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none, d.scale),
+        RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none, scale),
         d.segments.owners,
         form,
         d.backend,

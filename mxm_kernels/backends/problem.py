@@ -144,7 +144,7 @@ class RowProblem(NamedTuple):
     offsets: Tensor  # (rows + 1,) int64
     hard_weights: Tensor  # (rows,) of each row's loss of the positives, or empty: 1 each
     soft_weights: Tensor  # (rows,) of each row's soft loss, or empty
-    scale: Tensor  # (), which "debiased" reads
+    scale: Tensor  # (), or empty where the form is not "debiased"
 
 
 class RowLosses(NamedTuple):

@@ -279,10 +279,10 @@ void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t s
   p.offsets = at<const std::int64_t>(problem.at(4));
   p.hard_weights = at<const float>(problem.at(5));
   p.soft_weights = at<const float>(problem.at(6));
-  p.scale = *at<const float>(problem.at(7));
   p.slots = at<const std::int64_t>(slots);
   p.rows = rows;
   p.form = form_of(form);
+  if (p.form == Form::kDebiased) p.scale = *at<const float>(problem.at(7));
   p.hard = hard;
   p.soft = soft;
   p.columns = columns;

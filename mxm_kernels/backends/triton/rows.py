@@ -44,7 +44,7 @@ def mixed_rows_kernel(
     offsets,  # (rows + 1,) int64
     hard_weights,  # (rows,), not read unless hard_weighted
     soft_weights,  # (rows,), not read unless soft_weighted
-    scale,  # ()
+    scale,  # (), not read but by "debiased"
     losses,  # (rows,) out
     dn,  # (rows,) out
     dS,  # (pairs,) out
@@ -65,9 +65,12 @@ def mixed_rows_kernel(
     row = block * BLOCK + tl.arange(0, BLOCK)
     hard = _share(hard, hard_weights, hard_weighted, row)
     soft = _share(soft, soft_weights, soft_weighted, row)
+    s = 0.0
+    if FORM == "debiased":
+        s = tl.load(scale)
     loss, by_scale = mixed_block(
         block, n, S, u, weights, offsets, None, dn, dS,
-        rows, hard, soft, tl.load(scale), columns, prior, FORM, SOFT, BLOCK,
+        rows, hard, soft, s, columns, prior, FORM, SOFT, BLOCK,
     )  # fmt: skip
     tl.store(losses + row, loss, mask=row < rows)
     if FORM == "debiased":
