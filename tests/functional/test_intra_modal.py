@@ -103,6 +103,18 @@ def test_a_teacher_that_sees_little_but_the_row_itself(backend, way, dtype):
         assert_as_good(name, *values, dtype, magnitude=80.0)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_float64_keeps_its_digits(share, masked, way):
+    x, a = (normalize(torch.randn(6, d, dtype=torch.float64)) for d in (5, 3))
+    ids, s = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor(7.0, dtype=torch.float64)
+    soft = {"soft_weight": share, "teacher_features": a} if share else {}
+    loss = fused_intra_modal_loss(x, ids, logit_scale=s, mask_positives=masked, **soft)
+    teacher = a if share else None
+    expected = _dense(x, ids, s, None, masked, teacher, share=share)[1]
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
 def test_rows_and_uniform_folds(backend, way):
     x = normalize(torch.randn(12, 5)).to(backend.device)
     options = {"logit_scale": 7.0, "reduction": "none", "backend": backend.name}
