@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.pairs import both_sides, soft_gradient
+from mxm_kernels.backends.pairs import both_sides, scale_gradient, soft_gradient
 from mxm_kernels.backends.problem import (
     Draw,
     Form,
@@ -268,8 +268,8 @@ class _Native:
         self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
     ) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
-        dscale = torch.empty_like(p.n) if form == "debiased" else None
-        out = RowLosses(torch.empty_like(p.n), torch.empty_like(p.n), torch.zeros_like(p.S), dscale)
+        losses, dn = torch.empty_like(p.n), torch.empty_like(p.n)
+        out = RowLosses(losses, dn, torch.zeros_like(p.S), _dscale(p.n, form))
         _mixed_rows(p, None, out, form, hard, soft, columns, prior)
         return out
 
@@ -288,9 +288,6 @@ class _Native:
         ):
             s = s._replace(positives=torch.full_like(s.positives, torch.nan))
         rows, cols = (torch.empty_like(n) for n in (s.n_rows, s.n_cols))
-        dscales: tuple[Tensor | None, ...] = None, None
-        if form == "debiased":
-            dscales = torch.empty_like(rows), torch.empty_like(cols)
         upstream = Upstream(
             torch.empty_like(rows),
             torch.empty_like(cols),
@@ -299,16 +296,13 @@ class _Native:
             soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
         )
         outs = (
-            RowLosses(rows, upstream.n_rows, dS, dscales[0]),
-            RowLosses(cols, upstream.n_cols, dS, dscales[1]),
+            RowLosses(rows, upstream.n_rows, dS, _dscale(rows, form)),
+            RowLosses(cols, upstream.n_cols, dS, _dscale(cols, form)),
         )
         both = both_sides(p, s, (s.positives, s.positives), sides, shares)
         for side, slots, out in zip(both, (None, sides.text_slots), outs, strict=True):
             _mixed_rows(side.problem, slots, out, form, *side.numbers, prior)
-        dscale = None
-        if dscales[0] is not None and dscales[1] is not None:
-            dscale = dscales[0].sum() + dscales[1].sum()
-        return rows.sum() + cols.sum(), upstream, dscale
+        return rows.sum() + cols.sum(), upstream, scale_gradient(*outs)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         assert dtype == torch.float32, "the backend takes no float64"
@@ -324,6 +318,11 @@ class _Native:
             _threads(4 * draw.rounds * sum(lengths)),  # a draw costs a few elements of a tile
         )
         return weights[0], weights[1]
+
+
+def _dscale(n: Tensor, form: Form) -> Tensor | None:
+    """Room for the derivatives of the rows by the scale, where the form has them."""
+    return torch.empty_like(n) if form == "debiased" else None
 
 
 def _mixed_rows(

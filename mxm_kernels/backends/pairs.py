@@ -180,10 +180,14 @@ def mixed_loss(
         soft_gradient(s.u_rows, sides.row_soft_weights, shares.soft_rows),
         soft_gradient(s.u_cols, sides.col_soft_weights, shares.soft_cols),
     )
-    dscale = None
-    if rows.dscale is not None and cols.dscale is not None:
-        dscale = rows.dscale.sum() + cols.dscale.sum()
-    return rows.losses.sum() + cols.losses.sum(), upstream, dscale
+    return rows.losses.sum() + cols.losses.sum(), upstream, scale_gradient(rows, cols)
+
+
+def scale_gradient(rows: RowLosses, cols: RowLosses) -> Tensor | None:
+    """() derivative by the scale, beside that by S, of both directions where the form has one."""
+    if rows.dscale is None or cols.dscale is None:
+        return None
+    return rows.dscale.sum() + cols.dscale.sum()
 
 
 class Side(NamedTuple):

@@ -79,8 +79,8 @@ def _forward(*arguments):
 
 
 @torch.library.register_fake("mxm_kernels::mixed_rows", lib=library)
-def _fake_forward(n, S, *rest):
-    dscale = n.new_empty(len(n) if "debiased" in rest else 0)
+def _fake_forward(n, S, u, weights, offsets, hard_weights, soft_weights, scale, owners, form, *_):
+    dscale = n.new_empty(len(n) if form == "debiased" else 0)
     return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S), dscale
 
 
