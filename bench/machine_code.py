@@ -28,7 +28,7 @@ from bench.instructions import mix
 from bench.machine_code_page import markdown
 from bench.occupancy import occupancy
 from bench.resources import amd_usage, cuda_code
-from mxm_kernels.backends.problem import Form
+from mxm_kernels.backends.problem import FormName
 from mxm_kernels.backends.triton import launch, merge
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
@@ -88,7 +88,7 @@ _INTEGERS = {
 } | _DIVISIBLE  # fmt: skip
 
 
-FORMS = get_args(Form)  # of the kernels of the rows
+FORMS = get_args(FormName)  # of the kernels of the rows
 KERNELS = {
     "statistics": statistics_kernel,
     "merge": merge.merge_kernel,

@@ -13,10 +13,10 @@ def mixed_rows(
     losses: list[int],
     rows: int,
     form: str,
+    prior: float,
     hard: float,
     soft: float,
     columns: int,
-    prior: float,
     threads: int,
     /,
 ) -> None: ...

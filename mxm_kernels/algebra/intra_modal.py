@@ -19,6 +19,7 @@ from mxm_kernels.algebra.batch import Batch
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import row_losses
 from mxm_kernels.algebra.run import rows_of
+from mxm_kernels.backends.problem import Form
 from mxm_kernels.fold_tables import FoldTables, kept_with_tables
 from mxm_kernels.segments import Segments, take
 
@@ -126,10 +127,10 @@ def soft_rows_of_others(batch: Batch, d: Direction) -> Tensor:
         alone = replace(batch, x=a, y=a, scales=scales, teacher_scales=scales)
         T = rows_of(alone)
         others = other_rows(batch, T)
-        joint = row_losses(others, "whole")
+        joint = row_losses(others, Form("whole"))
         negatives = (T.n - joint).exp()
         positives = (others.S - others.spread(joint)).exp()
     z = batch.x.to(batch.dtype)
     m = average_over_negatives(batch, z, a.to(batch.dtype), t, T.n, T.S)
     u = negatives * batch.scales[0] * (z * m).sum(1) + d.sum(positives * d.S)
-    return row_losses(replace(d, u=u), "none", hard=0.0, soft=1.0)
+    return row_losses(replace(d, u=u), Form("none"), hard=0.0, soft=1.0)

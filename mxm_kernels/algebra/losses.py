@@ -107,12 +107,11 @@ def row_losses(
     hard: float = 1.0,
     soft: float = 0.0,
     counts: tuple[int, int] = (1, 1),
-    prior: float = 0.0,
 ) -> Tensor:
     """(rows,) a form and the soft loss together, in one operator; the weights get no gradient."""
     none = d.S.new_empty(0)
     weights = none if weights is None else weights
-    scale = d.scale if form == "debiased" else none
+    scale = d.scale if form.name == "debiased" else none
     return mixed_rows(
         RowProblem(d.n, d.S, d.u, weights, d.segments.offsets, none, none, scale),
         d.segments.owners,
@@ -122,7 +121,6 @@ def row_losses(
         soft=soft,
         counts=counts,
         columns=d.columns if isinstance(d.columns, int) else 0,
-        prior=prior,
     )
 
 
@@ -156,19 +154,19 @@ def _over_negatives(d: Direction) -> tuple[Tensor, Tensor]:
     return d.total - d.sum(d.S), d.columns - d.counts
 
 
-# Those that the row operators compute too, and their name there.
+# Those that the row operators compute too, and their form there.
 FORMS: dict[object, Form] = {
-    None: "none",  # the soft loss alone
-    masked_rows: "masked",
-    unmasked_rows: "unmasked",
-    decoupled_rows: "decoupled",
-    joint_rows: "joint",
-    logsumexp_rows: "whole",
+    None: Form("none"),  # the soft loss alone
+    masked_rows: Form("masked"),
+    unmasked_rows: Form("unmasked"),
+    decoupled_rows: Form("decoupled"),
+    joint_rows: Form("joint"),
+    logsumexp_rows: Form("whole"),
 }
 
 
-def form_of(formula: object) -> tuple[Form | None, float]:
-    """Name of a formula in the row operators, if they compute it, and its prior."""
+def form_of(formula: object) -> Form | None:
+    """The form of a formula in the row operators, if they compute it."""
     if isinstance(formula, DebiasedRows):
-        return "debiased", formula.prior
-    return FORMS.get(formula), 0.0
+        return Form("debiased", formula.prior)
+    return FORMS.get(formula)

@@ -47,9 +47,7 @@ def is_plain(batch: Batch, weights: Weights | tuple[None, ...]) -> bool:
     )
 
 
-def plain_loss(
-    batch: Batch, given: Weights | tuple[None, None], form: Form, prior: float = 0.0
-) -> Tensor:
+def plain_loss(batch: Batch, given: Weights | tuple[None, None], form: Form) -> Tensor:
     """() mean over both directions of a form of the positives and the soft loss, mixed.
 
     A form that weighs no positive is given no weights. "none" and "whole" are means over all rows,
@@ -60,7 +58,7 @@ def plain_loss(
     if not o.soft:
         b = replace(b, teacher=None)
     counted = t.images_with_positive, t.texts_with_positive
-    if form in _OF_EVERY_ROW:
+    if form.name in _OF_EVERY_ROW:
         counted = t.images, t.texts
     counts = counted[0], t.images, counted[1], t.texts
     (rows, of_rows), (cols, of_cols) = (
@@ -74,7 +72,7 @@ def plain_loss(
     tables = t.text_offsets, t.text_slots, t.slot_places
     weights = *(of_rows or (none, none)), *(of_cols or (none, none))
     sides = Sides(row_pairs, col_pairs, *tables, *weights)
-    return mixed_loss(problem, sides, form, Shares(*rows, *cols), counts, prior, b.backend)
+    return mixed_loss(problem, sides, form, Shares(*rows, *cols), counts, b.backend)
 
 
 def _side(
@@ -94,7 +92,7 @@ def _side(
     if (o.image_weights, o.text_weights)[k] is None:
         return shares, own
     counted = None
-    if form not in _OF_EVERY_ROW:
+    if form.name not in _OF_EVERY_ROW:
         counted = (t.image_offsets, t.text_offsets)[k].diff() > 0
     weights = row_weights(b, k, b.x.new_empty(b.rows[k], dtype=b.dtype), counted)
     assert weights is not None

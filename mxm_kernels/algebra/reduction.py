@@ -73,9 +73,9 @@ def reduce(
     ``given`` is what the formula is given in each direction; without a formula the loss is the
     soft loss alone, whose share is then 1.
     """
-    o, (form, prior) = batch.options, form_of(formula)
+    o, form = batch.options, form_of(formula)
     if form is not None and is_plain(batch, given):
-        return plain_loss(batch, given, form, prior)
+        return plain_loss(batch, given, form)
     pair = directions(batch, soft=o.soft)
     if o.diagnostics is not None:
         o.diagnostics.measure(*pair, batch.sum)
@@ -84,7 +84,7 @@ def reduce(
     def side(k: int) -> Side:
         d = pair[k]
         if form is not None and _in_one_call(batch, d, given[k], form):
-            return _mixed_side(batch, k, d, given[k], (form, prior), shares[k])
+            return _mixed_side(batch, k, d, given[k], form, shares[k])
         losses = soft_rows(d) if formula is None else formula(d, given[k], o.label_smoothing)
         everyone = every_row or formula is None
         counted = None if everyone else d.has_positive
@@ -109,7 +109,7 @@ def _in_one_call(batch: Batch, d: Direction, weights: Tensor | None, form: Form)
     plain = not o.label_smoothing and o.image_weights is None and o.text_weights is None
     one_share = not isinstance(o.soft_weight, tuple | list)
     constant = weights is None or not weights.requires_grad
-    if form == "debiased" and (d.scale.ndim or isinstance(d.columns, Tensor)):
+    if form.name == "debiased" and (d.scale.ndim or isinstance(d.columns, Tensor)):
         return False  # a scale or a number of negatives for each row
     return plain and one_share and constant and d.excluded is None
 
@@ -119,15 +119,14 @@ def _mixed_side(
     k: int,
     d: Direction,
     weights: Tensor | None,
-    form: tuple[Form, float],
+    form: Form,
     soft: float | Tensor,
 ) -> Side:
     """A form of the positives and the soft loss together; for a mean each row has its share."""
     assert not isinstance(soft, Tensor)
     mean = batch.options.reduction == "mean"
     counts = (max(d.with_positive, 1), batch.rows[k]) if mean else (1, 1)
-    name, prior = form
-    losses = row_losses(d, name, weights, hard=1 - soft, soft=soft, counts=counts, prior=prior)
+    losses = row_losses(d, form, weights, hard=1 - soft, soft=soft, counts=counts)
     return Side(losses, count=None, every=batch.rows[k], total=batch.sum)
 
 

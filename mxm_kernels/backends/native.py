@@ -265,12 +265,12 @@ class _Native:
         return SigmoidLoss(loss, gradients.x, gradients.y, bias.new_tensor([dscale, dbias]))
 
     def mixed_rows(
-        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int
     ) -> RowLosses:
         p = RowProblem(*(v.contiguous() for v in problem))
         losses, dn = torch.empty_like(p.n), torch.empty_like(p.n)
         out = RowLosses(losses, dn, torch.zeros_like(p.S), _dscale(p.n, form))
-        _mixed_rows(p, None, out, form, hard, soft, columns, prior)
+        _mixed_rows(p, None, out, form, hard, soft, columns)
         return out
 
     def mixed_loss(
@@ -280,7 +280,6 @@ class _Native:
         sides: Sides,
         form: Form,
         shares: Shares,
-        prior: float,
     ) -> tuple[Tensor, Upstream, Tensor | None]:
         p, s, dS = problem, statistics, torch.zeros_like(statistics.positives)
         if not p.scale.item() > 0 or (
@@ -301,7 +300,7 @@ class _Native:
         )
         both = both_sides(p, s, (s.positives, s.positives), sides, shares)
         for side, slots, out in zip(both, (None, sides.text_slots), outs, strict=True):
-            _mixed_rows(side.problem, slots, out, form, *side.numbers, prior)
+            _mixed_rows(side.problem, slots, out, form, *side.numbers)
         return rows.sum() + cols.sum(), upstream, scale_gradient(*outs)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -322,7 +321,7 @@ class _Native:
 
 def _dscale(n: Tensor, form: Form) -> Tensor | None:
     """Room for the derivatives of the rows by the scale, where the form has them."""
-    return torch.empty_like(n) if form == "debiased" else None
+    return torch.empty_like(n) if form.name == "debiased" else None
 
 
 def _mixed_rows(
@@ -333,7 +332,6 @@ def _mixed_rows(
     hard: float,
     soft: float,
     columns: int,
-    prior: float,
 ) -> None:
     """Losses of the rows and dn into ``out``, dS added to it."""
     _native.mixed_rows(
@@ -341,11 +339,10 @@ def _mixed_rows(
         0 if slots is None else slots.data_ptr(),
         [0 if v is None else v.data_ptr() for v in out],
         p.n.shape[0],
-        form,
+        *form,
         hard,
         soft,
         columns,
-        prior,
         _threads(64 * p.S.shape[0]),  # a pair costs what dozens of elements of a tile cost
     )
 

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 from mxm_kernels.backends.problem import (
     Draw,
     Form,
+    FormName,
     Problem,
     RowLosses,
     RowProblem,
@@ -23,9 +24,7 @@ from mxm_kernels.backends.problem import (
 from mxm_kernels.segments import Segments, segment_max, segment_sum
 
 
-def mixed_rows(
-    p: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
-) -> RowLosses:
+def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float, columns: int) -> RowLosses:
     """Losses of the rows, a loss of the positives and the soft loss, and their derivatives.
 
         l_i = a h_i + b (lse_i - u_i)        lse_i = logaddexp(n_i, p_i), p_i = logsumexp_k S_ik
@@ -42,7 +41,7 @@ def mixed_rows(
         debiased    h_i = sum_k w_ik softplus(g_i - S_ik), 0 without a negative
 
     where g_i is what n_i is without the positives expected among the negatives, with tau =
-    ``prior`` and |Neg| = ``columns`` - |Pos|,
+    its prior and |Neg| = ``columns`` - |Pos|,
 
         g_i = max(n_i + log(1 - r_i) - log(1 - tau), log |Neg| - s)
         r_i = tau |Neg| / |Pos| exp(p_i - n_i)
@@ -56,14 +55,14 @@ def mixed_rows(
     segments = Segments(p.offsets, owners)
     p = p._replace(S=torch.where(p.S.isinf(), torch.nan, p.S))
     a, b = _of_rows(hard, p.hard_weights), _of_rows(soft, p.soft_weights)
-    if form in ("masked", "decoupled"):
-        out = _weighted(p, p.n, form, a, segments)
-    elif form == "debiased":
-        out = _debiased(p, a, columns, prior, segments)
+    if form.name in ("masked", "decoupled"):
+        out = _weighted(p, p.n, form.name, a, segments)
+    elif form.name == "debiased":
+        out = _debiased(p, a, columns, form.prior, segments)
     else:
         out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
-    if soft or form in ("unmasked", "joint", "whole"):
-        out = _with_whole(out, p, form, a, b, segments)
+    if soft or form.name in ("unmasked", "joint", "whole"):
+        out = _with_whole(out, p, form.name, a, b, segments)
     # Infinity times 0 is NaN.
     alone = p.n.masked_fill(counts > 0, 0)
     return out._replace(losses=torch.add(out.losses, alone, alpha=0))
@@ -78,7 +77,7 @@ def _of_rows(share: float, weights: Tensor) -> Share:
 
 
 def _weighted(
-    p: RowProblem, level: Tensor, form: Form, hard: Share, segments: Segments
+    p: RowProblem, level: Tensor, form: FormName, hard: Share, segments: Segments
 ) -> RowLosses:
     """The forms that weigh each positive by itself; ``dn`` is the derivative by the level."""
     own = hard[segments.owners] if isinstance(hard, Tensor) else hard
@@ -112,7 +111,7 @@ def _debiased(
 
 
 def _with_whole(
-    out: RowLosses, p: RowProblem, form: Form, hard: Share, soft: Share, segments: Segments
+    out: RowLosses, p: RowProblem, form: FormName, hard: Share, soft: Share, segments: Segments
 ) -> RowLosses:
     """What depends on the positives of a row as a whole, added: by lse, or by p alone."""
     positives = _positives(p, segments)
@@ -162,7 +161,6 @@ def mixed_loss(
     sides: Sides,
     form: Form,
     shares: Shares,
-    prior: float,
 ) -> tuple[Tensor, Upstream, Tensor | None]:
     """The mixed loss of both directions, and its gradient by the statistics and the scale."""
     s, texts = statistics, sides.text_slots
@@ -171,8 +169,8 @@ def mixed_loss(
         least = torch.minimum(least, problem.teacher_scale)  # NaN if either is
     S = torch.where(least > 0, s.positives, torch.nan)
     first, second = both_sides(problem, s, (S, S[texts]), sides, shares)
-    rows = mixed_rows(first.problem, form, *first.numbers, prior)
-    cols = mixed_rows(second.problem, form, *second.numbers, prior)
+    rows = mixed_rows(first.problem, form, *first.numbers)
+    cols = mixed_rows(second.problem, form, *second.numbers)
     upstream = Upstream(
         rows.dn,
         cols.dn,

@@ -131,7 +131,14 @@ class SigmoidStatistics(NamedTuple):
 
 
 # Losses of the positives of a row; ``pairs.mixed_rows`` has their equations.
-Form = Literal["none", "masked", "unmasked", "decoupled", "joint", "whole", "debiased"]
+FormName = Literal["none", "masked", "unmasked", "decoupled", "joint", "whole", "debiased"]
+
+
+class Form(NamedTuple):
+    """A loss of the positives of a row."""
+
+    name: FormName
+    prior: float = 0.0  # of "debiased"
 
 
 class RowProblem(NamedTuple):
@@ -292,7 +299,7 @@ class Backend(Protocol):
         ...
 
     def mixed_rows(
-        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int
     ) -> RowLosses:
         """Compute the mixed losses of the rows of one direction; see ``pairs.mixed_rows``."""
         ...
@@ -304,7 +311,6 @@ class Backend(Protocol):
         sides: Sides,
         form: Form,
         shares: Shares,
-        prior: float,
     ) -> tuple[Tensor, Upstream, Tensor | None]:
         """Compute the mixed loss () of both directions, and its gradient by the statistics.
 

@@ -269,8 +269,8 @@ class SigmoidLossPass {
 // which is added to, and dscale.
 void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
                     const std::vector<std::uintptr_t>& losses, std::int64_t rows,
-                    const std::string& form, float hard, float soft, std::int64_t columns,
-                    float prior, int threads) {
+                    const std::string& form, float prior, float hard, float soft,
+                    std::int64_t columns, int threads) {
   RowProblem p;
   p.n = at<const float>(problem.at(0));
   p.S = at<const float>(problem.at(1));

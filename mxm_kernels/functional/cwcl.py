@@ -11,6 +11,7 @@ from mxm_kernels.algebra.losses import logsumexp_rows
 from mxm_kernels.algebra.plain import is_plain, plain_loss
 from mxm_kernels.algebra.reduction import reduce
 from mxm_kernels.algebra.weighted_targets import targets, without_mean_target
+from mxm_kernels.backends.problem import Form
 from mxm_kernels.options import Options, Scale, check_not_taken, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
 
@@ -79,7 +80,7 @@ def fused_cwcl_loss(
     batch = make_batch(image_features, text_features, None, logit_scale, o, own=own)
     o = batch.options
     if is_plain(batch, ()) and o.image_weights is None and o.text_weights is None:
-        return without_mean_target(batch, plain_loss(batch, (None, None), "whole"))
+        return without_mean_target(batch, plain_loss(batch, (None, None), Form("whole")))
     return reduce(batch, _weighted_rows, targets(batch), every_row=True)
 
 

@@ -135,13 +135,13 @@ def fused_intra_modal_loss(
     _check_rows(batch, soft_weight)
     if mask_positives and not soft_weight and row_weights is None and is_plain(batch, ()):
         of_pairs = weights_for_mean(batch, rounds)  # S is its own transpose, and so are they
-        return plain_loss(batch, (of_pairs, of_pairs), "masked")
+        return plain_loss(batch, (of_pairs, of_pairs), Form("masked"))
     dense = soft_weight > 0 and is_small(batch)
     parts: list[_Part] = []
     if soft_weight < 1 or not dense:
         d = other_rows(batch, rows_of(batch))
     if soft_weight < 1:
-        form: Form = "masked" if mask_positives else "unmasked"
+        form = Form("masked" if mask_positives else "unmasked")
         losses = row_losses(d, form, own_weights_of_others(batch, d, rounds))
         counted = None if row_weights is None else d.has_positive
         number = rows_with_others(batch.tables)

@@ -32,7 +32,7 @@ _SIDES = (
     "Tensor col_hard_weights, Tensor col_soft_weights"
 )
 library.define(
-    f"mixed_loss({INPUTS}, {_SIDES}, str form, float[] shares, SymInt[] counts, float prior, "
+    f"mixed_loss({INPUTS}, {_SIDES}, str form, float prior, float[] shares, SymInt[] counts, "
     f"str backend) -> (Tensor loss, {STATISTICS}, Tensor kept, {UPSTREAM}, Tensor dscale)"
 )
 library.define(
@@ -49,7 +49,6 @@ def mixed_loss(
     form: Form,
     shares: Shares,
     counts: tuple[int, int, int, int],
-    prior: float,
     backend: str,
 ) -> Tensor:
     """() sum over both directions of ``shares`` over ``counts`` times the losses of the rows.
@@ -59,12 +58,12 @@ def mixed_loss(
     where a feature is not finite or a scale not positive.
     """
     operator = torch.ops.mxm_kernels.mixed_loss
-    return operator(*problem, *sides, form, shares, counts, prior, backend)[0]
+    return operator(*problem, *sides, *form, shares, counts, backend)[0]
 
 
 @torch.library.impl(library, "mixed_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *tensors, form, shares, counts, prior, name = arguments
+    *tensors, form, prior, shares, counts, name = arguments
     problem = Problem(*tensors[:_PROBLEM])
     # Backends read the weights of the pairs by address, and a caller's may be a strided view.
     sides = Sides(*(vector.contiguous() for vector in tensors[_PROBLEM:]))
@@ -72,7 +71,8 @@ def _forward(*arguments):
     with plain(problem):
         statistics = backend.forward(problem)
         means = Shares(*(share / count for share, count in zip(shares, counts, strict=True)))
-        loss, upstream, dscale = backend.mixed_loss(problem, statistics, sides, form, means, prior)
+        made = backend.mixed_loss(problem, statistics, sides, Form(form, prior), means)
+    loss, upstream, dscale = made
     dscale = loss.new_empty(0) if dscale is None else dscale
     return loss, *saved_of(statistics), *upstream, dscale
 

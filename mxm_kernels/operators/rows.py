@@ -21,8 +21,8 @@ from mxm_kernels.operators.statistics import library, refuse_second_derivative
 
 library.define(
     "mixed_rows(Tensor n, Tensor S, Tensor u, Tensor weights, Tensor offsets, Tensor hard_weights, "
-    "Tensor soft_weights, Tensor scale, Tensor owners, str form, float hard, float soft, "
-    "SymInt hard_count, SymInt soft_count, SymInt columns, float prior, str backend) -> "
+    "Tensor soft_weights, Tensor scale, Tensor owners, str form, float prior, float hard, "
+    "float soft, SymInt hard_count, SymInt soft_count, SymInt columns, str backend) -> "
     "(Tensor losses, Tensor dn, Tensor dS, Tensor dscale)"
 )
 library.define(
@@ -46,16 +46,15 @@ def mixed_rows(
     soft: float,
     counts: tuple[int, int] = (1, 1),
     columns: int = 0,
-    prior: float = 0.0,
 ) -> Tensor:
     """(rows,) losses, differentiable in n, S, u and the scale, with a and b = hard and soft.
 
     Divided here by ``counts``, the numbers of rows, since torch.compile makes a program for every
     new number that is not an integer. u may be empty where b is 0; the weights get no gradient.
-    ``columns`` and ``prior`` are for "debiased".
+    ``columns`` are for "debiased".
     """
-    numbers = hard, soft, *counts, columns, prior
-    return torch.ops.mxm_kernels.mixed_rows(*problem, owners, form, *numbers, backend)[0]
+    numbers = hard, soft, *counts, columns
+    return torch.ops.mxm_kernels.mixed_rows(*problem, owners, *form, *numbers, backend)[0]
 
 
 def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
@@ -68,12 +67,13 @@ def drawn_weights(draw: Draw, dtype: torch.dtype, backend: str) -> tuple[Tensor,
 
 @torch.library.impl(library, "mixed_rows", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *vectors, _, form, hard, soft, hard_count, soft_count, columns, prior, backend = arguments
+    *vectors, _, name, prior, hard, soft, hard_count, soft_count, columns, backend = arguments
     # Backends read them by address, and a caller's weights may be a strided view.
     problem = RowProblem(*(v.contiguous() for v in vectors))
     with torch.no_grad():
         run = backends.load(backend).mixed_rows
-        made = run(problem, form, hard / hard_count, soft / soft_count, columns, prior)
+        shares = hard / hard_count, soft / soft_count
+        made = run(problem, Form(name, prior), *shares, columns)
     dscale = problem.n.new_empty(0) if made.dscale is None else made.dscale
     return made.losses, made.dn, made.dS, dscale
 
@@ -116,7 +116,7 @@ def _fake_drawn(seed, image_offsets, text_offsets, rounds, pairs, dtype, backend
 
 def _setup_context(ctx, inputs, output):
     # n only so that its graph reaches the backward operator, which refuses to be differentiated.
-    _, _, _, _, _, _, soft_weights, _, owners, form, _, soft, _, soft_count, *_ = inputs
+    _, _, _, _, _, _, soft_weights, _, owners, form, _, _, soft, _, soft_count, *_ = inputs
     ctx.save_for_backward(inputs[0], *output[1:], owners, soft_weights)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)

@@ -17,7 +17,7 @@ from mxm_kernels import (
 )
 from mxm_kernels.algebra.selection import expected_weights
 from mxm_kernels.backends import native
-from mxm_kernels.backends.problem import Shares, Sides
+from mxm_kernels.backends.problem import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
 from tests.support.cases import NAMED_CASES
@@ -50,7 +50,7 @@ def _arguments(backend, case, dtype=torch.float32, with_teacher=True, weighted=F
         tables.texts,
     )
     shares = SHARES if with_teacher else SHARES._replace(soft_rows=0.0, soft_cols=0.0)
-    return leaves, (problem, sides, "masked", shares, counts, 0.0, backend.name)
+    return leaves, (problem, sides, Form("masked"), shares, counts, backend.name)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -61,8 +61,8 @@ def test_opcheck(form, with_teacher, weighted, dtype, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
     _, arguments = _arguments(backend, NAMED_CASES[NAMES[0]], dtype, with_teacher, weighted)
-    problem, sides, _, shares, counts, _, name = arguments
-    rest = form, shares, counts, 0.1, name
+    problem, sides, _, shares, counts, name = arguments
+    rest = form, 0.1, shares, counts, name
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_loss.default, (*problem, *sides, *rest))
 
 

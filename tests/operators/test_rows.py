@@ -11,7 +11,7 @@ from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import FORMS, DebiasedRows, soft_rows
 from mxm_kernels.backends.pairs import draw_places
-from mxm_kernels.backends.problem import Draw, RowProblem
+from mxm_kernels.backends.problem import Draw, Form, RowProblem
 from mxm_kernels.operators.rows import drawn_weights, mixed_rows
 from mxm_kernels.segments import Segments
 from tests.support.cases import cases
@@ -34,7 +34,8 @@ def _rows(case, spread: float, no_negative: bool):
 
 
 COLUMNS, PRIOR = 40, 0.05  # more than a row has positives
-FORMULAS = {name: formula for formula, name in FORMS.items()} | {"debiased": DebiasedRows(PRIOR)}
+FORMULAS = {form.name: formula for formula, form in FORMS.items()}
+FORMULAS["debiased"] = DebiasedRows(PRIOR)
 
 
 def _algebra(vectors, segments, form, hard, soft):
@@ -73,8 +74,8 @@ def test_mixed_rows(backend, case, spread, form, shares, no_negative, weighted):
             problem = RowProblem(*on, weights.to(where), offsets, *of_all, s)
             hard, soft = shares[0] * 7, shares[1] * 3
             losses = mixed_rows(
-                problem, owners, form, backend.name, hard=hard, soft=soft, counts=(7, 3),
-                columns=COLUMNS, prior=PRIOR,
+                problem, owners, Form(form, PRIOR), backend.name, hard=hard, soft=soft,
+                counts=(7, 3), columns=COLUMNS,
             )  # fmt: skip
         else:
             own = of_rows.to(dtype) if weighted else torch.ones(2, 1, dtype=dtype)
@@ -104,7 +105,7 @@ def test_contract_with_pytorch(weighted, soft, form, backend):
         v.requires_grad_()
     of_rows = torch.rand(2, len(n) if weighted else 0, device=backend.device)
     scale = torch.tensor(2.0, device=backend.device, requires_grad=True)
-    numbers = 0.6, soft, 5, 7, COLUMNS, PRIOR
+    numbers = PRIOR, 0.6, soft, 5, 7, COLUMNS
     arguments = (*vectors, offsets, *of_rows, scale, owners, form, *numbers, backend.name)
     torch.library.opcheck(torch.ops.mxm_kernels.mixed_rows.default, arguments)
     seed = torch.randint(2**63 - 1, (), device=backend.device)
@@ -124,7 +125,7 @@ def test_second_derivatives_are_refused():
     n.requires_grad_()
     none, scale = n.new_empty(0), n.new_ones(())
     problem = RowProblem(n, S, u, weights, segments.offsets, none, none, scale)
-    losses = mixed_rows(problem, segments.owners, "masked", "blocked", hard=0.5, soft=0.5)
+    losses = mixed_rows(problem, segments.owners, Form("masked"), "blocked", hard=0.5, soft=0.5)
     (grad,) = torch.autograd.grad(losses.sum(), n, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         grad.sum().backward()

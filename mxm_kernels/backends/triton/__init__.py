@@ -111,12 +111,12 @@ class _Triton:
             return sigmoid_gradient.times(grad, dx, dy, dscalars, dtype)
 
     def mixed_rows(
-        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
+        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int
     ) -> RowLosses:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.n):
-            return rows.mixed_rows(problem, form, hard, soft, columns, prior)
+            return rows.mixed_rows(problem, form, hard, soft, columns)
 
     def mixed_loss(
         self,
@@ -125,12 +125,11 @@ class _Triton:
         sides: Sides,
         form: Form,
         shares: Shares,
-        prior: float,
     ) -> tuple[Tensor, Upstream, Tensor | None]:
         from mxm_kernels.backends.triton import rows
 
         with torch.cuda.device_of(problem.x):
-            return rows.mixed_loss(problem, statistics, sides, form, shares, prior)
+            return rows.mixed_loss(problem, statistics, sides, form, shares)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         from mxm_kernels.backends.triton.draw import drawn_weights

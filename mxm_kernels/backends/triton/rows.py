@@ -167,18 +167,16 @@ def mixed_loss_kernel(
         tl.store(losses + tl.num_programs(0) + program, by_scale)
 
 
-def mixed_rows(
-    p: RowProblem, form: Form, hard: float, soft: float, columns: int, prior: float
-) -> RowLosses:
+def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float, columns: int) -> RowLosses:
     """Losses of the rows and their derivatives in n, S and the scale."""
     rows = p.n.shape[0]
     losses, dn, dS = torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S)
-    out = RowLosses(losses, dn, dS, torch.empty_like(p.n) if form == "debiased" else None)
+    out = RowLosses(losses, dn, dS, torch.empty_like(p.n) if form.name == "debiased" else None)
     mixed_rows_kernel[(triton.cdiv(rows, BLOCK),)](
         p.n, p.S, p.u if soft else p.n, p.weights, p.offsets, p.hard_weights, p.soft_weights,
         p.scale, *out[:3], losses if out.dscale is None else out.dscale,
-        rows, hard, soft, len(p.hard_weights), len(p.soft_weights), columns, prior,
-        FORM=form, SOFT=soft != 0, BLOCK=BLOCK,
+        rows, hard, soft, len(p.hard_weights), len(p.soft_weights), columns, form.prior,
+        FORM=form.name, SOFT=soft != 0, BLOCK=BLOCK,
     )  # fmt: skip
     return out
 
@@ -189,14 +187,13 @@ def mixed_loss(
     sides: Sides,
     form: Form,
     shares: Shares,
-    prior: float,
 ) -> tuple[Tensor, Upstream, Tensor | None]:
     """The loss of both directions and its gradient by the statistics and the scale."""
     s, rows, cols, pairs = statistics, len(problem.x), len(problem.y), len(statistics.positives)
     *_, teacher_scale = teacher_arguments(problem)
     row_shares = sides[-4:]
     programs = triton.cdiv(rows, BLOCK) + triton.cdiv(cols, BLOCK)
-    debiased = form == "debiased"
+    debiased = form.name == "debiased"
     losses = s.n_rows.new_empty((2 if debiased else 1, programs))
     upstream = Upstream(
         torch.empty_like(s.n_rows),
@@ -209,7 +206,7 @@ def mixed_loss(
         s.n_rows, s.n_cols, s.positives, s.u_rows, s.u_cols,
         sides.row_weights, sides.col_weights, problem.image_offsets, sides.text_offsets,
         sides.text_slots, *row_shares, problem.scale, teacher_scale, losses, *upstream,
-        rows, cols, pairs, *shares, len(row_shares[0]), len(row_shares[2]), prior,
-        FORM=form, SOFT=problem.has_teacher, BLOCK=BLOCK,
+        rows, cols, pairs, *shares, len(row_shares[0]), len(row_shares[2]), form.prior,
+        FORM=form.name, SOFT=problem.has_teacher, BLOCK=BLOCK,
     )  # fmt: skip
     return losses[0].sum(), upstream, losses[1].sum() if debiased else None
