@@ -358,3 +358,15 @@ def test_peak_memory_is_features_rows_and_a_workspace(backend):
         linear = 4 * (2 * rows * 5 * D + 20 * 2 * rows + 100 * 3 * rows)
         assert peak <= WORKSPACE[backend.name] + linear
         assert peak < 4 * rows * rows or rows == 3000
+
+
+def test_the_gradient_by_the_scale_adds_up_a_million_terms(backend):
+    side = 1024
+    g = torch.Generator().manual_seed(0)
+    x, y = (normalize(torch.randn(side, 64, generator=g)).to(backend.device) for _ in range(2))
+    s = torch.tensor(10.0, device=backend.device, requires_grad=True)
+    fused_siglip_loss(x, y, logit_scale=s, logit_bias=-10.0, backend=backend.name).backward()
+    cosines, signs = x.double() @ y.double().T, 2 * torch.eye(side, device=x.device) - 1
+    terms = -signs * torch.sigmoid(-signs * (10 * cosines - 10)) * cosines / side
+    assert s.grad is not None
+    assert abs(s.grad.double() - terms.sum()) <= 1e-7 * terms.abs().sum()
