@@ -9,28 +9,12 @@ from mxm_kernels.backends.problem import SigmoidWeights
 from mxm_kernels.operators.sigmoid_loss import sigmoid_loss
 from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
-from tests.support.memory import peak_bytes, saved_bytes
-from tests.support.sigmoid import batch
+from tests.support.memory import saved_bytes
+from tests.support.products import matrix_products
+from tests.support.sigmoid import CASES, CHUNKS, SCALARS, TILES, batch
 
 GRAD = 1000 / 3  # upstream, as of loss scaling; no power of two, so that it is not exact in 16 bits
 NAMES = "loss", "dx", "dy", "dscale", "dbias"
-TILES = NAMED_CASES["several tiles and tails"]
-CASES = {
-    name: NAMED_CASES[name]
-    for name in (
-        "ragged and shuffled",
-        "rows without positives",
-        "a single instance",
-        "one image",
-        "pairs of CLIP",
-        "several tiles and tails",
-    )
-}
-SCALARS = {
-    "SigLIP at its start": (10.0, -10.0),
-    "far tails": (5.0, -25.0),
-    "both signs": (40.0, 1.0),
-}
 
 
 def _weights(leaves, tables, *, of_pairs=True) -> SigmoidWeights:
@@ -88,6 +72,8 @@ def _magnitudes(leaves, tables, weights) -> list[float]:
 def test_agrees_with_dense_float64(case, dtype, scalars, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
+    if case is CHUNKS and backend.interpreted:
+        pytest.skip("triton-cpu: 20 seconds, and it has tiles and programs in the other cases")
     leaves, tables = batch(backend, dtype, case, scalars)
     weights = _weights(leaves, tables, of_pairs=scalars != SCALARS["far tails"])
     got = _differentiated(lambda v: sigmoid_loss(*v, tables, weights, backend.name), leaves, GRAD)
@@ -252,11 +238,12 @@ def test_only_the_gradients_that_are_wanted(needed, backend):
     every = torch.autograd.grad(run(), leaves)
     for k, leaf in enumerate(leaves):
         leaf.requires_grad_(k in needed)
-    with torch.profiler.profile() as profile:
-        some = torch.autograd.grad(run(), [leaves[k] for k in needed])
+    some = []
+    made = matrix_products(
+        lambda: some.extend(torch.autograd.grad(run(), [leaves[k] for k in needed]))
+    )
     for k, got in zip(needed, some, strict=True):
         torch.testing.assert_close(got, every[k])
-    made = sum(e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm_"))
     own = 0 if backend.name == "triton" else 1  # the product that gives S
     assert made == own + sum(k in needed for k in (0, 1))
 
@@ -265,11 +252,13 @@ def test_without_gradients_none_is_computed(backend):
     leaves, tables = batch(backend)
     weights = _weights(leaves, tables)
     expected = sigmoid_loss(*leaves, tables, weights, backend.name)
-    with torch.no_grad(), torch.profiler.profile() as profile:
-        loss = sigmoid_loss(*leaves, tables, weights, backend.name)
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, expected)
-    made = sum(e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm_"))
+    losses = []
+    with torch.no_grad():
+        made = matrix_products(
+            lambda: losses.append(sigmoid_loss(*leaves, tables, weights, backend.name))
+        )
+    assert not losses[0].requires_grad
+    torch.testing.assert_close(losses[0], expected)
     assert made == (0 if backend.name == "triton" else 1)
 
 
@@ -330,9 +319,6 @@ def test_weights_that_are_learned_get_their_gradient(backend):
     assert weights.grad is not None and bool((weights.grad != 0).any())
 
 
-WORKSPACE = {"blocked": 24 << 20, "native": 48 << 20, "triton": 256 << 20}
-
-
 def test_autograd_keeps_a_gradient_for_every_feature(backend):
     leaves, tables = batch(backend, case=TILES)
     weights = _weights(leaves, tables)
@@ -340,24 +326,6 @@ def test_autograd_keeps_a_gradient_for_every_feature(backend):
     run = lambda: sigmoid_loss(*leaves, tables, weights, backend.name)  # noqa: E731
     features = sum(v.nbytes for v in leaves[:2])
     assert saved_bytes(run, known) <= features + 64
-
-
-def test_peak_memory_is_features_rows_and_a_workspace(backend):
-    if backend.name == "triton" and backend.device.type == "cpu":
-        pytest.skip("triton-cpu: interpreted kernels allocate in NumPy, unseen by PyTorch")
-    D = 16
-    for rows in (3000, 12000):
-        x, y = (
-            normalize(torch.randn(rows, D)).to(backend.device).requires_grad_() for _ in range(2)
-        )
-        options = {"logit_scale": 10.0, "logit_bias": -10.0, "backend": backend.name}
-        step = lambda: fused_siglip_loss(x, y, (3, 3), **options).backward()  # noqa: B023, E731
-        step()
-        x.grad = y.grad = None
-        peak = peak_bytes(step, backend.device)
-        linear = 4 * (2 * rows * 5 * D + 20 * 2 * rows + 100 * 3 * rows)
-        assert peak <= WORKSPACE[backend.name] + linear
-        assert peak < 4 * rows * rows or rows == 3000
 
 
 def test_the_gradient_by_the_scale_adds_up_a_million_terms(backend):

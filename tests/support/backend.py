@@ -23,6 +23,11 @@ class BackendUnderTest:
         return (torch.float32, *LOW, *wide)
 
     @property
+    def interpreted(self) -> bool:
+        """Whether its kernels are interpreted on the CPU: slow, and their memory is NumPy's."""
+        return self.name == "triton" and self.device.type == "cpu"
+
+    @property
     def most_rows(self) -> int:
         """How many rows a drawn case may have: more than one tile, without taking minutes."""
         return 400 if self.device.type == "cuda" else 40

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+# Bytes that a backend may use beside features, rows and pairs.
+WORKSPACE = {"blocked": 24 << 20, "native": 48 << 20, "triton": 256 << 20}
+
 
 def saved_bytes(forward: Callable[[], torch.Tensor], known: list[torch.Tensor]) -> int:
     """Bytes that autograd keeps for backward, beyond the storages of ``known``."""

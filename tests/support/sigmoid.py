@@ -6,9 +6,29 @@ import torch
 from torch.nn.functional import softplus
 
 from mxm_kernels import Folds
-from tests.support.cases import NAMED_CASES
+from tests.support.cases import NAMED_CASES, Case
 
 RAGGED = NAMED_CASES["ragged and shuffled"]
+TILES = NAMED_CASES["several tiles and tails"]
+CASES = {
+    name: NAMED_CASES[name]
+    for name in (
+        "ragged and shuffled",
+        "rows without positives",
+        "a single instance",
+        "one image",
+        "pairs of CLIP",
+        "several tiles and tails",
+        "more columns than programs",
+    )
+}
+CHUNKS = Case(tuple(i % 90 for i in range(70)), tuple(j // 6 for j in range(540)))
+CASES["more than a chunk"] = CHUNKS
+SCALARS = {  # scale and bias
+    "SigLIP at its start": (10.0, -10.0),
+    "far tails": (5.0, -25.0),
+    "both signs": (40.0, 1.0),
+}
 
 
 def batch(backend, dtype=torch.float32, case=RAGGED, scalars=(10.0, -10.0)):

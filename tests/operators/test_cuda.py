@@ -1,0 +1,57 @@
+"""A training step on a GPU: it never waits for the device, and a CUDA graph captures it."""
+
+import pytest
+import torch
+
+from mxm_kernels import Folds, fused_mfh_loss
+from tests.support.statistics import RAGGED
+
+cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def _training_step(x, y, tx, ty, s, folds, **options):
+    return fused_mfh_loss(
+        x, y, folds, logit_scale=s, teacher_image_features=tx, teacher_text_features=ty, **options
+    )
+
+
+@cuda_only
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_a_step_never_waits_for_the_gpu(teacher_dtype):
+    x, y, tx, ty = (f.cuda() for f in RAGGED.features(torch.bfloat16))
+    x, y = x.requires_grad_(), y.requires_grad_()
+    s = torch.tensor(20.0, device="cuda", requires_grad=True)
+    folds = Folds.from_ids(*RAGGED.ids).to("cuda")
+    options = {"teacher_dtype": teacher_dtype}
+    _training_step(x, y, tx, ty, s, folds, **options).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _training_step(x, y, tx, ty, s, folds, **options).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@cuda_only
+@pytest.mark.parametrize("teacher_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_captured_in_a_cuda_graph(teacher_dtype):
+    x, y, tx, ty = (f.cuda() for f in RAGGED.features(torch.bfloat16))
+    s = torch.tensor(20.0, device="cuda")
+    folds = Folds.from_ids(*RAGGED.ids).to("cuda")
+
+    def step():
+        return fused_mfh_loss(
+            x, y, folds, logit_scale=s, rounds=None, teacher_image_features=tx,
+            teacher_text_features=ty, teacher_dtype=teacher_dtype,
+        )  # fmt: skip
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(x.roll(1, 0))
+    graph.replay()
+    assert torch.equal(captured, step())
