@@ -31,8 +31,7 @@ def check_matrix(name: str, features: object, *, may_be_empty: bool = False) -> 
     """A dense (rows, D) floating-point tensor with rows in it."""
     if not isinstance(features, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
-    if features.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {features.layout}")
+    check_dense(name, features)
     if features.ndim != 2:
         raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}")
     if features.dtype not in FEATURE_DTYPES:
@@ -44,6 +43,12 @@ def check_matrix(name: str, features: object, *, may_be_empty: bool = False) -> 
             f"{name} must have at least one row and one dimension, got shape "
             f"{tuple(features.shape)}"
         )
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Not sparse: the kernels read strides."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def check_teacher(
@@ -77,6 +82,7 @@ def check_teacher_rows(name: str, teacher: object, student_name: str, student: T
     """One side of a teacher: a row for each of the student's, in its dtype on its device."""
     if not isinstance(teacher, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
+    check_dense(name, teacher)
     if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
         raise ValueError(
             f"{name} must have shape ({student.shape[0]}, D), a row for each row of "

@@ -280,6 +280,7 @@ def collate_multifold(
         collate_texts: the same for the N texts; a tokenizer or a function that pads, say.
 
     Raises:
+        TypeError: an item is no :class:`MultifoldItem`.
         ValueError: the batch has no image or no text.
 
     Example:
@@ -291,6 +292,9 @@ def collate_multifold(
         >>> batch.images.shape, batch.texts, batch.text_ids
         (torch.Size([3, 2]), ['a cup', 'a mug', 'a dog'], tensor([4, 4, 9]))
     """
+    for item in items:
+        if not isinstance(item, MultifoldItem):
+            raise TypeError(f"items must be MultifoldItem, got {type(item).__name__}")
     images = [image for item in items for image in item.images]
     texts = [text for item in items for text in item.texts]
     for name, rows in (("images", images), ("texts", texts)):

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+# Batch sizes whose tables are kept: a training loop has a few, with 44 bytes a pair on its device.
+_SIZES = 8
 
 
 class RowTables(NamedTuple):
@@ -233,7 +235,7 @@ def _lasts(device: torch.device) -> bool:
     )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=_SIZES)
 def _kept(make: Callable[..., FoldTables], *sizes: Any) -> FoldTables:
     return replace(make(*sizes), kept=True)
 
@@ -242,7 +244,7 @@ def kept_with_tables(
     make: Callable[Concatenate[FoldTables, _P], _T],
 ) -> Callable[Concatenate[FoldTables, _P], _T]:
     """Have what follows from tables alone be kept with those that are: up to 16 launches less."""
-    remembered: Any = lru_cache(maxsize=32)(torch.inference_mode(False)(make))
+    remembered: Any = lru_cache(maxsize=_SIZES)(torch.inference_mode(False)(make))
 
     @wraps(make)
     def of_tables(tables: FoldTables, *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -36,7 +36,12 @@ class Folds:
     def __init__(
         self, source: tuple[int, int] | FoldTables, ids: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        if not isinstance(source, tuple | FoldTables):
+        counts = (
+            isinstance(source, tuple)
+            and len(source) == 2
+            and all(type(count) is int and count > 0 for count in source)
+        )
+        if not counts and not isinstance(source, FoldTables):
             raise TypeError(
                 "Folds are made by Folds.uniform(views, captions) or "
                 f"Folds.from_ids(image_ids, text_ids), got Folds({type(source).__name__}, ...)"
@@ -124,7 +129,8 @@ class Folds:
             >>> image_rows.tolist(), text_rows.tolist()
             ([0, 1, 1], [1, 0, 2])
         """
-        tables = self.tables(images, texts, torch.device(device))
+        # The device of a tensor: "cuda" alone would mean another one after set_device.
+        tables = self.tables(images, texts, torch.empty(0, device=device).device)
         # Copies: the tables of uniform folds are kept for every batch of the same size.
         return tables.pair_images.clone(), tables.pair_texts.clone()
 
@@ -176,8 +182,13 @@ class Folds:
 
     @property
     def views(self) -> int:
-        """Image rows of every instance, of uniform folds."""
-        assert isinstance(self._source, tuple)
+        """Image rows of every instance.
+
+        Raises:
+            ValueError: the folds were made from ids, whose instances differ in number.
+        """
+        if not isinstance(self._source, tuple):
+            raise ValueError("views: only Folds.uniform has a number for every instance, got ids")
         return self._source[0]
 
     def ids(

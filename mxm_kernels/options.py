@@ -278,6 +278,7 @@ def row_vector(name: str, value: object, rows: int, like: Tensor, dtype: torch.d
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    checks.check_dense(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     if value.shape != (rows,):

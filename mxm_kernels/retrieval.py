@@ -101,7 +101,10 @@ def retrieval_metrics(
         if not bool(torch.stack(torch.aminmax(features)).isfinite().all()):
             raise ValueError(f"{name} must be finite, got NaN or infinite entries")
     if not isinstance(recall_at, Sequence) or not recall_at:
-        raise TypeError(f"recall_at must be a sequence of integers, got {recall_at!r}")
+        raise TypeError(
+            f"recall_at must be a list or tuple of integers, got {type(recall_at).__name__} "
+            f"{recall_at!r}"
+        )
     for k in recall_at:
         _check_integer("recall_at", k)
     if ndcg_at is not None:

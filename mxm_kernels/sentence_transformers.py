@@ -6,6 +6,7 @@ label column. sentence-transformers is not imported here: the loss calls the mod
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mxm_kernels.folds import Folds
+from mxm_kernels.folds import Folds, as_ids
 from mxm_kernels.modules import MFHLoss
 from mxm_kernels.parallel.distributed import Ranks, SharedErrors
 
@@ -36,7 +37,8 @@ class MultifoldLoss(nn.Module):
         scale: 1 / temperature.
 
     Raises:
-        TypeError: from the call: labels that are not integers.
+        TypeError: ``loss`` is no module that takes folds (``SigLipLoss`` and ``CWCLLoss`` need
+            other arguments). From the call: labels that are not integers.
         ValueError: from the call: fewer than two columns.
 
     Example:
@@ -52,7 +54,7 @@ class MultifoldLoss(nn.Module):
     def __init__(self, model: Any, loss: nn.Module | None = None, scale: float = 20.0) -> None:
         super().__init__()
         self.model = model
-        self.loss = MFHLoss() if loss is None else loss
+        self.loss = MFHLoss() if loss is None else _checked(loss)
         self.scale = scale
 
     def forward(
@@ -69,7 +71,7 @@ class MultifoldLoss(nn.Module):
             anchors, positives = columns[0], torch.cat(columns[1:])
             first = 0 if group is None else Ranks(group).rank * _RANK
             ids = torch.arange(first, first + len(anchors), device=anchors.device)
-            ids = ids if labels is None else labels
+            ids = ids if labels is None else as_ids("labels", labels)
             folds = Folds.from_ids(ids, ids.repeat(len(columns) - 1))
         return self.loss(
             normalize(anchors, dim=1), normalize(positives, dim=1), folds, logit_scale=self.scale
@@ -78,3 +80,16 @@ class MultifoldLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the trainer writes into the model card."""
         return {"loss": repr(self.loss), "scale": self.scale}
+
+
+def _checked(loss: object) -> nn.Module:
+    """A module that can be called as this one calls it."""
+    try:
+        assert isinstance(loss, nn.Module)
+        inspect.signature(loss.forward).bind(None, None, None, logit_scale=1.0)
+    except (AssertionError, TypeError):
+        raise TypeError(
+            "loss must be a module that is called with features of both sides, folds and "
+            f"logit_scale, as MFHLoss() is, got {type(loss).__name__}"
+        ) from None
+    return loss

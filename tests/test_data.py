@@ -274,6 +274,8 @@ def test_errors_name_the_argument():
         MultifoldDataset("ab", "xy", [0, 1], [0, 1])[0.5]
     with pytest.raises(ValueError, match="a batch needs texts, but its 1 instances have none"):
         collate_multifold([MultifoldItem(0, ["a"], [])])
+    with pytest.raises(TypeError, match="items must be MultifoldItem, got tuple"):
+        collate_multifold([(0, ["a"], ["b"])])
 
 
 def test_a_batch_is_on_the_cpu_whatever_the_default_device_is():

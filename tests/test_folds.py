@@ -211,3 +211,15 @@ def test_what_a_caller_writes_into_pairs_and_ids_changes_no_folds():
 def test_the_class_itself_is_not_called():
     with pytest.raises(TypeError, match=r"Folds are made by Folds.uniform\(.*got Folds\(list"):
         Folds([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("source", [(0, 5), (6, 5, 1), (6.0, 5.0), ([0, 1], [0, 1])])
+def test_nor_with_a_tuple_that_uniform_would_refuse(source):
+    with pytest.raises(TypeError, match=r"Folds are made by .*got Folds\(tuple"):
+        Folds(source)
+
+
+def test_only_uniform_folds_have_a_number_of_views():
+    assert Folds.uniform(6, 5).views == 6
+    with pytest.raises(ValueError, match="views: only Folds.uniform has a number"):
+        _ = Folds.from_ids([0, 1], [0, 1]).views

@@ -274,6 +274,13 @@ def test_micro_batch_is_a_count(rows):
         GradientCache(rows)
 
 
+@pytest.mark.parametrize("module", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))])
+def test_one_module_is_no_tuple_of_them(module):
+    """A Sequential would be taken for the tuple of its children."""
+    with pytest.raises(TypeError, match="modules must be a tuple of modules, got"):
+        GradientCache(4, module)
+
+
 def test_inputs_that_change_between_the_passes_are_an_error():
     encoder, images = nn.Linear(8, 4), torch.randn(6, 8)
     cache = GradientCache(4)

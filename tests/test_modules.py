@@ -115,6 +115,8 @@ def test_representation():
         (lambda: mxm.SelfDistillationLoss(soft_weight=1), TypeError, "takes soft_share"),
         (lambda: mxm.DecoupledLoss(image_weights=None), TypeError, "image_weights comes with each"),
         (lambda: mxm.IntraModalLoss(reduction="x"), ValueError, "reduction must be"),
+        (lambda: mxm.IntraModalLoss(gather="x"), ValueError, "gather must be 'all' or 'ring'"),
+        (lambda: mxm.IntraModalLoss(gather="ring"), ValueError, "needs a process_group"),
     ],
 )
 def test_bad_hyper_parameters(make, error, message):
@@ -133,6 +135,11 @@ def test_a_hyper_parameter_is_not_given_to_the_call(change):
     criterion = mxm.MFHLoss(rounds=None, reduction="none")
     with pytest.raises(TypeError, match="is fixed by the constructor of MFHLoss: give it there"):
         criterion(torch.eye(4), torch.eye(4), (2, 2), logit_scale=1.0, **change)
+
+
+def test_a_hyper_parameter_that_the_constructor_left_at_its_default_is_not_given_either():
+    with pytest.raises(TypeError, match="label_smoothing is fixed by the constructor of HardLoss"):
+        mxm.HardLoss()(torch.eye(4), torch.eye(4), (2, 2), logit_scale=1.0, label_smoothing=0.1)
 
 
 def test_a_misspelled_backend_is_found_when_the_module_is_built():

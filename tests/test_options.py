@@ -51,9 +51,28 @@ LOSSES = [
         ({"image_weights": [1.0] * 4}, TypeError, "image_weights must be a tensor, got list"),
         ({"image_weights": torch.ones(3)}, ValueError, r"image_weights must have shape \(4,\)"),
         ({"text_weights": torch.ones(6).long()}, TypeError, "text_weights must be a floating"),
-        ({"text_weights": -torch.ones(6)}, ValueError, "text_weights must not be negative, got -1"),
+        (
+            {"text_weights": -torch.ones(6)},
+            ValueError,
+            "text_weights must not be negative or NaN, got -1",
+        ),
         ({"image_weights": torch.zeros(4)}, ValueError, "image_weights: expected a positive w"),
         ({"image_weights": torch.ones(4, device="meta")}, ValueError, "image_weights must be on"),
+        (
+            {"image_weights": torch.full((4,), torch.nan)},
+            ValueError,
+            "image_weights must not be negative or NaN, got nan",
+        ),
+        (
+            {"image_weights": torch.ones(4).to_sparse()},
+            TypeError,
+            "image_weights must be a dense tensor, got layout torch.sparse_coo",
+        ),
+        (
+            SOFT | {"teacher_image_features": X.to_sparse()},
+            TypeError,
+            "teacher_image_features must be a dense tensor",
+        ),
         ({"pair_weights": torch.ones(12)}, TypeError, r"pair_weights must be a pair of \(P,\)"),
         (
             {"pair_weights": (torch.ones(12), torch.ones(11))},
@@ -173,6 +192,7 @@ def test_bad_values_of_one_loss(call, message):
             ),
             "takes soft_share instead of soft_weight",
         ),
+        (lambda: mxm.fused_cwcl_loss(X, X, folds=(1, 1), logit_scale=1.0), "takes no folds"),
     ],
 )
 def test_options_that_do_not_go_together(call, message):
@@ -186,6 +206,17 @@ def test_soft_loss_needs_no_folds():
     free = mxm.fused_soft_loss(X, Y, **scale, **TEACHER)
     with_folds = mxm.fused_soft_loss(X, Y, (2, 3), **scale, **TEACHER)
     torch.testing.assert_close(free, with_folds)
+
+
+def test_self_distillation_takes_a_teacher_of_both_sides_or_none(backend):
+    x, y = X.to(backend.device), X.flip(0).to(backend.device)
+    options = {"logit_scale": 7.0, "soft_share": 1.0, "backend": backend.name}
+    own = mxm.fused_self_distillation_loss(x, y, **options)
+    none = {"teacher_image_features": None, "teacher_text_features": None}
+    assert torch.equal(mxm.fused_self_distillation_loss(x, y, **none, **options), own)
+    for name in none:
+        with pytest.raises(ValueError, match="teacher_text_features go together, got teacher_"):
+            mxm.fused_self_distillation_loss(x, y, **none | {name: x}, **options)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

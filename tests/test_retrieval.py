@@ -153,7 +153,7 @@ def test_errors_name_the_argument():
         retrieval_metrics(images[:, 1:], texts, ids)
     with pytest.raises(ValueError, match="folds: expected at least one positive pair"):
         retrieval_metrics(images, texts, (IMAGE_IDS + 10, TEXT_IDS))
-    with pytest.raises(TypeError, match="recall_at must be a sequence of integers, got 5"):
+    with pytest.raises(TypeError, match="recall_at must be a list or tuple of integers, got int 5"):
         retrieval_metrics(images, texts, ids, recall_at=5)
     with pytest.raises(ValueError, match="recall_at: expected at least 1, got 0"):
         retrieval_metrics(images, texts, ids, recall_at=(1, 0))

@@ -5,7 +5,15 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from mxm_kernels import InfoNCELoss, MFHLoss, SupConLoss, fused_mfh_loss
+from mxm_kernels import (
+    CWCLLoss,
+    InfoNCELoss,
+    IntraModalLoss,
+    MFHLoss,
+    SigLipLoss,
+    SupConLoss,
+    fused_mfh_loss,
+)
 from mxm_kernels.sentence_transformers import MultifoldLoss
 from tests.support.processes import results
 
@@ -61,8 +69,14 @@ def test_rows_of_two_ranks_are_instances_of_their_own():
 def test_errors():
     with pytest.raises(ValueError, match="one or more of positives, got 1"):
         MultifoldLoss(embedded)(columns(1))
-    with pytest.raises(TypeError, match="must hold integers"):
+    with pytest.raises(TypeError, match="labels must hold integers"):
         MultifoldLoss(embedded)(columns(), torch.rand(6))
+
+
+@pytest.mark.parametrize("loss", ["mfh", SigLipLoss(), CWCLLoss(), IntraModalLoss(), MFHLoss])
+def test_a_loss_that_takes_other_arguments(loss):
+    with pytest.raises(TypeError, match="loss must be a module that is called with features of"):
+        MultifoldLoss(embedded, loss)
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def check_weights(name: str, value: Tensor | None, rows: Tensor) -> None:
         return
     vector = row_vector(name, value, len(rows), rows, torch.float32)
     if checks.can_look(vector) and not bool((vector >= 0).all()):
-        raise ValueError(f"{name} must not be negative, got {float(vector.detach().min())}")
+        wrong = float(vector.detach()[~(vector >= 0)][0])
+        raise ValueError(f"{name} must not be negative or NaN, got {wrong}")
 
 
 def soft_shares(batch: Batch) -> tuple[float | Tensor, float | Tensor]:

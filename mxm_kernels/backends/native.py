@@ -11,6 +11,8 @@ threads give the same bits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -200,8 +202,8 @@ class _Native:
                 if self._fuses(problem)
                 else _tiled_gradients(problem, needs, sweep)
             )
-        scale = problem.scale.item()
-        return gradients._replace(scale=problem.scale.new_tensor(sweep.dscale / scale**2))
+        dscale = sweep.dscale / _scale_of(problem) ** 2
+        return gradients._replace(scale=problem.scale.new_tensor(dscale))
 
     # The sigmoid statistics take the tiled way for every dtype: fused they would be a second
     # pair of drivers of the matrix unit.
@@ -235,7 +237,7 @@ class _Native:
             positives.data_ptr(),
             [g.data_ptr() for g in upstream],
         )
-        gradients, scale = _tiled_gradients(problem, needs, sweep), problem.scale.item()
+        gradients, scale = _tiled_gradients(problem, needs, sweep), _scale_of(problem)
         return SigmoidGradients(
             gradients.x,
             gradients.y,
@@ -317,6 +319,11 @@ class _Native:
             _threads(4 * draw.rounds * sum(lengths)),  # a draw costs a few elements of a tile
         )
         return weights[0], weights[1]
+
+
+def _scale_of(problem: Problem) -> float:
+    """The scale, which the upstream gradients carry; NaN for 0, by which Python does not divide."""
+    return problem.scale.item() or math.nan
 
 
 def _dscale(n: Tensor, form: Form) -> Tensor | None:

@@ -57,12 +57,14 @@ def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float, columns: int
     a, b = _of_rows(hard, p.hard_weights), _of_rows(soft, p.soft_weights)
     if form.name in ("masked", "decoupled"):
         out = _weighted(p, p.n, form.name, a, segments)
-    elif form.name == "debiased":
-        out = _debiased(p, a, columns, form.prior, segments)
     else:
         out = RowLosses(*(torch.zeros_like(v) for v in (p.n, p.n, p.S)))
-    if soft or form.name in ("unmasked", "joint", "whole"):
-        out = _with_whole(out, p, form.name, a, b, segments)
+    if soft or form.name not in ("none", "masked", "decoupled"):
+        positives = _positives(p, segments)
+        if form.name == "debiased":
+            out = _debiased(p, positives, a, columns, form.prior, segments)
+        if soft or form.name != "debiased":
+            out = _with_whole(out, p, positives, form.name, a, b, segments)
     # Infinity times 0 is NaN.
     alone = p.n.masked_fill(counts > 0, 0)
     return out._replace(losses=torch.add(out.losses, alone, alpha=0))
@@ -92,10 +94,10 @@ def _weighted(
 
 
 def _debiased(
-    p: RowProblem, hard: Share, columns: int, prior: float, segments: Segments
+    p: RowProblem, all_of: _Positives, hard: Share, columns: int, prior: float, segments: Segments
 ) -> RowLosses:
     """Softplus against g; on its floor only the scale moves it."""
-    counts, all_of = segments.offsets.diff(), _positives(p, segments)
+    counts = segments.offsets.diff()
     negatives = (columns - counts).to(p.n.dtype)
     share = prior * negatives / counts.clamp(min=1)
     taken = (share.log() - all_of.margin).exp()  # NaN without a negative
@@ -111,10 +113,15 @@ def _debiased(
 
 
 def _with_whole(
-    out: RowLosses, p: RowProblem, form: FormName, hard: Share, soft: Share, segments: Segments
+    out: RowLosses,
+    p: RowProblem,
+    positives: _Positives,
+    form: FormName,
+    hard: Share,
+    soft: Share,
+    segments: Segments,
 ) -> RowLosses:
     """What depends on the positives of a row as a whole, added: by lse, or by p alone."""
-    positives = _positives(p, segments)
     losses, dn, dS, dscale = out
     by_lse = soft
     if form == "unmasked":

@@ -16,6 +16,7 @@ from mxm_kernels.options import Options, Scale, check_not_taken, resolve
 from mxm_kernels.parallel.distributed import SharedErrors
 
 NOT_TAKEN = (
+    "folds",
     "soft_weight",
     "pair_weights",
     "label_smoothing",

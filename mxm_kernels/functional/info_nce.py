@@ -174,7 +174,7 @@ def fused_self_distillation_loss(
 
     A random ``soft_share`` of the rows of either side gets q (Robust-XR, Andonian et al., CVPR
     2022); training raises the share step by step. The teacher is the batch itself, detached,
-    unless teacher features are given.
+    unless the features of another are given, of both sides.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -200,16 +200,12 @@ def fused_self_distillation_loss(
         >>> bool(torch.isclose(start, fused_info_nce_loss(images, texts, logit_scale=5.0)))
         True
     """
-    given: Options = {
-        "teacher_image_features": image_features,
-        "teacher_text_features": text_features,
-    }
     with SharedErrors(options.get("process_group")):
         check_fraction("soft_share", soft_share)
         checks.check_draw(generator, None)
         if "soft_weight" in options:
             raise TypeError("fused_self_distillation_loss takes soft_share instead of soft_weight")
-        o = resolve({**given, **options}, reads_teacher=True)
+        o = resolve(_with_teacher(options, image_features, text_features), reads_teacher=True)
     batch = make_batch(
         image_features,
         text_features,
@@ -224,6 +220,18 @@ def fused_self_distillation_loss(
         for rows in (batch.tables.images, batch.tables.texts)
     ]
     return reduce(batch.with_soft(batch.own_rows(*shares)), masked_rows, _weights(batch))
+
+
+def _with_teacher(options: Options, image_features: Tensor, text_features: Tensor) -> Options:
+    """The batch as its own teacher, where the options name none."""
+    names = "teacher_image_features", "teacher_text_features"
+    if any(options.get(name) is not None for name in names):
+        return options
+    return {
+        **options,
+        "teacher_image_features": image_features,
+        "teacher_text_features": text_features,
+    }
 
 
 def _paired(

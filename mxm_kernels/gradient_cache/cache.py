@@ -82,6 +82,8 @@ class GradientCache:
             raise TypeError(f"micro_batch must be an integer, got {type(micro_batch).__name__}")
         if micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        if isinstance(modules, nn.Module):  # a Sequential would be iterated over its children
+            raise TypeError(f"modules must be a tuple of modules, got {type(modules).__name__}")
         for module in modules:
             if not isinstance(module, nn.Module):
                 raise TypeError(f"modules must hold modules, got {type(module).__name__}")

@@ -43,7 +43,7 @@ class Loss(nn.Module):
 
     def _run(self, *features: Any, **inputs: Any) -> Tensor:
         for name in inputs:
-            if name in self.hyper_parameters:
+            if name in self.hyper_parameters or name in HyperParameters.__annotations__:
                 raise TypeError(
                     f"{name} is fixed by the constructor of {type(self).__name__}: give it there, "
                     "not to the call"

@@ -33,7 +33,7 @@ class IntraModalLoss(Loss):
         >>> from mxm_kernels import IntraModalLoss
         >>> IntraModalLoss(rounds=4)  # doctest: +NORMALIZE_WHITESPACE
         IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, reduction='mean',
-                       backend=None)
+                       backend=None, process_group=None, gather='all')
     """
 
     def __init__(
@@ -50,9 +50,12 @@ class IntraModalLoss(Loss):
         check_hard(1.0, rounds)
         check_fraction("soft_weight", soft_weight)
         own = {"mask_positives": mask_positives, "rounds": rounds, "soft_weight": soft_weight}
-        shared: HyperParameters = {"reduction": reduction, "backend": backend}
-        if process_group is not None:
-            shared["process_group"], shared["gather"] = process_group, gather
+        shared: HyperParameters = {
+            "reduction": reduction,
+            "backend": backend,
+            "process_group": process_group,
+            "gather": gather,
+        }
         super().__init__(fused_intra_modal_loss, own, shared)
 
     def forward(

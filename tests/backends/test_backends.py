@@ -54,6 +54,17 @@ def test_float32_products_follow_the_setting(precision, expected):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "blocked"), ((8, 0), "triton")])
+def test_a_gpu_that_is_too_old_gets_blocked(monkeypatch, capability, expected):
+    from mxm_kernels.backends import triton
+
+    monkeypatch.setattr(triton, "_capability", lambda device: capability)
+    assert backends.choose(None, torch.device("cuda"), torch.float32) == expected
+    if expected == "blocked":
+        with pytest.raises(BackendUnavailableError, match=r"\(8, 0\) or newer, got \(7, 5\)"):
+            backends.choose("triton", torch.device("cuda"), torch.float32)
+
+
 def test_triton_that_is_not_installed(monkeypatch):
     import importlib.util
 

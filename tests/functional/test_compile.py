@@ -63,6 +63,21 @@ def test_compiled(name):
     torch.testing.assert_close(results[:2], results[2:])
 
 
+@pytest.mark.parametrize("loss", [mxm.fused_supcon_loss, mxm.fused_siglip_loss])
+def test_a_scale_of_zero_shows_as_nan_where_nothing_can_be_looked_at(loss, backend):
+    torch.compiler.reset()
+    x, y = (normalize(torch.randn(n, 16)).to(backend.device) for n in (12, 10))
+    x, s = x.requires_grad_(), torch.zeros((), device=backend.device, requires_grad=True)
+    bias = {"logit_bias": -5.0} if loss is mxm.fused_siglip_loss else {}
+
+    def run(x, s):
+        return loss(x, y, (6, 5), logit_scale=s, backend=backend.name, **bias)
+
+    value = torch.compile(run, fullgraph=True, backend="aot_eager")(x, s)
+    value.backward()
+    assert value.isnan() and s.grad.isnan() and bool(x.grad.isnan().any())
+
+
 def test_diagnostics_of_a_compiled_loss():
     torch.compiler.reset()
     x, y = normalize(torch.randn(12, 16)), normalize(torch.randn(10, 16))

@@ -163,7 +163,7 @@ def test_many_rounds_approach_the_expectation():
         ({"rounds": 0}, ValueError, "rounds must be at least 1"),
         ({"reduction": "sum"}, ValueError, "reduction must be"),
         ({"row_weights": torch.ones(5)}, ValueError, r"row_weights must have shape \(6,\)"),
-        ({"row_weights": -torch.ones(6)}, ValueError, "row_weights must not be negative"),
+        ({"row_weights": -torch.ones(6)}, ValueError, "row_weights must not be negative or NaN"),
         ({"logit_scale": -1.0}, ValueError, "logit_scale must be positive"),
         ({"soft_weight": 2}, ValueError, "soft_weight must be between 0 and 1"),
         ({"soft_weight": 0.5}, ValueError, "soft_weight=0.5 needs teacher_features"),

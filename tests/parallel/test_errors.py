@@ -39,7 +39,7 @@ CASES = {
         mxm.fused_mfh_loss,
         {"image_weights": torch.ones(4)},
         {"image_weights": torch.tensor([1.0, -2.0, 1.0, 1.0])},
-        "image_weights must not be negative, got -2.0",
+        "image_weights must not be negative or NaN, got -2.0",
     ),
     "weights of other rows": (
         mxm.fused_supcon_loss,
@@ -246,7 +246,7 @@ CASES = {
         mxm.fused_intra_modal_loss,
         {"row_weights": torch.ones(4)},
         {"row_weights": -torch.ones(4)},
-        "row_weights must not be negative, got -1.0",
+        "row_weights must not be negative or NaN, got -1.0",
     ),
     "rows of one modality, trained": (
         mxm.fused_intra_modal_loss,

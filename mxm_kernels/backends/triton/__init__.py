@@ -9,31 +9,36 @@ same way. Launch settings are a table in ``launch``.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import (
-    Draw,
-    Form,
-    Gradients,
-    Needs,
-    Problem,
-    RowLosses,
-    RowProblem,
-    Shares,
-    Sides,
-    SigmoidGradients,
-    SigmoidLoss,
-    SigmoidStatistics,
-    SigmoidWeights,
-    Statistics,
-    Upstream,
-)
+from mxm_kernels.backends.problem import Problem
+
+LEAST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
+
+
+def _launched(module: str, name: str) -> Callable[..., Any]:
+    """A function of ``module`` as a method, on the device of its first tensor.
+
+    Imported when first called, so that the package needs no Triton.
+    """
+
+    def method(self: _Triton, first: Any, *arguments: Any, **named: Any) -> Any:
+        run = getattr(import_module(f"{__name__}.{module}"), name)
+        tensor = first if isinstance(first, Tensor) else first[0]
+        with torch.cuda.device_of(tensor):  # Triton launches on the current device
+            return run(first, *arguments, **named)
+
+    return method
 
 
 class _Triton:
-    """The backend; kernels are imported when first run, so that the package needs no Triton."""
+    """The backend; ``Backend`` says what each method takes and gives."""
 
     pair_parts = 2  # of the rows and of the columns, which one launch computes apart
 
@@ -43,7 +48,10 @@ class _Triton:
         if dtype == torch.float64:
             return "its kernels take float32, bfloat16 and float16, got float64; use 'blocked'"
         if device.type == "cuda":
-            return None
+            found = _capability(device)
+            if found >= LEAST:
+                return None
+            return f"it needs a GPU of compute capability {LEAST} or newer, got {found}"
         from mxm_kernels.backends.triton import launch
 
         if device.type == "cpu" and launch.interpreted():
@@ -53,90 +61,26 @@ class _Triton:
             "(set TRITON_INTERPRET=1 before importing to run its interpreter on the CPU)"
         )
 
-    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
-        from mxm_kernels.backends.triton import statistics
-
-        with torch.cuda.device_of(problem.x):  # Triton launches on the current device
-            return statistics.forward(problem, diagnostics)
-
     def kept_shape(self, problem: Problem) -> tuple[int, ...]:
         return (0,)
 
-    def backward(
-        self,
-        problem: Problem,
-        statistics: Statistics,
-        upstream: Upstream,
-        needs: Needs,
-        factor: Tensor | None = None,
-    ) -> Gradients:
-        from mxm_kernels.backends.triton import gradient
+    forward = _launched("statistics", "forward")
+    backward = _launched("gradient", "backward")
+    sigmoid_forward = _launched("sigmoid", "forward")
+    sigmoid_backward = _launched("sigmoid_gradient", "backward")
+    sigmoid_loss = _launched("sigmoid_gradient", "loss")
+    times = _launched("sigmoid_gradient", "times")
+    mixed_rows = _launched("rows", "mixed_rows")
+    mixed_loss = _launched("rows", "mixed_loss")
+    drawn_weights = _launched("draw", "drawn_weights")
 
-        with torch.cuda.device_of(problem.x):
-            return gradient.backward(problem, statistics, upstream, needs, factor)
 
-    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
-        from mxm_kernels.backends.triton import sigmoid
-
-        with torch.cuda.device_of(problem.x):
-            return sigmoid.forward(problem, bias)
-
-    def sigmoid_backward(
-        self,
-        problem: Problem,
-        bias: Tensor,
-        positives: Tensor,
-        upstream: SigmoidStatistics,
-        needs: Needs,
-    ) -> SigmoidGradients:
-        from mxm_kernels.backends.triton import sigmoid_gradient
-
-        with torch.cuda.device_of(problem.x):
-            return sigmoid_gradient.backward(problem, bias, positives, upstream, needs)
-
-    def sigmoid_loss(
-        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
-    ) -> SigmoidLoss:
-        from mxm_kernels.backends.triton import sigmoid_gradient
-
-        with torch.cuda.device_of(problem.x):
-            return sigmoid_gradient.loss(problem, bias, weights, needs)
-
-    def times(
-        self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        from mxm_kernels.backends.triton import sigmoid_gradient
-
-        with torch.cuda.device_of(grad):
-            return sigmoid_gradient.times(grad, dx, dy, dscalars, dtype)
-
-    def mixed_rows(
-        self, problem: RowProblem, form: Form, hard: float, soft: float, columns: int
-    ) -> RowLosses:
-        from mxm_kernels.backends.triton import rows
-
-        with torch.cuda.device_of(problem.n):
-            return rows.mixed_rows(problem, form, hard, soft, columns)
-
-    def mixed_loss(
-        self,
-        problem: Problem,
-        statistics: Statistics,
-        sides: Sides,
-        form: Form,
-        shares: Shares,
-    ) -> tuple[Tensor, Upstream, Tensor | None]:
-        from mxm_kernels.backends.triton import rows
-
-        with torch.cuda.device_of(problem.x):
-            return rows.mixed_loss(problem, statistics, sides, form, shares)
-
-    def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        from mxm_kernels.backends.triton.draw import drawn_weights
-
-        assert dtype == torch.float32, "the backend takes no float64"
-        with torch.cuda.device_of(draw.seed):
-            return drawn_weights(draw)
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of an NVIDIA GPU; of another, or where none can be asked, the least."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return LEAST
+    return torch.cuda.get_device_capability(device)
 
 
 backend = _Triton()

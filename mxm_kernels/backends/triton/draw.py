@@ -81,8 +81,9 @@ def drawn_weights_kernel(
         )  # fmt: skip
 
 
-def drawn_weights(draw: Draw) -> tuple[Tensor, Tensor]:
+def drawn_weights(draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Both sides in one launch."""
+    assert dtype == torch.float32, "the backend takes no float64"
     rows, cols = len(draw.image_offsets) - 1, len(draw.text_offsets) - 1
     size, like = draw.pairs, draw.seed
     weights = tuple(like.new_empty(size, dtype=torch.float32) for _ in range(2))

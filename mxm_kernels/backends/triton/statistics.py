@@ -201,7 +201,7 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
     return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
 
 
-def forward(problem: Problem, diagnostics: bool) -> Statistics:
+def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
     """Allocate, launch, merge: no wait for the device.
 
     Where diagnostics need another launch (``launch.SETTINGS``), the sums come in its order.
