@@ -119,7 +119,7 @@ class Config:
 
 @dataclass
 class StudyConfig(Config):
-    """Options of the study: a smaller transformer and larger rates, for minutes on two cores."""
+    """Options of the study: a smaller transformer and larger rates, for an hour on two cores."""
 
     embed_dim: int = option(128, "width of the packaged encoders' shared space")
     layers: int = option(2, "layers of the sequence-wise attention transformer")
@@ -127,7 +127,7 @@ class StudyConfig(Config):
     heads: int = option(4, "its attention heads")
     dropout: float = option(0.1, "dropout of the classifiers")
     stage_epochs: list[int] = field(
-        default_factory=lambda: [6, 2, 1],
+        default_factory=lambda: [40, 6, 2],
         metadata={"help": "epochs of the warm-up, end-to-end and tuning stage"},
     )
     lr: float = option(1e-3, "learning rate of what a stage trains")

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .config import Config
@@ -20,10 +19,8 @@ WEIGHT_BINS = 20
 
 def build_model(config: Config, dual: Any, counts: dict[str, int]) -> CMAClip:
     """CMA-CLIP over a dual encoder, its new parts drawn from the seed."""
-    encoders = token_encoder(dual)
-    torch.manual_seed(config.seed)
     return CMAClip(
-        encoders,
+        token_encoder(dual),
         counts,
         layers=config.layers,
         width=config.width,
@@ -31,6 +28,7 @@ def build_model(config: Config, dual: Any, counts: dict[str, int]) -> CMAClip:
         dropout=config.dropout,
         sequence_attention=config.sequence_attention,
         modality_attention=config.modality_attention,
+        seed=config.seed,
     )
 
 

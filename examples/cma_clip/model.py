@@ -6,6 +6,7 @@ the weight of the image. The four parts are named as the training stages name th
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .attention import ClassTokens, EqualWeights, KeylessAttention, SequenceAttention
@@ -35,6 +36,8 @@ class CMAClip(nn.Module):
         dropout: in front of the classifiers' last layer; the transformer, like CLIP's, has none.
         sequence_attention: False takes the encoders' class tokens as they are (Table 6, w/o SA).
         modality_attention: False weighs image and text equally (Table 6, w/o MA).
+        seed: of the initial weights; each part has its own stream, so that a part starts alike
+            whatever the others are.
 
     """
 
@@ -48,23 +51,27 @@ class CMAClip(nn.Module):
         dropout: float = 0.0,
         sequence_attention: bool = True,
         modality_attention: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not classes or min(classes.values()) < 2:
             raise ValueError(f"classes must name tasks of two classes or more, got {classes}")
         self.encoders = encoders
         sizes = encoders.image_width, encoders.text_width
+        torch.manual_seed(3 * seed)
         self.sequence: nn.Module = (
             SequenceAttention(*sizes, layers, width, heads)
             if sequence_attention
             else ClassTokens(*sizes, width)
         )
+        torch.manual_seed(3 * seed + 1)
         self.modality = nn.ModuleDict(
             {
                 task: KeylessAttention(width) if modality_attention else EqualWeights()
                 for task in classes
             }
         )
+        torch.manual_seed(3 * seed + 2)
         self.heads = nn.ModuleDict(
             {task: classifier(width, count, dropout) for task, count in classes.items()}
         )
