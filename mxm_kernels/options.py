@@ -51,7 +51,8 @@ class HyperParameters(TypedDict, total=False):
         label_smoothing: e in [0, 1): a target keeps 1 - e, and e is spread evenly over the
             columns of its denominator. The soft loss is not smoothed.
         reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)), each
-            times its weight; a row without a positive has hard loss 0 there.
+            times its weight; a row without a positive has hard loss 0 there, and
+            ``image_to_text_weight`` is not in them.
         teacher_dtype: torch.float8_e4m3fn: round the teacher's features to it, which costs its
             targets some precision and spares its product on GPUs half of the time and traffic;
             None: read them as they are.

@@ -52,8 +52,8 @@ def fused_cwcl_loss(
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`. ``teacher_image_features`` a (M, D') and
             ``teacher_text_features`` b (N, D'), L2-normalised, are needed; ``soft_weight``,
-            ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale`` and queues are not
-            taken.
+            ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale``, ``teacher_dtype`` and
+            queues are not taken.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.

@@ -196,7 +196,8 @@ def fused_soft_loss(
             same instance.
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`; ``teacher_image_features`` (M, D') and
-            ``teacher_text_features`` (N, D') are needed.
+            ``teacher_text_features`` (N, D') are needed; ``soft_weight``, ``label_smoothing`` and
+            ``pair_weights`` are not taken.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.

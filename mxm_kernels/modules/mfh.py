@@ -68,7 +68,7 @@ class SoftLoss(PairedLoss):
     """:func:`fused_soft_loss` with its hyper-parameters fixed.
 
     Args:
-        **options: see :class:`HyperParameters`.
+        **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.
 
     Example:
         >>> from mxm_kernels import SoftLoss

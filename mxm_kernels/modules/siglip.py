@@ -14,7 +14,8 @@ class SigLipLoss(Loss):
     """:func:`fused_siglip_loss` with its hyper-parameters fixed.
 
     Args:
-        **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.
+        **options: see :class:`HyperParameters`; without ``soft_weight``, ``label_smoothing`` and
+            ``teacher_dtype``.
 
     Example:
         >>> import torch
