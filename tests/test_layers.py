@@ -24,7 +24,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 EXTERNAL = {  # who may import it
     "torch.distributed": {"parallel/distributed.py", "open_clip/captions.py"},
     "triton": {"backends/triton"},
-    "mxm_kernels._native": {"backends/native.py", "environment/report.py"},
+    "mxm_kernels._native": {"backends/native/extension.py", "environment/report.py"},
 }
 
 

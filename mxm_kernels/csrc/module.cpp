@@ -1,5 +1,5 @@
 // The Python module. Tensors come as addresses of contiguous float32, int32 and int64 memory,
-// which backends/native.py vouches for: a DLPack exchange for each of a dozen tensors would
+// which backends/native vouches for: a DLPack exchange for each of a dozen tensors would
 // cost more than the whole sweep of a small batch.
 
 #include <nanobind/nanobind.h>

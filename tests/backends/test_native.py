@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
+from mxm_kernels.backends.native import plane
 from mxm_kernels.backends.problem import (
     Needs,
     Problem,
@@ -20,13 +21,13 @@ from mxm_kernels.backends.problem import (
 )
 
 CPU = torch.device("cpu")
-extension = pytest.mark.skipif(native._native is None, reason="built without a compiler")
-LEVELS = native._native.levels() if native._native is not None else []
+extension = pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
+LEVELS = native.cpp.levels() if native.cpp is not None else []
 
 
 def _exponential(level: str, x: torch.Tensor) -> torch.Tensor:
     result = torch.empty_like(x)
-    native._native.exponential(level, x.data_ptr(), result.data_ptr(), x.numel())
+    native.cpp.exponential(level, x.data_ptr(), result.data_ptr(), x.numel())
     return result
 
 
@@ -114,7 +115,7 @@ def test_exp_of_what_is_not_an_ordinary_number(level):
 def test_softplus_is_within_its_bound_of_units_in_the_last_place(level):
     x = torch.cat([torch.linspace(-87, 88, 2_000_003), torch.linspace(-1e-3, 1e-3, 100_001)])
     got = torch.empty_like(x)
-    native._native.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
+    native.cpp.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
     exact = torch.nn.functional.softplus(x.double(), threshold=100)
     unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 24)
     assert ((got - exact).abs() / unit).max() <= 7
@@ -125,7 +126,7 @@ def test_softplus_is_within_its_bound_of_units_in_the_last_place(level):
 def test_softplus_of_what_is_not_an_ordinary_number(level):
     x = torch.tensor([-torch.inf, -3e38, -88.0, 0.0, 3e38, torch.inf, torch.nan])
     got = torch.empty_like(x)
-    native._native.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
+    native.cpp.softplus(level, x.data_ptr(), got.data_ptr(), x.numel())
     assert got[:3].tolist() == [0, 0, 0] and got[4:6].tolist() == x[4:6].tolist()
     assert abs(got[3] - math.log(2)) < 1e-7 and got[6].isnan()
 
@@ -199,7 +200,7 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 )
 @pytest.mark.parametrize("unit", ["amx", "avx512_bf16"])
 def test_units_for_bfloat16_agree_with_widened_features(unit, rows, cols, D, with_teacher):
-    if unit not in native._native.units():
+    if unit not in native.cpp.units():
         pytest.skip(f"no {unit} on this machine")
     problem = _problem(rows, cols, D, with_teacher=with_teacher)
     problem = _cast(problem, torch.bfloat16)
@@ -324,8 +325,8 @@ def test_runs_on_the_cpu_only(name):
 @extension
 def test_the_row_stride_is_no_multiple_of_a_page():
     for width in (1, 16, 350, 1024, 4096, 8192):
-        stride = native._stride(width)
-        assert stride >= width and stride % native._PAD == 0 and stride % 1024 != 0
+        stride = plane.stride_of(width)
+        assert stride >= width and stride % plane.PAD == 0 and stride % 1024 != 0
 
 
 @extension

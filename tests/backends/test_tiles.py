@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels import fused_siglip_loss
-from mxm_kernels.backends import blocked, native, tiles
+from mxm_kernels.backends import blocked, tiles
+from mxm_kernels.backends.native import plane
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, run_fused
 from tests.support.compare import assert_as_good
@@ -35,8 +36,8 @@ def small_workspace(monkeypatch, backend):
         monkeypatch.setattr(blocked, "TILE", 70)
         monkeypatch.setattr(blocked, "TILE_COLUMNS", 9)
     elif backend.name == "native":
-        monkeypatch.setattr(native, "TILE", 70)
-        monkeypatch.setattr(native, "TILE_COLUMNS", 9)
+        monkeypatch.setattr(plane, "TILE", 70)
+        monkeypatch.setattr(plane, "TILE_COLUMNS", 9)
     else:
         from mxm_kernels.backends.triton import gradient, launch
 

@@ -67,7 +67,7 @@ def test_launches_are_those_of_the_table(facts):
 
 
 def test_the_native_level_is_the_one_that_runs(facts):
-    if native._native is None:
+    if native.cpp is None:
         assert facts["native"] is None
     else:
         assert facts["native"]["level"] == native.backend.level
@@ -146,8 +146,8 @@ def test_a_backend_that_does_not_load_is_unavailable(monkeypatch):
 
 
 def test_a_missing_backend_is_reported_with_its_reason(monkeypatch):
-    monkeypatch.setattr(native, "_native", None)
-    monkeypatch.setattr(native, "_missing", "no module named _native", raising=False)
+    monkeypatch.setattr(native, "cpp", None)
+    monkeypatch.setattr(native, "MISSING", "no module named _native")
     facts = report.gather(check=False)
     assert facts["native"] is None
     printed = report.text(facts)

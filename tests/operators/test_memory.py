@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import Folds, fused_mfh_loss, fused_siglip_loss
-from mxm_kernels.backends import native
+from mxm_kernels.backends.native import plane
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
 from tests.support import sigmoid
 from tests.support.memory import WORKSPACE, peak_bytes, saved_bytes
@@ -17,7 +17,7 @@ def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend, monkey
 
     What native keeps of a small batch is another test's (test_mixed); here it keeps nothing.
     """
-    monkeypatch.setattr(native, "KEPT", 0)
+    monkeypatch.setattr(plane, "KEPT", 0)
     for instances in (4, 8) if backend.interpreted else (40, 160):
         M, N, P = instances * 6, instances * 5, instances * 30
         x, y, tx, ty = (

@@ -17,6 +17,7 @@ from mxm_kernels import (
 )
 from mxm_kernels.algebra.selection import expected_weights
 from mxm_kernels.backends import native
+from mxm_kernels.backends.native import plane
 from mxm_kernels.backends.problem import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
 from mxm_kernels.operators.statistics import make_problem
@@ -206,14 +207,14 @@ def test_a_feature_that_is_not_finite_shows(row, side, bad, backend):
     assert loss.isnan()
 
 
-@pytest.mark.skipif(native._native is None, reason="built without a compiler")
+@pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_what_native_keeps_changes_nothing_but_the_products(with_teacher, monkeypatch):
     x, y, tx, ty = (normalize(torch.randn(n, 24)) for n in (203, 157) * 2)
     options = {"teacher_image_features": tx, "teacher_text_features": ty} if with_teacher else {}
     results, saved = [], []
-    for bound in (native.KEPT, 0):
-        monkeypatch.setattr(native, "KEPT", bound)
+    for bound in (plane.KEPT, 0):
+        monkeypatch.setattr(plane, "KEPT", bound)
         leaves = [v.clone().requires_grad_() for v in (x, y)]
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -227,5 +228,5 @@ def test_what_native_keeps_changes_nothing_but_the_products(with_teacher, monkey
         saved.append(max(sizes))
     for kept, computed in zip(*results, strict=True):
         assert torch.equal(kept, computed)
-    assert saved[0] == (1 + with_teacher) * 203 * native._stride(157)
+    assert saved[0] == (1 + with_teacher) * 203 * plane.stride_of(157)
     assert saved[1] == 203 * 24
