@@ -163,6 +163,15 @@ def check_draw(generator: object, selection: object) -> None:
         )
 
 
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """An integer of any kind that is not too small."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """One of a few words. An array has an opinion of its own on ``in``, hence the type first."""
     if not isinstance(value, str) or value not in choices:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.algebra.batch import resolve_folds
+from mxm_kernels.checks import as_count
 from mxm_kernels.options import FoldsLike
 
 __all__ = ["Retrieval", "RetrievalMetrics", "retrieval_metrics"]
@@ -106,10 +106,10 @@ def retrieval_metrics(
             f"{recall_at!r}"
         )
     for k in recall_at:
-        _check_integer("recall_at", k)
+        as_count("recall_at", k)
     if ndcg_at is not None:
-        _check_integer("ndcg_at", ndcg_at)
-    _check_integer("workspace_bytes", workspace_bytes)
+        as_count("ndcg_at", ndcg_at)
+    as_count("workspace_bytes", workspace_bytes)
     t = resolve_folds(folds, image_features, text_features)
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     x, y = image_features.to(dtype), text_features.to(dtype)
@@ -118,13 +118,6 @@ def retrieval_metrics(
         _Queries(y, x, t.text_offsets, t.pair_images[t.text_slots]),
     )
     return Retrieval(*(_metrics(d, recall_at, ndcg_at, workspace_bytes) for d in directions))
-
-
-def _check_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if int(value) < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 class _Queries(NamedTuple):

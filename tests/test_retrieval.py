@@ -155,9 +155,9 @@ def test_errors_name_the_argument():
         retrieval_metrics(images, texts, (IMAGE_IDS + 10, TEXT_IDS))
     with pytest.raises(TypeError, match="recall_at must be a list or tuple of integers, got int 5"):
         retrieval_metrics(images, texts, ids, recall_at=5)
-    with pytest.raises(ValueError, match="recall_at: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="recall_at must be at least 1, got 0"):
         retrieval_metrics(images, texts, ids, recall_at=(1, 0))
-    with pytest.raises(ValueError, match="ndcg_at: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="ndcg_at must be at least 1, got 0"):
         retrieval_metrics(images, texts, ids, ndcg_at=0)
-    with pytest.raises(TypeError, match="workspace_bytes: expected an integer, got 1000.0"):
+    with pytest.raises(TypeError, match="workspace_bytes must be an integer, got float"):
         retrieval_metrics(images, texts, ids, workspace_bytes=1e3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mxm_kernels.checks import as_count
 from mxm_kernels.gradient_cache.context import Autocast, RandomState, no_sync
 from mxm_kernels.gradient_cache.micro_batches import MicroBatch, cut, join
 
@@ -78,16 +79,12 @@ class GradientCache:
     """
 
     def __init__(self, micro_batch: int, modules: tuple[nn.Module, ...] = ()) -> None:
-        if isinstance(micro_batch, bool) or not isinstance(micro_batch, int):
-            raise TypeError(f"micro_batch must be an integer, got {type(micro_batch).__name__}")
-        if micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         if isinstance(modules, nn.Module):  # a Sequential would be iterated over its children
             raise TypeError(f"modules must be a tuple of modules, got {type(modules).__name__}")
         for module in modules:
             if not isinstance(module, nn.Module):
                 raise TypeError(f"modules must hold modules, got {type(module).__name__}")
-        self.micro_batch = micro_batch
+        self.micro_batch = as_count("micro_batch", micro_batch)
         self.modules = tuple(modules)
         self._calls: list[_Call] = []
 
