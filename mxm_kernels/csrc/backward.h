@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "passes.h"
+#include "positives.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -117,16 +118,12 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
 
 // Adds the positives' own gradients to row i; returns the sum of those times S.
 inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
-  const Problem& p = pass.problem;
-  const std::int64_t row = tile.row + i;
   double total = 0;
-  for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
-    const std::int64_t j = p.pair_texts[slot] - tile.col;
-    if (j < 0 || j >= tile.cols) continue;
+  each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t place) {
     const float gradient = pass.dpositives[slot] * pass.upstream_scale();
-    tile.dS[i * tile.stride + j] += gradient;
+    tile.dS[place] += gradient;
     total += static_cast<double>(gradient) * pass.positives[slot];
-  }
+  });
   return total;
 }
 

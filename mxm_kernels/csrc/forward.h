@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "passes.h"
+#include "positives.h"
 #include "running.h"
 #include "threads.h"
 #include "vector.h"
@@ -287,12 +288,9 @@ inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, St
 inline void gather_positives(const Problem& p, float* positives, const Tile& tile, int first,
                              int rows) {
   for (int i = first; i < first + rows; ++i) {
-    const std::int64_t row = tile.row + i;
-    for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
-      const std::int64_t j = p.pair_texts[slot] - tile.col;
-      if (j < 0 || j >= tile.cols) continue;
-      positives[slot] = tile.student[i * tile.stride + j] * p.scale;
-    }
+    each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
+      positives[slot] = tile.student[place] * p.scale;
+    });
   }
 }
 

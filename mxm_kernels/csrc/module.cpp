@@ -80,10 +80,7 @@ class ForwardPass {
               std::int64_t widest, bool diagnostics)
       : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest, diagnostics) {}
 
-  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-    kernels_.forward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
-  }
+  void sweep(const Tile& tile) { kernels_.forward_tile(pass_, tile); }
 
   void run_fused(const std::string& unit, const Features& features) {
     fused(unit).forward(pass_, features);
@@ -151,10 +148,7 @@ class BackwardPass {
   }
 
   // Writes dS over the student's products, or elsewhere.
-  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-    kernels_.backward_tile(pass_, make_tile(student, teacher, stride, row, rows, col, cols));
-  }
+  void sweep(const Tile& tile) { kernels_.backward_tile(pass_, tile); }
 
   void sweep_to(std::uintptr_t dS, std::uintptr_t student, std::uintptr_t teacher,
                 std::int64_t stride, std::int64_t rows, std::int64_t cols) {
@@ -181,11 +175,7 @@ class SigmoidForwardPass {
                      std::uintptr_t positives, std::int64_t widest)
       : kernels_(kernels(level)), pass_(problem, bias, at<float>(positives), widest) {}
 
-  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-    kernels_.sigmoid_forward_tile(pass_,
-                                  make_tile(student, teacher, stride, row, rows, col, cols));
-  }
+  void sweep(const Tile& tile) { kernels_.sigmoid_forward_tile(pass_, tile); }
 
   void finish(std::uintptr_t r_rows, std::uintptr_t r_cols) const {
     std::copy(pass_.rows.begin(), pass_.rows.end(), at<float>(r_rows));
@@ -224,11 +214,7 @@ class SigmoidBackwardPass {
     pass_.dpositives = at<const float>(upstream.at(2));
   }
 
-  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-    kernels_.sigmoid_backward_tile(pass_,
-                                   make_tile(student, teacher, stride, row, rows, col, cols));
-  }
+  void sweep(const Tile& tile) { kernels_.sigmoid_backward_tile(pass_, tile); }
 
   double dscale() const { return pass_.dscale; }
   double dbias() const { return pass_.dbias; }
@@ -250,11 +236,7 @@ class SigmoidLossPass {
     pass_.col_weights = at<const float>(weights.at(3));
   }
 
-  void sweep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-             std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-    kernels_.sigmoid_loss_tile(pass_,
-                               make_tile(student, teacher, stride, row, rows, col, cols));
-  }
+  void sweep(const Tile& tile) { kernels_.sigmoid_loss_tile(pass_, tile); }
 
   double loss() const { return pass_.loss; }
   double dscale() const { return pass_.dscale; }
@@ -264,6 +246,13 @@ class SigmoidLossPass {
   const Kernels& kernels_;
   SigmoidLoss pass_;
 };
+
+// A pass over a tile that comes as numbers.
+template <class Pass>
+void sweep(Pass& pass, std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+           std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+  pass.sweep(make_tile(student, teacher, stride, row, rows, col, cols));
+}
 
 // `problem`: the vectors of backends/problem.py's RowProblem, 0 where empty; `losses`: losses, dn, dS,
 // which is added to, and dscale.
@@ -325,7 +314,7 @@ NB_MODULE(_native, m) {
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t, bool>())
-      .def("sweep", &ForwardPass::sweep, Release())
+      .def("sweep", sweep<ForwardPass>, Release())
       .def("fused", &ForwardPass::run_fused, Release())
       .def("finish", &ForwardPass::finish, Release())
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
@@ -333,26 +322,26 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
                     const std::vector<std::uintptr_t>&, float>(),
            Release())
-      .def("sweep", &BackwardPass::sweep, Release())
+      .def("sweep", sweep<BackwardPass>, Release())
       .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::run_fused, Release())
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())
-      .def("sweep", &SigmoidForwardPass::sweep, Release())
+      .def("sweep", sweep<SigmoidForwardPass>, Release())
       .def("finish", &SigmoidForwardPass::finish, Release());
   nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
                     const std::vector<std::uintptr_t>&>(),
            Release())
-      .def("sweep", &SigmoidBackwardPass::sweep, Release())
+      .def("sweep", sweep<SigmoidBackwardPass>, Release())
       .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
       .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
   nb::class_<SigmoidLossPass>(m, "SigmoidLossPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
                     const std::vector<std::uintptr_t>&>(),
            Release())
-      .def("sweep", &SigmoidLossPass::sweep, Release())
+      .def("sweep", sweep<SigmoidLossPass>, Release())
       .def_prop_ro("loss", &SigmoidLossPass::loss)
       .def_prop_ro("dscale", &SigmoidLossPass::dscale)
       .def_prop_ro("dbias", &SigmoidLossPass::dbias);

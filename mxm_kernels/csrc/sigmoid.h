@@ -8,6 +8,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "passes.h"
+#include "positives.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -58,12 +59,14 @@ struct SigmoidTotal {
   double bias = 0;
 };
 
-// dS of row i of the tile, over its products, the positives' own gradient left out.
+// dS of row i of the tile, the positives' own gradient left out; kLoss: the negatives' loss too.
+template <bool kLoss>
 inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std::int64_t i,
                               SigmoidTotal& total) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
-  float* const student = tile.student + i * tile.stride;
+  const float* const student = tile.student + i * tile.stride;
+  float* const to = tile.dS + i * tile.stride;
   Floats loss{}, scale{}, bias{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Floats product = load(student + j);
@@ -73,24 +76,14 @@ inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std
     const Floats logit = product * p.scale + pass.bias;
     const Floats negative = sigmoid(logit) * upstream;
     const Floats dS = hidden ? Floats{} : negative;
-    store(student + j, dS);
-    loss += hidden ? Floats{} : softplus(logit) * upstream;
+    store(to + j, dS);
+    if (kLoss) loss += hidden ? Floats{} : softplus(logit) * upstream;
     scale += hidden ? Floats{} : dS * product;
     bias += dS;
   }
   total.loss += sum(loss);
   total.scale += static_cast<double>(sum(scale)) * p.scale;
   total.bias += sum(bias);
-}
-
-// Calls f(slot, place in the tile) for every positive of row i that is in the tile.
-template <class Function>
-void each_positive(const Problem& p, const Tile& tile, std::int64_t i, Function f) {
-  const std::int64_t row = tile.row + i;
-  for (std::int64_t slot = p.image_offsets[row]; slot < p.image_offsets[row + 1]; ++slot) {
-    const std::int64_t j = p.pair_texts[slot] - tile.col;
-    if (j >= 0 && j < tile.cols) f(slot, i * tile.stride + j);
-  }
 }
 
 // Row i of the tile: the negatives, and the positives with their own terms of the loss.
@@ -100,7 +93,7 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
     pass.own[slot] = tile.student[place];
   });
-  sweep_sigmoid_row(pass, tile, i, total);
+  sweep_sigmoid_row<true>(pass, tile, i, total);
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
     const float row = pass.row_weights == nullptr ? 1.0f : pass.row_weights[slot];
     const float col = pass.col_weights == nullptr ? 1.0f : pass.col_weights[slot];
@@ -108,7 +101,7 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
     const float S = pass.own[slot] * p.scale;
     const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
     const float dS = -weight * sigmoid(margin)[0];
-    tile.student[place] = dS;
+    tile.dS[place] = dS;
     total.loss += static_cast<double>(weight) * softplus(margin)[0];
     total.scale += static_cast<double>(dS) * S;
     total.bias += dS;
@@ -137,7 +130,7 @@ void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_ro
 
 inline void sigmoid_backward_tile(SigmoidBackward& pass, const Tile& tile) {
   sigmoid_gradient_tile(pass, tile, [&](std::int64_t i, SigmoidTotal& total) {
-    sweep_sigmoid_row(pass, tile, i, total);
+    sweep_sigmoid_row<false>(pass, tile, i, total);
     total.scale += add_positives(pass, tile, i);
   });
 }
