@@ -290,8 +290,8 @@ def test_one_openmp_runtime_in_either_import_order(order):
 
 
 def test_without_the_extension_the_error_says_why(monkeypatch):
-    monkeypatch.setattr(native, "_native", None)
-    monkeypatch.setattr(native, "_missing", "No module named '_native'", raising=False)
+    monkeypatch.setattr(native, "cpp", None)
+    monkeypatch.setattr(native, "MISSING", "No module named '_native'")
     with pytest.raises(BackendUnavailableError, match=r"without a C\+\+ compiler.*_native"):
         backends.choose("native", CPU, torch.float32)
     assert backends.choose(None, CPU, torch.float32) == "blocked"
