@@ -27,12 +27,13 @@ def classify(config: Config) -> int:
     from safetensors.torch import save_model
 
     from .experiment import Experiment
+    from .folder import require_same_options
     from .prepare import aligned_encoders, load_data
 
-    data = load_data(config)
+    data = load_data(config)  # refuses a wrong --model, which the folder need not remember
+    require_same_options(config.output_path, config.alignment_options(), "run")
     experiment = Experiment(config, data, aligned_encoders(config, data))
     experiment.train(experiment.stages())
-    config.output_path.mkdir(parents=True, exist_ok=True)
     save_model(experiment.model, str(config.output_path / "model.safetensors"))
     summary = {"options": config.numeric_options(), **experiment.summary()}
     path = config.output_path / "results.json"

@@ -30,6 +30,7 @@ from examples.finetune.config import OptionError, option, parse
 from .config import StudyConfig
 from .encoders import token_encoder
 from .experiment import Experiment
+from .folder import require_same_options
 from .prepare import DataSet, aligned_encoders, load_data, load_encoders
 from .sources import CachedTokens, LiveTokens
 
@@ -131,7 +132,8 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
 
 def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
     """Run everything, in processes, and collect it."""
-    require_same_options(config)
+    wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
+    require_same_options(config.output_path, wanted, "study")
     load_data(config, config.output_path / "observations.pt")
     seeds = [replace(config, seed=seed) for seed in study.seeds]
     jobs = [(seed, condition) for seed in seeds for condition in CONDITIONS]
@@ -165,21 +167,6 @@ def processes(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield pool.map
-
-
-def require_same_options(config: StudyConfig) -> None:
-    """Refuse to go on with the parts of a study of other options."""
-    file = config.output_path / "options.json"
-    wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
-    stored = json.loads(file.read_text()) if file.is_file() else wanted
-    differences = [name for name in wanted if stored.get(name) != wanted[name]]
-    if differences:
-        raise OptionError(
-            f"{config.output_path} has parts of a study with another {', '.join(differences)}; "
-            "name another --output_dir or remove it"
-        )
-    config.output_path.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,8 +4,10 @@ import json
 import open_clip
 import pytest
 
+from examples.cma_clip import prepare
 from examples.cma_clip.__main__ import main as classify
 from examples.cma_clip.config import Config, StudyConfig
+from examples.cma_clip.experiment import Experiment
 from examples.cma_clip.relevance import is_word, token_names
 from examples.cma_clip.report import markdown
 from examples.cma_clip.study import FULL, NO_MA, main
@@ -116,6 +118,20 @@ def test_one_run_from_the_command_line(tmp_path, capsys):
     assert set(results["test"]) == {"clean", "noisy"}
     assert (tmp_path / "model.safetensors").is_file()
     assert "recall at 90 % precision" in capsys.readouterr().out
+
+
+def test_encoders_aligned_on_another_split_are_not_taken(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "run", lambda *_, **__: None)
+    monkeypatch.setattr(prepare, "load_encoders", prepare.fresh_encoders)
+    monkeypatch.setattr(Experiment, "train", lambda *_: None)
+    options = {**TINY, "output_dir": tmp_path}
+    assert classify(command(options)) == 0
+    assert classify(command({**options, "limit": 140, "embed_dim": 8})) == 2
+    message = f"{tmp_path} has parts of a run with another limit, embed_dim; name another"
+    assert message in capsys.readouterr().err
+    assert classify(command({**options, "seed": 1})) == 2
+    assert "with another seed" in capsys.readouterr().err
+    assert classify(command({**options, "lr": 0.1, "noise": "text"})) == 0  # of the stages only
 
 
 def test_one_run_of_an_open_clip_model(tmp_path):
