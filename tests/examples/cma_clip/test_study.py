@@ -1,18 +1,22 @@
 import copy
 import json
+import time
 
 import open_clip
 import pytest
 
 from examples.cma_clip import prepare
+from examples.cma_clip import study as study_module
 from examples.cma_clip.__main__ import main as classify
 from examples.cma_clip.config import Config, StudyConfig
 from examples.cma_clip.experiment import Experiment
 from examples.cma_clip.relevance import is_word, token_names
 from examples.cma_clip.report import markdown
-from examples.cma_clip.study import FULL, NO_MA, main
+from examples.cma_clip.study import FULL, NO_MA, main, processes
 from examples.cma_clip.summary import Mean, Runs
+from examples.finetune.checkpoint import CheckpointError
 from examples.finetune.config import OptionError
+from examples.finetune.interrupt import InterruptedRunError
 
 from .tiny import TEXT, VISION
 
@@ -198,3 +202,70 @@ def test_the_studys_options_differ_in_size_only():
     assert paper.batch_size * paper.pairs_per_instance == 1024
     assert (paper.lr, paper.weight_decay, paper.stage_epochs) == (1e-5, 1e-4, [20, 20, 20])
     assert paper.precision == small.precision == 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequence_attention": "false"}, "--sequence_attention must not be false: the study"),
+        ({"modality_attention": "false"}, "--modality_attention must not be false: the study"),
+        ({"contrastive_weight": 0}, "--contrastive_weight must not be 0.0: the study"),
+        ({"noise_rate": 0}, "--noise_rate must lie strictly between 0 and 1, not 0.0"),
+        ({"noise_rate": 1}, "--noise_rate must lie strictly between 0 and 1, not 1.0"),
+    ],
+)
+def test_the_study_refuses_what_its_variants_or_report_cannot_have(
+    options, message, capsys, monkeypatch
+):
+    monkeypatch.setattr(study_module, "run_study", None)
+    assert main(command(options)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_study_of_encoders_that_are_not_aligned(tmp_path):
+    options = {**TINY, "alignment_epochs": 0, "output_dir": tmp_path, "results_dir": tmp_path}
+    more = ("--workers", "1", "--seeds", "1", "--stage_epochs", "1", "0", "0")
+    assert main(command(options, *more)) == 0
+    assert (tmp_path / "study.md").is_file()
+
+
+STOPS = [
+    (KeyboardInterrupt(), 130, "\nInterrupted. "),
+    (InterruptedRunError("stopped after step 3 of 9"), 130, "\nstopped after step 3 of 9. "),
+    (CheckpointError("cannot write checkpoint x"), 1, "error: cannot write checkpoint x"),
+]
+
+
+@pytest.mark.parametrize(("stop", "code", "message"), STOPS)
+def test_a_study_that_stops_says_so_in_a_line(stop, code, message, monkeypatch, capsys):
+    def run_study(*_):
+        raise stop
+
+    monkeypatch.setattr(study_module, "run_study", run_study)
+    assert main([]) == code
+    text = capsys.readouterr().err
+    assert text.startswith(message)
+    if code == 130:
+        assert "Finished parts are kept; run the same command again to go on from them." in text
+
+
+@pytest.mark.parametrize(("stop", "code", "message"), STOPS)
+def test_a_run_that_stops_says_so_in_a_line(stop, code, message, monkeypatch, capsys, tmp_path):
+    def run(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(prepare, "load_data", lambda config: None)
+    monkeypatch.setattr(prepare, "aligned_encoders", run)
+    assert classify(["--output_dir", str(tmp_path)]) == code
+    text = capsys.readouterr().err
+    assert text.startswith(message)
+    if isinstance(stop, KeyboardInterrupt):
+        assert "Aligned encoders that are finished stay in --output_dir" in text
+
+
+def test_an_exception_ends_the_workers_and_what_they_have_begun():
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), processes(2) as run_all:  # noqa: PT012
+        run_all(time.sleep, [300] * 5)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 60
