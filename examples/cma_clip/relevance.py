@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_model
 from torch import Tensor
 
+from examples.finetune.config import OptionError
 from examples.finetune.figure import evenly_spaced
 from examples.finetune.towers import MAX_TOKENS
 
@@ -76,7 +77,9 @@ def relevance_maps(
     relevance = model.sequence.relevance(image, text, LAYER)
     side = math.isqrt(relevance.shape[2])
     if side * side != relevance.shape[2]:
-        raise ValueError(f"relevance needs a square grid of patches, got {relevance.shape[2]}")
+        raise OptionError(
+            f"--model: relevance needs a square grid of patches, got {relevance.shape[2]}"
+        )
     maps, words = [], []
     for scores, row in zip(relevance, pairs.texts.tolist(), strict=True):
         names = token_names(config, caption_of(data, row))[: len(scores)]

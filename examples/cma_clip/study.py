@@ -244,8 +244,9 @@ def save(report: dict[str, Any], config: StudyConfig, study: Study) -> None:
     first = replace(config, seed=study.seeds[0])
     model = config.output_path / f"clean_{first.seed}" / "model.safetensors"
     maps = config.output_path / "relevance.png"  # with the emoji's art: not among the results
+    print(f"Results, report and figures: {folder}")
     save_relevance(first, shared_data(first), model, maps)
-    print(f"Results, report and figures: {folder}; relevance maps: {maps}")
+    print(f"Relevance maps: {maps}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from examples.cma_clip.config import Config
 from examples.cma_clip.data import PairSplit
 from examples.cma_clip.prepare import DataSet
 from examples.cma_clip.relevance import relevance_maps
+from examples.finetune.config import OptionError
 from examples.finetune.data.instances import Instance
 
 from .tiny import make_labels, observations
@@ -52,5 +53,5 @@ def test_a_caption_without_words_has_the_first_tokens_map(whole, model, monkeypa
 
 
 def test_patches_that_are_no_square_are_refused(whole, model, monkeypatch):
-    with pytest.raises(ValueError, match="relevance needs a square grid of patches, got 6"):
+    with pytest.raises(OptionError, match="relevance needs a square grid of patches, got 6"):
         maps(whole, model, monkeypatch, 6)
