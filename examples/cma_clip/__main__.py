@@ -15,7 +15,12 @@ KEPT = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train CMA-CLIP in its three stages on the emoji set, and print its test metrics."""
+    """Train CMA-CLIP in its three stages on the emoji set, and print its test metrics.
+
+    The defaults are the paper's options, for millions of products: on the emoji set they take hours
+    and learn next to nothing. The study's learn it in minutes: --layers 2 --width 128 --heads 4
+    --stage_epochs 40 6 2 --lr 1e-3 --encoder_lr 1e-4 --batch_size 32 --embed_dim 128 --dropout 0.1
+    """
     try:
         (config,) = parse(arguments, [Config], "python -m examples.cma_clip", main.__doc__)
         return classify(config)
@@ -48,7 +53,7 @@ def classify(config: Config) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     experiment = Experiment(config, data, encoders)
-    experiment.train(experiment.stages())
+    experiment.train(experiment.stages(), verbose=True)
     save_model(experiment.model, str(config.output_path / "model.safetensors"))
     summary = {"options": config.numeric_options(), **experiment.summary()}
     path = config.output_path / "results.json"

@@ -13,6 +13,7 @@ from examples.cma_clip.differences import encoder_text
 from examples.cma_clip.experiment import Experiment
 from examples.cma_clip.relevance import is_word, token_names
 from examples.cma_clip.report import markdown
+from examples.cma_clip.stages import StageResult, epoch_line
 from examples.cma_clip.study import FULL, NO_MA, RESULTS, main, processes
 from examples.cma_clip.summary import PM, Mean, Runs
 from examples.finetune.checkpoint import CheckpointError
@@ -168,13 +169,40 @@ def test_one_run_from_the_command_line(tmp_path, capsys):
     assert [stage["name"] for stage in results["stages"]] == ["warm_up", "tuning"]
     assert set(results["test"]) == {"clean", "noisy"}
     assert (tmp_path / "model.safetensors").is_file()
-    assert "recall at 90 % precision" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "recall at 90 % precision" in out
+    lines = [line for line in out.splitlines() if ", epoch " in line]
+    assert [line.split(": mean loss")[0] for line in lines] == [
+        "warm_up, epoch 1 of 1",
+        "tuning, epoch 1 of 1",
+    ]
+    accuracy = results["stages"][0]["validation"][1]
+    loss = sum(results["stages"][0]["losses"]) / len(results["stages"][0]["losses"])
+    assert lines[0].endswith(f": mean loss {loss:.3f}, validation accuracy {accuracy:.1f}")
+
+
+def test_an_epochs_line_is_of_that_epoch():
+    line = epoch_line(StageResult("tuning", [0.0, 50.0, 62.5], [4.0, 4.0, 1.0, 2.0]), 9)
+    assert line == "tuning, epoch 2 of 9: mean loss 1.500, validation accuracy 62.5"
+
+
+def test_the_help_names_the_studys_options(capsys):
+    paper, small = Config(), StudyConfig()
+    with pytest.raises(SystemExit):
+        classify(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    named = text.split("learn it in minutes: ")[1].split(" options: ")[0] + " "
+    for name in ("width", "heads", "lr", "encoder_lr", "batch_size", "embed_dim", "dropout"):
+        value = named.split(f"--{name} ")[1].split()[0]
+        assert float(value) == getattr(small, name) != getattr(paper, name)
+    assert f"--layers {small.layers} " in named
+    assert f"--stage_epochs {' '.join(map(str, small.stage_epochs))} " in named
 
 
 def test_encoders_aligned_on_another_split_are_not_taken(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "run", lambda *_, **__: None)
     monkeypatch.setattr(prepare, "load_encoders", prepare.fresh_encoders)
-    monkeypatch.setattr(Experiment, "train", lambda *_: None)
+    monkeypatch.setattr(Experiment, "train", lambda *_, **__: None)
     options = {**TINY, "output_dir": tmp_path}
     assert classify(command(options)) == 0
     assert classify(command({**options, "limit": 140, "embed_dim": 8})) == 2
