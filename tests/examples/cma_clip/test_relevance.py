@@ -6,7 +6,7 @@ from examples.cma_clip.attention import SequenceAttention
 from examples.cma_clip.config import Config
 from examples.cma_clip.data import PairSplit
 from examples.cma_clip.prepare import DataSet
-from examples.cma_clip.relevance import relevance_maps
+from examples.cma_clip.relevance import is_word, relevance_maps, token_names
 from examples.finetune.config import OptionError
 from examples.finetune.data.instances import Instance
 
@@ -55,3 +55,12 @@ def test_a_caption_without_words_has_the_first_tokens_map(whole, model, monkeypa
 def test_patches_that_are_no_square_are_refused(whole, model, monkeypatch):
     with pytest.raises(OptionError, match="relevance needs a square grid of patches, got 6"):
         maps(whole, model, monkeypatch, 6)
+
+
+def test_words_of_both_tokenizers():
+    packaged = token_names(Config(), "red apple")
+    assert packaged == ["[CLS]", "red", "apple", "[SEP]"]
+    clip = token_names(Config(model="ViT-B-32"), "red apple")
+    assert clip[:4] == ["<start_of_text>", "red", "apple", "<end_of_text>"]
+    assert [name for name in (*packaged, *clip[:4]) if is_word(name)] == ["red", "apple"] * 2
+    assert not is_word(",")
