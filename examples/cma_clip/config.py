@@ -12,6 +12,17 @@ from .noise import Noise
 PAPER_EPOCHS = (20, 20, 20)  # of the three stages, for three tasks
 PAPER_LR = 1e-5
 PAPER_WEIGHT_DECAY = 1e-4
+# With another limit or seed the split is another one: the encoders would have seen its test emoji.
+ALIGNMENT_OPTIONS = (
+    "seed",
+    "limit",
+    "model",
+    "pretrained",
+    "image_size",
+    "embed_dim",
+    "alignment_epochs",
+    "unfreeze",
+)
 
 
 @dataclass
@@ -111,6 +122,10 @@ class Config:
             checkpoint_every=1000,
             cpu=self.cpu,
         )
+
+    def alignment_options(self) -> dict[str, Any]:
+        """Options that the aligned encoders depend on, those of the training split included."""
+        return {name: getattr(self, name) for name in ALIGNMENT_OPTIONS}
 
     def numeric_options(self) -> dict[str, Any]:
         """Options that the numbers depend on."""

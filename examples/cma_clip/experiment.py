@@ -55,8 +55,8 @@ class Experiment:
         """The three stages of the options."""
         return three_stages(self.config.stage_epochs, self.config.lr, self.config.encoder_lr)
 
-    def train(self, stages: list[Stage]) -> None:
-        """Run some stages."""
+    def train(self, stages: list[Stage], verbose: bool = False) -> None:
+        """Run some stages; print a line after every epoch if `verbose`."""
         config, noise = self.config, self.config.noise_of()
         training = Training(
             self.data.pairs("train", config.seed, noise),
@@ -68,6 +68,7 @@ class Experiment:
             config.contrastive_weight,
             config.seed,
             config.output_path / "checkpoints",
+            verbose,
         )
         results, self.cache = train(self.model, stages, training, self.cache)
         self.results += results

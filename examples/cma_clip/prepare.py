@@ -96,15 +96,20 @@ def load_data(config: Config, file: Path | None = None, progress: bool = True) -
 
 def aligned_encoders(config: Config, data: DataSet, progress: bool = True) -> DualEncoder:
     """Dual encoder that the stages start from."""
-    options = config.encoder_config()
     if config.alignment_epochs == 0:
-        return fresh_encoders(options)
+        return kept_encoders(config)
     training, validation = (data.members(split, config.seed) for split in ("train", "val"))
     material = Material(
         [data.instances[i] for i in validation], data.subset(training), data.subset(validation)
     )
-    run(options, material, progress_bar=progress)
-    return load_encoders(options)
+    run(config.encoder_config(), material, progress_bar=progress)
+    return kept_encoders(config)
+
+
+def kept_encoders(config: Config) -> DualEncoder:
+    """Dual encoder that the stages start from, once it has been aligned."""
+    options = config.encoder_config()
+    return load_encoders(options) if config.alignment_epochs else fresh_encoders(options)
 
 
 def fresh_encoders(options: EncoderConfig) -> DualEncoder:

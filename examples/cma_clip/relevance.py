@@ -5,6 +5,7 @@ in a layer of the sequence-wise attention (section 4.4). The paper chooses the w
 is the one whose relevance varies most over the patches.
 """
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_model
 from torch import Tensor
 
+from examples.finetune.config import OptionError
 from examples.finetune.figure import evenly_spaced
 from examples.finetune.towers import MAX_TOKENS
 
@@ -73,7 +75,11 @@ def relevance_maps(
     model.eval()
     image, text = LiveTokens(model.encoders, data.observations).tokens(pairs.images, pairs.texts)
     relevance = model.sequence.relevance(image, text, LAYER)
-    side = round(image.sequence.shape[1] ** 0.5)
+    side = math.isqrt(relevance.shape[2])
+    if side * side != relevance.shape[2]:
+        raise OptionError(
+            f"--model: relevance needs a square grid of patches, got {relevance.shape[2]}"
+        )
     maps, words = [], []
     for scores, row in zip(relevance, pairs.texts.tolist(), strict=True):
         names = token_names(config, caption_of(data, row))[: len(scores)]

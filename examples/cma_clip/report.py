@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from .differences import differences
+from .epochs import epochs_section
 from .study import CONDITIONS, FULL, NO_SA
-from .summary import PM, Mean, Runs
+from .summary import PM, Mean, Runs, table
 
+WEIGHED = (FULL, NO_SA)  # variants with modality-wise attention that its table shows
 METRICS = {"recall": "R@{precision:g}", "accuracy": "accuracy"}
 
 
@@ -17,6 +20,7 @@ def markdown(report: dict[str, Any]) -> str:
         parts.append(difference_table(runs, condition, report))
     parts += ["## What the noise costs", noise_table(runs, report)]
     parts += ["## Weight of the text", weight_text(runs, report), findings(runs, report)]
+    parts.append(epochs_section(runs, CONDITIONS))
     parts += ["## What differs from the paper", differences(report), colophon(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -26,14 +30,17 @@ def introduction(report: dict[str, Any], runs: Runs) -> str:
     options, classes = report["options"], report["classes"]
     sizes = ", ".join(f"{task} ({count} classes)" for task, count in classes.items())
     pairs = runs.summaries("clean", FULL)[0]["pairs"]
+    seeds = len(report["seeds"])
+    shown = f"Mean {PM} standard error over {seeds} seeds" if seeds > 1 else "One seed"
     return (
         f"# CMA-CLIP on the emoji set\n\n"
         f"Tasks: {sizes}, from an image and a caption together; about {pairs} test pairs. "
-        f"Mean {PM} standard error over {len(report['seeds'])} seeds, in percent; a seed is a "
-        f"split, aligned encoders, noise and initial weights. R@{precision(report):g} is the "
-        f"recall at {precision(report):g} % precision, the paper's metric. Differences are paired "
-        f"by seed; * marks those whose 95 % interval (Student's t) excludes zero, and no other is "
-        f"a finding. Size: {options['layers']} layers, {options['width']} wide, "
+        f"{shown}, in percent; a seed is a split, aligned encoders, noise and initial weights. "
+        f"R@{precision(report):g} is the recall at {precision(report):g} % precision, the paper's "
+        "metric. Differences are paired by seed; * marks those whose 95 % interval (Student's t) "
+        "excludes zero, and no other is a finding. The seeds split the same emoji, and any two "
+        "training splits share most of theirs, so the intervals are somewhat optimistic. "
+        f"Size: {options['layers']} layers, {options['width']} wide, "
         f"{options['heads']} heads; the paper's, and the class's default, is 12, 512 and 8. "
         f"Made by `make cma`."
     )
@@ -117,7 +124,7 @@ def weight_text(runs: Runs, report: dict[str, Any]) -> str:
     """1 - lambda of the models with modality-wise attention."""
     titles = ["model", "task", "trained clean", "trained with noise", "difference", "right - noise"]
     rows = []
-    for variant in (FULL, NO_SA):
+    for variant in WEIGHED:
         for task in runs.tasks:
             clean = runs.text_weights("clean", variant, task, "right")
             right, noise = (
@@ -159,57 +166,24 @@ def findings(runs: Runs, report: dict[str, Any]) -> str:
             lines.append(f"- {name}: {FULL} has {'; '.join(shown)}.")
     lines += [
         "",
-        f"{len(lines) - 2} lines of {len(runs.variants) - 1} comparisons each: at 95 % one of "
-        "twenty stars is chance.",
+        "At 95 %, about one of twenty comparisons without a true difference gets a star by "
+        f"chance. The tables hold {comparisons(runs, report)} comparisons, of which these "
+        f"{len(lines) - 2} lines tell {(len(lines) - 2) * (len(runs.variants) - 1)}.",
         "",
         "![ablation](ablation.svg)",
     ]
     return "\n".join(lines)
 
 
+def comparisons(runs: Runs, report: dict[str, Any]) -> int:
+    """Number of the tables' cells that could have a star."""
+    differing = len(CONDITIONS) * (len(runs.variants) - 1) * len(columns(runs, report))
+    return differing + 2 * len(WEIGHED) * len(runs.tasks)
+
+
 def verdict(variant: str, gap: Mean) -> str:
     """Say which is better."""
     return f"{abs(gap.value):.1f} points {'more' if gap.value > 0 else 'less'} than {variant}"
-
-
-def differences(report: dict[str, Any]) -> str:
-    """Everything a reader must know before comparing with the paper's Table 6."""
-    options = report["options"]
-    epochs = ", ".join(map(str, options["stage_epochs"]))
-    lines = [
-        "Emoji and two tasks instead of 5.8 million products and three; no number here is "
-        "comparable with one there.",
-        f"The encoders are {encoder_text(options)}.",
-        f"Epochs of the stages {epochs} instead of 20 each, learning rate {options['lr']:g} "
-        f"({options['encoder_lr']:g} for the encoders) instead of 1e-5, "
-        f"{options['batch_size'] * options['pairs_per_instance']} pairs in a batch instead of "
-        "1024: the paper's rate would not move new weights in so few steps.",
-        "The end-to-end stage adds the contrastive term that the paper leaves to future work "
-        f"(weight {options['contrastive_weight']:g}, {options['pairs_per_instance']} images and "
-        "captions of every emoji in a batch, this package's multifold loss).",
-        "Noise is injected; the paper's was in its data, as titles that do not name the attribute.",
-        "Without modality-wise attention both modalities weigh 1/2; without sequence-wise "
-        "attention the encoders' class tokens are fused. The paper does not say what it did.",
-        "The best checkpoint has the highest validation accuracy (the paper writes lowest), and "
-        "the tuning stage trains the modality-wise attention (as section 4.2.2 says, unlike "
-        "Algorithm 1).",
-        "Recall at a precision uses one threshold for all classes of a task; the paper does not "
-        "define it.",
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def encoder_text(options: dict[str, Any]) -> str:
-    """Describe the encoders."""
-    if options["model"] != "packaged":
-        return f"open_clip's {options['model']} ({options['pretrained'] or 'random weights'})"
-    return (
-        f"EfficientNet-Lite0 at {options['image_size']} px (cells of its last feature map as "
-        f"patches) and MiniLM (its hidden states as tokens), aligned for "
-        f"{options['alignment_epochs']} epochs by `examples.finetune` on the clean training split, "
-        "instead of OpenAI's ViT-B/32 CLIP; neither has a class token, their pooled features "
-        "stand for it. The end-to-end stage releases the last block of each"
-    )
 
 
 def colophon(report: dict[str, Any]) -> str:
@@ -224,9 +198,3 @@ def colophon(report: dict[str, Any]) -> str:
         "the encoder's cells, and nothing here measures whether they are right.\n\n"
         f"Ran on {ran_on['processor']}, torch {report['versions']['torch']}."
     )
-
-
-def table(titles: list[str], rows: list[list[str]]) -> str:
-    """Markdown table."""
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

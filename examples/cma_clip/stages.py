@@ -92,6 +92,7 @@ class Training:
         contrastive_weight: of the multifold contrastive loss, where the encoders learn.
         seed: of batches and dropout.
         folder: for checkpoints.
+        verbose: print a line after every epoch.
 
     """
 
@@ -104,6 +105,7 @@ class Training:
     contrastive_weight: float
     seed: int
     folder: Path
+    verbose: bool = False
 
 
 @dataclass
@@ -181,10 +183,23 @@ def run_stage(model: CMAClip, stage: Stage, training: Training, source: TokenSou
             optimizer.step()
             result.losses.append(loss.item())
         result.validation.append(score(model, training.validation, source))
+        if training.verbose:
+            print(epoch_line(result, stage.epochs), flush=True)
         if result.best_epoch == epoch + 1:
             checkpoint.save()
     checkpoint.load()
     return result
+
+
+def epoch_line(result: StageResult, epochs: int) -> str:
+    """Say how the epoch went that has just ended."""
+    done = len(result.validation) - 1
+    batches = len(result.losses) // done
+    loss = sum(result.losses[-batches:]) / batches
+    return (
+        f"{result.name}, epoch {done} of {epochs}: mean loss {loss:.3f}, "
+        f"validation accuracy {result.validation[-1]:.1f}"
+    )
 
 
 def batch_loss(

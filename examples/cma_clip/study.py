@@ -10,6 +10,7 @@ import copy
 import json
 import multiprocessing
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,13 +25,16 @@ import torch
 from safetensors.torch import save_model
 
 import mxm_kernels
+from examples.finetune.checkpoint import CheckpointError
 from examples.finetune.compare import machine
 from examples.finetune.config import OptionError, option, parse
+from examples.finetune.interrupt import InterruptedRunError
 
 from .config import StudyConfig
 from .encoders import token_encoder
 from .experiment import Experiment
-from .prepare import DataSet, aligned_encoders, load_data, load_encoders
+from .folder import require_same_options
+from .prepare import DataSet, aligned_encoders, kept_encoders, load_data
 from .sources import CachedTokens, LiveTokens
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,6 +70,7 @@ def align(config: StudyConfig) -> None:
     data = shared_data(config)
     encoders = token_encoder(aligned_encoders(config, data, progress=False))
     cache = LiveTokens(encoders, data.observations).cache()
+    options.output_path.mkdir(parents=True, exist_ok=True)  # there already if they were aligned
     torch.save(cache.state(), options.output_path / "writing.pt")
     (options.output_path / "writing.pt").rename(tokens_file(config))
 
@@ -104,8 +109,7 @@ def compare(config: StudyConfig, condition: str) -> dict[str, Any]:
 def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]:
     """Train and test the variants."""
     cache = CachedTokens.load(torch.load(tokens_file(config), weights_only=True))
-
-    aligned = load_encoders(config.encoder_config())
+    aligned = kept_encoders(config)
 
     def start(name: str, **options: Any) -> Experiment:
         changed = replace(config, output_dir=str(folder / name), **options)
@@ -131,7 +135,8 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
 
 def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
     """Run everything, in processes, and collect it."""
-    require_same_options(config)
+    wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
+    require_same_options(config.output_path, wanted, "study")
     load_data(config, config.output_path / "observations.pt")
     seeds = [replace(config, seed=seed) for seed in study.seeds]
     jobs = [(seed, condition) for seed in seeds for condition in CONDITIONS]
@@ -158,50 +163,79 @@ def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
 
 @contextmanager
 def processes(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a `map` over worker processes; with one worker, in this process."""
+    """Give a `map` over worker processes; with one worker, in this process.
+
+    An exception, Ctrl-C among them, ends the workers rather than wait hours for what they have
+    begun. They leave Ctrl-C to this process, which a terminal sends it to as well.
+    """
     if workers == 1:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_interrupts)
+    try:
         yield pool.map
+    except BaseException:
+        for process in list(pool._processes.values()):  # Python 3.14: pool.terminate_workers()
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
-def require_same_options(config: StudyConfig) -> None:
-    """Refuse to go on with the parts of a study of other options."""
-    file = config.output_path / "options.json"
-    wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
-    stored = json.loads(file.read_text()) if file.is_file() else wanted
-    differences = [name for name in wanted if stored.get(name) != wanted[name]]
-    if differences:
+def ignore_interrupts() -> None:
+    """Do nothing on SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def checked(config: StudyConfig, study: Study) -> None:
+    """Refuse options that the study sets itself, or that its report cannot be written for."""
+    if config.noise == "none":
+        raise OptionError("--noise must be image or text: it is the noisy condition's modality")
+    if not 0 < config.noise_rate < 1:
         raise OptionError(
-            f"{config.output_path} has parts of a study with another {', '.join(differences)}; "
-            "name another --output_dir or remove it"
+            f"--noise_rate must lie strictly between 0 and 1, not {config.noise_rate}: the report "
+            "compares pairs with noise and without"
         )
-    config.output_path.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=1))
+    for name in ("sequence_attention", "modality_attention", "contrastive_weight"):
+        if not getattr(config, name):
+            raise OptionError(
+                f"--{name} must not be {str(getattr(config, name)).lower()}: the study leaves it "
+                f"out itself, and compares with {FULL}, which has it"
+            )
+    if study.workers < 1 or not study.seeds:
+        raise OptionError(
+            f"--workers must be at least 1 and --seeds name one, not {study.workers} and "
+            f"{study.seeds}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the study, and write its results, report and figures."""
+    again = "Finished parts are kept; run the same command again to go on from them."
+    try:
+        types = [StudyConfig, Study]
+        config, study = parse(arguments, types, "python -m examples.cma_clip.study", __doc__)
+        checked(config, study)
+        save(run_study(config, study), config, study)
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (InterruptedRunError, KeyboardInterrupt) as stop:
+        print(f"\n{str(stop) or 'Interrupted'}. {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def save(report: dict[str, Any], config: StudyConfig, study: Study) -> None:
+    """Write the results, the report and the figures."""
     from .figures import save_figures
     from .relevance import save_relevance
     from .report import markdown
 
-    types = [StudyConfig, Study]
-    try:
-        config, study = parse(arguments, types, "python -m examples.cma_clip.study", __doc__)
-        if config.noise == "none":
-            raise OptionError("--noise must be image or text: it is the noisy condition's modality")
-        if study.workers < 1 or not study.seeds:
-            raise OptionError(
-                f"--workers must be at least 1 and --seeds name one, not {study.workers} and "
-                f"{study.seeds}"
-            )
-        report = run_study(config, study)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     folder = Path(study.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -210,9 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     first = replace(config, seed=study.seeds[0])
     model = config.output_path / f"clean_{first.seed}" / "model.safetensors"
     maps = config.output_path / "relevance.png"  # with the emoji's art: not among the results
+    print(f"Results, report and figures: {folder}")
     save_relevance(first, shared_data(first), model, maps)
-    print(f"Results, report and figures: {folder}; relevance maps: {maps}")
-    return 0
+    print(f"Relevance maps: {maps}")
 
 
 if __name__ == "__main__":

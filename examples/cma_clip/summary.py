@@ -35,13 +35,17 @@ class Mean:
         return abs(self.value) > float(quantile) * self.error
 
     def plain(self, digits: int = 1) -> str:
-        """Write as mean ± error."""
-        return f"{self.value:.{digits}f} {PM} {self.error:.{digits}f}"
+        """Write as mean ± error, or as the value of one seed, which has no error."""
+        return f"{self.value:.{digits}f}{self.spread(digits)}"
 
     def signed(self, digits: int = 1) -> str:
         """Write a difference; a star marks one whose interval excludes zero."""
         star = "*" if self.outside_noise else ""
-        return f"{self.value:+.{digits}f} {PM} {self.error:.{digits}f}{star}"
+        return f"{self.value:+.{digits}f}{self.spread(digits)}{star}"
+
+    def spread(self, digits: int) -> str:
+        """Write the error; empty for one seed."""
+        return f" {PM} {self.error:.{digits}f}" if self.seeds > 1 else ""
 
 
 class Runs:
@@ -57,12 +61,20 @@ class Runs:
         self.variants = list(self.runs[0]["variants"])
         self.tasks = list(report["classes"])
 
-    def summaries(self, condition: str, variant: str) -> list[dict[str, Any]]:
-        """Test numbers of a variant in a condition, by seed: with noise where there was noise."""
+    def of(self, condition: str, variant: str) -> list[dict[str, Any]]:
+        """All of a variant in a condition, by seed."""
         by_seed = {
             r["seed"]: r["variants"][variant] for r in self.runs if r["condition"] == condition
         }
-        return [by_seed[seed]["test"][condition] for seed in self.seeds]
+        return [by_seed[seed] for seed in self.seeds]
+
+    def summaries(self, condition: str, variant: str) -> list[dict[str, Any]]:
+        """Test numbers of a variant in a condition, by seed: with noise where there was noise."""
+        return [run["test"][condition] for run in self.of(condition, variant)]
+
+    def stages(self, condition: str, variant: str) -> list[list[dict[str, Any]]]:
+        """Stages of a variant in a condition, by seed."""
+        return [run["stages"] for run in self.of(condition, variant)]
 
     def values(self, condition: str, variant: str, metric: str, task: str) -> list[float]:
         """One metric by seed; the task "average" is the mean over the tasks."""
@@ -91,3 +103,9 @@ class Runs:
         ]
         counts = [sum(column) for column in zip(*rows, strict=True)]
         return [count / sum(counts) for count in counts]
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Markdown table."""
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

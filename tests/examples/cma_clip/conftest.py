@@ -5,9 +5,10 @@ from examples.cma_clip.data import PairSplit
 from examples.cma_clip.encoders import OpenClipTokens
 from examples.cma_clip.model import CMAClip
 from examples.cma_clip.noise import Noise
+from examples.cma_clip.study import main
 from examples.finetune.open_clip_towers import OpenClipEncoder
 
-from .tiny import CLASSES, make_clip, make_labels, observations
+from .tiny import CLASSES, TINY, command, make_clip, make_labels, observations
 
 
 @pytest.fixture
@@ -34,3 +35,17 @@ def splits(data):
 def model(encoders):
     torch.manual_seed(1)
     return CMAClip(encoders, CLASSES, layers=2, width=16, heads=2)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    options = {
+        **TINY,
+        "output_dir": folder / "run",
+        "results_dir": folder / "results",
+        "workers": 1,
+    }
+    arguments = command(options, "--seeds", "1", "2", "--stage_epochs", "1", "1", "1")
+    assert main(arguments) == 0
+    return folder, arguments

@@ -74,6 +74,26 @@ def test_the_best_epoch_is_handed_over(model, training, monkeypatch):
     assert moved(seen[2], model) == set()
 
 
+def test_the_optimiser_has_the_stages_rates_and_the_weight_decay(model, training, monkeypatch):
+    made, optimiser = [], torch.optim.Adam
+
+    def adam(groups, **options):
+        made.append(optimiser(groups, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    training.weight_decay = 0.03
+    for stage in three_stages((1, 1, 1), lr=1e-2, encoder_lr=1e-3):
+        train(model, [stage], training)
+        parts = list(stage.trained)
+        groups = made[-1].param_groups
+        assert [group["lr"] for group in groups] == [stage.lr[part] for part in parts]
+        assert [group["weight_decay"] for group in groups] == [0.03] * len(parts)
+        for group, part in zip(groups, parts, strict=True):
+            want = [p for p in getattr(model, part).parameters() if p.requires_grad]
+            assert {id(p) for p in group["params"]} == {id(p) for p in want}
+
+
 def test_a_checkpoint_holds_the_trained_parts(model, training):
     train(model, three_stages((1, 1, 1), lr=1e-3), training)
     for stage in three_stages():

@@ -13,6 +13,20 @@ TEXT = {"context_length": 12, "vocab_size": 64, "width": 24, "heads": 2, "layers
 END = 63  # the largest id, which CLIP pools
 CLASSES = {"shape": 2, "colour": 3}
 
+# Options of a run that takes seconds.
+TINY = {
+    "limit": 100,
+    "min_instances": 3,
+    "image_size": 32,
+    "embed_dim": 16,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "batch_size": 16,
+    "alignment_epochs": 1,
+    "cpu": True,
+}
+
 
 def make_clip(tmp_path, **changes):
     """A small open_clip model of random weights; `vision`, `text` change its towers."""
@@ -50,3 +64,8 @@ def observations(instances, seed=0):
 def make_labels(instances):
     of = {task: torch.arange(instances) % count for task, count in CLASSES.items()}
     return Labels({t: [str(i) for i in range(c)] for t, c in CLASSES.items()}, of)
+
+
+def command(options, *more):
+    """A command line of options."""
+    return [part for k, v in options.items() for part in (f"--{k}", str(v))] + list(more)
