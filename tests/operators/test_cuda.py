@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mxm_kernels import Folds, fused_mfh_loss
-from tests.support.statistics import RAGGED
+from tests.support.mfh import RAGGED
 
 cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

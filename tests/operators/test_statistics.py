@@ -6,8 +6,8 @@ import torch
 from mxm_kernels import Folds, fused_mfh_loss
 from mxm_kernels.operators.statistics import statistics
 from tests.support.cases import NAMED_CASES
+from tests.support.mfh import batch, loss_of
 from tests.support.products import matrix_products
-from tests.support.statistics import batch, loss_of
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])

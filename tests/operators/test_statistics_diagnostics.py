@@ -7,8 +7,8 @@ import torch
 
 from mxm_kernels.operators.statistics import statistics
 from tests.support.cases import NAMED_CASES, Case
+from tests.support.mfh import batch
 from tests.support.products import matrix_products
-from tests.support.statistics import batch
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import Folds, MFHLoss, draw_selection, fused_mfh_loss
-from tests.support.statistics import RAGGED, batch, loss_of
+from tests.support.mfh import RAGGED, batch, loss_of
 
 
 @pytest.mark.usefixtures("compiler")
