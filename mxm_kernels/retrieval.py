@@ -31,7 +31,6 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.algebra.batch import resolve_folds
-from mxm_kernels.checks import as_count
 from mxm_kernels.options import FoldsLike
 
 __all__ = ["Retrieval", "RetrievalMetrics", "retrieval_metrics"]
@@ -106,10 +105,10 @@ def retrieval_metrics(
             f"{recall_at!r}"
         )
     for k in recall_at:
-        as_count("recall_at", k)
+        checks.as_count("recall_at", k)
     if ndcg_at is not None:
-        as_count("ndcg_at", ndcg_at)
-    as_count("workspace_bytes", workspace_bytes)
+        checks.as_count("ndcg_at", ndcg_at)
+    checks.as_count("workspace_bytes", workspace_bytes)
     t = resolve_folds(folds, image_features, text_features)
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     x, y = image_features.to(dtype), text_features.to(dtype)

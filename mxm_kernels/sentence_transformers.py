@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -84,12 +85,11 @@ class MultifoldLoss(nn.Module):
 
 def _checked(loss: object) -> nn.Module:
     """A module that can be called as this one calls it."""
-    try:
-        assert isinstance(loss, nn.Module)
-        inspect.signature(loss.forward).bind(None, None, None, logit_scale=1.0)
-    except (AssertionError, TypeError):
-        raise TypeError(
-            "loss must be a module that is called with features of both sides, folds and "
-            f"logit_scale, as MFHLoss() is, got {type(loss).__name__}"
-        ) from None
-    return loss
+    if isinstance(loss, nn.Module):
+        with suppress(TypeError):
+            inspect.signature(loss.forward).bind(None, None, None, logit_scale=1.0)
+            return loss
+    raise TypeError(
+        "loss must be a module that is called with features of both sides, folds and "
+        f"logit_scale, as MFHLoss() is, got {type(loss).__name__}"
+    )
