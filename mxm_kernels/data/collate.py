@@ -47,7 +47,7 @@ def collate_multifold(
         collate_texts: the same for the N texts; a tokenizer or a function that pads, say.
 
     Raises:
-        TypeError: an item is no :class:`MultifoldItem`.
+        TypeError: an item has not what a :class:`MultifoldItem` has.
         ValueError: the batch has no image or no text.
 
     Example:
@@ -60,7 +60,7 @@ def collate_multifold(
         (torch.Size([3, 2]), ['a cup', 'a mug', 'a dog'], tensor([4, 4, 9]))
     """
     for item in items:
-        if not isinstance(item, MultifoldItem):
+        if not all(hasattr(item, field) for field in MultifoldItem._fields):
             raise TypeError(f"items must be MultifoldItem, got {type(item).__name__}")
     images = [image for item in items for image in item.images]
     texts = [text for item in items for text in item.texts]
