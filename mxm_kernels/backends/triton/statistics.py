@@ -29,10 +29,10 @@ from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
 @triton.jit
-def _resume(state, length, index, known, start, again, reference, FIELDS: tl.constexpr):
-    """The greater reference, and against it the sums of a block from ``start`` on, if ``again``."""
-    before = tl.load(state + start, mask=again, other=LOWEST)
-    reference = tl.maximum(reference, before)
+def _resume(state, length, index, known, reference, FIELDS: tl.constexpr):
+    """The greater reference, and against it the sums of a block, 0 where nothing is ``known``."""
+    before = tl.load(state + index, mask=known, other=LOWEST)
+    reference = tl.maximum(reference, tl.max(before, 0))
     factor = tl.exp2(before - reference)
     total, weighted, own = load_sums(state, length, index, known, FIELDS)
     return reference, (total * factor, weighted * factor, own * factor)
@@ -47,13 +47,15 @@ def _raise_line(line, index, inside, known, top):
 
 @triton.jit
 def _add_line(
-    state, length, index, inside, known, start, again, reference, share, S, s, T, t,
-    FIELDS: tl.constexpr,
+    state, length, index, inside, known, reference, share, S, s, T, t, FIELDS: tl.constexpr
 ):  # fmt: skip
-    """Add a tile's shares to a block of a line of scratch, or start it where not ``again``."""
-    before = tl.load(state + start, mask=again, other=LOWEST)
-    sums = load_sums(state, length, index, known, FIELDS)
+    """Add a tile's shares to a block of a line of scratch, or start it where nothing is ``known``.
+
+    Every thread loads the references that it stores, so none reads what another has replaced.
+    """
+    before = tl.load(state + index, mask=known, other=LOWEST)
     factor = tl.exp2(before - reference)
+    sums = load_sums(state, length, index, known, FIELDS)
     sums = add_sums(sums, factor, share, S, s, T, t, 0, FIELDS)
     store_partial(state, length, index, inside, reference, sums, FIELDS)
 
@@ -112,13 +114,11 @@ def statistics_kernel(
         if T_FIELDS:
             row_group = tl.load(image_groups + row)
         resumed = rows < tl.where(first > 0, M, 0)
-        start = row_block * BLOCK_M
-        S_reference, S_row = _resume(row_line, M, rows, resumed, start, first > 0, S_reference, 2)
+        S_reference, S_row = _resume(row_line, M, rows, resumed, S_reference, 2)
         T_row = S_row
         if T_FIELDS:
-            T_reference, T_row = _resume(
-                row_line + 2 * M, M, rows, resumed, start, first > 0, T_reference, T_FIELDS
-            )
+            T_line = row_line + 2 * M
+            T_reference, T_row = _resume(T_line, M, rows, resumed, T_reference, T_FIELDS)
         if DIAGNOSTICS:
             row_tops = row_line + (FIELDS - 1) * M
             top = tl.load(row_tops + rows, mask=resumed, other=float("-inf"))
@@ -143,8 +143,7 @@ def statistics_kernel(
             factor = tl.exp2(before - S_reference)
             S_row = add_sums(S_row, factor, share, S, s, S, s, 1, 2)
             _add_line(
-                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
-                S_reference, share, S, s, S, s, 2,
+                col_line, width, places, col_inside, known, S_reference, share, S, s, S, s, 2
             )  # fmt: skip
             if DIAGNOSTICS:
                 inside = row_inside[:, None] & col_inside[None, :]
@@ -164,13 +163,13 @@ def statistics_kernel(
                     share = tl.where(col_inside[None, :], share, 0.0)
                 factor = tl.exp2(before - T_reference)
                 T_row = add_sums(T_row, factor, share, S, s, T, t, 1, T_FIELDS)
+                T_cols = col_line + 2 * width
                 _add_line(
-                    col_line + 2 * width, width, places, col_inside, known, col_block * BLOCK_N,
-                    row_block != p, T_reference, share, S, s, T, t, T_FIELDS,
+                    T_cols, width, places, col_inside, known, T_reference, share, S, s, T, t,
+                    T_FIELDS,
                 )  # fmt: skip
         store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
         if T_FIELDS:
-            T_line = row_line + 2 * M
             store_partial(T_line, M, rows, row_inside, T_reference, T_row, T_FIELDS)
         if DIAGNOSTICS:
             tl.store(row_tops + rows, top, mask=row_inside)
