@@ -36,6 +36,7 @@ from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
 from mxm_kernels.backends.triton.rows import mixed_loss_kernel, mixed_rows_kernel
+from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
 from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.sigmoid_gradient import (
     TIMES_BLOCK,
@@ -84,7 +85,7 @@ _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
     "tiles", "sums", "rounds", "hard_weighted", "soft_weighted", "rows_weighted", "cols_weighted",
-    "first_row", "last_row", "first_col", "last_col", "columns",
+    "first_row", "last_row", "first_col", "last_col", "columns", "group",
 } | _DIVISIBLE  # fmt: skip
 
 
@@ -110,13 +111,13 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "drawn_weights": DRAW,
     "scale_gradient": {"BLOCK": SUM_BLOCK},
 }
-# The kernels that multiply matrices, and whose settings they take.
-PRODUCTS: dict[str, launch.Phase] = {
-    "statistics": "statistics",
-    "gradient": "gradient",
-    "sigmoid_statistics": "statistics",
-    "sigmoid_gradient": "gradient",
-}
+# The kernels that multiply matrices.
+PRODUCTS: tuple[Phase, ...] = (
+    "statistics",
+    "gradient",
+    "sigmoid_statistics",
+    "sigmoid_gradient",
+)
 _SWITCH_NAMES = ("teacher", "diagnostics", "float8")
 # The (teacher, diagnostics, float8 teacher) of which each kernel has a variant.
 _NEITHER, _TEACHER = (False, False, False), (True, False, False)
@@ -243,11 +244,11 @@ def _tile(config: dict[str, Any]) -> str:
     return f"{setting.rows} x {setting.cols} x {setting.depth}, {setting.stages} stages"
 
 
-def _setting(config: dict[str, Any]) -> launch.Launch:
-    """The launch that the package would take."""
-    return launch.SETTINGS[config["target"]][PRODUCTS[config["kernel"]]].pick(
-        DTYPES[config["dtype"]], config["teacher"], config["diagnostics"], config["float8"]
-    )
+def _setting(config: dict[str, Any]) -> Launch:
+    """The launch that the package would take, for any D and any number of rows."""
+    switches = {name: config[name] for name in _SWITCH_NAMES}
+    cell = Cell(config["kernel"], DTYPES[config["dtype"]], D=768, rows=16_384, **switches)
+    return cell.shipped(config["target"])
 
 
 # The launch table is made for one Triton, under which nothing spills. Others allocate registers

@@ -19,11 +19,11 @@ from mxm_kernels.backends.tiles import GradientSum, split
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
-from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
+from mxm_kernels.backends.triton.tile import padded, place_of, products, teacher_arguments
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col"])
+@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "group"])
 def gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -51,6 +51,7 @@ def gradient_kernel(
     first_col,
     last_col,
     stride,
+    group,
     TEACHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -63,10 +64,9 @@ def gradient_kernel(
 
     The positives' own gradient is missing here; ``positives`` overwrites their entries.
     """
-    # Row blocks vary fastest: programs that run together share a block of y.
-    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
     program = tl.program_id(0)
-    row_block, col_block = program % row_blocks, program // row_blocks
+    height, width = last_row - first_row, last_col - first_col
+    row_block, col_block = place_of(program, height, width, group, BLOCK_M, BLOCK_N)
     rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
@@ -218,7 +218,7 @@ def backward(
     p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("gradient", device, dtype, teacher, float8=problem.is_float8)
+    setting = launch.pick("gradient", problem)
     factor = torch.ones_like(p.scale) if factor is None else factor
     stored, unit = stored_factor(p, upstream, factor)
     workspace = empty_workspace(p)
@@ -239,7 +239,7 @@ def backward(
                 upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
                 stored, workspace, partial,
                 p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-                TEACHER=teacher, **setting.tile(),
+                setting.group, TEACHER=teacher, **setting.tile(),
                 **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
             positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)

@@ -1,157 +1,26 @@
-"""Launch settings of every kernel on every target: one table of frozen dataclasses.
+"""How kernels are launched on a device: which settings, how many programs, which arithmetic.
 
-The numbers are chosen so that the compiled kernels neither spill registers nor pass the
-target's shared memory (tests/backends/test_machine_code.py compiles every entry).
+Settings come from the table (``settings``), or from what ``python -m mxm_kernels tune`` measured on
+this GPU (``tuned``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Literal
 
 import torch
 from triton import knobs
+
+from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.triton import tuned
+from mxm_kernels.backends.triton.settings import Cell, Launch, Phase, Target
 
 WORKSPACE_BYTES = 256 << 20  # bound of every scratch buffer, whatever the batch
 # Rows of x that all programs together walk along y: they are read again for every block of
 # columns, so they have to stay in the L2 cache beside those blocks (A100 40 MB, H100 50 MB).
 CACHED_BYTES = 12 << 20
-
-Target = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
-Phase = Literal["statistics", "gradient"]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Tile of S that one program computes at a time, and how."""
-
-    rows: int
-    cols: int
-    depth: int  # slice of D per step of the product
-    warps: int
-    stages: int
-    programs: int = 1  # that fit on a multiprocessor together, where the grid is of that size
-
-    def options(self) -> dict[str, int]:
-        """Compiler options of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-    def tile(self) -> dict[str, int]:
-        """Tile shape as constexpr arguments."""
-        return {"BLOCK_M": self.rows, "BLOCK_N": self.cols, "BLOCK_D": self.depth}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Launches of one phase, by width of the features in bits and presence of a teacher."""
-
-    student_16: Launch
-    teacher_16: Launch
-    student_32: Launch
-    teacher_32: Launch
-    diagnostics_16: Launch | None = None  # with diagnostics, where the others would spill
-    diagnostics_32: Launch | None = None
-    float8_16: Launch | None = None  # with a float8 teacher, where the others would spill
-    float8_32: Launch | None = None
-
-    def pick(
-        self,
-        dtype: torch.dtype,
-        teacher: bool,
-        diagnostics: bool = False,
-        float8: bool = False,
-    ) -> Launch:
-        """The launch for ``dtype`` features, with or without a teacher, which may be in float8."""
-        if dtype == torch.float32:
-            found = self.teacher_32 if teacher else self.student_32
-            measured, eighth = self.diagnostics_32, self.float8_32
-        else:
-            found = self.teacher_16 if teacher else self.student_16
-            measured, eighth = self.diagnostics_16, self.float8_16
-        if float8 and eighth is not None:
-            return eighth
-        return measured if diagnostics and measured is not None else found
-
-
-_TINY = Launch(16, 16, 16, warps=1, stages=1)
-
-_FLOAT32 = Launch(64, 32, 32, warps=4, stages=2)
-
-# With a teacher two float32 accumulators are live, so tiles are half as wide. No entry spills under
-# Triton 3.9, none with 16-bit features under 3.8. Under 3.6, which allocates otherwise, none of the
-# 16-bit launches of sm_90 does; elsewhere some have 8 to 36 bytes a thread (bench/README.md).
-SETTINGS: dict[Target, dict[Phase, Setting]] = {
-    "sm_80": {
-        "statistics": Setting(
-            student_16=Launch(128, 128, 32, warps=8, stages=3),
-            teacher_16=Launch(128, 64, 32, warps=8, stages=3),
-            student_32=_FLOAT32,
-            teacher_32=Launch(64, 32, 32, warps=8, stages=2),
-            float8_32=_FLOAT32,
-        ),
-        "gradient": Setting(
-            student_16=Launch(128, 128, 32, warps=8, stages=3),
-            teacher_16=Launch(128, 128, 32, warps=8, stages=3),
-            student_32=_FLOAT32,
-            teacher_32=_FLOAT32,
-        ),
-    },
-    "sm_90": {
-        "statistics": Setting(
-            # Two programs on a multiprocessor: one multiplies while the other takes exponentials.
-            student_16=Launch(128, 128, 64, warps=4, stages=3, programs=2),
-            teacher_16=Launch(64, 128, 64, warps=4, stages=3, programs=2),
-            student_32=_FLOAT32,
-            teacher_32=_FLOAT32,
-            diagnostics_16=Launch(64, 128, 64, warps=8, stages=3),
-            # A third accumulator, of the matrix unit's own sums: 4 warps spill 200 bytes.
-            float8_16=Launch(64, 128, 32, warps=8, stages=3),
-        ),
-        "gradient": Setting(
-            student_16=Launch(64, 128, 64, warps=4, stages=3),
-            teacher_16=Launch(64, 128, 64, warps=4, stages=3),
-            student_32=_FLOAT32,
-            teacher_32=_FLOAT32,
-            float8_16=Launch(64, 128, 32, warps=4, stages=3),  # a depth of 64 spills 16 bytes
-        ),
-    },
-    "sm_100": {
-        "statistics": Setting(
-            student_16=Launch(128, 64, 64, warps=8, stages=3),
-            teacher_16=Launch(64, 64, 64, warps=8, stages=3),
-            student_32=_FLOAT32,
-            teacher_32=_FLOAT32,
-            float8_32=Launch(64, 32, 32, warps=8, stages=2),
-        ),
-        "gradient": Setting(
-            student_16=Launch(128, 64, 64, warps=8, stages=3),
-            teacher_16=Launch(128, 64, 64, warps=8, stages=3),
-            student_32=Launch(64, 32, 32, warps=8, stages=2),
-            teacher_32=_FLOAT32,
-        ),
-    },
-    "gfx942": {
-        "statistics": Setting(
-            student_16=Launch(128, 128, 32, warps=8, stages=2),
-            teacher_16=Launch(128, 128, 32, warps=8, stages=2),
-            student_32=Launch(64, 64, 32, warps=8, stages=2),
-            teacher_32=Launch(64, 64, 32, warps=8, stages=2),
-            diagnostics_16=Launch(128, 64, 32, warps=4, stages=2),
-            diagnostics_32=Launch(64, 64, 32, warps=4, stages=2),
-        ),
-        "gradient": Setting(
-            student_16=Launch(128, 128, 32, warps=8, stages=2),
-            teacher_16=Launch(128, 64, 32, warps=4, stages=2),  # 128 x 128 spills 72 under 3.6
-            student_32=Launch(64, 64, 32, warps=8, stages=2),
-            teacher_32=Launch(64, 64, 32, warps=8, stages=2),
-        ),
-    },
-    "interpreter": {
-        "statistics": Setting(_TINY, _TINY, _TINY, _TINY),
-        "gradient": Setting(_TINY, _TINY, _TINY, _TINY),
-    },
-}
 
 
 def interpreted() -> bool:
@@ -181,24 +50,77 @@ def multiplies_float8(on: Target, dtype: torch.dtype) -> bool:
     return on in ("sm_90", "sm_100") and dtype != torch.float32
 
 
-@cache
+_forced_launches: dict[Phase, Launch] = {}
+_forced_programs: list[int] = []
+
+
+@contextmanager
+def forced(phase: Phase, setting: Launch) -> Iterator[None]:
+    """Take ``setting`` for ``phase``, whatever the batch: for what measures and what tests."""
+    before = _forced_launches.get(phase)
+    _forced_launches[phase] = setting
+    try:
+        yield
+    finally:
+        del _forced_launches[phase]
+        if before is not None:
+            _forced_launches[phase] = before
+
+
+@contextmanager
+def few_programs(count: int) -> Iterator[None]:
+    """Launch the grid of a GPU of ``count`` multiprocessors, so that small batches reach loops."""
+    _forced_programs.append(count)
+    try:
+        yield
+    finally:
+        _forced_programs.pop()
+
+
 def processors(device: torch.device) -> int:
     """Programs that run at once. The interpreter gets 2, so that tests merge partial results."""
+    return _forced_programs[-1] if _forced_programs else _multiprocessors(device)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def pick(
-    phase: Phase,
-    device: torch.device,
-    dtype: torch.dtype,
-    teacher: bool,
-    diagnostics: bool = False,
-    float8: bool = False,
-) -> Launch:
-    """The launch of ``phase`` for features of ``dtype`` on ``device``."""
-    return SETTINGS[target(device)][phase].pick(dtype, teacher, diagnostics, float8)
+@cache
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have; the interpreter has no bound."""
+    if device.type == "cpu":
+        return 1 << 30
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.shared_memory_per_block
+    return properties.shared_memory_per_block_optin
+
+
+def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
+    """The launch of ``phase``: the one forced, else the one measured on this GPU, else the table's.
+
+    A process reads what was measured once, so that forward and backward, and every step, agree.
+    """
+    if phase in _forced_launches:
+        return _forced_launches[phase]
+    cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
+    found = None if cell.float8 else in_force(device).get(tuned.key(cell))
+    return cell.shipped(target(device)) if found is None else found
+
+
+@cache
+def in_force(device: torch.device) -> dict[tuned.Key, Launch]:
+    """What was measured on this GPU with this version of the kernels, from the file, read once."""
+    return tuned.load(device_name(device), target(device), shared_bytes(device)).launches
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name; the interpreter counts as one."""
+    return "interpreter" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -86,7 +86,7 @@ def sigmoid_statistics_kernel(
 def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
     """Allocate, launch, sum the lines: no wait for the device."""
     p, out = padded(problem), SigmoidStatistics(*problem.room(diagnostics=False)[:3])
-    setting = launch.pick("statistics", p.x.device, p.x.dtype, teacher=False)
+    setting = launch.pick("sigmoid_statistics", p)
     rows, cols = p.x.shape[0], p.y.shape[0]
     spans = list(split(cols, widest(p, setting, fields=1)))
     P, Q = grid(p, setting, spans[0][1])

@@ -27,7 +27,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
 from mxm_kernels.backends.triton.gradient import empty_workspace, fits, stored_factor
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
-from mxm_kernels.backends.triton.tile import padded, products, sigmoid_with, softplus_with
+from mxm_kernels.backends.triton.tile import padded, place_of, products, sigmoid_with, softplus_with
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _positive(scale):
     return tl.where(s > 0, s, float("nan"))
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "sums"])
+@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "sums", "group"])
 def sigmoid_gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -57,6 +57,7 @@ def sigmoid_gradient_kernel(
     last_col,
     stride,
     sums,
+    group,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -68,10 +69,9 @@ def sigmoid_gradient_kernel(
 
     The positives' own gradient is missing here; their own kernels overwrite their entries.
     """
-    # Row blocks vary fastest: programs that run together share a block of y.
-    row_blocks = tl.cdiv(last_row - first_row, BLOCK_M)
     program = tl.program_id(0)
-    row_block, col_block = program % row_blocks, program // row_blocks
+    height, width = last_row - first_row, last_col - first_col
+    row_block, col_block = place_of(program, height, width, group, BLOCK_M, BLOCK_N)
     rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
@@ -172,7 +172,7 @@ def _walk(
     ``programs`` that write the positives' part have a place each beside those of the tiles.
     """
     device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("gradient", device, dtype, teacher=False)
+    setting = launch.pick("sigmoid_gradient", p)
     workspace, totals = empty_workspace(p), []
     for rows in split(p.x.shape[0], workspace.shape[0]):
         for cols in split(p.y.shape[0], workspace.shape[1]):
@@ -183,8 +183,8 @@ def _walk(
             sigmoid_gradient_kernel[(tiles,)](
                 p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, factor,
                 workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
-                partial.shape[1], **setting.tile(), **launch.product_options(dtype, device),
-                **setting.options(),
+                partial.shape[1], setting.group, **setting.tile(),
+                **launch.product_options(dtype, device), **setting.options(),
             )  # fmt: skip
             positives(workspace, rows, cols, partial[:, places:])
             totals.append(partial.sum(1))

@@ -25,6 +25,7 @@ from mxm_kernels.backends.triton import launch, merge, positives
 from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised
 from mxm_kernels.backends.triton.partials import load_sums, store_partial
 from mxm_kernels.backends.triton.positives import store_positives
+from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 
@@ -182,7 +183,7 @@ def statistics_kernel(
     )  # fmt: skip
 
 
-def grid(problem: Problem, setting: launch.Launch, width: int) -> tuple[int, int]:
+def grid(problem: Problem, setting: Launch, width: int) -> tuple[int, int]:
     """P x Q: as many row programs as the cache has room for, then columns until the GPU is full."""
     p, programs = problem, launch.processors(problem.x.device) * setting.programs
     features = [f for f in (p.x, p.teacher_x) if f is not None]
@@ -194,7 +195,7 @@ def grid(problem: Problem, setting: launch.Launch, width: int) -> tuple[int, int
     return row_programs, col_programs
 
 
-def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
+def widest(problem: Problem, setting: Launch, fields: int) -> int:
     """Columns of one launch such that their scratch stays inside the workspace."""
     row_programs, _ = grid(problem, setting, problem.y.shape[0])
     return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
@@ -203,14 +204,12 @@ def widest(problem: Problem, setting: launch.Launch, fields: int) -> int:
 def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
     """Allocate, launch, merge: no wait for the device.
 
-    Where diagnostics need another launch (``launch.SETTINGS``), the sums come in its order.
+    Where diagnostics need another launch (``settings.SETTINGS``), the sums come in its order.
     """
     p, out = padded(problem), problem.room(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
-    setting = launch.pick(
-        "statistics", p.x.device, p.x.dtype, p.has_teacher, diagnostics, problem.is_float8
-    )
+    setting = launch.pick("statistics", problem, diagnostics)
     arithmetic = launch.product_options(p.x.dtype, p.x.device)
     t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
     rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields + diagnostics

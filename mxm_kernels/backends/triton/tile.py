@@ -64,6 +64,20 @@ def products(
 
 
 @triton.jit
+def place_of(program, rows, cols, group, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Row block and column block of a program, of rows x cols.
+
+    ``group`` row blocks are walked column by column, then the next: programs that run together read
+    few rows and few columns, which stay in the L2 cache.
+    """
+    walked = group * tl.cdiv(cols, BLOCK_N)
+    first = program // walked * group
+    height = tl.minimum(tl.cdiv(rows, BLOCK_M) - first, group)
+    inside = program % walked
+    return first + inside % height, inside // height
+
+
+@triton.jit
 def _log1p_over(e):
     """log(1 + e) / e, 0 <= e <= 1: the polynomial of ``csrc/vector.h``; log loses small terms."""
     p = e * 0.00536482641 - 0.030065801
