@@ -13,12 +13,16 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import mxm_kernels
 from mxm_kernels import backends
 from mxm_kernels.environment import self_check
+
+if TYPE_CHECKING:
+    from mxm_kernels.backends.triton.tuned import Loaded
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PACKAGES = ("torch", "triton", "numpy")
@@ -152,30 +156,48 @@ def _native() -> dict | None:
 def _launches(device: torch.device) -> dict:
     """The row of Triton's launch table for a device; on a CPU that of the interpreter."""
     nothing = {"device": str(device), "used": False, "row": None, "rows": [], "launches": []}
+    nothing["measured"] = None
     if device.type not in ("cpu", "cuda"):
         return nothing
     try:
-        from mxm_kernels.backends.triton import launch
+        from mxm_kernels.backends.triton import launch, settings, tuned
     except ImportError:  # the reason is among those of the backends
         return nothing
+    row, used = launch.target(device), unavailable("triton", device, torch.float32) is None
     launches = [
         {
             "phase": phase,
             "dtype": _name(dtype),
             "teacher": teacher,
-            **asdict(launch.pick(phase, device, dtype, teacher)),
+            **asdict(settings.Cell(phase, dtype, teacher, D=768, rows=16_384).shipped(row)),
         }
-        for phase in launch.SETTINGS[launch.target(device)]
+        for phase in settings.SETTINGS[row]
         for dtype in DTYPES
         if dtype != torch.float64
         for teacher in (False, True)
     ]
     return {
         "device": str(device),
-        "used": unavailable("triton", device, torch.float32) is None,
-        "row": launch.target(device),
-        "rows": list(launch.SETTINGS),
+        "used": used,
+        "row": row,
+        "rows": list(settings.SETTINGS),
         "launches": launches,
+        "measured": _measured(tuned.load(*launch.identity(device))) if used else None,
+    }
+
+
+def _measured(loaded: Loaded) -> dict:
+    """The settings that ``python -m mxm_kernels tune`` measured, and where they come from."""
+    from mxm_kernels.backends.triton import tuned
+
+    return {
+        "file": str(loaded.path),
+        "digest": loaded.digest,
+        "launches": [
+            {"for": tuned.describe(key), **asdict(found)} for key, found in loaded.launches.items()
+        ],
+        "elsewhere": loaded.elsewhere,
+        "ignored": loaded.ignored,
     }
 
 
@@ -248,11 +270,34 @@ def _launch_text(row: dict) -> str:
     head = f"{row['device']}: row {row['row']} of {', '.join(row['rows'])}{use}"
     lines = [
         f"  {entry['phase']}, {entry['dtype']}{', teacher' if entry['teacher'] else ''}:"
-        f" tile {entry['rows']} x {entry['cols']}, depth {entry['depth']},"
-        f" warps {entry['warps']}, stages {entry['stages']}"
+        f" {_tile_text(entry)}"
         for entry in row["launches"]
     ]
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, *_measured_lines(row["measured"])])
+
+
+def _tile_text(entry: dict) -> str:
+    return (
+        f"tile {entry['rows']} x {entry['cols']}, depth {entry['depth']}, warps {entry['warps']}, "
+        f"stages {entry['stages']}, groups of {entry['group']}"
+    )
+
+
+def _measured_lines(measured: dict | None) -> list[str]:
+    """Which settings are in force besides the table's, and from where."""
+    if measured is None:
+        return []
+    if measured["digest"] is None:
+        reason = "; ".join(measured["ignored"]) or "`python -m mxm_kernels tune` measures them"
+        return [f"  none measured on this GPU ({measured['file']}): {reason}"]
+    lines = [
+        f"  measured on this GPU, instead of the table's, from {measured['file']} "
+        f"(sha256 {measured['digest']}): {len(measured['launches'])}"
+    ]
+    lines += [f"    {entry['for']}: {_tile_text(entry)}" for entry in measured["launches"]]
+    if measured["elsewhere"]:
+        lines.append(f"    not in force, of other GPUs or versions: {measured['elsewhere']}")
+    return lines + [f"    ignored: {reason}" for reason in measured["ignored"]]
 
 
 def _check_text(outcomes: list[dict] | None) -> str:

@@ -14,17 +14,20 @@ import torch
 
 from mxm_kernels.backends.triton.settings import KINDS, Cell, Kind, Launch, Target
 
-# Rows, columns and warps of 16-bit features. A tile of 64 x 128 does 42.7 operations for each byte
+Tiles = tuple[tuple[int, int, int], ...]  # rows, columns, warps
+Slices = tuple[tuple[int, int], ...]  # depth, stages
+
+# Tiles of 16-bit features. A tile of 64 x 128 does 42.7 operations for each byte
 # that it reads, one of 128 x 256 85.3. An H200's L2 at 7.8 TB/s then allows 330 and 660 TFLOP/s.
-_TILES_16 = (
+_TILES_16: Tiles = (
     (128, 128, 8), (64, 128, 4), (64, 256, 8), (128, 128, 4), (128, 64, 4), (64, 128, 8),
     (128, 256, 8), (256, 128, 8), (64, 256, 4),
 )  # fmt: skip
-_SLICES_16 = (
+_SLICES_16: Slices = (
     (64, 3), (64, 4), (32, 4), (128, 2), (32, 5), (64, 2), (32, 3), (128, 3), (64, 5), (32, 2),
 )  # fmt: skip
-_TILES_32 = ((64, 32, 4), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8))
-_SLICES_32 = ((32, 2), (16, 3), (32, 3), (16, 2))
+_TILES_32: Tiles = ((64, 32, 4), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8))
+_SLICES_32: Slices = ((32, 2), (16, 3), (32, 3), (16, 2))
 # The tiles that spill 72 bytes a thread and more on sm_90 in every slice, by kind and presence of a
 # teacher (Triton 3.6.0, bfloat16; the most is 1,464).
 _SPILLING: dict[tuple[Kind, bool], set[tuple[int, int, int]]] = {
@@ -36,12 +39,14 @@ _SPILLING: dict[tuple[Kind, bool], set[tuple[int, int, int]]] = {
     ("gradient", True): {(128, 128, 4), (128, 256, 8), (256, 128, 8), (64, 256, 4)},
 }  # fmt: skip
 GROUPS = (4, 8, 16, 32, 64)  # of row blocks: an argument, so another one compiles nothing
-_TINY = ((16, 16, 1), (16, 32, 1), (32, 16, 1))
+_TINY: Tiles = ((16, 16, 1), (16, 32, 1), (32, 16, 1))
 
 
 def candidates(cell: Cell, on: Target, shared: int) -> list[Launch]:
     """Launches to try for a cell, the most promising first; ``shared`` bytes a program may have."""
     first = cell.shipped(on)
+    tiles: Tiles
+    slices: Slices
     if on == "interpreter":
         tiles, slices = _TINY, ((16, 1),)
     elif cell.dtype == torch.float32:

@@ -6,12 +6,14 @@ this GPU (``tuned``).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import torch
 from triton import knobs
+from triton.runtime import driver
 
 from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.triton import tuned
@@ -91,13 +93,11 @@ def _multiprocessors(device: torch.device) -> int:
 
 @cache
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may have; the interpreter has no bound."""
+    """Shared memory that one program may have, as Triton checks it; no bound in the interpreter."""
     if device.type == "cpu":
         return 1 << 30
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return properties.shared_memory_per_block
-    return properties.shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
@@ -115,7 +115,15 @@ def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
 @cache
 def in_force(device: torch.device) -> dict[tuned.Key, Launch]:
     """What was measured on this GPU with this version of the kernels, from the file, read once."""
-    return tuned.load(device_name(device), target(device), shared_bytes(device)).launches
+    loaded = tuned.load(*identity(device))
+    for reason in loaded.ignored:
+        warnings.warn(f"{reason}; {tuned.FORGET}", stacklevel=2)
+    return loaded.launches
+
+
+def identity(device: torch.device) -> tuple[str, Target, int]:
+    """What decides which measured settings hold: its name, its row of the table, its memory."""
+    return device_name(device), target(device), shared_bytes(device)
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -95,6 +94,7 @@ class Loaded:
     digest: str | None = None  # of the file; None: there is none
     launches: dict[Key, Launch] = field(default_factory=dict)
     elsewhere: int = 0  # entries of other GPUs, other versions of Triton or other kernels
+    ignored: tuple[str, ...] = ()  # what is wrong with the file, or with some of its entries
 
 
 class TunedFileError(ValueError):
@@ -147,31 +147,25 @@ FORGET = "`python -m mxm_kernels tune --reset` forgets it"
 
 
 def load(gpu: str, on: Target, shared: int) -> Loaded:
-    """The entries for a GPU. One warning names what is ignored; then the table's settings hold."""
+    """The entries for a GPU; what is not one of them is ignored, with a reason."""
     file = path()
     try:
         entries, digest = read(file)
     except TunedFileError as error:
-        warnings.warn(f"{error}; the table's launch settings are used; {FORGET}", stacklevel=2)
-        return Loaded(file)
+        return Loaded(file, ignored=(f"{error}; the table's launch settings are used",))
     here = gpu, triton.__version__, source_hash()
-    launches: dict[Key, Launch] = {}
-    unknown = []
-    elsewhere = 0
-    for entry in entries:
-        if (entry.gpu, entry.triton, entry.source) != here:
-            elsewhere += 1
-        elif _known(entry, on, shared):
-            launches[entry.key] = entry.launch
-        else:
-            unknown.append(f"{describe(entry.key)}: {entry.launch}")
-    if unknown:
-        warnings.warn(
-            f"{file}: {len(unknown)} of {len(entries)} entries are ignored, because their launch "
-            f"is none of this version's candidates ({unknown[0]}); {FORGET}",
-            stacklevel=2,
+    mine = [e for e in entries if (e.gpu, e.triton, e.source) == here]
+    known = [e for e in mine if _known(e, on, shared)]
+    ignored: tuple[str, ...] = ()
+    if len(known) < len(mine):
+        first = next(e for e in mine if e not in known)
+        ignored = (
+            f"{file}: {len(mine) - len(known)} of {len(mine)} entries are ignored, because their "
+            "launch is none of this version's candidates; the first is "
+            f"{describe(first.key)}: {first.launch}",
         )
-    return Loaded(file, digest, launches, elsewhere)
+    launches = {entry.key: entry.launch for entry in known}
+    return Loaded(file, digest, launches, len(entries) - len(mine), ignored)
 
 
 def _known(entry: Entry, on: Target, shared: int) -> bool:

@@ -1,0 +1,71 @@
+"""Launches timed against each other, interleaved: a GPU that slows down slows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from mxm_kernels.backends import load
+from mxm_kernels.backends.problem import Needs
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.settings import Launch
+from mxm_kernels.tuning.workload import Workload
+
+ROUNDS, HEATS = 12, 3  # of all launches; those that are slow after a few are not run again
+KEPT = 8
+KERNELS_ONLY = Needs(x=False, y=False, scale=True, bias=True)  # without the vendor's products
+
+
+def race(
+    w: Workload,
+    launches: list[Launch],
+    seconds: float,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[Launch, float]:
+    """Median seconds of the phase under each launch; after ``seconds`` the rounds end.
+
+    The first launch, the table's own, is in every round. ``tick`` is called after each round.
+    """
+    ends = perf_counter() + seconds
+    times: dict[Launch, list[float]] = {one: [] for one in launches}
+    for one in launches:  # loads what was compiled, and warms up
+        _run(w, one)
+    running = list(launches)
+    for heat in range(ROUNDS):
+        for one, taken in zip(running, _round(w, running), strict=True):
+            times[one].append(taken)
+        tick()
+        if perf_counter() > ends:
+            break
+        if heat + 1 == HEATS:
+            ranked = sorted(running, key=lambda one: median(times[one]))[:KEPT]
+            running = [one for one in running if one in ranked or one == launches[0]]
+    return {one: median(taken) for one, taken in times.items()}
+
+
+def _run(w: Workload, one: Launch) -> None:
+    with launch.forced(w.cell.phase, one):
+        w.run(load("triton"), KERNELS_ONLY)
+
+
+def _round(w: Workload, running: list[Launch]) -> list[float]:
+    """Seconds of every launch, one after the other."""
+    if not w.problem.x.is_cuda:
+        taken = []
+        for one in running:
+            began = perf_counter()
+            _run(w, one)
+            taken.append(perf_counter() - began)
+        return taken
+    marks = []
+    for one in running:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        _run(w, one)
+        end.record()
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in marks]

@@ -1,0 +1,125 @@
+"""A batch for a cell of the settings table, and the phase of it that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mxm_kernels.backends import load
+from mxm_kernels.backends.problem import (
+    Backend,
+    Needs,
+    Problem,
+    SigmoidStatistics,
+    Statistics,
+    Upstream,
+)
+from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.folds import Folds
+from mxm_kernels.operators.statistics import make_problem
+
+SCALE, BIAS = 1 / 0.03, -10.0  # of MXM-CLR, and SigLIP's at the start of a training
+# Those of the small batch that every candidate is held to float64 on: tails in every tile, ragged
+# instances, some of them without a text.
+CHECKED_ROWS, CHECKED_COLS, INSTANCES = 1037, 901, 313
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch, and what its phase reads beside it."""
+
+    cell: Cell
+    problem: Problem
+    bias: Tensor  # (), of the sigmoid phases
+    saved: Statistics | SigmoidStatistics  # by forward, for backward
+    upstream: Upstream | SigmoidStatistics  # gradients
+
+    def run(self, backend: Backend, needs: Needs) -> Any:
+        """The phase's named results; ``needs`` says which gradients its backward computes."""
+        return _PHASES[self.cell.phase](self, backend, needs)
+
+
+def small(cell: Cell, device: torch.device) -> Workload:
+    """About a thousand rows of ragged instances, its statistics computed in float64."""
+    rows, cols = min(CHECKED_ROWS, cell.rows), min(CHECKED_COLS, cell.rows)
+    ids = torch.arange(rows) * 3 % INSTANCES, torch.arange(cols) * 5 % (INSTANCES + 7)
+    return _workload(cell, _problem(cell, Folds.from_ids(*ids), rows, cols, device), "blocked")
+
+
+def timed(cell: Cell, device: torch.device) -> Workload:
+    """``cell.rows`` images, each with a text of its own."""
+    problem = _problem(cell, Folds.uniform(1, 1), cell.rows, cell.rows, device)
+    return _workload(cell, problem, "triton")
+
+
+def _problem(cell: Cell, folds: Folds, rows: int, cols: int, device: torch.device) -> Problem:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def features(length: int) -> Tensor:
+        noise = torch.randn(length, cell.D, generator=generator, device=device)
+        return normalize(noise, dim=1).to(cell.dtype)
+
+    x, y = features(rows), features(cols)
+    teacher = (features(rows), features(cols)) if cell.teacher else None
+    scale = torch.tensor(SCALE, device=device)
+    tables = folds.to(device).tables(rows, cols, device)
+    return make_problem(x, y, teacher, scale, scale if cell.teacher else None, tables)
+
+
+def _workload(cell: Cell, problem: Problem, source: str) -> Workload:
+    """With statistics from the backend ``source``, and upstream gradients of a mean's size."""
+    bias = torch.tensor(BIAS, device=problem.x.device)
+    wide = widened(problem) if source == "blocked" else problem
+    generator = torch.Generator(bias.device).manual_seed(1)
+
+    def shares(like: Tensor) -> Tensor:
+        numbers = torch.rand(like.shape, generator=generator, device=like.device)
+        return numbers / max(1, len(problem.x))
+
+    saved: Statistics | SigmoidStatistics
+    upstream: Upstream | SigmoidStatistics
+    if cell.phase.startswith("sigmoid"):
+        saved = load(source).sigmoid_forward(wide, bias.to(wide.scale.dtype))
+        upstream = SigmoidStatistics(*map(shares, saved))
+    else:
+        saved = load(source).forward(wide)
+        n_rows, n_cols, positives, u_rows, u_cols = map(shares, saved[:5])
+        upstream = Upstream(n_rows, n_cols, -positives[None], u_rows, u_cols)
+    saved = type(saved)(*(numbers.float() for numbers in saved))
+    return Workload(cell, problem, bias, saved, upstream)
+
+
+def widened(numbers: Any) -> Any:
+    """The named tuple with every floating-point tensor in float64."""
+    return type(numbers)(
+        *(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in numbers)
+    )
+
+
+def _statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
+    return backend.forward(w.problem, w.cell.diagnostics)
+
+
+def _gradient(w: Any, backend: Backend, needs: Needs) -> Any:
+    return backend.backward(w.problem, w.saved, w.upstream, needs)
+
+
+def _sigmoid_statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
+    return backend.sigmoid_forward(w.problem, w.bias)
+
+
+def _sigmoid_gradient(w: Any, backend: Backend, needs: Needs) -> Any:
+    return backend.sigmoid_backward(w.problem, w.bias, w.saved.positives, w.upstream, needs)
+
+
+_PHASES: dict[Phase, Callable[[Workload, Backend, Needs], Any]] = {
+    "statistics": _statistics,
+    "gradient": _gradient,
+    "sigmoid_statistics": _sigmoid_statistics,
+    "sigmoid_gradient": _sigmoid_gradient,
+}
