@@ -87,7 +87,7 @@ def launches(run, device: str = "cpu") -> int:
         kinds = torch.autograd.DeviceType.CUDA
         return sum(e.device_type == kinds for e in seen.events())
     with (
-        _named_launches(),
+        named_launches(lambda name: record_function(_TRITON)),
         profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen,
     ):
         run()
@@ -107,14 +107,14 @@ _TRITON = "launch of a Triton kernel"
 
 
 @contextmanager
-def _named_launches():
-    """Have the interpreter say when it runs a kernel; what it calls for that is its own."""
+def named_launches(around):
+    """Have the interpreter run each kernel inside ``around(its name)``, a context."""
     from triton.runtime.interpreter import GridExecutor
 
     plain = GridExecutor.__call__
 
     def named(self, *args, **kwargs):
-        with record_function(_TRITON):
+        with around(self.fn.__name__):
             return plain(self, *args, **kwargs)
 
     GridExecutor.__call__ = named

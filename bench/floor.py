@@ -1,7 +1,8 @@
 """The floor: the matrix products of a step alone, into preallocated outputs.
 
 S is not stored, so forward computes S (and T) and backward computes them again, then
-dx = dS y and dy = dS^T x: six products with a teacher, four without. They run a block of rows
+dx = dS y and dy = dS^T x: six products with a teacher, four without. The sigmoid loss weighs its
+terms before it knows them, so one pass is enough: three products. They run a block of rows
 at a time over all columns, at whichever block height is fastest here. The block of S takes
 the place of dS, whose numbers do not matter.
 """
@@ -28,12 +29,17 @@ class Floor:
     def __init__(self, batch: Batch, height: int) -> None:
         self.x, self.y = batch.x.detach(), batch.y.detach()
         self.X, self.Y = batch.teacher_x, batch.teacher_y
-        self.height = height
+        self.height, self.sigmoid = height, batch.case.sigmoid
         self.products = 0  # counted, so that a test can hold it to the definition
         block = min(height, len(self.x)), len(self.y)
         self.S = self.x.new_empty(block)
         self.T = None if self.X is None else self.x.new_empty(block)
         self.dx, self.dy = torch.empty_like(self.x), torch.empty_like(self.y)
+
+    @property
+    def count(self) -> int:
+        """Products of a step, each of 2 M N D operations."""
+        return 3 if self.sigmoid else 4 if self.X is None else 6
 
     def step(self, mark: Mark, rows: int | None = None) -> Tensor:
         """All products of forward, then all of backward, over the first ``rows`` rows."""
@@ -42,8 +48,9 @@ class Floor:
             for lo in range(0, len(self.x) if rows is None else rows, self.height)
         ]
         with torch.no_grad():
-            for lo, hi in spans:
-                self._logits(lo, hi)
+            if not self.sigmoid:
+                for lo, hi in spans:
+                    self._logits(lo, hi)
             mark()
             for lo, hi in spans:
                 dS = self._logits(lo, hi)

@@ -31,8 +31,8 @@ def prepare(
         gate = Gate(batch)
         for provider in matching(prefixes, case):
             try:
-                entry = _entry(provider, gate, device)
-            except _Refused as reason:
+                entry = prepared(provider, gate, device)
+            except Refused as reason:
                 out.append((case, provider.name, str(reason)))
             else:
                 entries.append(entry)
@@ -43,28 +43,33 @@ def prepare(
     return entries, out
 
 
-class _Refused(Exception):  # noqa: N818  (an answer, not an error)
+class Refused(Exception):  # noqa: N818  (an answer, not an error)
     """Why a provider is not timed on a case."""
 
 
-def _entry(provider: Provider, gate: Gate, device: torch.device) -> Entry:
+def prepared(provider: Provider, gate: Gate, device: torch.device) -> Entry:
+    """What is timed, once it passed the gate.
+
+    Raises:
+        Refused: why the provider is not timed.
+    """
     case = gate.batch.case
     reason = provider.refuses(case, device)
     if reason is not None:
-        raise _Refused(reason)
+        raise Refused(reason)
     needs, free = provider.workspace(case), free_bytes(device)
     if needs > 0.9 * free:
-        raise _Refused(f"does not fit: about {needs / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+        raise Refused(f"does not fit: about {needs / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
     batch = gate.batch.with_leaves()
     try:
         step = provider.prepare(batch)
         passed = gate.check(provider, batch, step)
     except WrongAnswerError as wrong:
-        raise _Refused(f"wrong answer: {wrong}") from wrong
+        raise Refused(f"wrong answer: {wrong}") from wrong
     except torch.OutOfMemoryError as full:
-        raise _Refused("does not fit: out of memory") from full
+        raise Refused("does not fit: out of memory") from full
     except Exception as failure:  # one that fails must not take the others' results along
-        raise _Refused(f"failed: {type(failure).__name__}: {str(failure)[:200]}") from failure
+        raise Refused(f"failed: {type(failure).__name__}: {str(failure)[:200]}") from failure
     return Entry(provider.name, case, batch, step, passed, phases=provider.phases)
 
 
@@ -73,8 +78,13 @@ def broken(records: list[Record]) -> list[str]:
     return [
         f"{r['provider']} on {r['case']['name']}: {r['refused']}"
         for r in records
-        if r["provider"] in NAMES and r.get("refused", "").startswith(("failed", "wrong answer"))
+        if r["provider"] in NAMES and is_fault(r.get("refused", ""))
     ]
+
+
+def is_fault(refused: str) -> bool:
+    """Whether a provider is out because it failed or was wrong, not for what it is."""
+    return refused.startswith(("failed", "wrong answer"))
 
 
 def run_group(group: Group, device: torch.device, benchmark: Any) -> list[Record]:

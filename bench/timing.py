@@ -111,6 +111,13 @@ def schedule(seconds: list[float], budget: float, fewest: int) -> list[int]:
     return [index for _, index in sorted(turns)]
 
 
+def interleave(entries: list[Entry], budget: float, fewest: int) -> None:
+    """Warm up and time all ``entries``, interleaved, without pytest."""
+    for index in schedule([entry.warm_up() for entry in entries], budget, fewest):
+        entries[index].ready()
+        entries[index].run()
+
+
 def measure(entries: list[Entry], benchmark: Any, budget: float, fewest: int) -> list[int]:
     """Time all ``entries``, interleaved; ``benchmark`` is pytest-benchmark's fixture.
 

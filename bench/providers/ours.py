@@ -15,7 +15,7 @@ from mxm_kernels import backends, draw_selection, fused_mfh_loss
 from mxm_kernels.folds import Folds
 
 
-def _loss(backend: str, batch: Batch) -> Tensor:
+def loss(backend: str, batch: Batch) -> Tensor:
     case = batch.case
     return fused_mfh_loss(
         batch.x,
@@ -83,7 +83,7 @@ def _refuses_graph(case: Case, device: torch.device) -> str | None:
 PROVIDERS = [
     Provider(
         name,
-        partial(_loss, name),
+        partial(loss, name),
         draw=_draw,
         draws_outside=False,
         refuses=partial(refuses, name),
@@ -92,7 +92,7 @@ PROVIDERS = [
 ] + [
     GraphedProvider(
         "triton, CUDA graph",
-        partial(_loss, "triton"),
+        partial(loss, "triton"),
         draw=_draw,
         draws_outside=False,
         refuses=_refuses_graph,

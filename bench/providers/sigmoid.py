@@ -24,7 +24,7 @@ def _bias(device: torch.device) -> Tensor:
     return torch.tensor(BIAS, device=device)
 
 
-def _ours(backend: str, batch: Batch) -> Tensor:
+def loss(backend: str, batch: Batch) -> Tensor:
     bias = _bias(batch.x.device)
     return fused_siglip_loss(
         batch.x, batch.y, logit_scale=batch.scale, logit_bias=bias, backend=backend
@@ -86,7 +86,7 @@ def _bytes(case: Case) -> int:
 _every = partial(Provider, draw=Batch.every_positive, draws_outside=False)
 PROVIDERS = [
     *(
-        _every(name, partial(_ours, name), refuses=partial(ours.refuses, name))
+        _every(name, partial(loss, name), refuses=partial(ours.refuses, name))
         for name in ("native", "blocked", "triton")
     ),
     _every("dense eager", _eager, workspace=_bytes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -35,7 +36,9 @@ def race(
         _run(w, one)
     running = list(launches)
     for heat in range(ROUNDS):
-        for one, taken in zip(running, _round(w, running), strict=True):
+        calls = [partial(_run, w, one) for one in running]
+        seconds_of = one_after_the_other(calls, w.problem.x.device)
+        for one, taken in zip(running, seconds_of, strict=True):
             times[one].append(taken)
         tick()
         if perf_counter() > ends:
@@ -51,20 +54,20 @@ def _run(w: Workload, one: Launch) -> None:
         w.run(load("triton"), KERNELS_ONLY)
 
 
-def _round(w: Workload, running: list[Launch]) -> list[float]:
-    """Seconds of every launch, one after the other."""
-    if not w.problem.x.is_cuda:
+def one_after_the_other(calls: list[Callable[[], object]], device: torch.device) -> list[float]:
+    """Seconds of every call, by events in the stream; by the clock on a CPU."""
+    if device.type == "cpu":
         taken = []
-        for one in running:
+        for call in calls:
             began = perf_counter()
-            _run(w, one)
+            call()
             taken.append(perf_counter() - began)
         return taken
     marks = []
-    for one in running:
+    for call in calls:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        _run(w, one)
+        call()
         end.record()
         marks.append((start, end))
     torch.cuda.synchronize()

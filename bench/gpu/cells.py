@@ -1,0 +1,43 @@
+"""The cells of the settings table that a run tunes, and how their launches go from phase to phase."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from mxm_kernels.backends.triton.settings import Cell, Launch
+from mxm_kernels.backends.triton.tuned import describe, key
+from mxm_kernels.tuning.tune import Found
+
+
+def cells(smoke: bool) -> list[Cell]:
+    """bfloat16, D 768, 16,384 rows: MFH's phases, InfoNCE's, and the one pass of SigLIP."""
+    D, rows = (16, 40) if smoke else (768, 16_384)
+    of = [("statistics", True), ("gradient", True), ("statistics", False), ("gradient", False)]
+    if not smoke:
+        of.append(("sigmoid_gradient", False))
+    return [Cell(phase, torch.bfloat16, teacher, D, rows) for phase, teacher in of]  # type: ignore[arg-type]
+
+
+def name(cell: Cell) -> str:
+    """In words, as the file of settings has it."""
+    return describe(key(cell))
+
+
+def record(found: Found) -> dict[str, Any]:
+    """What the compiling phase leaves to the sweep."""
+    return {
+        "candidates": found.asked,
+        "right": [asdict(one) for one in found.right],
+        "faults": [{"launch": asdict(one), "fault": fault} for one, fault in found.faults],
+    }
+
+
+def found(cell: Cell, shipped: Launch, left: dict[str, Any]) -> Found:
+    """The same, read again; the table's launch alone where the phase was cut off before."""
+    if not left:
+        return Found(cell, shipped, 0, [shipped])
+    right = [Launch(**one) for one in left["right"]]
+    return Found(cell, shipped, left["candidates"], right)

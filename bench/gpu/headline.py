@@ -1,0 +1,157 @@
+"""Phases 3 and 5: the headline cases, ours and the floor interleaved, and where our time goes.
+
+The floor is the step's matrix products alone (``bench.floor``), in the same run. A line also has the
+share of the rate of an 8192-cubed product, where the ceilings were measured, counted at the same
+operations: 6 U with a teacher, 4 U without, 3 U for SigLIP's one pass.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import torch
+
+from bench import floor
+from bench.batch import Batch
+from bench.cases import PAPER, Case, pairs
+from bench.gate import Gate
+from bench.gpu import parts
+from bench.gpu.phases import Run, WrongError
+from bench.memory import peaks
+from bench.providers import matching
+from bench.run import Refused, is_fault, prepared
+from bench.timing import Entry, interleave
+from mxm_kernels.backends import load
+from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.tuning.check import EVERYTHING
+from mxm_kernels.tuning.workload import timed
+
+SECONDS, SMOKE_SECONDS = 1.5, 0.05  # of the timed repeats of a line
+FEWEST, PART_REPEATS = 5, 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """A headline case and who runs it."""
+
+    name: str
+    case: Case
+    provider: str = "triton"
+    parts: bool = False  # whether its kernels are long enough to be told apart
+
+
+def lines(smoke: bool) -> tuple[Line, ...]:
+    """Eight of them, the most important first."""
+    bf16: dict[str, Any] = {"dtype": "bfloat16"}
+    graph = "triton, CUDA graph"
+    if smoke:
+        small = pairs(24, 16, **bf16)
+        alone = replace(small, teacher=False)
+        return (
+            Line("MFH", small, parts=True),
+            Line("InfoNCE", alone, parts=True),
+            Line("SigLIP", replace(alone, sigmoid=True), parts=True),
+            Line("paper", Case(12, 10, 16)),
+            Line("paper, CUDA graph", Case(12, 10, 16), graph),
+        )
+    paper = replace(PAPER, **bf16)
+    large = pairs(65_536, 768, teacher=False, **bf16)
+    return (
+        Line("MFH 32k", pairs(32_768, 768, **bf16), parts=True),
+        Line("InfoNCE 64k", large, parts=True),
+        Line("MFH 32k wide", pairs(32_768, 1024, **bf16), parts=True),
+        Line("SigLIP 64k", replace(large, sigmoid=True), parts=True),
+        Line("paper, CUDA graph", paper, graph),
+        Line("paper", paper),
+        Line("paper float32", PAPER),
+        Line("MFH 16k", pairs(16_384, 768, **bf16), parts=True),
+    )
+
+
+def phase(run: Run) -> None:
+    """Check, time and take apart every line, until the bound."""
+    rate = run.other("ceilings.json").get("constants", {}).get("product_8192", {}).get("value")
+    faults, found = [], {}
+    every = lines(run.smoke)
+    for index, line in enumerate(every):
+        share = run.left / (len(every) - index)
+        if share < 1.0 and not run.smoke:
+            found[line.name] = {"refused": f"no time: {run.left:.0f} s were left"}
+        else:
+            found[line.name] = measure(line, run, rate, share)
+        refused = found[line.name].get("refused", "")
+        if is_fault(refused):
+            faults.append(f"{line.name}: {refused}")
+        run.keep({"lines": found})
+        release(run.device)
+    if faults:
+        raise WrongError("; ".join(faults))
+
+
+def release(device: torch.device) -> None:
+    """Give back what the last batch held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str, Any]:
+    """One line's record; the rate is in TFLOP/s."""
+    began = monotonic()
+    gate = Gate(Batch.make(line.case, run.device))
+    (provider,) = [p for p in matching((line.provider,), line.case) if p.name == line.provider]
+    try:
+        ours = prepared(provider, gate, run.device)
+    except Refused as reason:
+        return {"case": line.case.name, "refused": str(reason)}
+    products, _ = floor.choose_height(gate.batch)
+    entries = [ours, Entry(floor.NAME, line.case, gate.batch, products.step)]
+    interleave(entries, SMOKE_SECONDS if run.smoke else min(SECONDS, 0.4 * share), FEWEST)
+    mine, least = (_medians(entry) for entry in entries)
+    operations = products.count * 2.0 * line.case.M * line.case.N * line.case.D
+    record: dict[str, Any] = {
+        "case": line.case.name,
+        "milliseconds": {"ours": mine, "floor": least},
+        "to_floor": mine["both"] / least["both"],
+        "products": products.count,
+        "block_height": products.height,
+        "repeats": len(ours.seconds["both"]),
+        "gate": ours.gate,
+        **peaks(ours),
+    }
+    if rate is not None:
+        record["share_of_product_8192"] = operations / (mine["both"] / 1e3) / (rate * 1e12)
+    if line.parts and monotonic() - began < share:
+        del entries, ours, gate, products  # their memory is the parts' now
+        record["parts_milliseconds"] = _parts(line.case, run.device)
+    return record
+
+
+def _medians(entry: Entry) -> dict[str, float]:
+    phases = ("forward", "backward", "both") if entry.phases else ("both",)
+    return {phase: 1e3 * median(entry.seconds[phase]) for phase in phases}
+
+
+def _parts(case: Case, device: torch.device) -> dict[str, dict[str, float]]:
+    """Milliseconds of each kernel and product, by phase."""
+    backend = load("triton")
+    found = {}
+    for phase in _phases(case):
+        cell = Cell(phase, case.torch_dtype, case.teacher, case.D, case.M)
+        workload = timed(cell, device)
+        seconds = parts.measure(lambda w=workload: w.run(backend, EVERYTHING), device, PART_REPEATS)
+        found[phase] = {name: 1e3 * value for name, value in seconds.items()}
+    return found
+
+
+def _phases(case: Case) -> Iterator[Phase]:
+    if case.sigmoid:
+        yield "sigmoid_gradient"
+    else:
+        yield "statistics"
+        yield "gradient"

@@ -1,0 +1,77 @@
+"""What no setting holds: the shape of the chunks of dS, and how the statistics walk the plane.
+
+Each is run with the constants of the package replaced, interleaved with the package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from unittest.mock import patch
+
+import torch
+
+from bench.gpu.phases import Run
+from mxm_kernels.backends import load
+from mxm_kernels.backends.triton import launch, workspace
+from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.tuning.check import EVERYTHING
+from mxm_kernels.tuning.race import one_after_the_other
+from mxm_kernels.tuning.workload import Workload, timed
+
+REPEATS = 5
+SHAPES = {  # rows x columns of a chunk, at most
+    False: (
+        (8192, 16_384), (11_520, 11_520), (16_384, 16_384), (8192, 65_536), (16_384, 32_768),
+        (32_768, 16_384), (32_768, 32_768),
+    ),
+    True: ((16, 128), (32, 128)),
+}  # fmt: skip
+CACHED_MEGABYTES = (6, 12, 24, 48)
+
+
+def variants(run: Run) -> dict[str, dict[str, float]]:
+    """Median milliseconds, by what is varied and how."""
+    backend = load("triton")
+
+    def batch(phase: Phase, teacher: bool, rows: int) -> Callable[[], object]:
+        rows, D = (40, 16) if run.smoke else (rows, 768)
+        w: Workload = timed(Cell(phase, torch.bfloat16, teacher, D, rows), run.device)
+        return lambda: w.run(backend, EVERYTHING)
+
+    found = {}
+    if run.left > 5:
+        step = batch("gradient", False, 65_536)
+        calls = {"the package's": step}
+        for shape in SHAPES[run.smoke]:
+            calls[f"{shape[0]} x {shape[1]}"] = partial(_chunked, shape, step)
+        found["chunks of dS, gradient of InfoNCE 64k"] = _times(calls, run.device)
+    if run.left > 5:
+        step = batch("statistics", True, 32_768)
+        calls = {
+            f"{megabytes} MB": partial(_cached, megabytes << 20, step)
+            for megabytes in CACHED_MEGABYTES
+        }
+        found["rows of x walked together, statistics of MFH 32k"] = _times(calls, run.device)
+    return found
+
+
+def _chunked(shape: tuple[int, int], step: Callable[[], object]) -> None:
+    def chunk_shape(rows: int, cols: int, *_: int) -> tuple[int, int]:
+        return min(rows, shape[0]), min(cols, shape[1])
+
+    with patch.object(workspace, "chunk_shape", chunk_shape):
+        step()
+
+
+def _cached(size: int, step: Callable[[], object]) -> None:
+    with patch.object(launch, "CACHED_BYTES", size):
+        step()
+
+
+def _times(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    rounds = [one_after_the_other(list(calls.values()), device) for _ in range(1 + REPEATS)][1:]
+    return {
+        name: 1e3 * median(taken) for name, taken in zip(calls, zip(*rounds, strict=True), strict=True)
+    }
