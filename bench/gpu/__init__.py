@@ -1,0 +1,1 @@
+"""The phases of ``bench/gpu.sh``, one module each."""
