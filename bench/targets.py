@@ -3,9 +3,9 @@
 Two floors are named. The benchmark's floor is the products of a step alone, S and T computed twice
 (6 U with a teacher, 4 U without, U = 2 M N D operations), timed in the same run at their own shapes
 (``bench/floor.py``). The other is as many operations at the rate of the vendor's product of 8192
-cubed, from a ceilings file of the same GPU (``bench/gpu/ceilings.py``). It is the harder one: cuBLAS
-reaches 588 TFLOP/s at K 1024 where it has 661 at K 8192 (``bench/rates.py``). The targets are on the
-first; the headline cases are held to both.
+cubed, from a ceilings file of the same GPU (``bench/gpu/ceilings.py``). It is the harder one:
+cuBLAS reaches 588 TFLOP/s at K 1024 where it has 661 at K 8192 (``bench/rates.py``). The targets
+are on the first; the headline cases are held to both.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import pytest
 
 from bench.chunk_costs import ChunkCosts
 from bench.rates import Rates
-from bench.step_model import REST, Case, chunks, floor, gradient, kernel, step
+from bench.step_model import CASES, REST, Case, chunks, floor, gradient, kernel, step
 
 RECORD = {
     "target": "sm_90", "kernel": "statistics", "dtype": "bf16", "diagnostics": False,
@@ -79,3 +79,14 @@ def test_the_floors(teacher, again, products):
         s.statistics.seconds + s.dS.seconds + s.gradient.dx + s.gradient.dy + REST
     )  # one chunk: no additions
     assert costs.chunks == 1 and costs.added_bytes == 0
+
+
+def test_what_square_chunks_save():
+    """At 65,536 squared, against chunks of 2,048 rows by all columns: bench/README.md has both."""
+    case, rates = CASES[2], Rates()
+    tall = ChunkCosts(2048, 65536, 32, 31 * 65536 * 768 * 12, 48, 1536)
+    assert tall.added_bytes == pytest.approx(18.7e9, rel=2e-3)
+    before, now = gradient(case, tall, rates), gradient(case, chunks(case), rates)
+    assert before.seconds == pytest.approx(28.3e-3, rel=2e-3)
+    assert now.seconds == pytest.approx(17.3e-3, rel=3e-3)
+    assert now.costs.added_bytes == pytest.approx(2.4e9, rel=1e-2)
