@@ -81,7 +81,8 @@ shuffles follows the product.
 
 dX and dY are the vendor's products of a chunk of dS at a time, in tiles of 128 x 256 or of half of
 that, on {rates.processors} multiprocessors (in brackets: share of the 8192-cubed rate). Results of
-several chunks are added to a sum in float32. The workspace is that of a card with 40 GB or more.
+several chunks are added to a sum in float32 by a second pass; a product that adds in place, where
+PyTorch has it, moves two thirds as much. The workspace is that of a card with 40 GB or more.
 
 {_of_chunks(steps, rates)}
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from triton import knobs
 
-WORKSPACE_BYTES = 256 << 20  # bound of every scratch buffer, whatever the batch
+SCRATCH_BYTES = 256 << 20  # bound of a launch's column statistics, whatever the batch
 # Rows of x that all programs together walk along y: they are read again for every block of
 # columns, so they have to stay in the L2 cache beside those blocks (A100 40 MB, H100 50 MB).
 CACHED_BYTES = 12 << 20
