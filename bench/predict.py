@@ -1,185 +1,126 @@
-"""What an H100 could do at most, from operation and byte counts and the compiled kernels.
+"""The page of what an H100 could do: a step's kernels, chunk products, additions and floors.
 
-    python -m bench.predict [--out FILE]
+    python -m bench.predict [--ceilings FILE] [--out FILE]
 
-Nothing here is measured. Clocks that a tile needs of every unit come from the launch settings,
-bench/results/machine_code.json and the rates below; where two programs share a multiprocessor
-the units work side by side and the slowest decides, with one program the exponentials wait for
-the product. FILE is a table in Markdown; run it after ``make machine-code``.
+``bench/step_model.py`` is the arithmetic. The first FILE is that of ``bench/gpu/ceilings.py``, by
+default bench/results/ceilings.json if it is there; without it the rates are documented ones. Run it
+after ``make machine-code``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.markdown import seconds, table
+from bench.rates import CEILINGS, Rates, read
+from bench.results_file import RESULTS
+from bench.step_model import CASES, REST, Step, chunks, step
 
-RESULTS = Path(__file__).parent / "results"
-
-# H100 SXM data sheet: 132 multiprocessors, 989.4 TFLOP/s of dense bf16, 3.35 TB/s of HBM3. The
-# clock is the one at which 4 matrix units of 512 multiply-adds each reach that rate.
-PROCESSORS, PRODUCTS, RATE, MEMORY = 132, 2048, 989.4e12, 3.35e12
-CLOCK = RATE / (2 * PROCESSORS * PRODUCTS)
-# CUDA programming guide, throughput of arithmetic instructions, compute capability 9.0: results a
-# clock and multiprocessor. Issue: 4 schedulers of 32 lanes.
-EXPONENTIALS, SHUFFLES, ISSUE = 16, 32, 128
-SHARED = 128  # bytes a clock and multiprocessor, CUDA programming guide: 32 banks of 4 bytes
-# Bytes a clock from L2 to all multiprocessors. Documented for the A100 only (A100 white paper);
-# that the H100 has no less is an assumption, and the prediction hangs on it.
-L2 = 5120 / PROCESSORS
-# What large products of the vendor's BLAS reach of RATE: an assumption; the benchmark measures it.
-LIBRARY = 0.8
-BYTES = 2  # of a bf16 number
+UNITS = ("shared memory", "L2", "dS to memory", "exponentials", "instructions", "shuffles")
+STEP_LAUNCHES = 12  # of MFH at 420 x 350, which tests/bench/test_calls.py counts
 
 
-@dataclass(frozen=True)
-class Case:
-    """A batch of the target table."""
-
-    name: str
-    rows: int
-    cols: int
-    depth: int
-    teacher: bool
-
-    @property
-    def unit(self) -> float:
-        """U, the operations of one product."""
-        return 2.0 * self.rows * self.cols * self.depth
+def _of_kernels(steps: list[Step]) -> str:
+    rows = []
+    for s in steps:
+        for name, k in (("statistics", s.statistics), ("dS", s.dS)):
+            times = {"dS to memory": 0.0, **k.units, **k.after}
+            cells = [seconds(times[unit]) if times[unit] else "-" for unit in UNITS]
+            row = [s.case.name, name, k.tile, str(k.programs), seconds(k.product), *cells]
+            rows.append([*row, k.limit, seconds(k.seconds)])
+    head = ["case", "kernel", "tile", "programs", "product", *UNITS, "limited by", "time"]
+    return table(head, rows)
 
 
-CASES = (
-    Case("MFH, teacher, 32,768 squared, D 768", 32768, 32768, 768, True),
-    Case("MFH, teacher, 32,768 squared, D 1024", 32768, 32768, 1024, True),
-    Case("InfoNCE, 65,536 squared, D 768", 65536, 65536, 768, False),
-)
+def _of_chunks(steps: list[Step], rates: Rates) -> str:
+    rows = []
+    for s in steps:
+        c = s.gradient.costs
+        row = [s.case.name, f"{c.height:,} x {c.width:,}", str(c.chunks)]
+        for count, took in ((c.dx_tiles, s.gradient.dx), (c.dy_tiles, s.gradient.dy)):
+            share = f"{s.case.unit / took / rates.cubed:.0%}"
+            row += [f"{count}, {rates.waves(count)}", f"{seconds(took)} ({share})"]
+        rows.append([*row, f"{c.added_bytes / 1e9:.2f} GB", seconds(s.gradient.additions)])
+    head = ["case", "chunk", "chunks", "dX: tiles, waves", "dX", "dY: tiles, waves", "dY"]
+    return table([*head, "additions", "additions take"], rows)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Clocks of one multiprocessor for one tile of a kernel."""
-
-    product: float
-    units: dict[str, float]  # those that the product waits for, and itself
-    after: dict[str, float]  # those that follow it
-    programs: int
-
-    @property
-    def clocks(self) -> float:
-        """The slowest unit, or the slowest of the product's and then of the rest's."""
-        waiting, following = max(self.units.values()), max(self.after.values())
-        return max(waiting, following) if self.programs > 1 else waiting + following
-
-    @property
-    def limit(self) -> str:
-        """What decides."""
-        slowest = max(self.units, key=lambda name: self.units[name])
-        follows = max(self.after, key=lambda name: self.after[name])
-        if self.programs > 1:
-            return slowest if self.units[slowest] >= self.after[follows] else follows
-        return f"{slowest}, then {follows}"
+def _of_steps(steps: list[Step]) -> str:
+    rows = []
+    for s in steps:
+        parts = [s.statistics.seconds, s.dS.seconds, s.gradient.dx + s.gradient.dy]
+        parts += [s.gradient.additions, REST, s.seconds, s.floor, s.cubed]
+        shares = [f"{s.floor / s.seconds:.0%}", f"{s.cubed / s.seconds:.0%}"]
+        rows.append([s.case.name, f"{s.case.products} U", *map(seconds, parts), *shares])
+    head = ["case", "operations", "statistics", "dS", "dX and dY", "additions", "rest", "step"]
+    head += ["benchmark's floor", "at the 8192-cubed rate", "share of the floor"]
+    return table([*head, "share of the 8192-cubed rate"], rows)
 
 
-def tile(record: dict[str, Any], depth: int) -> Tile:
-    """The clocks of a kernel's tile, from its record of the compiler's output."""
-    rows, cols = (int(n) for n in re.findall(r"\d+", record["tile"])[:2])
-    products = 1 + record["teacher"]
-    length = depth * products
-    # Of a product's factors in shared memory, wgmma reads 64 rows of x and all of its columns.
-    (kind,) = record["matrix"]
-    width = int(kind.split("x")[1])
-    read = (rows * (cols // width) + cols * (rows // 64)) * length * BYTES
-    loaded = (rows + cols) * length * BYTES
-    elements = rows * cols
-    product = elements * length / PRODUCTS
-    return Tile(
-        product,
-        {"product": product, "shared memory": (read + loaded) / SHARED, "L2": loaded / L2},
-        {
-            "exponentials": record["exponentials_each"] * elements / EXPONENTIALS,
-            "instructions": record["instructions_each"] * elements / ISSUE,
-            "shuffles": record["shuffles_each"] * elements / SHUFFLES,
-        },
-        record["programs"],
-    )
-
-
-def _find(records: list[dict[str, Any]], kernel: str, teacher: bool) -> dict[str, Any]:
-    wanted = {
-        "target": "sm_90", "kernel": kernel, "dtype": "bf16", "teacher": teacher,
-        "diagnostics": False, "float8": False,
-    }  # fmt: skip
-    return next(r for r in records if wanted.items() <= r.items())
-
-
-def _library_seconds(case: Case) -> tuple[float, float]:
-    """DX and dY: at the library's rate, and the bytes of dS written once and read twice."""
-    work = 2 * case.unit / (LIBRARY * RATE)
-    return work, 3 * case.rows * case.cols * BYTES / MEMORY
-
-
-def predict(records: list[dict[str, Any]]) -> str:
+def page(records: list[dict[str, Any]], rates: Rates) -> str:
     """The page."""
-    kernels, steps = [], []
-    for case in CASES:
-        total = 0.0
-        for kernel in ("statistics", "gradient"):
-            record = _find(records, kernel, case.teacher)
-            t = tile(record, case.depth)
-            share = t.product / t.clocks
-            work = (1 + case.teacher) * case.unit / RATE
-            total += work / share
-            clocks = t.units | t.after
-            kernels.append(
-                [case.name, kernel, record["tile"].split(",")[0], str(t.programs)]
-                + [f"{clocks[name] / t.product:.2f}" for name in clocks if name != "product"]
-                + [f"{share:.0%}", t.limit, seconds(work / share)]
-            )
-        work, moved = _library_seconds(case)
-        products = 6 if case.teacher else 4
-        total += max(work, moved)
-        floor = products * case.unit / RATE
-        steps.append(
-            [
-                case.name,
-                f"{products} U",
-                *(seconds(value) for value in (floor, max(work, moved), moved, total)),
-                f"{floor / total:.0%}",
-                f"{floor / LIBRARY / total:.0%}",
-            ]
-        )
-    head = ["case", "kernel", "tile", "programs", "shared memory", "L2", "exponentials"]
-    head += ["instructions", "shuffles", "of the rate at most", "limited by", "time at least"]
-    after = ["case", "operations", "at the data sheet's rate", "dX and dY", "dS in memory"]
-    after += ["step at least", "of the data sheet's rate", "of the library's rate"]
-    return f"""# Predictions for an H100 SXM: not measured
+    steps = [step(case, records, chunks(case), rates) for case in CASES]
+    status = "rates measured, steps not" if rates.file else "not measured"
+    l2, stream, cubed = map(_tera, (rates.l2_product, rates.l2_stream, rates.cubed))
+    of_cube = f"{rates.product(768) / rates.cubed:.0%}"
+    return f"""# Predictions for {rates.gpu}: {status}
 
-`python -m bench.predict` computes them; its source names the rates. Columns from shared memory to
-shuffles are the time of that unit over the time of the product itself at the data sheet's rate.
+`python -m bench.predict` computes them. No kernel was timed for this page. Its rates:
+{rates.source} (`bench/rates.py`).
 
-{table(head, kernels)}
+The time that each unit needs for all tiles of a kernel. L2 gives a product {l2}B/s, a stream
+{stream}B/s. No product is faster than the vendor's at the same K (at K 768 {of_cube} of the
+{cubed}FLOP/s of 8192 cubed). Two programs on a multiprocessor hide the units in one another,
+and the slowest is the kernel's time. With one program the slowest of exponentials, instructions and
+shuffles follows the product.
 
-A step adds the two gradient products, which the vendor's BLAS is taken to run at
-{LIBRARY:.0%} of the data sheet's rate, and which the traffic of dS overlaps.
+{_of_kernels(steps)}
 
-{table(after, steps)}
+dX and dY are the vendor's products of a chunk of dS at a time, in tiles of 128 x 256 or of half of
+that, on {rates.processors} multiprocessors (in brackets: share of the 8192-cubed rate). Results of
+several chunks are added to a sum in float32 by a second pass; a product that adds in place, where
+PyTorch has it, moves two thirds as much. The workspace is that of a card with 40 GB or more.
+
+{_of_chunks(steps, rates)}
+
+The floor of a step is that of its own way, S and T computed twice: 6 U with a teacher, 4 U without.
+The benchmark's floor is those products alone, as the vendor's BLAS is taken to run them at these
+shapes. The other is the same operations at the rate of the 8192-cubed product, which is harder.
+The rest of a step, {seconds(REST)}, is an assumption.
+
+{_of_steps(steps)}
+
+The smallest batch, 420 x 350, is {STEP_LAUNCHES} launches, at {seconds(rates.launch)} each in a
+CUDA graph {seconds(STEP_LAUNCHES * rates.launch)}, before any of them does anything.
 """
+
+
+def _tera(rate: float) -> str:
+    return f"{rate / 1e12:.3g} T"
+
+
+def default_rates(path: Path = CEILINGS) -> Rates:
+    """Those of the ceilings file where there is one, else the documented ones."""
+    return read(path) if path.exists() else Rates()
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the tables as Markdown")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ceilings", type=Path, help="rates of bench/gpu/ceilings.py")
+    parser.add_argument("--out", type=Path, help="write the page as Markdown")
     arguments = parser.parse_args()
-    page = predict(json.loads((RESULTS / "machine_code.json").read_text()))
+    try:
+        rates = read(arguments.ceilings) if arguments.ceilings else default_rates()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    text = page(json.loads((RESULTS / "machine_code.json").read_text()), rates)
     if arguments.out:
-        arguments.out.write_text(page)
-    print(page)
+        arguments.out.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

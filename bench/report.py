@@ -16,8 +16,10 @@ from pathlib import Path
 
 from bench.machine import ROOT
 from bench.plots import draw
+from bench.rates import cubed_rates
 from bench.results_file import RESULTS, Record, read
 from bench.tables import TABLES
+from bench.targets import with_cubed
 
 _MARKED = re.compile(r"(<!-- bench:begin (\S+) -->\n).*?(<!-- bench:end \2 -->)", re.DOTALL)
 
@@ -29,6 +31,12 @@ def results_files(folder: Path) -> list[Path]:
         for path in sorted(folder.glob("*.json"))
         if isinstance(content := json.loads(path.read_text()), dict) and "records" in content
     ]
+
+
+def rated(path: Path) -> list[Record]:
+    """The records of ``path``, held to the ceilings of their GPU where they lie beside it."""
+    cubed = cubed_rates(path.parent)
+    return [with_cubed(record, cubed) for record in read(path)]
 
 
 def page(name: str, records: list[Record], images: list[Path]) -> str:
@@ -57,7 +65,7 @@ def report(folder: Path, readme: Path | None = None, with_plots: bool = True) ->
     written: list[Path] = []
     tables: dict[str, str] = {}
     for path in results_files(folder):
-        records = read(path)
+        records = rated(path)
         images = draw(records, folder, path.stem) if with_plots else []
         out = path.with_suffix(".md")
         out.write_text(page(path.stem, records, images))

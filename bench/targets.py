@@ -1,4 +1,12 @@
-"""The targets, and what the records say about them. A miss is reported, never a failed test."""
+"""The targets, and what the records say about them. A miss is reported, never a failed test.
+
+Two floors are named. The benchmark's floor is the products of a step alone, S and T computed twice
+(6 U with a teacher, 4 U without, U = 2 M N D operations), timed in the same run at their own shapes
+(``bench/floor.py``). The other is as many operations at the rate of the vendor's product of 8192
+cubed, from a ceilings file of the same GPU (``bench/gpu/ceilings.py``). It is the harder one:
+cuBLAS reaches 588 TFLOP/s at K 1024 where it has 661 at K 8192 (``bench/rates.py``). The targets
+are on the first; the headline cases are held to both.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +24,10 @@ LARGE_BFLOAT16 = LARGE.name.replace("float32", "bfloat16")
 MFH_32K = [pairs(32_768, D, dtype="bfloat16").name for D in (768, 1024)]
 SIGLIP_64K = pairs(65_536, 768, teacher=False, sigmoid=True, dtype="bfloat16").name
 INFO_NCE_64K = pairs(65_536, 768, teacher=False, dtype="bfloat16").name
+# 70 % and 75 % of the rate of the products, by either floor.
+HEADLINES = {MFH_32K[0]: 0.70, MFH_32K[1]: 0.70, INFO_NCE_64K: 0.75}
+OVER_FLOOR = "over the floor (its products alone, same run)"
+OVER_CUBED = "over {products} U at the vendor's 8192-cubed rate"
 PAPER_BFLOAT16 = PAPER.name.replace("float32", "bfloat16")
 
 
@@ -37,15 +49,30 @@ class Target:
         return [self.what, f"{self.bound:g} {self.unit}", f"{max(found):.3g} {self.unit}", met]
 
 
-def over_floor(provider: str, case: str):
-    """Forward and backward as a multiple of the floor."""
+def over_floor(provider: str, case: str, floor: str = "to_floor"):
+    """Forward and backward as a multiple of a floor: "to_floor" or "to_cubed"."""
 
     def values(records: list[Record]) -> Iterator[float]:
         for r in timed(records):
-            if (r["provider"], r["case"]["name"]) == (provider, case) and r["to_floor"]:
-                yield r["to_floor"]["both"]
+            if (r["provider"], r["case"]["name"]) == (provider, case) and r.get(floor):
+                yield r[floor]["both"]
 
     return values
+
+
+def with_cubed(record: Record, cubed: dict[str, float]) -> Record:
+    """The record with "to_cubed": its time over that of its 6 U or 4 U at its GPU's rate.
+
+    ``cubed`` are rates of the 8192-cubed product in bfloat16 by GPU (``bench.rates.cubed_rates``).
+    A record of another machine or dtype, or of the sigmoid loss, whose products are others, stays
+    as it is.
+    """
+    case, rate = record["case"], cubed.get(record["machine"].get("gpu"))
+    if rate is None or "seconds" not in record or case["dtype"] != "bfloat16" or case["sigmoid"]:
+        return record
+    operations = (6 if case["teacher"] else 4) * 2.0 * case["M"] * case["N"] * case["D"]
+    both = record["seconds"]["both"]["median"]
+    return {**record, "to_cubed": {"both": both * rate / operations}}
 
 
 def over_provider(provider: str, other: str, groups: str):
@@ -115,25 +142,27 @@ def peak_mebibytes(provider: str):
 
 
 TARGETS = [
-    Target("native, large batch, over the floor", 1.10, over_floor("native", LARGE.name)),
+    Target(f"native, large batch, {OVER_FLOOR}", 1.10, over_floor("native", LARGE.name)),
     Target("native, large batch, over dense eager", 1 / 7, over_provider("native", DENSE, "large")),
     Target(
         "native, large batch, over torch.compile", 1 / 3, over_provider("native", COMPILED, "large")
     ),
-    Target("native, bfloat16, over its floor", 1.25, over_floor("native", LARGE_BFLOAT16)),
-    Target("blocked, large batch, over the floor", 1.3, over_floor("blocked", LARGE.name)),
+    Target(f"native, bfloat16, {OVER_FLOOR}", 1.25, over_floor("native", LARGE_BFLOAT16)),
+    Target(f"blocked, large batch, {OVER_FLOOR}", 1.3, over_floor("blocked", LARGE.name)),
     Target("native, 10 or 100 rounds over one round", 1.02, over_one_round("native")),
     Target("native, peak memory at any batch", 64, peak_mebibytes("native"), "MiB"),
     Target("native, paper's batches, over dense eager", 1, over_provider("native", DENSE, "paper")),
     Target(
         "native, paper's batches, over torch.compile", 1, over_provider("native", COMPILED, "paper")
     ),
-    # 70 % and 75 % of the rate that the products alone reach in the same run.
     *(
-        Target(f"triton, {name}, over the floor", 1 / 0.70, over_floor("triton", name))
-        for name in MFH_32K
+        Target(f"triton, {name}, {words}", 1 / share, over_floor("triton", name, floor))
+        for name, share in HEADLINES.items()
+        for floor, words in (
+            ("to_floor", OVER_FLOOR),
+            ("to_cubed", OVER_CUBED.format(products=4 if name == INFO_NCE_64K else 6)),
+        )
     ),
-    Target("triton, InfoNCE 64k, over the floor", 1 / 0.75, over_floor("triton", INFO_NCE_64K)),
     Target(
         "triton, InfoNCE 64k, over memeff",
         1 / 2.5,

@@ -1,1 +1,1 @@
-"""What ``bench/gpu.sh`` runs in the first minutes of a GPU, phase by phase."""
+"""The phases of ``bench/gpu.sh``, one module each."""

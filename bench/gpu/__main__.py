@@ -1,7 +1,7 @@
 """The phases one after the other: ``bench/gpu.sh OUT [first|second]`` is what calls this.
 
-Exit status: 0; 1 where something of this repository failed or was wrong. A phase that its bound cuts
-off is not red: its file has what it had.
+Exit status: 0; 1 where something of this repository failed or was wrong. A phase that its bound
+cuts off is not red: its file has what it had.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -35,10 +36,8 @@ def run_phase(phase: Phase, out: Path, device: torch.device, smoke: bool, second
     process.join(max(0.0, ends - monotonic()))
     late = process.is_alive()
     assert process.pid is not None
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
-    except ProcessLookupError:
-        pass
     process.join()
     if late:
         return f"cut off after {seconds:.0f} s"
@@ -70,7 +69,8 @@ def _inside(phase: Phase, run: Run) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=description)
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("part", nargs="?", choices=("first", "second"), help="both by default")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
@@ -92,7 +92,8 @@ def main() -> int:
         Results(out / phase.file).keep({f"{phase.name} ended": ended[phase.name]})
         print(f"{phase.name}: {ended[phase.name]}", flush=True)
     print(summary.text(out))
-    red = [name for name, how in ended.items() if not how.startswith(("done", "cut off", "not run"))]
+    fine = ("done", "cut off", "not run")
+    red = [name for name, how in ended.items() if not how.startswith(fine)]
     print(f"RED: {', '.join(red)}" if red else "nothing failed and nothing was wrong")
     return 1 if red else 0
 

@@ -1,4 +1,4 @@
-"""The cells of the settings table that a run tunes, and how their launches go from phase to phase."""
+"""The cells of the settings table that a run tunes, and what goes from phase to phase of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mxm_kernels.backends.triton.settings import Cell, Launch
+from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
 from mxm_kernels.backends.triton.tuned import describe, key
 from mxm_kernels.tuning.tune import Found
 
@@ -15,10 +15,14 @@ from mxm_kernels.tuning.tune import Found
 def cells(smoke: bool) -> list[Cell]:
     """bfloat16, D 768, 16,384 rows: MFH's phases, InfoNCE's, and the one pass of SigLIP."""
     D, rows = (16, 40) if smoke else (768, 16_384)
-    of = [("statistics", True), ("gradient", True), ("statistics", False), ("gradient", False)]
-    if not smoke:
-        of.append(("sigmoid_gradient", False))
-    return [Cell(phase, torch.bfloat16, teacher, D, rows) for phase, teacher in of]  # type: ignore[arg-type]
+    of: list[tuple[Phase, bool]] = [
+        ("statistics", True),
+        ("gradient", True),
+        ("statistics", False),
+        ("gradient", False),
+        ("sigmoid_gradient", False),
+    ]
+    return [Cell(phase, torch.bfloat16, teacher, D, rows) for phase, teacher in of]
 
 
 def name(cell: Cell) -> str:

@@ -1,7 +1,7 @@
 """Phase 1: every candidate compiled in parallel processes, and checked on a small batch.
 
-A training step of each headline loss is run once beside them, so that the kernels which no candidate
-is of are compiled too. What is compiled lies in Triton's cache of this run.
+A training step of each headline loss is run beside them, which compiles the kernels that have no
+candidates. What is compiled lies in Triton's cache of this run.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from bench.gpu import cells
+from bench.gpu import cells, step
 from bench.gpu.phases import Run, WrongError
 from mxm_kernels.tuning.tune import compiled
-
-STEPS = ("mfh", "info_nce", "siglip", "mfh_float32")
 
 
 def phase(run: Run) -> None:
@@ -21,7 +19,7 @@ def phase(run: Run) -> None:
     devices = [str(run.device), *(["--smoke"] if run.smoke else [])]
     steps = {
         name: subprocess.Popen([sys.executable, "-m", "bench.gpu.step", name, *devices])
-        for name in STEPS
+        for name in step.CASES
     }
     found = compiled(cells.cells(run.smoke), run.device, 0.9 * run.left, print)
     failed = []

@@ -1,7 +1,7 @@
 """Phases 3 and 5: the headline cases, ours and the floor interleaved, and where our time goes.
 
-The floor is the step's matrix products alone (``bench.floor``), in the same run. A line also has the
-share of the rate of an 8192-cubed product, where the ceilings were measured, counted at the same
+The floor is the step's matrix products alone (``bench.floor``), in the same run. Where the ceilings
+were measured, a line also has the share of the rate of an 8192-cubed product, counted at the same
 operations: 6 U with a teacher, 4 U without, 3 U for SigLIP's one pass.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from time import monotonic
 from typing import Any
@@ -140,11 +141,11 @@ def _medians(entry: Entry) -> dict[str, float]:
 def _parts(case: Case, device: torch.device) -> dict[str, dict[str, float]]:
     """Milliseconds of each kernel and product, by phase."""
     backend = load("triton")
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for phase in _phases(case):
-        cell = Cell(phase, case.torch_dtype, case.teacher, case.D, case.M)
-        workload = timed(cell, device)
-        seconds = parts.measure(lambda w=workload: w.run(backend, EVERYTHING), device, PART_REPEATS)
+        workload = timed(Cell(phase, case.torch_dtype, case.teacher, case.D, case.M), device)
+        run = partial(workload.run, backend, EVERYTHING)
+        seconds = parts.measure(run, device, PART_REPEATS)
         found[phase] = {name: 1e3 * value for name, value in seconds.items()}
     return found
 

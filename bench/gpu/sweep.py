@@ -9,7 +9,6 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
-
 from bench.gpu import cells
 from bench.gpu.phases import Run
 from bench.gpu.variants import variants
@@ -44,10 +43,11 @@ def record(found: Found) -> dict[str, Any]:
     races = []
     for race in found.races:
         ranked = sorted(race, key=race.__getitem__)
+        table = race.get(found.shipped)
         races.append(
             {
                 "timed": len(race),
-                "milliseconds_of_table": 1e3 * race[found.shipped] if found.shipped in race else None,
+                "milliseconds_of_table": None if table is None else 1e3 * table,
                 "best": [{**asdict(one), "milliseconds": 1e3 * race[one]} for one in ranked[:BEST]],
             }
         )

@@ -71,7 +71,7 @@ def _cached(size: int, step: Callable[[], object]) -> None:
 
 
 def _times(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    rounds = [one_after_the_other(list(calls.values()), device) for _ in range(1 + REPEATS)][1:]
-    return {
-        name: 1e3 * median(taken) for name, taken in zip(calls, zip(*rounds, strict=True), strict=True)
-    }
+    one_after_the_other(calls.values(), device)  # warms up
+    rounds = [one_after_the_other(calls.values(), device) for _ in range(REPEATS)]
+    times = zip(calls, zip(*rounds, strict=True), strict=True)
+    return {name: 1e3 * median(taken) for name, taken in times}

@@ -16,6 +16,7 @@ from mxm_kernels.folds import Folds
 
 
 def loss(backend: str, batch: Batch) -> Tensor:
+    """MFH, of which InfoNCE is the case of pairs without a teacher."""
     case = batch.case
     return fused_mfh_loss(
         batch.x,

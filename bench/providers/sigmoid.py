@@ -25,6 +25,7 @@ def _bias(device: torch.device) -> Tensor:
 
 
 def loss(backend: str, batch: Batch) -> Tensor:
+    """The package's loss."""
     bias = _bias(batch.x.device)
     return fused_siglip_loss(
         batch.x, batch.y, logit_scale=batch.scale, logit_bias=bias, backend=backend

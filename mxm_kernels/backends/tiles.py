@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -25,9 +26,10 @@ class GradientSum:
 
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
-    ``unit`` is a factor that the tiles carry and the sums must lose. ``alone``: there is one tile,
-    whose products on a GPU need no sum and come in the dtype of the features. ``dtype`` is that of
-    the results, by default of the features.
+    ``unit`` is a factor that the tiles carry and the sums must lose. ``chunk`` is the height and
+    width of the largest tile: where it has all columns (rows), a row of dx (dy) is one product,
+    which on a GPU needs no sum and comes in the dtype of the features. ``dtype`` is that of the
+    results, by default of the features.
     """
 
     def __init__(
@@ -36,40 +38,44 @@ class GradientSum:
         needs: Needs,
         unit: Tensor | None = None,
         *,
-        alone: bool = False,
+        chunk: tuple[int, int] = (0, 0),
         dtype: torch.dtype | None = None,
     ) -> None:
         self.problem, self.unit = problem, unit
         x, y = problem.x, problem.y
         self.dtype = x.dtype if dtype is None else dtype
-        self.direct = alone and unit is None and x.device.type == "cuda"
-        summed = self.dtype if self.direct else problem.accumulator
+        direct = unit is None and x.device.type == "cuda" and self.dtype == x.dtype
+        self.direct_dx = direct and chunk[1] == y.shape[0]
+        self.direct_dy = direct and chunk[0] == x.shape[0]
+        summed = self.dtype if self.direct_dy else problem.accumulator
         self.dx = x.new_empty(x.shape, dtype=self.dtype) if needs.x else None
         self.dy = y.new_empty(y.shape, dtype=summed) if needs.y else None
+        self._block: Tensor | None = None  # of dx, being summed
 
     def add(self, dS: Tensor, rows: Span, cols: Span) -> None:
         """Add one tile: dS (h, w) of image rows ``rows`` and text rows ``cols``."""
-        if self.direct:
-            self._multiply(dS)
-            return
-        first_row, first_col = rows[0] == 0, cols[0] == 0
         if self.dx is not None:
-            if first_col:
-                self._block = self._room(self.dx[slice(*rows)])
-            add_product(self._block, dS, self.problem.y[slice(*cols)], first=first_col)
-            if cols[1] == self.problem.y.shape[0]:
-                done = self._without_unit(self._block)
-                if done.dtype != self.dx.dtype:
-                    self.dx[slice(*rows)] = done
+            self._add_dx(self.dx[slice(*rows)], dS, cols)
         if self.dy is not None:
-            x = self.problem.x[slice(*rows)]
-            add_product(self.dy[slice(*cols)], dS.T, x, first=first_row)
+            dy, x = self.dy[slice(*cols)], self.problem.x[slice(*rows)]
+            if self.direct_dy:
+                torch.mm(dS.T, x, out=dy)
+            else:
+                add_product(dy, dS.T, x, first=rows[0] == 0)
 
-    def _multiply(self, dS: Tensor) -> None:
-        if self.dx is not None:
-            torch.mm(dS, self.problem.y, out=self.dx)
-        if self.dy is not None:
-            torch.mm(dS.T, self.problem.x, out=self.dy)
+    def _add_dx(self, dx: Tensor, dS: Tensor, cols: Span) -> None:
+        y = self.problem.y[slice(*cols)]
+        if self.direct_dx:
+            torch.mm(dS, y, out=dx)
+            return
+        if self._block is None:
+            self._block = self._room(dx)
+        add_product(self._block, dS, y, first=cols[0] == 0)
+        if cols[1] == self.problem.y.shape[0]:
+            done = self._without_unit(self._block)
+            if done.dtype != dx.dtype:
+                dx.copy_(done)
+            self._block = None  # before the next block of rows takes its room
 
     def _room(self, dx: Tensor) -> Tensor:
         """Where a row block of dx is summed: in place if its dtype is the accumulator's."""
@@ -95,11 +101,32 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     On a GPU 16-bit factors go to the matrix unit as they are, with float32 results; a CPU
     product of 16-bit factors would round its result to 16 bits, so there they are widened.
     """
-    if out.device.type == "cuda" and out.dtype != a.dtype:
-        product = torch.mm(a, b.to(a.dtype), out_dtype=out.dtype)
-        out.copy_(product) if first else out.add_(product)
-    else:
+    if out.device.type != "cuda" or out.dtype == a.dtype:
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=0 if first else 1)
+    elif first:
+        torch.mm(a, b.to(a.dtype), out_dtype=out.dtype, out=out)
+    elif accumulates(a.device, a.dtype):
+        torch.addmm(out, a, b.to(a.dtype), out_dtype=out.dtype, out=out)
+    else:  # a temporary as large as out, and 12 bytes a number moved instead of 8
+        out.add_(torch.mm(a, b.to(a.dtype), out_dtype=out.dtype))
+
+
+@cache
+def accumulates(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``device`` adds products of ``dtype`` factors to float32 sums in place.
+
+    PyTorch 2.11's source for CUDA takes float32 sums beside 16-bit factors; other builds do not
+    say. The call is tried once, on 16 x 16 numbers; its result is not read, so nothing waits.
+    """
+    total = torch.zeros((16, 16), dtype=torch.float32, device=device)
+    factor = total.to(dtype)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def times(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -54,7 +54,7 @@ def _run(w: Workload, one: Launch) -> None:
         w.run(load("triton"), KERNELS_ONLY)
 
 
-def one_after_the_other(calls: list[Callable[[], object]], device: torch.device) -> list[float]:
+def one_after_the_other(calls: Iterable[Callable[[], object]], device: torch.device) -> list[float]:
     """Seconds of every call, by events in the stream; by the clock on a CPU."""
     if device.type == "cpu":
         taken = []

@@ -11,11 +11,13 @@ from mxm_kernels import fused_siglip_loss
 from mxm_kernels.backends import blocked, tiles
 from mxm_kernels.backends.native import plane
 from mxm_kernels.operators.sigmoid import sigmoid_statistics
-from tests.support.cases import NAMED_CASES, run_fused
+from tests.support.cases import NAMED_CASES, Case, run_fused
 from tests.support.compare import assert_as_good
 from tests.support.sigmoid import NAMES, batch, differentiated
 
 CASE = NAMED_CASES["several tiles and tails"]
+if torch.cuda.is_available():  # whose chunks have whole tiles of 128 columns
+    CASE = Case(tuple(i % 40 for i in range(300)), tuple(j % 40 for j in range(290)), dimension=40)
 
 
 @given(st.integers(1, 1000), st.integers(1, 200))
@@ -29,6 +31,53 @@ def test_split_covers_evenly(length, most):
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_a_cpu_has_no_sums_in_place():
+    tiles.accumulates.cache_clear()
+    assert not tiles.accumulates(torch.device("cpu"), torch.bfloat16)
+
+
+def test_sums_in_place_are_asked_for_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "addmm", lambda *args, **kwargs: calls.append(kwargs))
+    tiles.accumulates.cache_clear()
+    try:
+        assert all(tiles.accumulates(torch.device("cpu"), torch.bfloat16) for _ in range(3))
+    finally:
+        tiles.accumulates.cache_clear()
+    (call,) = calls
+    assert call["out_dtype"] == torch.float32
+
+
+def test_a_full_device_is_not_taken_for_one_without_sums_in_place(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "addmm", full)
+    tiles.accumulates.cache_clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        tiles.accumulates(torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_products_are_added_in_float32_on_a_gpu(dtype, in_place, monkeypatch):
+    """Into a slice, from a slice of the workspace and its transpose, as chunks do."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    if in_place and not tiles.accumulates(device, dtype):
+        pytest.skip("this PyTorch does not add in place here")
+    monkeypatch.setattr(tiles, "accumulates", lambda device, dtype: in_place)
+    dS = torch.randn(300, 384, device=device).to(dtype)[:251, :333]
+    for factor in (dS, dS.T):
+        b = torch.randn(factor.shape[1], 40, device=device).to(dtype)
+        out = torch.full((factor.shape[0] + 7, 40), float("nan"), device=device)
+        tiles.add_product(out[7:], factor, b, first=True)
+        tiles.add_product(out[7:], factor, b, first=False)
+        expected = 2 * (factor.double() @ b.double())
+        torch.testing.assert_close(out[7:].double(), expected, rtol=1e-5, atol=1e-3)
+        assert out[:7].isnan().all()
+
+
 @pytest.fixture
 def small_workspace(monkeypatch, backend):
     """Workspaces of a few hundred numbers: tens of chunks where there was one."""
@@ -39,12 +88,18 @@ def small_workspace(monkeypatch, backend):
         monkeypatch.setattr(plane, "TILE", 70)
         monkeypatch.setattr(plane, "TILE_COLUMNS", 9)
     else:
-        from mxm_kernels.backends.triton import gradient, launch
+        from mxm_kernels.backends.triton import chunks, launch, workspace
 
-        size = 64 * 64 * 64 if backend.device.type == "cuda" else 1024
-        monkeypatch.setattr(launch, "WORKSPACE_BYTES", size)
-        monkeypatch.setattr(gradient, "LEAST_ROWS", 16)
-        monkeypatch.setattr(gradient, "ALIGNMENT", 16)
+        size = 128 * 129 * 4
+        if backend.interpreted:  # its tiles are 16 x 16, and rows have room for a whole one
+            size = 1024
+            monkeypatch.setattr(chunks, "ALIGNMENT", 16)
+        rows, cols = len(CASE.image_ids), len(CASE.text_ids)
+        for itemsize in (2, 4):
+            height, width = chunks.chunk_shape(rows, cols, itemsize, size)
+            assert height < rows and width < cols
+        monkeypatch.setattr(launch, "SCRATCH_BYTES", size)
+        monkeypatch.setattr(workspace, "workspace_bytes", lambda device: size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

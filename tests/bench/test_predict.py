@@ -1,9 +1,17 @@
-"""Occupancy and predictions, against numbers worked out by hand."""
+"""Occupancy against numbers worked out by hand, and the page of predictions."""
+
+import json
+import sys
 
 import pytest
 
+from bench import predict
 from bench.occupancy import occupancy
-from bench.predict import CASES, CLOCK, RESULTS, predict, tile
+from bench.predict import default_rates, page
+from bench.rates import Rates, read
+from bench.results_file import RESULTS
+from bench.step_model import CASES
+from tests.support.ceilings import write
 
 
 @pytest.mark.parametrize(
@@ -27,32 +35,61 @@ def test_tensor_memory_limits_programs():
     assert occupancy("sm_100", 32, 0, 4, tensor_columns=256) == (2, "tensor memory")
 
 
-RECORD = {
-    "tile": "64 x 128 x 64, 3 stages", "teacher": False, "matrix": {"HGMMA.64x128x16": 4},
-    "exponentials_each": 1.0, "instructions_each": 16.0, "shuffles_each": 0.5, "programs": 2,
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def records():
+    return json.loads((RESULTS / "machine_code.json").read_text())
 
 
-def test_a_tile_by_hand():
-    found = tile(RECORD, depth=1024)
-    assert found.product == 64 * 128 * 1024 / 2048
-    # wgmma reads 64 rows once and 128 columns once, and both were written: 2 (192) 1024 2 bytes.
-    assert found.units["shared memory"] == 2 * 192 * 1024 * 2 / 128
-    assert found.after["exponentials"] == 512
-    assert found.after["instructions"] == 1024
-    assert found.clocks == max(found.units.values())
-    assert found.limit == "L2"
-    alone = tile(RECORD | {"programs": 1}, depth=1024)
-    assert alone.clocks == max(found.units.values()) + 1024
+def test_every_case_is_in_the_committed_page(records):
+    text = page(records, default_rates())
+    assert all(text.count(case.name) == 4 for case in CASES)
+    assert (RESULTS / "h100-predicted.md").read_text() == text
 
 
-def test_the_rate_is_the_clock_times_the_units():
-    assert pytest.approx(1.83e9, rel=1e-2) == CLOCK
+def test_without_a_file_the_page_says_that_nothing_is_measured(records):
+    text = page(records, Rates())
+    assert text.startswith("# Predictions for H100 SXM: not measured\n")
+    assert "documented constants, not measured" in text
 
 
-def test_every_case_is_in_the_committed_page():
-    import json
+def test_a_ceilings_file_changes_the_page_and_is_named(records, tmp_path):
+    path = write(tmp_path / "mine.json", l2_read=19.6e12)
+    text = page(records, read(path))
+    assert text.startswith("# Predictions for A GPU: rates measured, steps not\n")
+    assert "measured, mine.json (A GPU)" in text and "not measured" not in text
+    assert "L2 gives a product 15.6 TB/s" in text
+    # Twice the L2 halves its column, and shared memory decides in its place.
+    lines = [line for line in text.splitlines() if "| statistics |" in line]
+    assert "| 4.96 ms |" in lines[0] and "| shared memory |" in lines[0]
 
-    page = predict(json.loads((RESULTS / "machine_code.json").read_text()))
-    assert all(page.count(case.name) == 3 for case in CASES)
-    assert (RESULTS / "h100-predicted.md").read_text() == page
+
+def test_the_file_is_taken_where_there_is_one(tmp_path):
+    assert default_rates(tmp_path / "ceilings.json") == Rates()
+    assert default_rates(write(tmp_path / "ceilings.json")).gpu == "A GPU"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+    predict.main()
+
+
+def test_the_command_writes_the_page(records, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "page.md"
+    run(monkeypatch, "--ceilings", write(tmp_path / "c.json"), "--out", out)
+    assert out.read_text() == page(records, read(tmp_path / "c.json"))
+    assert capsys.readouterr().out == out.read_text() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"copy": -1}, "copy: expected a positive number, got -1"), (None, "No such file")],
+)
+def test_the_command_says_what_is_wrong_with_a_file(
+    options, message, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "c.json"
+    if options is not None:
+        write(path, **options)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--ceilings", path)
+    assert message in capsys.readouterr().err

@@ -15,11 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mxm_kernels.backends.problem import Gradients, Needs, Problem, Statistics, Upstream
-from mxm_kernels.backends.tiles import GradientSum, split
+from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
 from mxm_kernels.backends.triton.tile import padded, place_of, products, teacher_arguments
+from mxm_kernels.backends.triton.workspace import fits, shape, walk
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -161,34 +162,6 @@ def scale_gradient_kernel(
     tl.store(dscale, total / tl.load(scale))
 
 
-LEAST_ROWS = 1024  # of a chunk: fewer would starve the product with x
-ALIGNMENT = 128  # columns of the workspace: whole cache lines, and whole tiles of any setting
-
-
-def _padded(width: int) -> int:
-    return triton.cdiv(width, ALIGNMENT) * ALIGNMENT
-
-
-def workspace_shape(problem: Problem) -> tuple[int, int]:
-    """Rows and columns of dS that are held at a time."""
-    numbers = launch.WORKSPACE_BYTES // problem.x.element_size()
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    width = min(cols, max(ALIGNMENT, numbers // LEAST_ROWS))
-    return min(rows, max(1, numbers // _padded(width))), width
-
-
-def fits(problem: Problem) -> bool:
-    """Whether the workspace holds all of dS at once."""
-    return workspace_shape(problem) == (problem.x.shape[0], problem.y.shape[0])
-
-
-def empty_workspace(problem: Problem) -> Tensor:
-    """Room for that many rows and columns, each row with room for whole tiles."""
-    height, width = workspace_shape(problem)
-    dtype = launch.workspace_dtype(problem.x.dtype, problem.x.device)
-    return problem.x.new_empty((height, _padded(width)), dtype=dtype)[:, :width]
-
-
 def stored_factor(
     problem: Problem, upstream: Sequence[Tensor], factor: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -221,32 +194,30 @@ def backward(
     setting = launch.pick("gradient", problem)
     factor = torch.ones_like(p.scale) if factor is None else factor
     stored, unit = stored_factor(p, upstream, factor)
-    workspace = empty_workspace(p)
-    height, width = workspace.shape
     alone = fits(p)
-    sums = GradientSum(problem, needs, unit, alone=alone)
     terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
-    partials = []
-    for rows in split(p.x.shape[0], height):
-        for cols in split(p.y.shape[0], width):
-            h, w = rows[1] - rows[0], cols[1] - cols[0]
-            programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            partial = p.x.new_empty(programs * setting.rows, dtype=torch.float32)
-            gradient_kernel[(programs,)](
-                p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-                p.image_groups, p.text_groups,
-                statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
-                upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
-                stored, workspace, partial,
-                p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-                setting.group, TEACHER=teacher, **setting.tile(),
-                **launch.product_options(dtype, device), **setting.options(),
-            )  # fmt: skip
-            positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)
-            few = alone and len(partial) <= FEW
-            partial = partial if few else partial.sum().view(1)
-            partials.append(partial if unit is None else partial / unit)
-            sums.add(workspace[:h, :w], rows, cols)
+
+    def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
+        h, w = rows[1] - rows[0], cols[1] - cols[0]
+        programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
+        partial = p.x.new_empty(programs * setting.rows, dtype=torch.float32)
+        gradient_kernel[(programs,)](
+            p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
+            p.image_groups, p.text_groups,
+            statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
+            upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
+            stored, workspace, partial,
+            p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
+            setting.group, TEACHER=teacher, **setting.tile(),
+            **launch.product_options(dtype, device), **setting.options(),
+        )  # fmt: skip
+        positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)
+        few = alone and len(partial) <= FEW
+        partial = partial if few else partial.sum().view(1)
+        return partial if unit is None else partial / unit
+
+    sums = GradientSum(problem, needs, unit, chunk=shape(p))
+    partials = walk(p, sums, fill)
     if not needs.scale:
         return sums.finish(torch.zeros_like(p.scale))
     return sums.finish(_scale_gradient(p, statistics, upstream, factor, partials))

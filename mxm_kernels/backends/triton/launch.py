@@ -19,7 +19,7 @@ from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.triton import tuned
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase, Target
 
-WORKSPACE_BYTES = 256 << 20  # bound of every scratch buffer, whatever the batch
+SCRATCH_BYTES = 256 << 20  # bound of a launch's column statistics, whatever the batch
 # Rows of x that all programs together walk along y: they are read again for every block of
 # columns, so they have to stay in the L2 cache beside those blocks (A100 40 MB, H100 50 MB).
 CACHED_BYTES = 12 << 20
@@ -28,6 +28,12 @@ CACHED_BYTES = 12 << 20
 def interpreted() -> bool:
     """Whether Triton interprets kernels on the CPU instead of compiling them."""
     return knobs.runtime.interpret
+
+
+if interpreted():
+    from mxm_kernels.backends.triton import interpreter
+
+    interpreter.mend()
 
 
 @cache

@@ -22,12 +22,13 @@ from mxm_kernels.backends.problem import (
     SigmoidStatistics,
     SigmoidWeights,
 )
-from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
-from mxm_kernels.backends.triton.gradient import empty_workspace, fits, stored_factor
+from mxm_kernels.backends.triton.gradient import stored_factor
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
 from mxm_kernels.backends.triton.tile import padded, place_of, products, sigmoid_with, softplus_with
+from mxm_kernels.backends.triton.workspace import shape, walk
 
 
 @triton.jit
@@ -158,7 +159,7 @@ def sigmoid_pairs_kernel(
 Positives = Callable[[Tensor, Span, Span, Tensor], None]
 
 
-def _walk(
+def _scalar_sums(
     p: Problem,
     bias: Tensor,
     weights: tuple[Tensor, Tensor],
@@ -167,28 +168,28 @@ def _walk(
     positives: Positives,
     programs: int,
 ) -> Tensor:
-    """Fill the workspace over the M x N plane, without a wait for the device; (3,) the sums.
+    """Walk the workspace over the M x N plane; (3,) the sums, of dS S without s, of dS, the loss.
 
     ``programs`` that write the positives' part have a place each beside those of the tiles.
     """
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("sigmoid_gradient", p)
-    workspace, totals = empty_workspace(p), []
-    for rows in split(p.x.shape[0], workspace.shape[0]):
-        for cols in split(p.y.shape[0], workspace.shape[1]):
-            h, w = rows[1] - rows[0], cols[1] - cols[0]
-            tiles = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-            places = tiles * setting.rows
-            partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
-            sigmoid_gradient_kernel[(tiles,)](
-                p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, factor,
-                workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
-                partial.shape[1], setting.group, **setting.tile(),
-                **launch.product_options(dtype, device), **setting.options(),
-            )  # fmt: skip
-            positives(workspace, rows, cols, partial[:, places:])
-            totals.append(partial.sum(1))
-            sums.add(workspace[:h, :w], rows, cols)
+
+    def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
+        h, w = rows[1] - rows[0], cols[1] - cols[0]
+        tiles = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
+        places = tiles * setting.rows
+        partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
+        sigmoid_gradient_kernel[(tiles,)](
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, factor,
+            workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
+            partial.shape[1], setting.group, **setting.tile(),
+            **launch.product_options(dtype, device), **setting.options(),
+        )  # fmt: skip
+        positives(workspace, rows, cols, partial[:, places:])
+        return partial.sum(1)
+
+    totals = walk(p, sums, fill)
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
@@ -206,9 +207,9 @@ def backward(
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
         positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
 
-    sums = GradientSum(problem, needs, unit, alone=fits(p))
+    sums = GradientSum(problem, needs, unit, chunk=shape(p))
     weights = upstream.r_rows, upstream.r_cols
-    dscale, dbias, _ = _walk(p, bias, weights, factor, sums, positives, programs=0)
+    dscale, dbias, _ = _scalar_sums(p, bias, weights, factor, sums, positives, programs=0)
     gradients = sums.finish(dscale + torch.dot(upstream.positives, S) / p.scale)
     return SigmoidGradients(*gradients, dbias.clone())  # of its own, not one of three sums
 
@@ -226,8 +227,8 @@ def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) 
             WEIGHED=len(w.row_pairs) > 0, **BLOCK,
         )  # fmt: skip
 
-    sums = GradientSum(problem, needs, unit, alone=fits(p), dtype=p.gradient_dtype)
-    totals = _walk(p, bias, (w.rows, w.cols), factor, sums, positives, programs)
+    sums = GradientSum(problem, needs, unit, chunk=shape(p), dtype=p.gradient_dtype)
+    totals = _scalar_sums(p, bias, (w.rows, w.cols), factor, sums, positives, programs)
     gradients = sums.finish(p.scale)
     # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
     # is NaN.

@@ -196,9 +196,9 @@ def grid(problem: Problem, setting: Launch, width: int) -> tuple[int, int]:
 
 
 def widest(problem: Problem, setting: Launch, fields: int) -> int:
-    """Columns of one launch such that their scratch stays inside the workspace."""
+    """Columns of one launch such that their scratch stays inside ``launch.SCRATCH_BYTES``."""
     row_programs, _ = grid(problem, setting, problem.y.shape[0])
-    return max(setting.cols, launch.WORKSPACE_BYTES // (4 * fields * row_programs))
+    return max(setting.cols, launch.SCRATCH_BYTES // (4 * fields * row_programs))
 
 
 def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
