@@ -29,7 +29,7 @@ if [ "$device" = cpu ]; then
         echo "bench/gpu.sh: BENCH_DEVICE=cpu goes with BENCH_SUITE=smoke, got $suite" >&2
         exit 64
     fi
-    export TRITON_INTERPRET=1
+    export TRITON_INTERPRET=1 OMP_NUM_THREADS=1 # batches this small only wait for a second thread
 else
     unset TRITON_INTERPRET # interpreted kernels are not what is measured
     if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

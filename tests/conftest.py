@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import torch
 
 if not torch.cuda.is_available():
     # Before any kernel is imported: without a GPU Triton interprets the kernels on the CPU.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# No test runs with launch settings that its user once measured.
+os.environ["MXM_KERNELS_TUNED"] = tempfile.mkdtemp(prefix="mxm-kernels-no-settings-")
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -32,8 +32,9 @@ from mxm_kernels.backends.triton.settings import Cell, Phase
 from mxm_kernels.tuning.check import EVERYTHING
 from mxm_kernels.tuning.workload import timed
 
-SECONDS, SMOKE_SECONDS = 1.5, 0.05  # of the timed repeats of a line
-FEWEST, PART_REPEATS = 5, 3
+SECONDS, FEWEST = 1.5, 5  # of the timed repeats of a line
+SMOKE_SECONDS, SMOKE_FEWEST = 0.05, 2
+PART_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def release(device: torch.device) -> None:
 
 
 def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str, Any]:
-    """One line's record; the rate is in TFLOP/s."""
+    """One line's record; ``rate`` is that of an 8192-cubed product in operations a second."""
     began = monotonic()
     gate = Gate(Batch.make(line.case, run.device))
     (provider,) = [p for p in matching((line.provider,), line.case) if p.name == line.provider]
@@ -112,7 +113,10 @@ def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str,
         return {"case": line.case.name, "refused": str(reason)}
     products, _ = floor.choose_height(gate.batch)
     entries = [ours, Entry(floor.NAME, line.case, gate.batch, products.step)]
-    interleave(entries, SMOKE_SECONDS if run.smoke else min(SECONDS, 0.4 * share), FEWEST)
+    if run.smoke:
+        interleave(entries, SMOKE_SECONDS, SMOKE_FEWEST)
+    else:
+        interleave(entries, min(SECONDS, 0.4 * share), FEWEST)
     mine, least = (_medians(entry) for entry in entries)
     operations = products.count * 2.0 * line.case.M * line.case.N * line.case.D
     record: dict[str, Any] = {
@@ -126,10 +130,12 @@ def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str,
         **peaks(ours),
     }
     if rate is not None:
-        record["share_of_product_8192"] = operations / (mine["both"] / 1e3) / (rate * 1e12)
+        record["share_of_product_8192"] = operations / (mine["both"] / 1e3) / rate
     if line.parts and monotonic() - began < share:
         del entries, ours, gate, products  # their memory is the parts' now
-        record["parts_milliseconds"] = _parts(line.case, run.device)
+        record["parts_milliseconds"] = _parts(
+            line.case, run.device, 1 if run.smoke else PART_REPEATS
+        )
     return record
 
 
@@ -138,14 +144,14 @@ def _medians(entry: Entry) -> dict[str, float]:
     return {phase: 1e3 * median(entry.seconds[phase]) for phase in phases}
 
 
-def _parts(case: Case, device: torch.device) -> dict[str, dict[str, float]]:
+def _parts(case: Case, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each kernel and product, by phase."""
     backend = load("triton")
     found: dict[str, dict[str, float]] = {}
     for phase in _phases(case):
         workload = timed(Cell(phase, case.torch_dtype, case.teacher, case.D, case.M), device)
         run = partial(workload.run, backend, EVERYTHING)
-        seconds = parts.measure(run, device, PART_REPEATS)
+        seconds = parts.measure(run, device, repeats)
         found[phase] = {name: 1e3 * value for name, value in seconds.items()}
     return found
 

@@ -75,8 +75,8 @@ def table() -> tuple[tuple[Phase, ...], tuple[Phase, ...]]:
     )
 
     first = (
-        Phase("ceilings", 20, 20, "ceilings.json", _ceilings),
-        Phase("compile", 45, 25, "sweep.json", compiling.phase),
+        Phase("ceilings", 20, 10, "ceilings.json", _ceilings),
+        Phase("compile", 45, 35, "sweep.json", compiling.phase),
         Phase("right", 75, 45, "right.json", right.phase),
         Phase("headline", 60, 20, "headline.json", headline.phase),
         Phase("sweep", 100, 25, "sweep.json", sweep.phase),

@@ -17,6 +17,7 @@ from mxm_kernels.backends.triton.settings import Cell, Launch
 from mxm_kernels.tuning import worker
 
 Job = tuple[Cell, Launch]
+LATE = "the time was up"
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Outcome:
 
     cell: Cell
     launch: Launch
-    seconds: float
-    fault: str | None  # None: it compiled, and is right
+    fault: str | None  # None: it compiled, and is right; LATE: it was not done in time
 
 
 class _Process:
@@ -61,8 +61,7 @@ class _Process:
             return json.loads(reply)
         self.end()
         status = process.returncode
-        late = "the time was up" if status == -9 else f"its process ended with status {status}"
-        return {"seconds": 0.0, "fault": late}
+        return {"fault": LATE if status == -9 else f"its process ended with status {status}"}
 
     def end(self) -> None:
         if self.process is not None:
@@ -96,7 +95,7 @@ def compile_all(
             reply = process.ask(worker.job(cell, device, launch), left)
             with lock:
                 if not stopped.is_set():
-                    done(Outcome(cell, launch, reply["seconds"], reply["fault"]))
+                    done(Outcome(cell, launch, reply["fault"]))
 
     processes = [_Process() for _ in range(workers)]
     threads = [threading.Thread(target=serve, args=(p,), daemon=True) for p in processes]

@@ -17,7 +17,7 @@ from mxm_kernels.backends.triton import launch, tuned
 from mxm_kernels.backends.triton.candidates import GROUPS, candidates
 from mxm_kernels.backends.triton.settings import KINDS, Cell, Launch
 from mxm_kernels.tuning import check
-from mxm_kernels.tuning.compile import Job, Outcome, compile_all
+from mxm_kernels.tuning.compile import LATE, Job, Outcome, compile_all
 from mxm_kernels.tuning.race import race
 from mxm_kernels.tuning.workload import timed
 
@@ -103,7 +103,7 @@ def compiled(
         of = found[outcome.cell]
         if outcome.fault is None:
             of.right.append(outcome.launch)
-        else:
+        elif outcome.fault != LATE:
             of.faults.append((outcome.launch, outcome.fault))
     return found
 

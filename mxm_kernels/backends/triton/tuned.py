@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -193,12 +192,11 @@ def write(entries: list[Entry]) -> Path:
     new |= {(entry.gpu, entry.triton, entry.key): entry for entry in entries}
     text = json.dumps({"format": FORMAT, "entries": [e.as_dict() for e in new.values()]}, indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as temporary:
-            temporary.write(text + "\n")
-        os.replace(name, file)
+        temporary.write_text(text + "\n")
+        os.replace(temporary, file)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return file
