@@ -24,6 +24,7 @@ def phase(run: Run) -> None:
     every = cells.cells(run.smoke)
     swept, entries = {}, []
     seconds = 0.75 * run.left
+    shutil.copy(tuned.write([]), run.out / "tune.json")
     for cell in every:
         name = cells.name(cell)
         shipped = cell.shipped(launch.target(run.device))

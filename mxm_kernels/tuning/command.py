@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
@@ -34,9 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="sigmoid: SigLIP's kernels",
     )
     parser.add_argument("--diagnostics", action="store_true", help="of the statistics")
-    parser.add_argument("--device", type=torch.device, help="a GPU; the current one by default")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"about ({SECONDS:.0f})")
+    parser.add_argument("--device", type=_device, help="a GPU; the current one by default")
+    parser.add_argument("--seconds", type=_seconds, default=SECONDS, help=f"about ({SECONDS:.0f})")
     parser.add_argument("--reset", action="store_true", help="forget what was measured, and end")
+    parser.set_defaults(refuse=parser.error)
 
 
 def _count(text: str) -> int:
@@ -46,8 +48,26 @@ def _count(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"must be a device such as cuda:0, got {text}") from error
+
+
 def run(options: argparse.Namespace) -> int:
     """The exit status."""
+    if options.loss == "sigmoid" and options.diagnostics:
+        options.refuse("--diagnostics are of the softmax losses, got --loss sigmoid")
+    if options.loss == "sigmoid" and options.teacher == "with":
+        options.refuse("--teacher: SigLIP has none, got with")
     try:
         from mxm_kernels.backends.triton import tuned
     except ImportError as error:
@@ -60,18 +80,18 @@ def run(options: argparse.Namespace) -> int:
     if reason is not None:
         return _fail(f"no GPU to measure: {reason}")
     try:
-        tuned.read(tuned.path())  # before the minute is spent
+        tuned.check_writable()
     except tuned.TunedFileError as error:
         return _fail(f"{error}; {tuned.FORGET}")
+    except OSError as error:
+        return _unwritten(error)
     return _tune(options, device, dtype)
 
 
 def _default_device() -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _fail(reason: str) -> int:
@@ -79,7 +99,13 @@ def _fail(reason: str) -> int:
     return 1
 
 
-def _reset(file) -> int:
+def _unwritten(error: Exception) -> int:
+    from mxm_kernels.backends.triton import tuned
+
+    return _fail(f"settings cannot be written: {error}; {tuned.FOLDER} names another folder")
+
+
+def _reset(file: Path) -> int:
     try:
         file.unlink()
     except FileNotFoundError:
@@ -130,7 +156,7 @@ def _tune(options: argparse.Namespace, device: torch.device, dtype: torch.dtype)
     try:
         file = tuned.write(entries)
     except (OSError, tuned.TunedFileError) as error:
-        return _fail(f"the settings could not be written: {error}")
+        return _unwritten(error)
     print(f"\nwritten to {file}: processes that start from now on use them")
     return 0
 

@@ -127,7 +127,7 @@ def read(file: Path) -> tuple[list[Entry], str | None]:
     """
     try:
         text = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return [], None
     except OSError as error:
         raise TunedFileError(f"{file} cannot be read: {error}") from error
@@ -191,8 +191,7 @@ def write(entries: list[Entry]) -> Path:
     new = {(entry.gpu, entry.triton, entry.key): entry for entry in kept}
     new |= {(entry.gpu, entry.triton, entry.key): entry for entry in entries}
     text = json.dumps({"format": FORMAT, "entries": [e.as_dict() for e in new.values()]}, indent=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary = _temporary(file)
     try:
         temporary.write_text(text + "\n")
         os.replace(temporary, file)
@@ -200,3 +199,22 @@ def write(entries: list[Entry]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return file
+
+
+def check_writable() -> None:
+    """Look whether ``write`` can succeed, before a minute is spent on what it is to write.
+
+    Raises:
+        TunedFileError: a file is there that is not one of measured settings.
+        OSError: the folder cannot be written to.
+    """
+    read(path())
+    temporary = _temporary(path())
+    temporary.touch()
+    temporary.unlink()
+
+
+def _temporary(file: Path) -> Path:
+    """A file of this process in the same folder, which is made if it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.with_name(f"{file.name}.{os.getpid()}")
