@@ -35,9 +35,18 @@ def test_the_workspaces_are_those_of_the_code():
 
     assert 3 * 4 * blocked.TILE == 24 << 20
     pytest.importorskip("triton")
-    from mxm_kernels.backends.triton import launch
+    from mxm_kernels.backends.triton import chunks
 
-    assert launch.WORKSPACE_BYTES == 256 << 20
+    assert (chunks.WORKSPACE_BYTES, chunks.LARGE_WORKSPACE_BYTES) == (256 << 20, 1 << 30)
+    assert chunks.LARGE_CARD == 40 * 10**9
+
+
+def test_the_memory_of_the_example_is_that_of_the_code():
+    from mxm_kernels.backends.triton import chunks
+
+    (stated,) = re.findall(r"65,536 x 65,536 at D 768 in bfloat16 takes ([\d,]+) MiB", README)
+    found = chunks.backward_bytes(65_536, 65_536, 768, 2, chunks.LARGE_WORKSPACE_BYTES, True)
+    assert int(stated.replace(",", "")) == round(found / 2**20)
 
 
 def test_the_code_runs():

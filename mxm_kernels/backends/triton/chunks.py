@@ -29,7 +29,11 @@ def workspace_bytes(device: torch.device) -> int:
     """Bound of the bytes of dS that ``device`` holds at a time."""
     if device.type == "cpu":
         return WORKSPACE_BYTES
-    memory = torch.cuda.get_device_properties(device).total_memory
+    return workspace_of_card(torch.cuda.get_device_properties(device).total_memory)
+
+
+def workspace_of_card(memory: int) -> int:
+    """Bound of the bytes of dS on a card with so many bytes of memory."""
     return LARGE_WORKSPACE_BYTES if memory >= LARGE_CARD else WORKSPACE_BYTES
 
 
