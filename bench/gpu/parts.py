@@ -30,7 +30,10 @@ PARTS = {
 }
 # Of PyTorch's calls, those that add one product to another or change its dtype.
 ADDITIONS = ("add_", "copy_", "_to_copy", "div_", "mul_")
-VIEWS = ("view", "slice", "transpose", "t", "select", "detach", "empty", "expand", "as_strided")
+VIEWS = (
+    *("view", "_unsafe_view", "slice", "transpose", "t", "permute", "select", "detach", "alias"),
+    *("expand", "as_strided", "squeeze", "unsqueeze", "set_"),
+)
 
 
 class Parts:

@@ -32,7 +32,7 @@ def race(
     the time does not reach is not in the result.
     """
     ends = perf_counter() + seconds
-    running = []
+    running: list[Launch] = []
     for one in launches:  # loads what was compiled, and warms up
         if running and perf_counter() > ends:
             break

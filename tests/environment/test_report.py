@@ -52,18 +52,23 @@ def test_the_choice_is_that_of_the_public_functions(facts):
 
 
 def test_launches_are_those_of_the_table(facts):
-    launch = pytest.importorskip("mxm_kernels.backends.triton.launch")
+    settings = pytest.importorskip("mxm_kernels.backends.triton.settings")
     row = facts["triton"][0]
-    assert row["row"] in row["rows"] == list(launch.SETTINGS)
-    entry = row["launches"][0]
-    picked = launch.pick(
-        entry["phase"], CPU, getattr(torch, entry["dtype"]), teacher=entry["teacher"]
-    )
-    assert (entry["rows"], entry["cols"], entry["warps"]) == (
-        picked.rows,
-        picked.cols,
-        picked.warps,
-    )
+    assert row["row"] in row["rows"] == list(settings.SETTINGS)
+    for entry in row["launches"]:
+        dtype, teacher = getattr(torch, entry["dtype"]), entry["teacher"]
+        cell = settings.Cell(entry["phase"], dtype, teacher, 768, 16_384)
+        shipped = cell.shipped(row["row"])
+        assert entry.items() >= vars(shipped).items()
+
+
+def test_without_measured_settings_it_says_how_to_get_them(facts):
+    measured = facts["triton"][0]["measured"]
+    if measured is None:
+        pytest.skip("triton cannot run on the CPU here")
+    assert measured["digest"] is None and measured["launches"] == []
+    assert "none measured on this GPU" in report.text(facts)
+    assert "`python -m mxm_kernels tune` measures them" in report.text(facts)
 
 
 def test_the_native_level_is_the_one_that_runs(facts):
