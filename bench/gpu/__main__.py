@@ -52,7 +52,7 @@ def _inside(phase: Phase, run: Run) -> None:
     log = os.open(run.out / "all.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
     print(f"\n=== {phase.name}", flush=True)
     status = 0
     try:

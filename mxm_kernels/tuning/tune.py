@@ -10,7 +10,6 @@ from itertools import chain, zip_longest
 from time import monotonic
 
 import torch
-import triton
 
 from mxm_kernels.backends import load
 from mxm_kernels.backends.triton import launch, tuned
@@ -64,9 +63,7 @@ class Found:
             "candidates": len(self.races[0]),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         }
-        gpu, kernels = launch.device_name(device), tuned.source_hash()
-        bucket = tuned.key(self.cell)
-        return tuned.Entry(gpu, triton.__version__, kernels, bucket, self.best, measured)
+        return tuned.Entry.here(launch.device_name(device), self.cell, self.best, measured)
 
 
 def jobs(cells: list[Cell], device: torch.device) -> list[Job]:

@@ -31,8 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def entry(cell=CELL, found=OTHER, gpu=H100, **changes):
-    of = tuned.Entry(gpu, tuned.triton.__version__, tuned.source_hash(), tuned.key(cell), found)
-    return replace(of, **changes)
+    return replace(tuned.Entry.here(gpu, cell, found, {}), **changes)
 
 
 def test_what_is_written_is_read(folder):

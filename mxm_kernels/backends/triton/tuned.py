@@ -71,6 +71,11 @@ class Entry:
     launch: Launch
     measured: dict[str, Any] = field(default_factory=dict)  # for a reader: times, date
 
+    @classmethod
+    def here(cls, gpu: str, cell: Cell, launch: Launch, measured: dict[str, Any]) -> Entry:
+        """What was measured with this Triton and these kernels."""
+        return cls(gpu, triton.__version__, source_hash(), key(cell), launch, measured)
+
     def as_dict(self) -> dict[str, Any]:
         """For the file."""
         return {**asdict(self), "key": self.key._asdict()}
