@@ -49,6 +49,19 @@ def run_phase(phase: Phase, out: Path, device: torch.device, smoke: bool, second
 
 def _inside(phase: Phase, run: Run) -> None:
     os.setsid()
+    if _touched(run.device):  # then the GPU is out of reach of a forked process: a fresh one
+        options = [f"--device={run.device}", *(["--smoke"] if run.smoke else [])]
+        options += [f"--phase={phase.name}", f"--seconds={run.ends - monotonic()}"]
+        os.execv(sys.executable, [sys.executable, "-m", "bench.gpu", str(run.out), *options])
+    _log_and_run(phase, run)
+
+
+def _touched(device: torch.device) -> bool:
+    """Whether what was imported has touched CUDA before the fork."""
+    return device.type == "cuda" and torch.cuda._is_in_bad_fork()
+
+
+def _log_and_run(phase: Phase, run: Run) -> None:
     log = os.open(run.out / "all.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -76,9 +89,16 @@ def main() -> int:
     parser.add_argument("part", nargs="?", choices=("first", "second"), help="both by default")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--smoke", action="store_true", help="a rehearsal on small batches")
+    parser.add_argument("--phase", help="this one alone, in this process")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="its bound")
     options = parser.parse_args()
     out, began = options.out.resolve(), monotonic()
     first, second = table()
+    for phase in first + second:
+        if phase.name == options.phase:
+            results = Results(out / phase.file)
+            ends = began + options.seconds
+            _log_and_run(phase, Run(out, options.device, options.smoke, results, ends))
     phases = {"first": first, "second": second, None: first + second}[options.part]
     ended: dict[str, str] = {}
     for phase in phases:

@@ -33,16 +33,25 @@ def _problem(command: str) -> str | None:
     if words[:1] == ["make"]:
         done = _run(["make", "--dry-run", *words[1:]])
         return done.stderr if done.returncode else None
+    if words[:4] == ["python", "-m", "mxm_kernels", "tune"]:
+        return _unknown_option(words[1:4], command)
     if words[:3] == ["python", "-m", "mxm_kernels"]:
         done = _run([sys.executable, *words[1:], "--no-check"])
         return done.stderr if done.returncode else None
-    if words[:2] == ["python", "-m"]:  # a command of minutes: its options must exist
-        done = _run([sys.executable, "-m", words[2], "--help"])
-        unknown = [o for o in re.findall(r"--[a-z_-]+", command) if o not in done.stdout]
-        return f"no option {unknown}" if unknown else done.stderr if done.returncode else None
+    if words[:2] == ["python", "-m"]:
+        return _unknown_option(words[1:3], command)
+    if words[0].endswith(".sh"):
+        return None if (ROOT / words[0]).exists() else "there is no such script"
     if words[:2] == ["pip", "install"]:
         return _unknown_extra(words[-1])
     return "this test does not know how to check this command"
+
+
+def _unknown_option(program: list[str], command: str) -> str | None:
+    """A command of minutes is not run; its options must exist."""
+    done = _run([sys.executable, *program, "--help"])
+    unknown = [o for o in re.findall(r"--[a-z_-]+", command) if o not in done.stdout]
+    return f"no option {unknown}" if unknown else done.stderr if done.returncode else None
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

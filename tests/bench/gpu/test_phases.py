@@ -27,6 +27,15 @@ def test_a_phase_that_ends(tmp_path):
     assert Results(tmp_path / "a.json").read() == {"found": 1}
 
 
+def test_where_a_fork_cannot_reach_the_gpu_a_fresh_process_runs_the_phase(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_touched", lambda device: True)
+    phase = phases.table()[1][0]
+    assert program.run_phase(phase, tmp_path, CPU, smoke=True, seconds=60.0) == "done"
+    assert Results(tmp_path / phase.file).read() == {
+        "memcheck": "not run: there is no compute-sanitizer"
+    }
+
+
 def test_what_a_phase_prints_is_in_the_log(tmp_path, capfd):
     run(lambda run: print("words"), tmp_path)
     assert "=== a phase\nwords\n" in (tmp_path / "all.log").read_text()
