@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -25,24 +25,24 @@ class GradientSum:
 
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
-    ``unit`` is a factor that the tiles carry and the sums must lose. ``alone``: there is one tile,
-    whose products on a GPU need no sum and come in the dtype of the features. ``dtype`` is that of
-    the results, by default of the features.
+    ``rescale`` multiplies a sum, in place, by what the tiles lack: the scale, the inverse of a
+    factor that they carry. ``alone``: there is one tile, whose products on a GPU need no sum and
+    come in the dtype of the features. ``dtype`` is that of the results, by default of the features.
     """
 
     def __init__(
         self,
         problem: Problem,
         needs: Needs,
-        unit: Tensor | None = None,
+        rescale: Callable[[Tensor], Tensor] | None = None,
         *,
         alone: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.problem, self.unit = problem, unit
+        self.problem, self.rescale = problem, rescale
         x, y = problem.x, problem.y
         self.dtype = x.dtype if dtype is None else dtype
-        self.direct = alone and unit is None and x.device.type == "cuda"
+        self.direct = alone and rescale is None and x.device.type == "cuda"
         summed = self.dtype if self.direct else problem.accumulator
         self.dx = x.new_empty(x.shape, dtype=self.dtype) if needs.x else None
         self.dy = y.new_empty(y.shape, dtype=summed) if needs.y else None
@@ -58,7 +58,7 @@ class GradientSum:
                 self._block = self._room(self.dx[slice(*rows)])
             add_product(self._block, dS, self.problem.y[slice(*cols)], first=first_col)
             if cols[1] == self.problem.y.shape[0]:
-                done = self._without_unit(self._block)
+                done = self._rescaled(self._block)
                 if done.dtype != self.dx.dtype:
                     self.dx[slice(*rows)] = done
         if self.dy is not None:
@@ -81,12 +81,12 @@ class GradientSum:
         x, y = self.problem.x, self.problem.y
         return Gradients(
             x.new_empty(0) if self.dx is None else self.dx,
-            y.new_empty(0) if self.dy is None else self._without_unit(self.dy).to(self.dtype),
+            y.new_empty(0) if self.dy is None else self._rescaled(self.dy).to(self.dtype),
             dscale,
         )
 
-    def _without_unit(self, total: Tensor) -> Tensor:
-        return total if self.unit is None else total.div_(self.unit)
+    def _rescaled(self, total: Tensor) -> Tensor:
+        return total if self.rescale is None else self.rescale(total)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
