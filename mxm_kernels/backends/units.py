@@ -17,9 +17,10 @@ from torch import Tensor
 # Exponents of ordinary sizes. dS shares one exponential between rows and columns, for which d is
 # multiplied by a number down to exp(-40) = 2**-58: 2**-40 leaves 2**-28 for the smaller of many d.
 _ORDINARY = {torch.float32: 40, torch.float64: 400}
-# Of what comes otherwise: sums of dS times logits up to float32's largest number stay in float32.
-_TARGET = -20
-_MOST = {torch.float32: 800, torch.float64: 800}  # such a power, and s over it, are Python floats
+# Exponents of what comes otherwise: the inverse of the scale within these, so that dS times a logit
+# is an ordinary number too, and sums of it stay in float32 at a scale of 1e38.
+_LOWEST, _HIGHEST = -20, 60
+_MOST = 800  # exponent of a power of two which, like the scale over it, is a Python float
 
 
 def largest_of(vectors: Sequence[Tensor]) -> float:
@@ -35,11 +36,15 @@ def unit_of(largest: float, factor: float, scale: float, dtype: torch.dtype) -> 
     """
     if not all(math.isfinite(v) and v != 0 for v in (largest, factor, scale)):
         return 1.0
-    size, widest = _exponent(largest) + _exponent(factor), _ORDINARY[dtype]
-    if abs(size) <= widest and _exponent(scale) <= widest:
+    size, of_scale, widest = (
+        _exponent(largest) + _exponent(factor),
+        _exponent(scale),
+        _ORDINARY[dtype],
+    )
+    if abs(size) <= widest and abs(of_scale) <= widest:
         return 1.0
-    most = _MOST[dtype]
-    return math.ldexp(1.0, min(most, max(-most, _TARGET - size)))
+    target = min(_HIGHEST, max(_LOWEST, -of_scale))
+    return math.ldexp(1.0, min(_MOST, max(-_MOST, target - size)))
 
 
 def _exponent(value: float) -> int:

@@ -19,8 +19,6 @@ from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
 from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 from mxm_kernels.backends.triton.unit import (
-    BOUNDED,
-    RAISED,
     Unit,
     exponent_of,
     factor_of,
@@ -28,6 +26,7 @@ from mxm_kernels.backends.triton.unit import (
     power_of_two,
     raise_vectors,
     times_power,
+    unit_for,
 )
 
 
@@ -226,9 +225,7 @@ def empty_workspace(problem: Problem) -> Tensor:
     return problem.x.new_empty((height, _padded(width)), dtype=dtype)[:, :width]
 
 
-def bounded(
-    problem: Problem, upstream: Upstream, factor: Tensor | None
-) -> tuple[Upstream, Unit]:
+def bounded(problem: Problem, upstream: Upstream, factor: Tensor | None) -> tuple[Upstream, Unit]:
     """Upstream gradients as the kernels take them, and what dS carries.
 
     float16 holds a power of two: entries of dS are a mean's share of a probability, far below
@@ -236,13 +233,11 @@ def bounded(
     whence 18 decades remain. Upstream gradients without a ``factor`` may be of any size; with one
     they are those of a mean.
     """
-    low = problem.x.dtype == torch.float16
     lowered = None
-    if low or factor is None:
+    if factor is None or problem.x.dtype == torch.float16:
         raised, lowered = raise_vectors(upstream)
         upstream = Upstream(*raised)
-    factor = torch.ones_like(problem.scale) if factor is None else factor
-    return upstream, Unit(problem.scale, factor, (RAISED if low else BOUNDED).value, lowered)
+    return upstream, unit_for(problem.x, problem.scale, factor, lowered)
 
 
 def backward(

@@ -106,8 +106,11 @@ def pair_gradient_kernel(
         if TEACHER:
             T = pair_products(teacher_x, teacher_y, i, j, here, TEACHER_D, PAIR_D)
             T *= tl.load(teacher_scale)
-            row_share = tl.exp(T - tl.load(t_rows + i, mask=here, other=0.0))
-            col_share = tl.exp(T - tl.load(t_cols + j, mask=here, other=0.0))
+            # T is no greater than its normalisers but by the rounding of another order of sums.
+            of_row = T - tl.load(t_rows + i, mask=here, other=0.0)
+            of_col = T - tl.load(t_cols + j, mask=here, other=0.0)
+            row_share = tl.exp(tl.minimum(of_row, 0.0, propagate_nan=tl.PropagateNan.ALL))
+            col_share = tl.exp(tl.minimum(of_col, 0.0, propagate_nan=tl.PropagateNan.ALL))
             grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)
             grad += col_share * tl.load(du_cols + j, mask=here, other=0.0)
         for part in range(parts):

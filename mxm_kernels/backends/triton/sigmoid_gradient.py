@@ -29,12 +29,11 @@ from mxm_kernels.backends.triton.gradient import empty_workspace, fits
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
 from mxm_kernels.backends.triton.tile import padded, products, sigmoid_with, softplus_with
 from mxm_kernels.backends.triton.unit import (
-    BOUNDED,
     KEPT,
-    RAISED,
     Unit,
     factor_of,
     raise_vectors,
+    unit_for,
 )
 
 
@@ -215,9 +214,7 @@ def backward(
     p = padded(problem)
     raised, lowered = raise_vectors(upstream)
     given = SigmoidStatistics(*raised)
-    low = p.x.dtype == torch.float16
-    one = torch.ones_like(p.scale)
-    unit = Unit(p.scale, one, (RAISED if low else BOUNDED).value, lowered)
+    unit = unit_for(p.x, p.scale, None, lowered)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
         positive_gradients(p, given.positives[None], unit, workspace, rows, cols)
@@ -239,11 +236,12 @@ def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) 
     """The loss and its gradients, with weights of an ordinary size but for float16's dS."""
     p, w, pairs = padded(problem), weights, problem.pair_images.shape[0]
     programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])
-    unit = Unit(p.scale, torch.ones_like(p.scale), KEPT.value, None)
     if p.x.dtype == torch.float16:
         raised, lowered = raise_vectors(w[:2], w[2:])
         w = w._replace(rows=raised[0], cols=raised[1])
-        unit = unit._replace(kind=RAISED.value, lowered=lowered)
+        unit = unit_for(p.x, p.scale, None, lowered)
+    else:
+        unit = Unit(p.scale, torch.ones_like(p.scale), KEPT.value, None)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, partial: Tensor) -> None:
         sigmoid_pairs_kernel[(programs,)](

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mxm_kernels.backends.triton import launch
+
 # u of ``factor_of``.
 KEPT = tl.constexpr(0)  # s g itself: R = 0
 BOUNDED = tl.constexpr(1)  # s g itself where it lies within 2^-40 and 2^40
@@ -181,11 +183,7 @@ class Unit(NamedTuple):
     factor: Tensor  # () g
     kind: int  # KEPT, BOUNDED or RAISED
     lowered: Tensor | None  # () int32 E, where the vectors were raised
-
-    @property
-    def early(self) -> bool:
-        """Whether it has to go before sums are rounded to the dtype of the features."""
-        return self.kind == RAISED.value
+    early: bool = False  # whether it has to go before sums are rounded to the dtype of the features
 
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, factor and E, for which anything stands where there is none."""
@@ -203,3 +201,15 @@ class Unit(NamedTuple):
                 num_warps=8,
             )  # fmt: skip
         return total
+
+
+def unit_for(x: Tensor, scale: Tensor, factor: Tensor | None, lowered: Tensor | None) -> Unit:
+    """What dS of features x (M, D) carries; without a factor g is 1.
+
+    It goes early from float16, which holds neither a sum that carries it nor most of those that
+    do not, and from what the interpreter would not round (``launch.workspace_dtype``).
+    """
+    factor = torch.ones_like(scale) if factor is None else factor
+    low = x.dtype == torch.float16
+    early = low or launch.workspace_dtype(x.dtype, x.device) != x.dtype
+    return Unit(scale, factor, (RAISED if low else BOUNDED).value, lowered, early)
