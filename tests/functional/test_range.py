@@ -39,7 +39,7 @@ BATCHES = {
     f"{name}, scale {s:g}": replace(case, temperature=1 / s)
     for name, case, scales in (
         ("random", RAGGED, (80, 1000, 1e-30, 1e30)),
-        ("aligned", ALIGNED, (80, 1000, 1e-30, 1e30)),
+        ("aligned", ALIGNED, (80, 1000, 1e30)),
     )
     for s in scales
 }

@@ -72,8 +72,9 @@ def sigmoid_gradient_kernel(
     FLOAT8: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """Tiles of u dS (``unit.factor_of``), one a program, of the rows and columns from first to last.
+    """Tiles of u dS, one a program, of the rows and columns from first to last.
 
+    u is the scale, or what ``unit`` makes of it.
     The positives' own gradient is missing here; their own kernels overwrite their entries.
     """
     # Row blocks vary fastest: programs that run together share a block of y.
