@@ -25,7 +25,7 @@ _MOST = 800  # exponent of a power of two which, like the scale over it, is a Py
 
 def largest_of(vectors: Sequence[Tensor]) -> float:
     """The greatest magnitude among vectors; waits for their device."""
-    every = torch.cat([v.reshape(-1) for v in vectors])
+    every = torch.cat([v if v.ndim == 1 else v.flatten() for v in vectors])
     return float(torch.linalg.vector_norm(every, torch.inf)) if len(every) else 0.0
 
 
@@ -36,11 +36,8 @@ def unit_of(largest: float, factor: float, scale: float, dtype: torch.dtype) -> 
     """
     if not all(math.isfinite(v) and v != 0 for v in (largest, factor, scale)):
         return 1.0
-    size, of_scale, widest = (
-        _exponent(largest) + _exponent(factor),
-        _exponent(scale),
-        _ORDINARY[dtype],
-    )
+    size, of_scale = _exponent(largest) + _exponent(factor), _exponent(scale)
+    widest = _ORDINARY[dtype]
     if abs(size) <= widest and abs(of_scale) <= widest:
         return 1.0
     target = min(_HIGHEST, max(_LOWEST, -of_scale))

@@ -110,7 +110,7 @@ def _shares(b: Batch, side: int, share: float) -> Tensor:
     """(rows,) what the loss of each row of one side is multiplied with in the mean."""
     rows = b.x.new_full((b.rows[side],), share / b.rows[side], dtype=b.dtype)
     weights = row_weights(b, side, rows, None) if share else None
-    return rows if weights is None else weights * (share / weights.sum())
+    return rows if weights is None else weights / weights.sum() * share
 
 
 def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:

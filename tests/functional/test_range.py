@@ -210,3 +210,21 @@ def test_a_saturated_batch_has_its_gradient(dtype, backend):
     for leaf in (x, y):
         assert leaf.grad is not None
         near(leaf.grad.cpu().double(), 80 * S / 4, rtol=of_S + low.eps, atol=low.tiny * low.eps)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "siglip"])
+def test_weights_of_rows_count_by_their_ratio(name, backend):
+    """Also weights whose inverse is no float32."""
+    x, y, *_ = (f.to(backend.device) for f in RAGGED.features(torch.float32))
+    weights = torch.arange(1.0, 1 + len(x), device=backend.device)
+    function = {
+        "info_nce": fused_info_nce_loss,
+        "siglip": partial(fused_siglip_loss, logit_bias=-1.0),
+    }[name]
+    losses = [
+        function(
+            x, y, RAGGED.ids, logit_scale=10.0, image_weights=weights * size, backend=backend.name
+        )
+        for size in (1.0, 2.0**-130)
+    ]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)

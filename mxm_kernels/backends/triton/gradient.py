@@ -278,14 +278,13 @@ def backward(
             few = alone and len(partial) <= FEW
             partials.append(partial if few else partial.sum().view(1))
             sums.add(workspace[:h, :w], rows, cols)
-    made = sums.finish(torch.zeros_like(p.scale))
-    late = [g for g in (made.x, made.y) if not unit.early]
+    made = sums.finish(p.scale)
+    late = [] if unit.early else [made.x, made.y]
     if needs.scale:
-        made = made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
-    else:
-        for gradient in late:
-            unit.lower(gradient)
-    return made
+        return made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
+    for gradient in late:
+        unit.lower(gradient)
+    return made._replace(scale=torch.zeros_like(p.scale))
 
 
 SUM_BLOCK = 4096
