@@ -29,7 +29,7 @@ from bench.machine_code_page import markdown
 from bench.occupancy import occupancy
 from bench.resources import amd_usage, cuda_code
 from mxm_kernels.backends.problem import FormName
-from mxm_kernels.backends.triton import launch, merge
+from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
@@ -78,6 +78,7 @@ _INT_POINTERS = {
     "text_offsets": "*i64",
     "text_slots": "*i64",
     "seed": "*i64",
+    "lowered": "*i32",
 }
 _NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols", "prior"}
 # Multiples of 16 for the fast dimensions.
@@ -165,6 +166,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "PRECISION": "tf32" if dtype == "tf32" else "ieee",
         "WIDEN": False,
         "FLOAT8": launch.multiplies_float8(config["target"], DTYPES[dtype]),
+        "UNIT": (unit.RAISED if dtype == "fp16" else unit.BOUNDED).value,
+        "LOWERED": True,
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:

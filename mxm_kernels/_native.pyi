@@ -62,6 +62,7 @@ class ForwardPass:
     def finish_diagnostics(self, *statistics: int) -> None: ...
 
 class BackwardPass:
+    unit: float
     dscale: float
     def __init__(
         self,
@@ -86,6 +87,7 @@ class SigmoidForwardPass:
     def finish(self, r_rows: int, r_cols: int, /) -> None: ...
 
 class SigmoidBackwardPass:
+    unit: float
     dscale: float
     dbias: float
     def __init__(
@@ -94,6 +96,7 @@ class SigmoidBackwardPass:
     def sweep(self, *tile: int) -> None: ...
 
 class SigmoidLossPass:
+    unit: float
     loss: float
     dscale: float
     dbias: float

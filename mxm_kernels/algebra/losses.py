@@ -22,14 +22,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from mxm_kernels.algebra.direction import Direction, add_log
 from mxm_kernels.backends.problem import Form, RowProblem
 from mxm_kernels.operators.rows import mixed_rows
-
-# Above it softplus returns its argument: exact in float64.
-_THRESHOLD = 40
 
 
 def masked_rows(d: Direction, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -92,7 +89,7 @@ def joint_rows(d: Direction, weights: object, smoothing: float = 0.0) -> Tensor:
     No positive has a weight of its own; ``weights`` is not used.
     """
     positives = d.logsumexp(d.S).masked_fill(~d.has_positive, 0)
-    losses = softplus(d.n - positives, threshold=_THRESHOLD)
+    losses = -logsigmoid(positives - d.n)
     if smoothing:
         assert d.total is not None
         losses = losses + smoothing * (positives - d.total / d.columns)
@@ -140,7 +137,8 @@ def logsumexp_rows(d: Direction, weights: object = None, smoothing: float = 0.0)
 
 def _against(d: Direction, n: Tensor, smoothing: float) -> Tensor:
     """(P,) softplus(n_i - S_ik), each target smoothed over its positive and the negatives."""
-    losses = softplus(d.spread(n) - d.S, threshold=_THRESHOLD)
+    # softplus multiplies the upstream gradient by an exponential up to exp(threshold) in backward.
+    losses = -logsigmoid(d.S - d.spread(n))
     if not smoothing:
         return losses
     total, count = _over_negatives(d)

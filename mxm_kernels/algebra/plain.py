@@ -106,4 +106,5 @@ def _means(
     """(rows,) weights of which the mean over all rows is 1, or that over those that count."""
     total = weights.sum()
     of_counted = total if counted is None else (weights * counted).sum()
-    return weights * (counts[0] / of_counted), weights * (counts[1] / total)
+    # Not by counts over the sum, which weights of 1e-39 make infinite.
+    return weights / of_counted * counts[0], weights / total * counts[1]

@@ -8,7 +8,9 @@ for the device (the pairs of a tile are looked up on the host); the Triton backe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from mxm_kernels.backends.problem import (
     Upstream,
 )
 from mxm_kernels.backends.tiles import GradientSum, Span, split, times
+from mxm_kernels.backends.units import largest_of, multiply, unit_of
 
 TILE = 1 << 21  # numbers in a tile: 8 MiB of float32
 TILE_COLUMNS = 8192
@@ -145,8 +148,8 @@ class _Blocked:
         factor: Tensor | None = None,
     ) -> Gradients:
         # The sums get the scale, dS does not: in dS S its square may be below float32's numbers.
-        work, sums = _Workspace(problem), GradientSum(problem, needs, 1 / problem.scale)
-        d = upstream if factor is None else Upstream(*(g * factor for g in upstream))
+        d, unit = _bounded(problem, upstream, factor)
+        work, sums = _Workspace(problem), GradientSum(problem, needs, _by_scale(problem, unit))
         positives = d.positives.sum(0)
         of_S = Term.of(statistics.n_rows, statistics.n_cols, d.n_rows, d.n_cols)
         of_T = Term.of(statistics.t_rows, statistics.t_cols, d.u_rows, d.u_cols)
@@ -162,7 +165,7 @@ class _Blocked:
             if needs.scale:
                 dscale += _dot_into(S, dS)
             sums.add(dS, tile.rows, tile.cols)
-        return sums.finish((dscale / problem.scale).to(problem.scale.dtype))
+        return sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
         work = _Workspace(problem)
@@ -187,8 +190,9 @@ class _Blocked:
         upstream: SigmoidStatistics,
         needs: Needs,
     ) -> SigmoidGradients:
+        upstream, unit = _bounded(problem, upstream, None)
         work = _Workspace(problem)
-        sums = GradientSum(problem, needs, 1 / problem.scale)  # as in backward
+        sums = GradientSum(problem, needs, _by_scale(problem, unit))  # as in backward
         dscale, dbias = problem.scale.new_zeros(2, dtype=torch.float64)
         for tile in _tiles(problem):
             S = work.student(tile)
@@ -205,15 +209,16 @@ class _Blocked:
             if needs.scale:
                 dscale += _dot_into(S, dS)
             sums.add(dS, tile.rows, tile.cols)
-        gradients = sums.finish((dscale / problem.scale).to(problem.scale.dtype))
-        return SigmoidGradients(*gradients, dbias.to(bias.dtype))
+        gradients = sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
+        return SigmoidGradients(*gradients, (dbias / unit).to(bias.dtype))
 
     def sigmoid_loss(
         self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
     ) -> SigmoidLoss:
         problem = problem._replace(scale=torch.where(problem.scale > 0, problem.scale, torch.nan))
         work = _Workspace(problem)
-        sums = GradientSum(problem, needs, 1 / problem.scale, dtype=problem.gradient_dtype)
+        by_scale = _by_scale(problem, 1.0)
+        sums = GradientSum(problem, needs, by_scale, dtype=problem.gradient_dtype)
         zero = work.buffers.new_zeros(())
         of_pairs = _of_pairs(problem, weights)
         loss, dscale, dbias = problem.scale.new_zeros(3, dtype=torch.float64)
@@ -242,6 +247,25 @@ class _Blocked:
             gradients.y,
             torch.stack([dscale, dbias]).to(bias.dtype),
         )
+
+
+_Upstream = TypeVar("_Upstream", Upstream, SigmoidStatistics)
+
+
+def _bounded(
+    problem: Problem, upstream: _Upstream, factor: Tensor | None
+) -> tuple[_Upstream, float]:
+    """The upstream gradients times ``factor`` () and a unit; the unit."""
+    g = 1.0 if factor is None else float(factor)
+    unit = unit_of(largest_of(upstream), g, float(problem.scale), problem.accumulator)
+    if unit * g == 1:
+        return upstream, unit
+    return type(upstream)(*(multiply(v.clone(), g * unit) for v in upstream)), unit
+
+
+def _by_scale(problem: Problem, unit: float) -> Callable[[Tensor], Tensor]:
+    """What makes sums over unit times dS, without the scale, gradients."""
+    return partial(multiply, factor=float(problem.scale) / unit)
 
 
 def _dot_into(S: Tensor, dS: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -26,25 +26,25 @@ class GradientSum:
 
     Tiles come row block by row block; dx of a row block is stored once the block is done, so
     only dy, which every row block adds to, is held in the accumulator dtype as a whole.
-    ``unit`` is a factor that the tiles carry and the sums must lose. ``chunk`` is the height and
-    width of the largest tile: where it has all columns (rows), a row of dx (dy) is one product,
-    which on a GPU needs no sum and comes in the dtype of the features. ``dtype`` is that of the
-    results, by default of the features.
+    ``rescale`` multiplies a sum, in place, by what the tiles lack: the scale, the inverse of a
+    factor that they carry. ``chunk`` is the height and width of the largest tile: where it has all
+    columns (rows), a row of dx (dy) is one product, which on a GPU needs no sum and comes in the
+    dtype of the features. ``dtype`` is that of the results, by default of the features.
     """
 
     def __init__(
         self,
         problem: Problem,
         needs: Needs,
-        unit: Tensor | None = None,
+        rescale: Callable[[Tensor], Tensor] | None = None,
         *,
         chunk: tuple[int, int] = (0, 0),
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.problem, self.unit = problem, unit
+        self.problem, self.rescale = problem, rescale
         x, y = problem.x, problem.y
         self.dtype = x.dtype if dtype is None else dtype
-        direct = unit is None and x.device.type == "cuda" and self.dtype == x.dtype
+        direct = rescale is None and x.device.type == "cuda" and self.dtype == x.dtype
         self.direct_dx = direct and chunk[1] == y.shape[0]
         self.direct_dy = direct and chunk[0] == x.shape[0]
         summed = self.dtype if self.direct_dy else problem.accumulator
@@ -72,7 +72,7 @@ class GradientSum:
             self._block = self._room(dx)
         add_product(self._block, dS, y, first=cols[0] == 0)
         if cols[1] == self.problem.y.shape[0]:
-            done = self._without_unit(self._block)
+            done = self._rescaled(self._block)
             if done.dtype != dx.dtype:
                 dx.copy_(done)
             self._block = None  # before the next block of rows takes its room
@@ -87,12 +87,12 @@ class GradientSum:
         x, y = self.problem.x, self.problem.y
         return Gradients(
             x.new_empty(0) if self.dx is None else self.dx,
-            y.new_empty(0) if self.dy is None else self._without_unit(self.dy).to(self.dtype),
+            y.new_empty(0) if self.dy is None else self._rescaled(self.dy).to(self.dtype),
             dscale,
         )
 
-    def _without_unit(self, total: Tensor) -> Tensor:
-        return total if self.unit is None else total.div_(self.unit)
+    def _rescaled(self, total: Tensor) -> Tensor:
+        return total if self.rescale is None else self.rescale(total)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:

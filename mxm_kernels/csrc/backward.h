@@ -27,13 +27,13 @@ inline void widen(const Side& side, std::int64_t length, float& least, float& mo
   }
 }
 
-inline void prepare_side(Side& side, std::int64_t length, const Term& term, float scale) {
+inline void prepare_side(Side& side, std::int64_t length, const Term& term, double scale) {
   side.factor.assign(length + kPad, 0.0f);
   side.shift.assign(length + kPad, 0.0f);
   for (std::int64_t k = 0; k < length; ++k) {
     const float l = side.normaliser[k];
     side.shift[k] = l;
-    side.factor[k] = side.upstream[k] * scale;
+    side.factor[k] = static_cast<float>(side.upstream[k] * scale);
     if (term.shared) side.factor[k] *= l == -INFINITY ? 0.0f : std::exp(term.reference - l);
   }
 }
@@ -120,7 +120,7 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
 inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
   double total = 0;
   each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t place) {
-    const float gradient = pass.dpositives[slot] * pass.upstream_scale();
+    const float gradient = static_cast<float>(pass.dpositives[slot] * pass.upstream_scale());
     tile.dS[place] += gradient;
     total += static_cast<double>(gradient) * pass.positives[slot];
   });

@@ -2,6 +2,9 @@
 
 #include "fused.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include MXM_UNIT
 #include "backward.h"
 #include "forward.h"
@@ -188,17 +191,35 @@ inline void add_to_dy(const Products& g, std::int64_t depth, std::int64_t col,
   }
 }
 
-// `factor` times a row of float32, rounded.
-inline void store_rounded(const float* from, float factor, Half* to, std::int64_t count) {
+// Multiplies by a number, in two steps, since that may be no float where the result is one. Both
+// go the same way: nothing is lost between them.
+struct Rescale {
+  explicit Rescale(double factor) {
+    constexpr int kMost = 250;  // beyond it no float has a float for result
+    int exponent = 0;
+    const double mantissa = std::frexp(factor, &exponent);
+    exponent = std::clamp(exponent, -kMost, kMost);
+    first = static_cast<float>(std::ldexp(1.0, exponent / 2));
+    second = static_cast<float>(std::ldexp(mantissa, exponent - exponent / 2));
+  }
+  Floats operator()(Floats value) const { return value * first * second; }
+
+  float first;
+  float second;
+};
+
+// A row of float32, rescaled and rounded.
+inline void store_rounded(const float* from, const Rescale& rescale, Half* to,
+                          std::int64_t count) {
   for (std::int64_t k = 0; k < count; k += kLanes) {
-    const Floats value = load(from + k, count - k) * factor;
+    const Floats value = rescale(load(from + k, count - k));
     const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)value);
     std::memcpy(to + k, &rounded, std::min<std::int64_t>(kLanes, count - k) * sizeof(Half));
   }
 }
 
 // Rows of dy from its transpose, 16 x 16 at a time.
-inline void store_dy(const Products& g, float factor, Half* to) {
+inline void store_dy(const Products& g, const Rescale& rescale, Half* to) {
 #pragma omp for schedule(static)
   for (std::int64_t n = 0; n < g.y.rows; n += 16) {
     for (std::int64_t d = 0; d < g.x.cols; d += 16) {
@@ -208,7 +229,7 @@ inline void store_dy(const Products& g, float factor, Half* to) {
       for (int k = 0; k < 16 && n + k < g.y.rows; ++k) {
         alignas(64) float row[16];
         _mm512_store_si512(row, block[k]);
-        store_rounded(row, factor, to + (n + k) * g.x.cols + d,
+        store_rounded(row, rescale, to + (n + k) * g.x.cols + d,
                       std::min<std::int64_t>(16, g.x.cols - d));
       }
     }
@@ -272,24 +293,11 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
   return total;
 }
 
-// 1 / the largest upstream gradient. A loss that is multiplied by something then has the same
-// dS to round, whatever that is.
-inline float unit_of(const Backward& pass) {
-  const Problem& p = pass.problem;
-  float largest = 0;
-  const auto widen = [&largest](const float* values, std::int64_t length) {
-    for (std::int64_t k = 0; k < length; ++k) largest = std::max(largest, std::fabs(values[k]));
-  };
-  widen(pass.student.rows.upstream, p.rows);
-  widen(pass.student.cols.upstream, p.cols);
-  widen(pass.dpositives, p.image_offsets[p.rows]);
-  if (p.has_teacher) {
-    widen(pass.teacher.rows.upstream, p.rows);
-    widen(pass.teacher.cols.upstream, p.cols);
-  }
-  largest *= std::fabs(pass.factor);
-  const bool usable = largest > 1e-30f && largest < 1e30f;  // its inverse is an ordinary number
-  return usable ? 1 / largest : 1.0f;
+// 1 / the largest dS. A loss that is multiplied by something then has the same dS to round,
+// whatever that is.
+inline double unit_of(const Backward& pass) {
+  const double size = pass.size();
+  return size > 0 && std::isfinite(size) ? 1 / size : 1;
 }
 
 void backward(Backward& pass, const Features& features, const FeatureGradients& gradients) {
@@ -297,6 +305,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const Products g(student, gradients);
   pass.unit = unit_of(pass);
+  const Rescale rescale(1 / pass.unit);
   prepare(pass);
   std::vector<double> totals(p.threads, 0.0);
 #pragma omp parallel num_threads(p.threads)
@@ -311,14 +320,14 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
       if (!g.want_x) continue;
 #pragma omp for schedule(static)
       for (std::int64_t i = 0; i < rows; ++i) {
-        store_rounded(g.dx.get() + i * g.dx_stride, 1 / pass.unit,
+        store_rounded(g.dx.get() + i * g.dx_stride, rescale,
                       gradients.x + (row + i) * g.x.cols, g.x.cols);
       }
     }
-    if (g.want_y) store_dy(g, 1 / pass.unit, gradients.y);
+    if (g.want_y) store_dy(g, rescale, gradients.y);
     totals[thread_number()] = total;
   }
-  for (const double total : totals) pass.dscale += total / pass.unit;
+  for (const double total : totals) pass.dscale += total;
 }
 
 }  // namespace

@@ -134,7 +134,7 @@ class BackwardPass {
   // `statistics`: n, n', S of the positives, t, t'; `upstream`: dn, dn', dS_pos, du, du'.
   BackwardPass(const std::string& level, const Problem& problem,
                const std::vector<std::uintptr_t>& statistics,
-               const std::vector<std::uintptr_t>& upstream, float factor)
+               const std::vector<std::uintptr_t>& upstream, double factor)
       : kernels_(kernels(level)) {
     pass_.problem = problem;
     pass_.factor = factor;
@@ -144,6 +144,7 @@ class BackwardPass {
     pass_.dpositives = at<const float>(upstream.at(2));
     pass_.teacher.rows = make_side(statistics.at(3), upstream.at(3));
     pass_.teacher.cols = make_side(statistics.at(4), upstream.at(4));
+    pass_.unit = ordinary_unit(pass_.size());
     kernels_.prepare(pass_);
   }
 
@@ -162,7 +163,8 @@ class BackwardPass {
     fused(unit).backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
   }
 
-  double dscale() const { return pass_.dscale; }
+  double unit() const { return pass_.unit; }
+  double dscale() const { return pass_.dscale / pass_.unit; }
 
  private:
   const Kernels& kernels_;
@@ -187,20 +189,23 @@ class SigmoidForwardPass {
   SigmoidForward pass_;
 };
 
-// Upstream gradients times s; dS is then the gradient of x y^T.
-std::vector<float> scaled(const float* upstream, std::int64_t length, float scale) {
+// Upstream gradients times s and the unit; dS is then unit times the gradient of x y^T.
+std::vector<float> scaled(const float* upstream, std::int64_t length, double scale) {
   std::vector<float> values(length + kPad, 0.0f);
-  for (std::int64_t k = 0; k < length; ++k) values[k] = upstream[k] * scale;
+  for (std::int64_t k = 0; k < length; ++k) values[k] = static_cast<float>(upstream[k] * scale);
   return values;
 }
 
-// The first two of `vectors` are of the rows and of the columns.
-void set_up(SigmoidBackward& pass, const Problem& problem, float bias,
-            const std::vector<std::uintptr_t>& vectors) {
+// `rows` and `cols` are the upstream gradients, `positives` the greatest of the positives'.
+void set_up(SigmoidBackward& pass, const Problem& problem, float bias, const float* rows,
+            const float* cols, double positives) {
+  double largest = largest_of(rows, problem.rows, positives);
+  largest = largest_of(cols, problem.cols, largest);
   pass.problem = problem;
   pass.bias = bias;
-  pass.rows = scaled(at<const float>(vectors.at(0)), problem.rows, problem.scale);
-  pass.cols = scaled(at<const float>(vectors.at(1)), problem.cols, problem.scale);
+  pass.unit = ordinary_unit(largest * std::fabs(problem.scale));
+  pass.rows = scaled(rows, problem.rows, pass.upstream_scale());
+  pass.cols = scaled(cols, problem.cols, pass.upstream_scale());
 }
 
 class SigmoidBackwardPass {
@@ -209,15 +214,17 @@ class SigmoidBackwardPass {
   SigmoidBackwardPass(const std::string& level, const Problem& problem, float bias,
                       std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream)
       : kernels_(kernels(level)) {
-    set_up(pass_, problem, bias, upstream);
     pass_.positives = at<const float>(positives);
     pass_.dpositives = at<const float>(upstream.at(2));
+    set_up(pass_, problem, bias, at<const float>(upstream.at(0)), at<const float>(upstream.at(1)),
+           largest_of(pass_.dpositives, problem.image_offsets[problem.rows]));
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_backward_tile(pass_, tile); }
 
-  double dscale() const { return pass_.dscale; }
-  double dbias() const { return pass_.dbias; }
+  double unit() const { return pass_.unit; }
+  double dscale() const { return pass_.dscale / pass_.unit; }
+  double dbias() const { return pass_.dbias / pass_.unit; }
 
  private:
   const Kernels& kernels_;
@@ -230,17 +237,23 @@ class SigmoidLossPass {
   SigmoidLossPass(const std::string& level, const Problem& problem, float bias,
                   std::uintptr_t scratch, const std::vector<std::uintptr_t>& weights)
       : kernels_(kernels(level)) {
-    set_up(pass_, problem, bias, weights);
+    const float* const rows = at<const float>(weights.at(0));
+    const float* const cols = at<const float>(weights.at(1));
+    const std::int64_t pairs = problem.image_offsets[problem.rows];
     pass_.own = at<float>(scratch);
     pass_.row_weights = at<const float>(weights.at(2));
     pass_.col_weights = at<const float>(weights.at(3));
+    set_up(pass_, problem, bias, rows, cols,
+           std::max(largest_of(rows, problem.rows) * largest_of(pass_.row_weights, pairs),
+                    largest_of(cols, problem.cols) * largest_of(pass_.col_weights, pairs)));
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_loss_tile(pass_, tile); }
 
-  double loss() const { return pass_.loss; }
-  double dscale() const { return pass_.dscale; }
-  double dbias() const { return pass_.dbias; }
+  double loss() const { return pass_.loss / pass_.unit; }
+  double unit() const { return pass_.unit; }
+  double dscale() const { return pass_.dscale / pass_.unit; }
+  double dbias() const { return pass_.dbias / pass_.unit; }
 
  private:
   const Kernels& kernels_;
@@ -320,11 +333,12 @@ NB_MODULE(_native, m) {
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::uintptr_t>&, float>(),
+                    const std::vector<std::uintptr_t>&, double>(),
            Release())
       .def("sweep", sweep<BackwardPass>, Release())
       .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::run_fused, Release())
+      .def_prop_ro("unit", &BackwardPass::unit)
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())
@@ -335,6 +349,7 @@ NB_MODULE(_native, m) {
                     const std::vector<std::uintptr_t>&>(),
            Release())
       .def("sweep", sweep<SigmoidBackwardPass>, Release())
+      .def_prop_ro("unit", &SigmoidBackwardPass::unit)
       .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
       .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
   nb::class_<SigmoidLossPass>(m, "SigmoidLossPass")
@@ -343,6 +358,7 @@ NB_MODULE(_native, m) {
            Release())
       .def("sweep", sweep<SigmoidLossPass>, Release())
       .def_prop_ro("loss", &SigmoidLossPass::loss)
+      .def_prop_ro("unit", &SigmoidLossPass::unit)
       .def_prop_ro("dscale", &SigmoidLossPass::dscale)
       .def_prop_ro("dbias", &SigmoidLossPass::dbias);
 }

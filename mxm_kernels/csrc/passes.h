@@ -6,7 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #define MXM_TEXT(name) #name
@@ -129,16 +131,48 @@ struct Gradient {
   Problem problem;
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
-  float factor = 1;                   // of all upstream gradients
-  float unit = 1;                     // factor that dS carries, and the gradients must lose
+  double factor = 1;                  // of all upstream gradients
+  double unit = 1;                    // factor that dS carries, and the gradients must lose
   double dscale = 0;                  // sum of dS * S
 
-  float upstream_scale() const { return problem.scale * factor * unit; }
+  // In double: a factor, or its product with the scale, may be no float where dS is one.
+  double upstream_scale() const { return problem.scale * factor * unit; }
 };
+
+// The greatest magnitude of `values`, which may be null, and `least`.
+inline double largest_of(const float* values, std::int64_t length, double least = 0) {
+  float largest = 0;
+  for (std::int64_t k = 0; values != nullptr && k < length; ++k) {
+    largest = std::max(largest, std::fabs(values[k]));
+  }
+  return std::max<double>(largest, least);
+}
+
+// The unit for dS of that size: a power of two where floats could not hold it and what it is
+// multiplied by on the way, exp(-40) = 2^-58 included (backward.h), else 1.
+inline double ordinary_unit(double size) {
+  constexpr int kOrdinary = 40;
+  if (!(size > 0) || !std::isfinite(size)) return 1;
+  const int exponent = std::ilogb(size);
+  return std::abs(exponent) <= kOrdinary ? 1 : std::ldexp(1.0, -exponent);
+}
 
 struct Backward : Gradient {
   Term student;
   Term teacher;
+
+  // The greatest upstream gradient times what it is multiplied by, the unit left out.
+  double size() const {
+    const Problem& p = problem;
+    double largest = largest_of(dpositives, p.image_offsets[p.rows]);
+    largest = largest_of(student.rows.upstream, p.rows, largest);
+    largest = largest_of(student.cols.upstream, p.cols, largest);
+    if (p.has_teacher) {
+      largest = largest_of(teacher.rows.upstream, p.rows, largest);
+      largest = largest_of(teacher.cols.upstream, p.cols, largest);
+    }
+    return largest * std::fabs(p.scale * factor);
+  }
 };
 
 // Sums of softplus(S + b) over the negatives of all rows and columns.
@@ -161,7 +195,7 @@ struct SigmoidForward {
 
 struct SigmoidBackward : Gradient {
   float bias = 0;
-  std::vector<float> rows;  // (M,) upstream gradients times s
+  std::vector<float> rows;  // (M,) upstream gradients times s and the unit
   std::vector<float> cols;  // (N + kPad,)
   double loss = 0;          // sum of the negatives' softplus(S + b), weighted by those
   double dbias = 0;         // sum of the negatives' dS

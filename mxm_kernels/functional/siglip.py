@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 from typing_extensions import Unpack
 
 from mxm_kernels.algebra import selection as draws
@@ -110,7 +110,7 @@ def _shares(b: Batch, side: int, share: float) -> Tensor:
     """(rows,) what the loss of each row of one side is multiplied with in the mean."""
     rows = b.x.new_full((b.rows[side],), share / b.rows[side], dtype=b.dtype)
     weights = row_weights(b, side, rows, None) if share else None
-    return rows if weights is None else weights * (share / weights.sum())
+    return rows if weights is None else weights / weights.sum() * share
 
 
 def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _rows(b: Batch, bias: Tensor) -> tuple[Tensor, Tensor]:
         one = b.x.new_ones((), dtype=b.dtype)
         first = _run(b, scaled(b.x, b.scales[0]), b.y, one, bias)
         second = _run(b, b.x, scaled(b.y, b.scales[1]), one, bias)
-    terms = [softplus(-(S + bias), threshold=40) for S in (first.S_rows, second.S_cols)]
+    terms = [-logsigmoid(S + bias) for S in (first.S_rows, second.S_cols)]
     if b.options.pair_weights is not None:
         weights = b.own_pairs(draws.own_weights(b.tables, b.options.pair_weights, b.dtype))
         terms = [w * term for w, term in zip(weights, terms, strict=True)]

@@ -5,12 +5,16 @@ torch.mm multiplies features into a tile, the extension sweeps over it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mxm_kernels.backends.native.extension import cpp, features_of
 from mxm_kernels.backends.problem import Gradients, Needs, Problem
 from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.units import multiply
 
 TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
 TILE_COLUMNS = 4608  # at D = 1024 their widened features are 18 MiB
@@ -80,7 +84,8 @@ def kept_shape(problem: Problem) -> tuple[int, ...]:
 
 def kept_gradients(problem: Problem, needs: Needs, sweep, kept: Tensor) -> Gradients:
     """From the tile that forward kept, which a second backward may read again."""
-    rows, cols, sums = len(problem.x), len(problem.y), GradientSum(problem, needs)
+    rows, cols = len(problem.x), len(problem.y)
+    sums = GradientSum(problem, needs, _without_unit(sweep))
     dS, teacher = torch.empty_like(kept[0]), kept[-1].data_ptr() if problem.has_teacher else 0
     sweep.sweep_to(dS.data_ptr(), kept.data_ptr(), teacher, kept.shape[2], rows, cols)
     sums.add(dS[:, :cols], (0, rows), (0, cols))
@@ -91,11 +96,16 @@ def tiled_gradients(
     problem: Problem, needs: Needs, sweep, dtype: torch.dtype | None = None
 ) -> Gradients:
     """Tile by tile: similarities again, dS in their place, its products."""
-    plane, sums = Plane(problem), GradientSum(problem, needs, dtype=dtype)
+    plane, sums = Plane(problem), GradientSum(problem, needs, _without_unit(sweep), dtype=dtype)
     for rows, cols in plane:
         sweep.sweep(*plane.addresses(rows, cols))
         sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)
     return sums.finish(problem.scale)
+
+
+def _without_unit(sweep) -> Callable[[Tensor], Tensor] | None:
+    """What takes out of a sum the factor that dS carries, where it carries one."""
+    return None if sweep.unit == 1 else partial(multiply, factor=1 / sweep.unit)
 
 
 def fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradients:

@@ -7,8 +7,6 @@ gradient kernels would cost 5 and 8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +18,16 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
 from mxm_kernels.backends.triton.positives import positive_gradients
 from mxm_kernels.backends.triton.tile import padded, place_of, products, teacher_arguments
+from mxm_kernels.backends.triton.unit import (
+    Unit,
+    exponent_of,
+    factor_of,
+    lower_block,
+    power_of_two,
+    raise_vectors,
+    times_power,
+    unit_for,
+)
 from mxm_kernels.backends.triton.workspace import fits, shape, walk
 
 
@@ -42,9 +50,9 @@ def gradient_kernel(
     dn_cols,  # (N,)
     du_rows,  # (M,)
     du_cols,  # (N,)
-    factor,  # () of dS as it is stored, besides the scale
+    factor,  # () of the upstream gradients
     dS,  # (height, stride) out
-    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of factor dS S of negatives
+    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of u dS S of negatives
     D,
     TEACHER_D,
     first_row,
@@ -60,8 +68,11 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     FLOAT8: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
+    """Tiles of u dS, one a program, of the rows and columns from first to last.
+
+    u is scale times factor, or what ``unit`` makes of them.
 
     The positives' own gradient is missing here; ``positives`` overwrites their entries.
     """
@@ -74,7 +85,7 @@ def gradient_kernel(
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
     s = tl.load(scale)
-    u = s * tl.load(factor)
+    u, _ = factor_of(s, tl.load(factor), UNIT)
     S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
     grad = two_sided(
         S,
@@ -87,7 +98,7 @@ def gradient_kernel(
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
     grad = tl.where(same | ~inside, 0.0, grad)
-    own = tl.sum(grad * S, axis=1)  # of factor dS times the logits
+    own = tl.sum(grad * S, axis=1)  # of u dS times the logits
     tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), own)
     if TEACHER:
         T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
@@ -117,21 +128,21 @@ def _sum(a, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, length, BLOCK: tl.constexpr):
-    """Sum of a times b, in a fixed order."""
+def _dot(a, b, length, factor, BLOCK: tl.constexpr):
+    """Sum of factor a times b, in a fixed order."""
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, length, BLOCK):
         place = start + tl.arange(0, BLOCK)
         inside = place < length
-        total += tl.load(a + place, mask=inside, other=0.0) * tl.load(
+        total += (tl.load(a + place, mask=inside, other=0.0) * factor) * tl.load(
             b + place, mask=inside, other=0.0
         )
     return tl.sum(total, axis=0)
 
 
-@triton.jit(do_not_specialize=["tiles", "pairs", "parts", "rows", "cols"])
+@triton.jit(do_not_specialize=["tiles", "pairs", "parts", "rows", "cols", "x_length", "y_length"])
 def scale_gradient_kernel(
-    partial,  # (tiles,) sums of factor dS S over the negatives, by rows of tiles
+    partial,  # (tiles,) sums of u dS S over the negatives, by rows of tiles
     positives,  # (pairs,)
     dpositives,  # (parts, pairs)
     u_rows,  # (rows,)
@@ -140,44 +151,66 @@ def scale_gradient_kernel(
     du_cols,  # (cols,)
     scale,  # ()
     factor,  # ()
+    lowered,  # () int32, not read unless LOWERED
     dscale,  # () out
+    dx,  # (x_length,) in and out
+    dy,  # (y_length,) in and out
     tiles,
     pairs,
     parts,
     rows,
     cols,
+    x_length,
+    y_length,
     TEACHER: tl.constexpr,
+    UNIT: tl.constexpr,
+    LOWERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of the scale: sum dS S, of which the statistics know all but the negatives' part.
+    """The first program: the gradient of the scale; the others take the unit out of dx and dy.
 
-    The teacher's part is sum du u, since u is an average of S.
+    It is sum dS S, of which the statistics know all but the negatives' part. The teacher's part is
+    sum du u, since u is an average of S.
     """
-    known = _dot(positives, dpositives, pairs, BLOCK)
-    for part in range(1, parts):
-        known += _dot(positives, dpositives + part * pairs, pairs, BLOCK)
-    if TEACHER:
-        known += _dot(u_rows, du_rows, rows, BLOCK) + _dot(u_cols, du_cols, cols, BLOCK)
-    total = known * tl.load(factor) + _sum(partial, tiles, BLOCK)
-    tl.store(dscale, total / tl.load(scale))
+    s = tl.load(scale)
+    u, R = factor_of(s, tl.load(factor), UNIT)
+    if LOWERED:
+        R += tl.load(lowered)
+    block = tl.program_id(0) - 1
+    x_blocks = tl.cdiv(x_length, BLOCK)
+    if block < 0:
+        # By the exponent of the scale first: the product of S and a gradient may be no float32.
+        of_s = exponent_of(s)
+        down = power_of_two(-of_s)
+        known = _dot(positives, dpositives, pairs, down, BLOCK)
+        for part in range(1, parts):
+            known += _dot(positives, dpositives + part * pairs, pairs, down, BLOCK)
+        if TEACHER:
+            known += _dot(u_rows, du_rows, rows, down, BLOCK)
+            known += _dot(u_cols, du_cols, cols, down, BLOCK)
+        mantissa = s * down
+        total = known / mantissa * u + _sum(partial, tiles, BLOCK)
+        tl.store(dscale, times_power(total / mantissa, R - of_s))
+    elif R != 0:
+        if block < x_blocks:
+            lower_block(dx, block, x_length, R, BLOCK)
+        else:
+            lower_block(dy, block - x_blocks, y_length, R, BLOCK)
 
 
-def stored_factor(
-    problem: Problem, upstream: Sequence[Tensor], factor: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The factor of dS in the workspace besides the scale, and what the sums must lose of it.
+def bounded(problem: Problem, upstream: Upstream, factor: Tensor | None) -> tuple[Upstream, Unit]:
+    """Upstream gradients as the kernels take them, and what dS carries.
 
-    For float16 it holds a power of two: entries of dS are a mean's share of a probability, far
-    below float16's smallest number (6e-8); the largest upstream gradient is raised to 2**12,
-    whence 19 decades remain.
+    float16 holds a power of two: entries of dS are a mean's share of a probability, far below
+    float16's smallest number (6e-8); the largest upstream gradient is raised to 2**10 ... 2**12,
+    whence 18 decades remain. Upstream gradients without a ``factor`` may be of any size; with one
+    they are those of a mean.
     """
-    factor = torch.ones_like(problem.scale) if factor is None else factor
-    if problem.x.dtype != torch.float16:
-        return factor, None
-    largest = torch.stack([g.abs().amax() if g.numel() else g.new_zeros(()) for g in upstream])
-    room = largest.amax() * (problem.scale * factor).abs()
-    unit = torch.exp2(12 - torch.ceil(torch.log2(torch.where(room > 0, room, 1.0))))
-    return factor * unit, unit
+    lowered = None
+    if factor is None or problem.x.dtype == torch.float16:
+        raised, lowered = raise_vectors(upstream)
+        upstream = Upstream(*raised)
+    return upstream, unit_for(problem.x, problem.scale, factor, lowered)
 
 
 def backward(
@@ -192,8 +225,7 @@ def backward(
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", problem)
-    factor = torch.ones_like(p.scale) if factor is None else factor
-    stored, unit = stored_factor(p, upstream, factor)
+    upstream, unit = bounded(p, upstream, factor)
     alone = fits(p)
     terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
 
@@ -206,21 +238,24 @@ def backward(
             p.image_groups, p.text_groups,
             statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
             upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
-            stored, workspace, partial,
+            unit.factor, workspace, partial,
             p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-            setting.group, TEACHER=teacher, **setting.tile(),
+            setting.group, TEACHER=teacher, UNIT=unit.kind, **setting.tile(),
             **launch.product_options(dtype, device), **setting.options(),
         )  # fmt: skip
-        positive_gradients(p, upstream.positives, stored, workspace, rows, cols, terms)
+        positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
         few = alone and len(partial) <= FEW
-        partial = partial if few else partial.sum().view(1)
-        return partial if unit is None else partial / unit
+        return partial if few else partial.sum().view(1)
 
-    sums = GradientSum(problem, needs, unit, chunk=shape(p))
+    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
     partials = walk(p, sums, fill)
-    if not needs.scale:
-        return sums.finish(torch.zeros_like(p.scale))
-    return sums.finish(_scale_gradient(p, statistics, upstream, factor, partials))
+    made = sums.finish(p.scale)
+    late = [] if unit.early else [made.x, made.y]
+    if needs.scale:
+        return made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
+    for gradient in late:
+        unit.lower(gradient)
+    return made._replace(scale=torch.zeros_like(p.scale))
 
 
 SUM_BLOCK = 4096
@@ -228,15 +263,23 @@ FEW = 1 << 16  # sums that one program adds up; more are worth a launch
 
 
 def _scale_gradient(
-    p: Problem, statistics: Statistics, upstream: Upstream, factor: Tensor, partials: list[Tensor]
+    p: Problem,
+    statistics: Statistics,
+    upstream: Upstream,
+    unit: Unit,
+    partials: list[Tensor],
+    late: list[Tensor],
 ) -> Tensor:
-    """Launch ``scale_gradient_kernel`` on the sums of all tiles."""
+    """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
     tiles = partials[0] if len(partials) == 1 else torch.cat(partials)
     dscale, (parts, pairs) = torch.empty_like(p.scale), upstream.positives.shape
-    scale_gradient_kernel[(1,)](
+    dx, dy = late or (dscale[None][:0],) * 2
+    programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
+    scale_gradient_kernel[(programs,)](
         tiles, statistics.positives, upstream.positives,
         statistics.u_rows, upstream.u_rows, statistics.u_cols, upstream.u_cols,
-        p.scale, factor, dscale, tiles.shape[0], pairs, parts, p.x.shape[0], p.y.shape[0],
-        TEACHER=p.has_teacher, BLOCK=SUM_BLOCK, num_warps=8,
+        *unit.arguments(), dscale, dx, dy, tiles.shape[0], pairs, parts, p.x.shape[0],
+        p.y.shape[0], dx.numel(), dy.numel(),
+        TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,
     )  # fmt: skip
     return dscale

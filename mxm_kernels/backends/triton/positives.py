@@ -16,6 +16,7 @@ from torch import Tensor
 from mxm_kernels.backends.problem import Problem
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton.tile import teacher_arguments, widened
+from mxm_kernels.backends.triton.unit import Unit, factor_of
 
 BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
 
@@ -90,10 +91,11 @@ def pair_gradient_kernel(
     last_col,
     stride,
     TEACHER: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
-    """Positive pairs of the workspace: scale factor dS, summed in float32 before rounding."""
+    """Positive pairs of the workspace: u dS, as in the tiles, summed in float32 before rounding."""
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
     i = tl.load(pair_images + slot, mask=inside, other=-1)
@@ -104,27 +106,30 @@ def pair_gradient_kernel(
         if TEACHER:
             T = pair_products(teacher_x, teacher_y, i, j, here, TEACHER_D, PAIR_D)
             T *= tl.load(teacher_scale)
-            row_share = tl.exp(T - tl.load(t_rows + i, mask=here, other=0.0))
-            col_share = tl.exp(T - tl.load(t_cols + j, mask=here, other=0.0))
+            # T is no greater than its normalisers but by the rounding of another order of sums.
+            of_row = T - tl.load(t_rows + i, mask=here, other=0.0)
+            of_col = T - tl.load(t_cols + j, mask=here, other=0.0)
+            row_share = tl.exp(tl.minimum(of_row, 0.0, propagate_nan=tl.PropagateNan.ALL))
+            col_share = tl.exp(tl.minimum(of_col, 0.0, propagate_nan=tl.PropagateNan.ALL))
             grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)
             grad += col_share * tl.load(du_cols + j, mask=here, other=0.0)
         for part in range(parts):
             grad += tl.load(dpositives + part * pairs + slot, mask=here, other=0.0)
-        unit = tl.load(scale) * tl.load(factor)
-        stored = (grad * unit).to(dS.dtype.element_ty)
+        u, _ = factor_of(tl.load(scale), tl.load(factor), UNIT)
+        stored = (grad * u).to(dS.dtype.element_ty)
         tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
 
 
 def positive_gradients(
     problem: Problem,
     dpositives: Tensor,
-    factor: Tensor,
+    unit: Unit,
     workspace: Tensor,
     rows: Span,
     cols: Span,
     teacher_terms: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Write scale factor dS of the positive pairs into ``workspace``, which has rows x cols of it.
+    """Write u dS of the positive pairs into ``workspace``, which has rows x cols of it.
 
     ``teacher_terms`` are t, t', du and du', read where the problem has a teacher.
     """
@@ -133,7 +138,7 @@ def positive_gradients(
     t_rows, t_cols, du_rows, du_cols = teacher_terms or (dpositives,) * 4
     pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
         teacher_x, teacher_y, teacher_scale, p.pair_images, p.pair_texts,
-        t_rows, t_cols, dpositives, du_rows, du_cols, p.scale, factor, workspace,
+        t_rows, t_cols, dpositives, du_rows, du_cols, unit.scale, unit.factor, workspace,
         pairs, parts, teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-        TEACHER=p.has_teacher, **BLOCK,
+        TEACHER=p.has_teacher, UNIT=unit.kind, **BLOCK,
     )  # fmt: skip

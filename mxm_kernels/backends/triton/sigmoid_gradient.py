@@ -7,7 +7,7 @@ sigmoid statistics leaves those sums unread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import triton
@@ -25,9 +25,15 @@ from mxm_kernels.backends.problem import (
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
-from mxm_kernels.backends.triton.gradient import stored_factor
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
 from mxm_kernels.backends.triton.tile import padded, place_of, products, sigmoid_with, softplus_with
+from mxm_kernels.backends.triton.unit import (
+    KEPT,
+    Unit,
+    factor_of,
+    raise_vectors,
+    unit_for,
+)
 from mxm_kernels.backends.triton.workspace import shape, walk
 
 
@@ -48,7 +54,7 @@ def sigmoid_gradient_kernel(
     text_groups,  # (N,) int32
     row_weights,  # (M,) upstream gradients, which the loss is weighted by
     col_weights,  # (N,)
-    factor,  # () of dS as it is stored, besides the scale
+    factor,  # () of the weights
     dS,  # (height, stride) out
     partial,  # (3, sums) out, by rows of tiles: dS times the product, dS, loss; of the negatives
     D,
@@ -65,9 +71,11 @@ def sigmoid_gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     FLOAT8: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    """Tiles of scale factor dS, one a program, of the rows and columns from first to last.
+    """Tiles of u dS, one a program, of the rows and columns from first to last.
 
+    u is the scale, or what ``unit`` makes of it.
     The positives' own gradient is missing here; their own kernels overwrite their entries.
     """
     program = tl.program_id(0)
@@ -96,7 +104,8 @@ def sigmoid_gradient_kernel(
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
     # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
-    stored = (grad * (s * tl.load(factor))).to(dS.dtype.element_ty)
+    u, _ = factor_of(s, tl.load(factor), UNIT)
+    stored = (grad * u).to(dS.dtype.element_ty)
     tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
 
 
@@ -127,10 +136,11 @@ def sigmoid_pairs_kernel(
     last_col,
     stride,
     WEIGHED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
-    """The positives of the workspace: scale factor dS, and their part of loss and gradients."""
+    """The positives of the workspace: u dS, and their part of loss and gradients."""
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
     i = tl.load(pair_images + slot, mask=inside, other=-1)
@@ -151,7 +161,8 @@ def sigmoid_pairs_kernel(
     tl.store(line, tl.sum(grad * product, axis=0))
     tl.store(line + sums, tl.sum(grad, axis=0))
     tl.store(line + 2 * sums, tl.sum(loss, axis=0))
-    stored = (grad * (s * tl.load(factor))).to(dS.dtype.element_ty)
+    u, _ = factor_of(s, tl.load(factor), UNIT)
+    stored = (grad * u).to(dS.dtype.element_ty)
     tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
 
 
@@ -163,7 +174,7 @@ def _scalar_sums(
     p: Problem,
     bias: Tensor,
     weights: tuple[Tensor, Tensor],
-    factor: Tensor,
+    unit: Unit,
     sums: GradientSum,
     positives: Positives,
     programs: int,
@@ -181,9 +192,9 @@ def _scalar_sums(
         places = tiles * setting.rows
         partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
         sigmoid_gradient_kernel[(tiles,)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, factor,
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, unit.factor,
             workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
-            partial.shape[1], setting.group, **setting.tile(),
+            partial.shape[1], setting.group, UNIT=unit.kind, **setting.tile(),
             **launch.product_options(dtype, device), **setting.options(),
         )  # fmt: skip
         positives(workspace, rows, cols, partial[:, places:])
@@ -202,46 +213,54 @@ def backward(
 ) -> SigmoidGradients:
     """The gradients of the sigmoid statistics."""
     p = padded(problem)
-    factor, unit = stored_factor(p, upstream, None)
+    raised, lowered = raise_vectors(upstream)
+    given = SigmoidStatistics(*raised)
+    unit = unit_for(p.x, p.scale, None, lowered)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
-        positive_gradients(p, upstream.positives[None], factor, workspace, rows, cols)
+        positive_gradients(p, given.positives[None], unit, workspace, rows, cols)
 
-    sums = GradientSum(problem, needs, unit, chunk=shape(p))
-    weights = upstream.r_rows, upstream.r_cols
-    dscale, dbias, _ = _scalar_sums(p, bias, weights, factor, sums, positives, programs=0)
-    gradients = sums.finish(dscale + torch.dot(upstream.positives, S) / p.scale)
-    return SigmoidGradients(*gradients, dbias.clone())  # of its own, not one of three sums
+    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
+    weights = given.r_rows, given.r_cols
+    dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, programs=0)
+    # S over the scale first: S times a gradient may be no float32.
+    scalars = torch.stack([dscale + torch.dot(given.positives, S / p.scale), dbias])
+    unit._replace(kind=KEPT.value).lower(scalars)
+    gradients = sums.finish(scalars[0].clone())  # of its own, not one of two numbers
+    if not unit.early:
+        for gradient in gradients[:2]:
+            unit.lower(gradient)
+    return SigmoidGradients(*gradients, scalars[1].clone())
 
 
 def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) -> SigmoidLoss:
-    """The loss and its gradients."""
+    """The loss and its gradients, with weights of an ordinary size but for float16's dS."""
     p, w, pairs = padded(problem), weights, problem.pair_images.shape[0]
     programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])
-    factor, unit = stored_factor(p, _greatest(w), None)
+    if p.x.dtype == torch.float16:
+        raised, lowered = raise_vectors(w[:2], w[2:])
+        w = w._replace(rows=raised[0], cols=raised[1])
+        unit = unit_for(p.x, p.scale, None, lowered)
+    else:
+        unit = Unit(p.scale, torch.ones_like(p.scale), KEPT.value, None)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, partial: Tensor) -> None:
         sigmoid_pairs_kernel[(programs,)](
-            p.x, p.y, p.scale, bias, p.pair_images, p.pair_texts, *w, factor, workspace, partial,
-            pairs, partial.stride(0), p.x.shape[1], *rows, *cols, workspace.stride(0),
-            WEIGHED=len(w.row_pairs) > 0, **BLOCK,
+            p.x, p.y, p.scale, bias, p.pair_images, p.pair_texts, *w, unit.factor, workspace,
+            partial, pairs, partial.stride(0), p.x.shape[1], *rows, *cols, workspace.stride(0),
+            WEIGHED=len(w.row_pairs) > 0, UNIT=unit.kind, **BLOCK,
         )  # fmt: skip
 
-    sums = GradientSum(problem, needs, unit, chunk=shape(p), dtype=p.gradient_dtype)
-    totals = _scalar_sums(p, bias, (w.rows, w.cols), factor, sums, positives, programs)
+    rescale = unit.lower if unit.early else None
+    sums = GradientSum(problem, needs, rescale, chunk=shape(p), dtype=p.gradient_dtype)
+    totals = _scalar_sums(p, bias, (w.rows, w.cols), unit, sums, positives, programs)
+    if unit.early:
+        unit._replace(kind=KEPT.value).lower(totals)  # sums of weights times what is not dS
     gradients = sums.finish(p.scale)
     # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
     # is NaN.
     value = torch.add(totals[2], totals[0], alpha=0)
     return SigmoidLoss(value, gradients.x, gradients.y, totals[:2])
-
-
-def _greatest(w: SigmoidWeights) -> Sequence[Tensor]:
-    """What no weight of a pair is greater than, but for the sum over the two sides."""
-    if not len(w.row_pairs):
-        return w.rows, w.cols
-    sides = ((w.rows, w.row_pairs), (w.cols, w.col_pairs))
-    return w.rows, w.cols, *(a.abs().amax() * pair for a, pair in sides)
 
 
 @triton.jit
