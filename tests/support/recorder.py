@@ -116,23 +116,26 @@ def record_backward(
     dtype: torch.dtype = torch.bfloat16,
     needs: Needs | None = None,
 ) -> Recorder:
-    """Record ``triton.gradient.backward``, with a teacher, on a device of sm_90."""
-    from mxm_kernels.backends.triton import gradient, launch, positives
+    """Record ``triton.gradient.backward`` of a loss with a teacher, on a device of sm_90."""
+    from mxm_kernels.backends.triton import gradient, launch, positives, unit
     from mxm_kernels.backends.triton import workspace as workspaces
 
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "target", lambda device: "sm_90")
+        patch.setattr(launch, "in_force", lambda device: {})
         patch.setattr(workspaces, "workspace_bytes", lambda device: workspace)
         patch.setattr(tiles, "accumulates", lambda device, dtype: accumulates)
         patch.setattr(gradient, "gradient_kernel", recorder.kernel("gradient"))
         patch.setattr(gradient, "scale_gradient_kernel", recorder.kernel("scale"))
         patch.setattr(positives, "pair_gradient_kernel", recorder.kernel("positives"))
+        patch.setattr(unit, "lower_kernel", recorder.kernel("lower"))
         with FakeTensorMode():
             arguments = _fake_batch(rows, cols, D, dtype)
-            recorder.given(arguments)
+            factor = torch.empty((), device="cuda")
+            recorder.given((arguments, factor))
             with recorder:
-                gradient.backward(*arguments, needs or Needs(True, True, True))
+                gradient.backward(*arguments, needs or Needs(True, True, True), factor)
     return recorder
 
 
