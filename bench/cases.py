@@ -160,7 +160,7 @@ def cpu_suite(cores: int) -> list[Group]:
 
 
 def gpu_suite() -> list[Group]:
-    """The groups of ``bench/gpu.sh``, most important first: what is not reached is not there."""
+    """The groups of ``pytest bench --bench-device cuda``, most important first."""
     bf16: dict[str, Any] = {"dtype": "bfloat16"}
     squares = [pairs(n, 768, **bf16) for n in (4096, 8192, 16_384)]
     folds = Case(32_766, 27_305, 768, **bf16)

@@ -1,10 +1,13 @@
 """What a run found, in some thousand letters: printed last, since an output keeps its end.
 
-Everything here stands in the files too.
+    python -m bench.gpu.summary OUT
+
+prints it again from the files, which have everything that stands here.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +119,17 @@ def _peers(file: dict[str, Any]) -> str:
 def _counters(file: dict[str, Any]) -> str:
     found = file.get("counters", {})
     return f"counters: {found}"[:1500] if found else ""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of a run's files")
+    folder = parser.parse_args().out
+    if not any(folder.glob("*.json")):
+        parser.error(f"out: expected a folder with a run's JSON files, got {folder}")
+    print(text(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,22 +12,12 @@ import torch
 
 pytest.importorskip("triton")
 from mxm_kernels import __main__
-from mxm_kernels.backends.triton import launch, tuned
+from mxm_kernels.backends.triton import tuned
 from mxm_kernels.environment import report
 from mxm_kernels.tuning import command, tune
 
 CPU = torch.device("cpu")
 SMALL = ["--dim", "16", "--rows", "20"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    if not launch.interpreted():
-        pytest.skip("needs Triton's interpreter")
-    monkeypatch.setenv(tuned.FOLDER, str(tmp_path))
-    launch.in_force.cache_clear()
-    yield tmp_path
-    launch.in_force.cache_clear()
 
 
 @pytest.fixture

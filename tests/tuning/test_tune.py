@@ -17,16 +17,6 @@ CELL = Cell("statistics", torch.bfloat16, False, 16, 20)
 PHASES = ("statistics", "gradient", "sigmoid_statistics", "sigmoid_gradient")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    if not launch.interpreted():
-        pytest.skip("needs Triton's interpreter")
-    monkeypatch.setenv(tuned.FOLDER, str(tmp_path))
-    launch.in_force.cache_clear()
-    yield tmp_path
-    launch.in_force.cache_clear()
-
-
 def quiet(what):
     pass
 
@@ -87,36 +77,23 @@ def check_names(got):
             yield name, "rows" if name == "x" or name.endswith("_rows") else "columns"
 
 
-def test_a_candidate_that_is_wrong_is_not_raced(two, monkeypatch):
-    """Its fault is named, whether the small batch or the sample shows it."""
+@pytest.mark.parametrize("place", [1, 2], ids=["the table's own", "another"])
+def test_a_launch_that_the_sample_shows_wrong_is_named_and_not_raced(two, monkeypatch, place):
     right = check.Sample.wrong
     seen = []
 
-    def second_is_wrong(self, got):
+    def one_is_wrong(self, got):
         seen.append(1)
-        return "n_rows is off by 1" if len(seen) == 2 else right(self, got)
+        return "n_rows is off by 1" if len(seen) == place else right(self, got)
 
-    monkeypatch.setattr(check.Sample, "wrong", second_is_wrong)
-    shipped, other = candidates.candidates(CELL, "interpreter", 1 << 20)
-    found = tune.Found(CELL, shipped, 2, [shipped, other])
+    monkeypatch.setattr(check.Sample, "wrong", one_is_wrong)
+    launches = candidates.candidates(CELL, "interpreter", 1 << 20)
+    found = tune.Found(CELL, launches[0], 2, launches)
     tune.raced(found, CPU, 30.0, quiet)
-    assert found.faults == [(other, "n_rows is off by 1")]
-    assert list(found.races[0]) == [shipped] and found.best == shipped
-
-
-def test_the_tables_launch_may_be_the_one_that_is_wrong(two, monkeypatch):
-    right = check.Sample.wrong
-    seen = []
-
-    def first_is_wrong(self, got):
-        seen.append(1)
-        return "n_rows is off by 1" if len(seen) == 1 else right(self, got)
-
-    monkeypatch.setattr(check.Sample, "wrong", first_is_wrong)
-    shipped, other = candidates.candidates(CELL, "interpreter", 1 << 20)
-    found = tune.Found(CELL, shipped, 2, [shipped, other])
-    tune.raced(found, CPU, 30.0, quiet)
-    assert found.best == other and found.milliseconds[1] is None
+    wrong, other = launches[place - 1], launches[2 - place]
+    assert found.faults == [(wrong, "n_rows is off by 1")]
+    assert list(found.races[0]) == [other] and found.best == other
+    assert (found.milliseconds[1] is None) == (place == 1)
     assert found.entry(CPU).launch == other
 
 
