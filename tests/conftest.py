@@ -11,8 +11,8 @@ if not torch.cuda.is_available():
     # Before any kernel is imported: without a GPU Triton interprets the kernels on the CPU.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# No test runs with launch settings that its user once measured.
-os.environ["MXM_KERNELS_TUNED"] = tempfile.mkdtemp(prefix="mxm-kernels-no-settings-")
+# No test runs with launch settings that its user once measured: this folder is not there.
+os.environ["MXM_KERNELS_TUNED"] = f"{tempfile.gettempdir()}/mxm-kernels-tests-{os.getpid()}"
 
 import pytest
 from hypothesis import HealthCheck, settings
