@@ -15,7 +15,6 @@ from bench.cases import Group, cpu_suite, gpu_suite, memory_suite, smoke_suite
 from bench.interleaved import apart
 from bench.results_file import RESULTS, Record, Results
 
-
 # What is measured is the table of launch settings, not what a user once measured: this folder is
 # not there.
 os.environ["MXM_KERNELS_TUNED"] = f"{tempfile.gettempdir()}/mxm-kernels-bench-{os.getpid()}"
