@@ -114,7 +114,8 @@ def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
     if phase in _forced_launches:
         return _forced_launches[phase]
     cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
-    found = None if cell.float8 else in_force(device).get(tuned.key(cell))
+    measured = in_force(device)  # mostly empty, and then a key need not be made
+    found = measured.get(tuned.key(cell)) if measured and not cell.float8 else None
     return cell.shipped(target(device)) if found is None else found
 
 
