@@ -42,7 +42,8 @@ def tests(run: Run, seconds: float) -> dict:
         *files(listed.read_text()),
     ]
     if find_spec("xdist") is not None:
-        command += ["-n", str(2 if run.smoke else WORKERS), "--dist", "worksteal"]
+        # "load" hands out a few tests at a time, so what is first in the list runs first.
+        command += ["-n", str(2 if run.smoke else WORKERS), "--dist", "load"]
     try:
         subprocess.run(command, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
