@@ -172,6 +172,8 @@ def test_an_interrupt_writes_nothing_and_leaves_no_process(folder):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore the interrupt, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     line = process.stderr.readline()  # it compiles
     assert "compiling" in line
