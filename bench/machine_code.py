@@ -67,7 +67,7 @@ DTYPES = {
     "tf32": torch.float32,
 }
 
-_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out"}
+_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a"}
 _INT_POINTERS = {
     "image_groups": "*i32",
     "text_groups": "*i32",
@@ -86,7 +86,8 @@ _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
     "tiles", "sums", "rounds", "hard_weighted", "soft_weighted", "rows_weighted", "cols_weighted",
-    "first_row", "last_row", "first_col", "last_col", "columns", "group",
+    "first_row", "last_row", "first_col", "last_col", "columns", "group", "length",
+    "l0", "l1", "l2", "l3", "l4",
 } | _DIVISIBLE  # fmt: skip
 
 
@@ -104,6 +105,8 @@ KERNELS = {
     **{f"mixed_loss, {form}": mixed_loss_kernel for form in FORMS},
     "drawn_weights": drawn_weights_kernel,
     "scale_gradient": scale_gradient_kernel,
+    "raise": unit.raise_kernel,
+    "lower": unit.lower_kernel,
 }
 # Those that read no features, with the constants of their launch.
 _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
@@ -111,7 +114,9 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     **{f"mixed_loss, {form}": {"BLOCK": ROW_BLOCK, "FORM": form} for form in FORMS},
     "drawn_weights": DRAW,
     "scale_gradient": {"BLOCK": SUM_BLOCK},
+    "raise": {"BLOCK": unit.RAISE_BLOCK, "FACTORS": True},
 }
+_EIGHT_WARPS = {"scale_gradient", "raise", "lower"}
 # The kernels that multiply matrices.
 PRODUCTS: tuple[Phase, ...] = (
     "statistics",
@@ -138,6 +143,8 @@ SWITCHES = {
     **{f"mixed_loss, {form}": _MIXED[form == "none"] for form in FORMS},
     "drawn_weights": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
+    "raise": (_NEITHER,),
+    "lower": (_NEITHER,),
 }
 
 
@@ -179,9 +186,12 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         options = merge.options(config["float8"])
     elif name in _FLOAT32_ONLY:
         constants |= _FLOAT32_ONLY[name]
-        options = {"num_warps": 8} if name == "scale_gradient" else {}
     elif name == "times":
         constants["BLOCK"] = TIMES_BLOCK
+    elif name == "lower":
+        constants["BLOCK"] = unit.LOWER_BLOCK
+    if name in _EIGHT_WARPS:
+        options = {"num_warps": 8}
     constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
     signature, attributes = {}, {}
