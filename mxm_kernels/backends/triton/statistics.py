@@ -48,7 +48,8 @@ def _raise_line(line, index, inside, known, top):
 
 @triton.jit
 def _add_line(
-    state, length, index, inside, known, start, again, reference, share, S, s, T, t, FIELDS: tl.constexpr
+    state, length, index, inside, known, start, again, reference, share, S, s, T, t,
+    FIELDS: tl.constexpr,
 ):  # fmt: skip
     """Add a tile's shares to a block of a line of scratch, or start it where not ``again``."""
     before = tl.load(state + start, mask=again, other=LOWEST)
@@ -144,7 +145,8 @@ def statistics_kernel(
             factor = tl.exp2(before - S_reference)
             S_row = add_sums(S_row, factor, share, S, s, S, s, 1, 2)
             _add_line(
-                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p, S_reference, share, S, s, S, s, 2
+                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
+                S_reference, share, S, s, S, s, 2,
             )  # fmt: skip
             if DIAGNOSTICS:
                 inside = row_inside[:, None] & col_inside[None, :]
@@ -166,8 +168,8 @@ def statistics_kernel(
                 T_row = add_sums(T_row, factor, share, S, s, T, t, 1, T_FIELDS)
                 T_cols = col_line + 2 * width
                 _add_line(
-                    T_cols, width, places, col_inside, known, col_block * BLOCK_N, row_block != p, T_reference, share, S, s, T, t,
-                    T_FIELDS,
+                    T_cols, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
+                    T_reference, share, S, s, T, t, T_FIELDS,
                 )  # fmt: skip
         store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
         if T_FIELDS:
