@@ -131,8 +131,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             student_16=Launch(128, 64, 64, warps=8, stages=3),
             teacher_16=Launch(64, 64, 64, warps=8, stages=3),
             student_32=_FLOAT32,
-            teacher_32=_FLOAT32,
-            float8_32=Launch(64, 32, 32, warps=8, stages=2),
+            teacher_32=Launch(64, 32, 32, warps=8, stages=2),
         ),
         "gradient": Setting(
             student_16=Launch(128, 64, 64, warps=8, stages=3),
