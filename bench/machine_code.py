@@ -264,15 +264,20 @@ def _setting(config: dict[str, Any]) -> Launch:
     return cell.shipped(config["target"])
 
 
-# The launch table is made for one Triton, under which nothing spills. Others allocate registers
+# The launch table is made for one Triton, under which one kernel spills. Others allocate registers
 # otherwise: the most that one of them (3.6, 3.8) spilled is 36 bytes a thread.
 TUNED_FOR, SPILLED_BY_OTHERS = "3.9.", 64
+
+
+# Bytes that are known to spill under it; bench/README.md has the settings that were tried instead.
+KNOWN_SPILLS = {("sm_100", "statistics", "tf32"): 8}
 
 
 def faults(record: dict[str, Any]) -> list[str]:
     """What is wrong with a compiled kernel: spills, shared memory, no matrix instructions."""
     found = []
-    if record["spilled"] > (0 if record["triton"].startswith(TUNED_FOR) else SPILLED_BY_OTHERS):
+    known = KNOWN_SPILLS.get((record["target"], record["kernel"], record["dtype"]), 0)
+    if record["spilled"] > (known if record["triton"].startswith(TUNED_FOR) else SPILLED_BY_OTHERS):
         found.append(f"spills {record['spilled']} bytes")
     if record["shared"] > record["shared_limit"]:
         found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")

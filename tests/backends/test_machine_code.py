@@ -65,6 +65,10 @@ GOOD = {
     [
         ({"spilled": 8}, "spills 8 bytes"),
         ({"spilled": 64, "triton": "3.8.0"}, None),
+        (
+            {"spilled": 8, "target": "sm_100", "kernel": "statistics", "dtype": "fp32"},
+            "spills 8 bytes",
+        ),
         ({"spilled": 72, "triton": "3.8.0"}, "spills 72 bytes"),
         ({"shared": 2001}, "2001 bytes of shared memory, limit 2000"),
         ({"matrix": {"HGMMA.64x128x16": 1}}, "a product without matrix instructions"),
@@ -108,7 +112,7 @@ def test_tiles_are_loaded_and_stored_16_bytes_at_a_time(compiled):
 
 
 def test_programs_that_the_grid_counts_on_fit_beside_each_other(compiled):
-    from mxm_kernels.backends.triton.launch import SETTINGS
+    from mxm_kernels.backends.triton.settings import SETTINGS
 
     for record in _bf16(compiled, "statistics"):
         launch = SETTINGS[record["target"]]["statistics"].pick(torch.bfloat16, record["teacher"])
@@ -127,7 +131,7 @@ def test_the_committed_table_has_no_fault():
 
 
 def test_the_list_of_configurations_covers_the_launch_table():
-    from mxm_kernels.backends.triton.launch import SETTINGS
+    from mxm_kernels.backends.triton.settings import SETTINGS
 
     covered = {(c["target"], c["kernel"], c["teacher"]) for c in CONFIGURATIONS}
     for target, phases in SETTINGS.items():
