@@ -41,7 +41,7 @@ class GradientSum:
         chunk: tuple[int, int] = (0, 0),
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.problem, self.rescale = problem, rescale
+        self.problem, self.rescale, self.chunk = problem, rescale, chunk
         x, y = problem.x, problem.y
         self.dtype = x.dtype if dtype is None else dtype
         direct = rescale is None and x.device.type == "cuda" and self.dtype == x.dtype

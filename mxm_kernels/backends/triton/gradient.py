@@ -28,7 +28,7 @@ from mxm_kernels.backends.triton.unit import (
     times_power,
     unit_for,
 )
-from mxm_kernels.backends.triton.workspace import fits, shape, walk
+from mxm_kernels.backends.triton.workspace import shape, walk
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -226,7 +226,8 @@ def backward(
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", problem)
     upstream, unit = bounded(p, upstream, factor)
-    alone = fits(p)
+    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
+    alone = sums.chunk == (p.x.shape[0], p.y.shape[0])
     terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
 
     def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
@@ -247,7 +248,6 @@ def backward(
         few = alone and len(partial) <= FEW
         return partial if few else partial.sum().view(1)
 
-    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
     partials = walk(p, sums, fill)
     made = sums.finish(p.scale)
     late = [] if unit.early else [made.x, made.y]

@@ -23,17 +23,12 @@ def shape(problem: Problem) -> tuple[int, int]:
     return chunk_shape(rows, cols, dtype.itemsize, workspace_bytes(problem.x.device))
 
 
-def fits(problem: Problem) -> bool:
-    """Whether the workspace holds all of dS at once."""
-    return shape(problem) == (problem.x.shape[0], problem.y.shape[0])
-
-
 def walk(problem: Problem, sums: GradientSum, fill: Fill) -> list[Tensor]:
-    """Fill the workspace chunk by chunk and add its products; what ``fill`` gives for each.
+    """Fill the workspace, ``sums.chunk``, again and again and add its products.
 
-    Row chunk by row chunk, without a wait for the device.
+    Row chunk by row chunk, without a wait for the device. Returns what ``fill`` gives for each.
     """
-    height, width = shape(problem)
+    height, width = sums.chunk
     dtype = launch.workspace_dtype(problem.x.dtype, problem.x.device)
     # Each row has room for whole tiles: the kernels store without a mask over columns.
     workspace = problem.x.new_empty((height, padded(width)), dtype=dtype)
