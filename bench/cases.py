@@ -53,6 +53,19 @@ class Case:
         return self.pairs and not self.teacher
 
     @property
+    def products(self) -> int:
+        """Matrix products of a step that stores none: S, T, dX and dY, and again S and T.
+
+        The sigmoid loss needs no T, and S once: its terms are weighed before they are known.
+        """
+        return 3 if self.sigmoid else 6 if self.teacher else 4
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of these products, each of 2 M N D."""
+        return self.products * 2.0 * self.M * self.N * self.D
+
+    @property
     def name(self) -> str:
         """Short and unique: it identifies the case in records and tables."""
         rounds = "expectation" if self.rounds is None else f"R {self.rounds}"

@@ -36,11 +36,6 @@ class Floor:
         self.T = None if self.X is None else self.x.new_empty(block)
         self.dx, self.dy = torch.empty_like(self.x), torch.empty_like(self.y)
 
-    @property
-    def count(self) -> int:
-        """Products of a step, each of 2 M N D operations."""
-        return 3 if self.sigmoid else 4 if self.X is None else 6
-
     def step(self, mark: Mark, rows: int | None = None) -> Tensor:
         """All products of forward, then all of backward, over the first ``rows`` rows."""
         spans = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.cases import LARGE, PAPER, pairs
+from bench.cases import LARGE, PAPER, Case, pairs
 from bench.markdown import table as markdown
 from bench.providers.dense import DENSE
 from bench.results_file import Record, timed
@@ -24,9 +24,9 @@ from mxm_kernels.backends.triton.chunks import backward_bytes, workspace_of_card
 COMPILED = "dense torch.compile"
 ROUNDS = ("rounds", "rounds of the paper")
 LARGE_BFLOAT16 = LARGE.name.replace("float32", "bfloat16")
-MFH_32K = [pairs(32_768, D, dtype="bfloat16").name for D in (768, 1024)]
+MFH_32K = [pairs(32_768, D, dtype="bfloat16") for D in (768, 1024)]
 SIGLIP_64K = pairs(65_536, 768, teacher=False, sigmoid=True, dtype="bfloat16").name
-INFO_NCE_64K = pairs(65_536, 768, teacher=False, dtype="bfloat16").name
+INFO_NCE_64K = pairs(65_536, 768, teacher=False, dtype="bfloat16")
 # 70 % and 75 % of the rate of the products, by either floor.
 HEADLINES = {MFH_32K[0]: 0.70, MFH_32K[1]: 0.70, INFO_NCE_64K: 0.75}
 OVER_FLOOR = "over the floor (its products alone, same run)"
@@ -64,7 +64,7 @@ def over_floor(provider: str, case: str, floor: str = "to_floor"):
 
 
 def with_cubed(record: Record, cubed: dict[str, float]) -> Record:
-    """The record with "to_cubed": its time over that of its 6 U or 4 U at its GPU's rate.
+    """The record with "to_cubed": its time over the time of 6 U or 4 U at its GPU's rate.
 
     ``cubed`` are rates of the 8192-cubed product in bfloat16 by GPU (``bench.rates.cubed_rates``).
     A record of another machine or dtype, or of the sigmoid loss, whose products are others, stays
@@ -73,7 +73,7 @@ def with_cubed(record: Record, cubed: dict[str, float]) -> Record:
     case, rate = record["case"], cubed.get(record["machine"].get("gpu"))
     if rate is None or "seconds" not in record or case["dtype"] != "bfloat16" or case["sigmoid"]:
         return record
-    operations = (6 if case["teacher"] else 4) * 2.0 * case["M"] * case["N"] * case["D"]
+    operations = Case(**{k: v for k, v in case.items() if k != "name"}).operations
     both = record["seconds"]["both"]["median"]
     return {**record, "to_cubed": {"both": both * rate / operations}}
 
@@ -181,11 +181,11 @@ TARGETS = [
         "native, paper's batches, over torch.compile", 1, over_provider("native", COMPILED, "paper")
     ),
     *(
-        Target(f"triton, {name}, {words}", 1 / share, over_floor("triton", name, floor))
-        for name, share in HEADLINES.items()
+        Target(f"triton, {case.name}, {words}", 1 / share, over_floor("triton", case.name, floor))
+        for case, share in HEADLINES.items()
         for floor, words in (
             ("to_floor", OVER_FLOOR),
-            ("to_cubed", OVER_CUBED.format(products=4 if name == INFO_NCE_64K else 6)),
+            ("to_cubed", OVER_CUBED.format(products=case.products)),
         )
     ),
     Target(
@@ -196,7 +196,7 @@ TARGETS = [
     Target(
         "triton, InfoNCE 64k, over siglip-kernel's SigLIP",
         1,
-        over_another_loss("triton", INFO_NCE_64K, "siglip-kernel", SIGLIP_64K),
+        over_another_loss("triton", INFO_NCE_64K.name, "siglip-kernel", SIGLIP_64K),
     ),
     Target(
         "triton, SigLIP 64k, over siglip-kernel",

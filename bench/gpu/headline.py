@@ -24,7 +24,7 @@ from bench.gate import Gate
 from bench.gpu import parts
 from bench.gpu.phases import Run, WrongError
 from bench.memory import peaks
-from bench.providers import matching
+from bench.providers import named
 from bench.run import Refused, is_fault, prepared
 from bench.timing import Entry, interleave
 from mxm_kernels.backends import load
@@ -103,12 +103,11 @@ def release(device: torch.device) -> None:
 
 
 def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str, Any]:
-    """One line's record; ``rate`` is that of an 8192-cubed product in operations a second."""
+    """One line's record; an 8192-cubed product runs at ``rate`` operations a second."""
     began = monotonic()
     gate = Gate(Batch.make(line.case, run.device))
-    (provider,) = [p for p in matching((line.provider,), line.case) if p.name == line.provider]
     try:
-        ours = prepared(provider, gate, run.device)
+        ours = prepared(named(line.provider, line.case), gate, run.device)
     except Refused as reason:
         return {"case": line.case.name, "refused": str(reason)}
     products, _ = floor.choose_height(gate.batch)
@@ -118,19 +117,18 @@ def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str,
     else:
         interleave(entries, min(SECONDS, 0.4 * share), FEWEST)
     mine, least = (_medians(entry) for entry in entries)
-    operations = products.count * 2.0 * line.case.M * line.case.N * line.case.D
     record: dict[str, Any] = {
         "case": line.case.name,
         "milliseconds": {"ours": mine, "floor": least},
         "to_floor": mine["both"] / least["both"],
-        "products": products.count,
+        "products": line.case.products,
         "block_height": products.height,
         "repeats": len(ours.seconds["both"]),
         "gate": ours.gate,
         **peaks(ours),
     }
     if rate is not None:
-        record["share_of_product_8192"] = operations / (mine["both"] / 1e3) / rate
+        record["share_of_product_8192"] = line.case.operations / (mine["both"] / 1e3) / rate
     if line.parts and monotonic() - began < share:
         del entries, ours, gate, products  # their memory is the parts' now
         record["parts_milliseconds"] = _parts(

@@ -1,6 +1,6 @@
 """Phase 6: other packages and the dense computation, each interleaved with ours on its own.
 
-What compiles for long comes last: what the bound cuts off then is the least.
+A computation that compiles for long comes last, so the bound cuts off little else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.cases import Case, pairs
 from bench.gate import Gate
 from bench.gpu.headline import release
 from bench.gpu.phases import Run, WrongError
-from bench.providers import Provider, matching
+from bench.providers import named
 from bench.run import Refused, is_fault, prepared
 from bench.timing import interleave
 
@@ -47,7 +47,7 @@ def duel(case: Case, other: str, run: Run) -> dict[str, Any]:
     gate, entries = Gate(Batch.make(case, run.device)), []
     for name in (other, "triton"):  # what is not installed costs no gate
         try:
-            entries.append(prepared(_named(name, case), gate, run.device))
+            entries.append(prepared(named(name, case), gate, run.device))
         except Refused as reason:
             if name == "triton" and is_fault(str(reason)):
                 raise WrongError(f"triton on {case.name}: {reason}") from reason
@@ -55,8 +55,3 @@ def duel(case: Case, other: str, run: Run) -> dict[str, Any]:
     interleave(entries, 0.05 if run.smoke else SECONDS, FEWEST)
     theirs, ours = (1e3 * median(entry.seconds["both"]) for entry in entries)
     return {"milliseconds": {"ours": ours, "theirs": theirs}, "ours_over_theirs": ours / theirs}
-
-
-def _named(name: str, case: Case) -> Provider:
-    (provider,) = [p for p in matching((name,), case) if p.name == name]
-    return provider

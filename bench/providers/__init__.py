@@ -12,6 +12,12 @@ ALL: list[Provider] = [
 ]
 
 
+def named(name: str, case: Case) -> Provider:
+    """The provider of that name, of the case's loss."""
+    (found,) = [p for p in matching((name,), case) if p.name == name]
+    return found
+
+
 def matching(prefixes: tuple[str, ...], case: Case) -> list[Provider]:
     """The providers of the case's loss with one of ``prefixes``; all without any."""
     of_loss = sigmoid.PROVIDERS if case.sigmoid else ALL
