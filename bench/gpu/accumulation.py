@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.gpu.clock import timed
 from mxm_kernels.backends.tiles import accumulates
+from tests.support.memory import peak_bytes
 
 SHAPES = ((2048, 4096, 768), (11008, 11008, 768))  # (rows, depth) (depth, cols)
 SMALL_SHAPES = ((64, 128, 48),)
-REPEATS = 5
 
 InPlace = Callable[[Tensor, Tensor, Tensor, float], None]
 
@@ -88,8 +87,8 @@ def product_report(
         "max_relative_error_mm_and_add": errors[1],
         "same_bits": torch.equal(first, second),
         "temporary_bytes": _temporary_bytes(lambda: in_place(second, a, b, beta), device),
-        "seconds": _seconds(lambda: in_place(second, a, b, beta), device),
-        "seconds_mm_and_add": _seconds(lambda: add_temporary(second, a, b, beta), device),
+        "seconds": timed(lambda: in_place(second, a, b, beta), device).seconds,
+        "seconds_mm_and_add": timed(lambda: add_temporary(second, a, b, beta), device).seconds,
     }
 
 
@@ -109,33 +108,7 @@ def _factors(
 
 def _temporary_bytes(run: Callable[[], None], device: torch.device) -> int | None:
     """Most memory that ``run`` took beside what was there; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Median over a few runs, by the device's own clock where it has one."""
-    run()
-    taken = []
-    for _ in range(REPEATS):
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            taken.append(begin.elapsed_time(end) / 1e3)
-        else:
-            began = perf_counter()
-            run()
-            taken.append(perf_counter() - began)
-    return median(taken)
+    return peak_bytes(run, device) if device.type == "cuda" else None
 
 
 def main() -> None:

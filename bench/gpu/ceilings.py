@@ -30,7 +30,6 @@ beside a product cannot be timed apart: bench/rates.py scales a documented share
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu.constants import Constants, Suite, Unreadable
+from bench.gpu.results import Results
 from bench.machine import describe
 from mxm_kernels.backends.triton import launch
 
@@ -77,13 +77,6 @@ def measure(device: torch.device, suite: Suite, keep: Callable[[dict], None]) ->
 OPTIONAL = ("l2_bytes", "clock", "clock_under_load")
 
 
-def write(path: Path, results: dict) -> None:
-    """The results as JSON, by rename: a reader never sees half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -91,13 +84,10 @@ def main() -> None:
     parser.add_argument("--suite", default="full", choices=("full", "smoke"))
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    last: dict = {}
-
-    def keep(results: dict) -> None:
-        last.update(results)
-        write(arguments.out, results)
-
-    measure(torch.device(arguments.device), arguments.suite, keep)
+    arguments.out.unlink(missing_ok=True)  # nothing of an earlier run is to be kept
+    results = Results(arguments.out)
+    measure(torch.device(arguments.device), arguments.suite, results.keep)
+    last = results.read()
     for name, found in last["constants"].items():
         print(f"{name:20} {found['value']:.4g} {found['unit']}")
     for name, why in last["missing"].items():

@@ -36,8 +36,13 @@ def record(found: Found) -> dict[str, Any]:
     return {
         "candidates": found.asked,
         "right": [asdict(one) for one in found.right],
-        "faults": [{"launch": asdict(one), "fault": fault} for one, fault in found.faults],
+        "faults": faults(found),
     }
+
+
+def faults(found: Found) -> list[dict[str, Any]]:
+    """The launches that failed or were wrong, and why."""
+    return [{"launch": asdict(one), "fault": fault} for one, fault in found.faults]
 
 
 def found(cell: Cell, shipped: Launch, left: dict[str, Any]) -> Found:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from mxm_kernels.tuning.race import one_after_the_other
+
 WARM_UPS, FEWEST, MOST = 3, 5, 30
 BUDGET = 0.12  # seconds of the repeats of one call
 
@@ -46,16 +48,4 @@ def timed(run: Callable[[], object], device: torch.device, budget: float = BUDGE
     """
     first = min(once(run, device) for _ in range(WARM_UPS))
     repeats = int(min(max(budget / max(first, 1e-9), FEWEST), MOST))
-    if device.type != "cuda":
-        return Timed(median(once(run, device) for _ in range(repeats)), repeats)
-    edges = [_recorded(run) for _ in range(repeats)]
-    torch.cuda.synchronize(device)
-    return Timed(median(start.elapsed_time(end) / 1e3 for start, end in edges), repeats)
-
-
-def _recorded(run: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    return start, end
+    return Timed(median(one_after_the_other([run] * repeats, device)), repeats)

@@ -8,14 +8,13 @@ process that hands out the tests counts.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.gpu.results import Results
 from bench.gpu.right import names
 
 SHOWN, LENGTH = 5, 600  # failures whose words are kept, and how many letters of each
@@ -60,7 +59,7 @@ class Count:
     """Counts what ran, and how it ended."""
 
     def __init__(self, wanted: list[str], report: Path) -> None:
-        self.report = report
+        self.report = Results(report)
         self.found: set[str] = set()
         self.wanted = wanted
         self.ended: dict[str, str] = {}
@@ -112,6 +111,4 @@ class Count:
         }
         if any(failure["test"] not in self.ended for failure in self.failures):
             counts["failed"] = max(counts["failed"], 1)
-        temporary = self.report.with_name(self.report.name + ".new")
-        temporary.write_text(json.dumps(counts))
-        os.replace(temporary, self.report)
+        self.report.keep(counts)

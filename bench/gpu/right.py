@@ -7,7 +7,6 @@ names and nothing collects.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from bench.gpu.accumulation import accumulation_probe
 from bench.gpu.phases import Run, WrongError
+from bench.gpu.results import Results
 
 LISTS = {False: "tests.txt", True: "rehearsed.txt"}
 WORKERS = 8
@@ -50,7 +50,7 @@ def tests(run: Run, seconds: float) -> dict:
         print(f"the tests were stopped after {seconds:.0f} s")
     if not report.exists():
         raise WrongError("pytest ended before it collected the tests")
-    counts = json.loads(report.read_text())
+    counts = Results(report).read()
     report.unlink()
     return counts
 

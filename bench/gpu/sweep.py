@@ -52,5 +52,4 @@ def record(found: Found) -> dict[str, Any]:
                 "best": [{**asdict(one), "milliseconds": 1e3 * race[one]} for one in ranked[:BEST]],
             }
         )
-    faults = [{"launch": asdict(one), "fault": fault} for one, fault in found.faults]
-    return {"candidates": found.asked, "races": races, "wrong": faults}
+    return {"candidates": found.asked, "races": races, "wrong": cells.faults(found)}

@@ -142,6 +142,9 @@ def test_the_clock_that_nvidia_smi_reads(says, clock_mhz, tmp_path, monkeypatch)
 def test_the_median_of_as_many_calls_as_the_budget_has_room_for(monkeypatch):
     took = iter([9.0, 0.04, 0.05, 3.0, 1.0, 2.0, 5.0, 4.0])  # three of them to warm up
     monkeypatch.setattr(clock, "once", lambda run, device: next(took))
+    monkeypatch.setattr(
+        clock, "one_after_the_other", lambda calls, device: [clock.once(c, device) for c in calls]
+    )
     assert clock.timed(lambda: None, CPU, budget=0.1) == (3.0, 5)  # 0.1 / 0.04 is fewer than five
     monkeypatch.setattr(clock, "once", lambda run, device: 1.0)
     assert clock.timed(lambda: None, CPU, budget=7.0).repeats == 7
