@@ -47,7 +47,13 @@ class _Process:
             )
         process = self.process
         assert process.stdin is not None and process.stdout is not None
-        alarm = threading.Timer(seconds, process.kill)
+        late = threading.Event()  # a status of -9 may be the system's, short of memory
+
+        def end_late() -> None:
+            late.set()
+            process.kill()
+
+        alarm = threading.Timer(seconds, end_late)
         alarm.start()
         try:
             process.stdin.write(line + "\n")
@@ -61,7 +67,7 @@ class _Process:
             return json.loads(reply)
         self.end()
         status = process.returncode
-        return {"fault": LATE if status == -9 else f"its process ended with status {status}"}
+        return {"fault": LATE if late.is_set() else f"its process ended with status {status}"}
 
     def end(self) -> None:
         if self.process is not None:

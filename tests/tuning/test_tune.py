@@ -133,13 +133,15 @@ def test_a_worker_that_crashes_takes_its_job_along_and_no_other(monkeypatch, tmp
         "import os, sys\n"
         "for line in sys.stdin:\n"
         "    if '\"stages\": 9' in line: os._exit(3)\n"
+        "    if '\"stages\": 7' in line: os.kill(os.getpid(), 9)\n"
         "    print('{\"fault\": null}', flush=True)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(compile.worker, "__name__", "crashing")
-    launches = [Launch(16, 16, 16, 1, stages) for stages in (1, 9, 2)]
+    launches = [Launch(16, 16, 16, 1, stages) for stages in (1, 9, 7, 2)]
     found = outcomes([(CELL, one) for one in launches])
-    assert [found[one] for one in launches] == [None, "its process ended with status 3", None]
+    ended = "its process ended with status"
+    assert [found[one] for one in launches] == [None, f"{ended} 3", f"{ended} -9", None]
 
 
 def test_what_is_not_done_in_time_is_late_and_no_fault(monkeypatch, tmp_path):
