@@ -42,7 +42,10 @@ class Step(NamedTuple):
 
 
 def step(batch: Batch) -> Step:
-    """Run a step once, for its time and its memory; a smaller one compiles the kernels before."""
+    """Run a step once, for its time and its memory; a smaller one compiles the kernels before.
+
+    On a CPU the seconds include the profiler, which counts the memory.
+    """
 
     def run() -> None:
         batch.clear()

@@ -103,7 +103,7 @@ def _tera(rate: float) -> str:
 
 
 def default_rates(path: Path = CEILINGS) -> Rates:
-    """Those of the ceilings file where there is one, else the documented ones."""
+    """The rates of the ceilings file where there is one, else the documented ones."""
     return read(path) if path.exists() else Rates()
 
 

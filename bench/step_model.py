@@ -173,7 +173,7 @@ class Step:
 
 
 def step(case: Case, records: list[dict[str, Any]], costs: ChunkCosts, rates: Rates) -> Step:
-    """The step of ``case`` with chunks of those costs."""
+    """The step of ``case``, whose chunks of dS cost ``costs``."""
     statistics, dS = (
         kernel(find(records, name, case.teacher), case, rates)
         for name in ("statistics", "gradient")
@@ -183,5 +183,5 @@ def step(case: Case, records: list[dict[str, Any]], costs: ChunkCosts, rates: Ra
 
 
 def chunks(case: Case) -> ChunkCosts:
-    """Those of a card with 40 GB or more; results are added in a second pass."""
+    """The chunks on a card with 40 GB or more; results are added in a second pass."""
     return chunk_costs(case.rows, case.cols, case.depth, BYTES, LARGE_WORKSPACE_BYTES, False)

@@ -22,7 +22,7 @@ from bench.gpu import summary
 from bench.gpu.phases import Phase, Run, WrongError, table
 from bench.gpu.results import Results
 
-LEAST = 15.0  # seconds without which no phase of the second part is worth its start
+LEAST = 15.0  # with fewer seconds left no phase of the second part starts
 TOTAL = 570.0  # of both parts: a command there has ten minutes
 FAILED, WRONG = 70, 71  # exit status of a phase's process
 

@@ -1,6 +1,8 @@
 """Every phase on a small ragged batch with a few programs: what the memory checker watches.
 
-python -m bench.gpu.forced DEVICE
+    python -m bench.gpu.forced DEVICE
+
+A wrong result ends it with status 1.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ PARTS = {
     "sigmoid_pairs_kernel": "positives of dS",
     "scale_gradient_kernel": "gradient of the scale",
 }
-# Of PyTorch's calls, those that add one product to another or change its dtype.
+# PyTorch's calls that add one product to another or change a product's dtype.
 ADDITIONS = ("add_", "copy_", "_to_copy", "div_", "mul_")
 VIEWS = (
     *("view", "_unsafe_view", "slice", "transpose", "t", "permute", "select", "detach", "alias"),

@@ -1,4 +1,4 @@
-"""What no setting holds: the shape of the chunks of dS, and how the statistics walk the plane.
+"""Two choices that are no launch setting: the chunks of dS, and how the statistics walk the plane.
 
 Each is run with the constants of the package replaced, interleaved with the package's own.
 """

@@ -16,7 +16,7 @@ from mxm_kernels.folds import Folds
 
 
 def loss(backend: str, batch: Batch) -> Tensor:
-    """MFH, of which InfoNCE is the case of pairs without a teacher."""
+    """The MFH loss. With one pair in every instance and no teacher it is InfoNCE."""
     case = batch.case
     return fused_mfh_loss(
         batch.x,

@@ -131,7 +131,7 @@ def cells(options: argparse.Namespace, dtype: torch.dtype) -> list:
     found = []
     for teacher in teachers:
         found.append(Cell("statistics", dtype, teacher, **size, diagnostics=options.diagnostics))
-        if not options.diagnostics:  # its backward is that of every batch
+        if not options.diagnostics:  # which change nothing in backward
             found.append(Cell("gradient", dtype, teacher, **size))
     return found
 

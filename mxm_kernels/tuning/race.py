@@ -15,7 +15,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.tuning.workload import Workload
 
-ROUNDS, HEATS = 12, 3  # of all launches; those that are slow after a few are not run again
+ROUNDS, HEATS = 12, 3  # after HEATS rounds only the KEPT fastest launches go on
 KEPT = 8
 KERNELS_ONLY = Needs(x=False, y=False, scale=True, bias=True)  # without the vendor's products
 

@@ -24,8 +24,8 @@ from mxm_kernels.folds import Folds
 from mxm_kernels.operators.statistics import make_problem
 
 SCALE, BIAS = 1 / 0.03, -10.0  # of MXM-CLR, and SigLIP's at the start of a training
-# Those of the small batch that every candidate is held to float64 on: tails in every tile, ragged
-# instances, some of them without a text.
+# The small batch on which every candidate is held to float64. Its tiles have tails, its instances
+# are ragged, and some texts have no image.
 CHECKED_ROWS, CHECKED_COLS, INSTANCES = 1037, 901, 313
 
 

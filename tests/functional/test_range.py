@@ -68,7 +68,7 @@ def _negatives(S: Tensor, negatives: Tensor) -> Tensor:
 
 
 def _masked(S: Tensor, positives, negatives: Tensor, weights: Tensor, smoothing: float):
-    """Softplus of the margin: 1 - p, of which a softmax knows 16 digits, is not formed."""
+    """Softplus of the margin. A softmax would form 1 - p, which is 0 for p within 1e-16 of 1."""
     return (weights * -logsigmoid(S - _negatives(S, negatives))).sum(1)
 
 

@@ -169,8 +169,9 @@ def scale_gradient_kernel(
 ):
     """The first program: the gradient of the scale; the others take the unit out of dx and dy.
 
-    It is sum dS S, of which the statistics know all but the negatives' part. The teacher's part is
-    sum du u, since u is an average of S.
+    The gradient of the scale is sum dS S / s over three parts. The tiles have summed the negatives
+    (``partial``). The positives and their dS are vectors. The teacher's part is sum du u, since u
+    is an average of S.
     """
     s = tl.load(scale)
     u, R = factor_of(s, tl.load(factor), UNIT)
@@ -203,8 +204,8 @@ def bounded(problem: Problem, upstream: Upstream, factor: Tensor | None) -> tupl
 
     float16 holds a power of two: entries of dS are a mean's share of a probability, far below
     float16's smallest number (6e-8); the largest upstream gradient is raised to 2**10 ... 2**12,
-    whence 18 decades remain. Upstream gradients without a ``factor`` may be of any size; with one
-    they are those of a mean.
+    whence 18 decades remain. Upstream gradients without a ``factor`` may be of any size. With one
+    they come from a loss of this package, which divides by the number of rows.
     """
     lowered = None
     if factor is None or problem.x.dtype == torch.float16:

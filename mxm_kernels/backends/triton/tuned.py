@@ -185,7 +185,7 @@ def _known(entry: Entry, on: Target, shared: int) -> bool:
 def write(entries: list[Entry]) -> Path:
     """Add entries to the file, by rename: a reader finds the old file or the new one.
 
-    An entry replaces the one of its GPU, Triton and bucket, of whatever kernels that was.
+    An entry replaces an older one of the same GPU, Triton and bucket, even one of other kernels.
 
     Raises:
         TunedFileError: a file is there that is not one of measured settings; it stays as it is.

@@ -4,8 +4,8 @@ Upstream gradients d, their common factor g and the scale s may each be 1e-38 or
 product is an ordinary number, and float16 holds no dS below 6e-8. Three steps, none of which waits
 for the device:
 
-    raise_vectors   d 2^-E, the greatest in [1, 2), in one launch. Float16, and d that the backward
-                    of a loss did not make itself; those of ``mixed_loss`` are ordinary numbers.
+    raise_vectors   d 2^-E, the greatest in [1, 2), in one launch. It runs for float16, and where d
+                    comes from outside; ``mixed_loss`` makes d that are ordinary numbers.
     factor_of       s g = u 2^R in every kernel that multiplies by it, u an ordinary number.
     lower           a sum times 2^(E + R), where that is not 1.
 
@@ -206,8 +206,8 @@ class Unit(NamedTuple):
 def unit_for(x: Tensor, scale: Tensor, factor: Tensor | None, lowered: Tensor | None) -> Unit:
     """What dS of features x (M, D) carries; without a factor g is 1.
 
-    It goes early from float16, which holds neither a sum that carries it nor most of those that
-    do not, and from what the interpreter would not round (``launch.workspace_dtype``).
+    It is taken out early, before sums are rounded, in two cases. float16 is too narrow for sums
+    that carry it. The interpreter does not round bfloat16 (``launch.workspace_dtype``).
     """
     factor = torch.ones_like(scale) if factor is None else factor
     low = x.dtype == torch.float16

@@ -11,8 +11,8 @@ from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import chunk_shape, padded, spans, workspace_bytes
 
-# (workspace, rows, columns) -> what the kernels sum beside dS. It writes dS of those rows and
-# columns into the workspace's upper left corner.
+# (workspace, rows, columns) -> the sums that the kernels make beside dS. It writes dS of the rows
+# and columns into the upper left corner of the workspace.
 Fill = Callable[[Tensor, Span, Span], Tensor]
 
 
