@@ -2,9 +2,22 @@
 
 from mxm_kernels.aggregate import fold_mean
 from mxm_kernels.backends import BackendUnavailableError
-from mxm_kernels.diagnostics import Diagnostics
+from mxm_kernels.core.diagnostics import Diagnostics
+from mxm_kernels.core.options import Options, Queue
 from mxm_kernels.folds import Folds
-from mxm_kernels.functional import (
+from mxm_kernels.gradient_cache import GradientCache
+from mxm_kernels.losses import (
+    CWCLLoss,
+    DebiasedLoss,
+    DecoupledLoss,
+    HardLoss,
+    InfoNCELoss,
+    IntraModalLoss,
+    MFHLoss,
+    SelfDistillationLoss,
+    SigLipLoss,
+    SoftLoss,
+    SupConLoss,
     draw_selection,
     fused_cwcl_loss,
     fused_debiased_loss,
@@ -18,21 +31,6 @@ from mxm_kernels.functional import (
     fused_soft_loss,
     fused_supcon_loss,
 )
-from mxm_kernels.gradient_cache import GradientCache
-from mxm_kernels.modules import (
-    CWCLLoss,
-    DebiasedLoss,
-    DecoupledLoss,
-    HardLoss,
-    InfoNCELoss,
-    IntraModalLoss,
-    MFHLoss,
-    SelfDistillationLoss,
-    SigLipLoss,
-    SoftLoss,
-    SupConLoss,
-)
-from mxm_kernels.options import Options, Queue
 
 __version__ = "0.1.0"
 

@@ -51,46 +51,6 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
-def check_teacher(
-    image_features: Tensor, text_features: Tensor, teacher_image: object, teacher_text: object
-) -> tuple[Tensor, Tensor] | None:
-    """Both teacher tensors, with the rows, dtype and device of the student's, or neither."""
-    if teacher_image is None and teacher_text is None:
-        return None
-    named = (
-        ("teacher_image_features", teacher_image, "image_features", image_features),
-        ("teacher_text_features", teacher_text, "text_features", text_features),
-    )
-    for name, teacher, _, _ in named:
-        if teacher is None:
-            raise ValueError(
-                "teacher_image_features and teacher_text_features go together, "
-                f"got {name}=None beside the other"
-            )
-    for name, teacher, student_name, student in named:
-        check_teacher_rows(name, teacher, student_name, student)
-    assert isinstance(teacher_image, Tensor) and isinstance(teacher_text, Tensor)
-    if teacher_image.shape[1] != teacher_text.shape[1] or teacher_image.shape[1] == 0:
-        raise ValueError(
-            "teacher_image_features and teacher_text_features must have the same dimension D "
-            f">= 1, got {teacher_image.shape[1]} and {teacher_text.shape[1]}"
-        )
-    return teacher_image.detach(), teacher_text.detach()
-
-
-def check_teacher_rows(name: str, teacher: object, student_name: str, student: Tensor) -> None:
-    """One side of a teacher: a row for each of the student's, in its dtype on its device."""
-    if not isinstance(teacher, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
-    check_dense(name, teacher)
-    if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
-        raise ValueError(
-            f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
-            f"{student_name}, got {tuple(teacher.shape)}"
-        )
-    check_alike(name, teacher, student_name, student)
-
-
 def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """The same dtype on the same device."""
     if tensor.dtype != other.dtype:
@@ -103,46 +63,12 @@ def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
         )
 
 
-def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A positive scale as a 0-d tensor of ``dtype`` beside ``like``; a tensor keeps its graph.
-
-    A number or a CPU tensor that is not positive is an error. Looking at a GPU tensor would
-    make the step wait for the GPU, so there the operators make the loss NaN.
-    """
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1 or scale.ndim > 1:
-            raise ValueError(f"{name} must be 0-d or of shape [1], got shape {tuple(scale.shape)}")
-        if not scale.dtype.is_floating_point:
-            raise TypeError(f"{name} must be a floating-point tensor, got {scale.dtype}")
-        if scale.device != like.device:
-            raise ValueError(
-                f"{name} must be on the device of image_features, {like.device}, got {scale.device}"
-            )
-        if can_look(scale):
-            value = float(scale.detach())
-            # NaN passes: it came from training, and the loss shows it.
-            if value == value:
-                _check_positive(name, value)
-        return scale.reshape(()).to(dtype)
-    if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
-    _check_positive(name, cast(float, scale))
-    return torch.full((), float(scale), dtype=dtype, device=like.device)
-
-
-def positive_vector(name: str, scales: Tensor) -> Tensor:
-    """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
-    if can_look(scales) and scales.numel():
-        _check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
-    return torch.where(scales > 0, scales, torch.nan)
-
-
 def can_look(tensor: Tensor) -> bool:
     """Whether its numbers may be looked at: a GPU's would make the step wait, a trace has none."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     """Positive, and neither zero nor infinite once it is float32."""
     if not _SMALLEST <= value <= _LARGEST:
         raise ValueError(
@@ -156,7 +82,7 @@ def check_draw(generator: object, selection: object) -> None:
         raise TypeError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
-    if selection is not None and not (isinstance(selection, tuple | list) and len(selection) == 2):
+    if selection is not None and not (isinstance(selection, (tuple, list)) and len(selection) == 2):
         raise TypeError(
             "selection must be a pair (image_to_text, text_to_image), "
             f"got {type(selection).__name__}"
@@ -204,3 +130,20 @@ def check_rounds(rounds: object) -> None:
         raise ValueError(
             f"rounds must be at most {MOST_ROUNDS}, or None for the expectation, got {rounds}"
         )
+
+
+def check_fraction(name: str, value: object, *, below_one: bool = False) -> None:
+    """A number in [0, 1], or in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = cast(float, value)  # not converted: an integer may be too large for one
+    if below_one and not 0 <= number < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")

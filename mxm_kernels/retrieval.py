@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import checks
-from mxm_kernels.algebra.batch import resolve_folds
-from mxm_kernels.options import FoldsLike
+from mxm_kernels.core.batch import resolve_folds
+from mxm_kernels.core.options import FoldsLike
 
 __all__ = ["Retrieval", "RetrievalMetrics", "retrieval_metrics"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mxm_kernels.folds import Folds, as_ids
-from mxm_kernels.modules import MFHLoss
-from mxm_kernels.parallel.distributed import Ranks, SharedErrors
+from mxm_kernels.losses import MFHLoss
+from mxm_kernels.distributed.ranks import Ranks, SharedErrors
 
 __all__ = ["MultifoldLoss"]
 

@@ -1,8 +1,8 @@
-"""The implementations of the operator, found by name and loaded on first use.
+"""The implementations of the operators, found by name and loaded on first use.
 
 ``choose`` applies the rule of the public functions: the backend that was asked for, or an
-error that says why it cannot run; without a request, Triton on a GPU and native on a CPU where
-they can run (they take no float64), and blocked for the rest.
+error that says why it cannot run; without a request, the one that the registry names for the
+device where it can run (none but blocked takes float64), and blocked for the rest.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from importlib import import_module
 
 import torch
 
-from mxm_kernels.backends.problem import Backend
+from mxm_kernels.backends.base import Backend
 
-NAMES = ("triton", "native", "blocked")
+# Name of each backend, a module of this package, and the type of device that it is the default of.
+REGISTRY: dict[str, str | None] = {"triton": "cuda", "native": "cpu", "blocked": None}
 
 
 class BackendUnavailableError(RuntimeError):
@@ -33,8 +34,8 @@ def check_name(name: object) -> None:
     Raises:
         ValueError: no backend has that name.
     """
-    if name is not None and (not isinstance(name, str) or name not in NAMES):
-        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+    if name is not None and (not isinstance(name, str) or name not in REGISTRY):
+        raise ValueError(f"backend must be one of {', '.join(REGISTRY)} or None, got {name!r}")
 
 
 @torch.compiler.assume_constant_result
@@ -46,9 +47,9 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        preferred = {"cuda": "triton", "cpu": "native"}.get(device.type, "blocked")
-        can_run = load(preferred).unavailable(device, dtype) is None
-        return preferred if can_run else "blocked"
+        of_device = (n for n, kind in REGISTRY.items() if kind == device.type)
+        able = (n for n in of_device if load(n).unavailable(device, dtype) is None)
+        return next(able, "blocked")
     check_name(name)
     reason = load(name).unavailable(device, dtype)
     if reason is not None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Gradients, Needs, Problem
+from mxm_kernels.backends.interface import Gradients, Needs, Problem
 
 Span = tuple[int, int]
 

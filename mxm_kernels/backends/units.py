@@ -29,14 +29,14 @@ def largest_of(vectors: Sequence[Tensor]) -> float:
     return float(torch.linalg.vector_norm(every, torch.inf)) if len(every) else 0.0
 
 
-def unit_of(largest: float, factor: float, scale: float, dtype: torch.dtype) -> float:
-    """A power of two to multiply upstream gradients of size ``largest`` times ``factor`` by.
+def unit_of(largest: float, scale: float, dtype: torch.dtype) -> float:
+    """A power of two to multiply upstream gradients of size ``largest`` by.
 
     1 where they and the ``scale``, which dS times a logit has, are ordinary numbers of ``dtype``.
     """
-    if not all(math.isfinite(v) and v != 0 for v in (largest, factor, scale)):
+    if not all(math.isfinite(v) and v != 0 for v in (largest, scale)):
         return 1.0
-    size, of_scale = _exponent(largest) + _exponent(factor), _exponent(scale)
+    size, of_scale = _exponent(largest), _exponent(scale)
     widest = _ORDINARY[dtype]
     if abs(size) <= widest and abs(of_scale) <= widest:
         return 1.0

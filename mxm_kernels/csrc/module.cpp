@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "draw.h"
 #include "fused.h"
 #include "kernels.h"
-#include "rows.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -134,10 +134,9 @@ class BackwardPass {
   // `statistics`: n, n', S of the positives, t, t'; `upstream`: dn, dn', dS_pos, du, du'.
   BackwardPass(const std::string& level, const Problem& problem,
                const std::vector<std::uintptr_t>& statistics,
-               const std::vector<std::uintptr_t>& upstream, double factor)
+               const std::vector<std::uintptr_t>& upstream)
       : kernels_(kernels(level)) {
     pass_.problem = problem;
-    pass_.factor = factor;
     pass_.student.rows = make_side(statistics.at(0), upstream.at(0));
     pass_.student.cols = make_side(statistics.at(1), upstream.at(1));
     pass_.positives = at<const float>(statistics.at(2));
@@ -233,7 +232,7 @@ class SigmoidBackwardPass {
 
 class SigmoidLossPass {
  public:
-  // `weights`: a, a', w, w', the last two 0 where they are 1 each.
+  // `weights`: a of the rows, a of the columns, w of the positives or 0.
   SigmoidLossPass(const std::string& level, const Problem& problem, float bias,
                   std::uintptr_t scratch, const std::vector<std::uintptr_t>& weights)
       : kernels_(kernels(level)) {
@@ -241,11 +240,8 @@ class SigmoidLossPass {
     const float* const cols = at<const float>(weights.at(1));
     const std::int64_t pairs = problem.image_offsets[problem.rows];
     pass_.own = at<float>(scratch);
-    pass_.row_weights = at<const float>(weights.at(2));
-    pass_.col_weights = at<const float>(weights.at(3));
-    set_up(pass_, problem, bias, rows, cols,
-           std::max(largest_of(rows, problem.rows) * largest_of(pass_.row_weights, pairs),
-                    largest_of(cols, problem.cols) * largest_of(pass_.col_weights, pairs)));
+    pass_.pair_weights = at<const float>(weights.at(2));
+    set_up(pass_, problem, bias, rows, cols, largest_of(pass_.pair_weights, pairs));
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_loss_tile(pass_, tile); }
@@ -267,42 +263,10 @@ void sweep(Pass& pass, std::uintptr_t student, std::uintptr_t teacher, std::int6
   pass.sweep(make_tile(student, teacher, stride, row, rows, col, cols));
 }
 
-// `problem`: the vectors of backends/problem.py's RowProblem, 0 where empty; `losses`: losses, dn, dS,
-// which is added to, and dscale.
-void run_mixed_rows(const std::vector<std::uintptr_t>& problem, std::uintptr_t slots,
-                    const std::vector<std::uintptr_t>& losses, std::int64_t rows,
-                    const std::string& form, float prior, float hard, float soft,
-                    std::int64_t columns, int threads) {
-  RowProblem p;
-  p.n = at<const float>(problem.at(0));
-  p.S = at<const float>(problem.at(1));
-  p.u = at<const float>(problem.at(2));
-  p.weights = at<const float>(problem.at(3));
-  p.offsets = at<const std::int64_t>(problem.at(4));
-  p.hard_weights = at<const float>(problem.at(5));
-  p.soft_weights = at<const float>(problem.at(6));
-  p.slots = at<const std::int64_t>(slots);
-  p.rows = rows;
-  p.form = form_of(form);
-  if (p.form == Form::kDebiased) p.scale = *at<const float>(problem.at(7));
-  p.hard = hard;
-  p.soft = soft;
-  p.columns = columns;
-  p.prior = prior;
-  mixed_rows(p, {at<float>(losses.at(0)), at<float>(losses.at(1)), at<float>(losses.at(2)),
-                 at<float>(losses.at(3))}, threads);
-}
-
-// `offsets` and `weights` of the rows, then of the columns; `lengths` are their numbers.
-void run_drawn_weights(std::int64_t seed, const std::vector<std::uintptr_t>& offsets,
-                       const std::vector<std::int64_t>& lengths, std::int64_t rounds,
-                       const std::vector<std::uintptr_t>& weights, int threads) {
-  const std::int64_t all = lengths.at(0) + lengths.at(1);
-  for (int k = 0; k < 2; ++k) {
-    const DrawSide side{at<const std::int64_t>(offsets.at(k)), k == 0 ? 0 : lengths.at(0),
-                        lengths.at(k), at<float>(weights.at(k))};
-    drawn_weights(static_cast<std::uint64_t>(seed), side, all, rounds, threads);
-  }
+void run_drawn_weights(std::int64_t seed, std::uintptr_t offsets, std::int64_t rows,
+                       std::int64_t rounds, std::uintptr_t weights, int threads) {
+  const DrawnRows drawn{at<const std::int64_t>(offsets), rows, at<float>(weights)};
+  drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads);
 }
 
 }  // namespace
@@ -321,7 +285,6 @@ NB_MODULE(_native, m) {
                        std::int64_t length) {
     kernels(level).softplus(at<const float>(from), at<float>(to), length);
   });
-  m.def("mixed_rows", run_mixed_rows, Release());
   m.def("drawn_weights", run_drawn_weights, Release());
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
@@ -333,7 +296,7 @@ NB_MODULE(_native, m) {
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::uintptr_t>&, double>(),
+                    const std::vector<std::uintptr_t>&>(),
            Release())
       .def("sweep", sweep<BackwardPass>, Release())
       .def("sweep_to", &BackwardPass::sweep_to, Release())

@@ -1,4 +1,4 @@
-// What the two sweeps read and write. Symbols as in backends/problem.py.
+// What the two sweeps read and write. Symbols as in backends/interface.py.
 //
 // A pass walks tiles of the M x N plane. The caller multiplies features into the tiles; a
 // level's kernels (kernels.h) sweep them.
@@ -125,18 +125,17 @@ struct Term {
   bool shared = false;
 };
 
-// What the backward passes have in common. They scale the upstream gradients by s (and the
-// factors below): dS is the gradient of x y^T, and the products need no scaling.
+// What the backward passes have in common. They scale the upstream gradients by s and the unit:
+// dS is the gradient of x y^T, and the products need no scaling.
 struct Gradient {
   Problem problem;
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
-  double factor = 1;                  // of all upstream gradients
   double unit = 1;                    // factor that dS carries, and the gradients must lose
   double dscale = 0;                  // sum of dS * S
 
-  // In double: a factor, or its product with the scale, may be no float where dS is one.
-  double upstream_scale() const { return problem.scale * factor * unit; }
+  // In double: the unit times the scale may be no float where dS is one.
+  double upstream_scale() const { return problem.scale * unit; }
 };
 
 // The greatest magnitude of `values`, which may be null, and `least`.
@@ -171,7 +170,7 @@ struct Backward : Gradient {
       largest = largest_of(teacher.rows.upstream, p.rows, largest);
       largest = largest_of(teacher.cols.upstream, p.cols, largest);
     }
-    return largest * std::fabs(p.scale * factor);
+    return largest * std::fabs(p.scale);
   }
 };
 
@@ -204,8 +203,7 @@ struct SigmoidBackward : Gradient {
 // The whole loss and its gradient: the upstream gradients are its own weights, known beforehand.
 struct SigmoidLoss : SigmoidBackward {
   float* own = nullptr;                 // (P,) scratch: products of the positives of a row
-  const float* row_weights = nullptr;   // (P,) of the positives, null: 1 each
-  const float* col_weights = nullptr;   // (P,) in slot order too
+  const float* pair_weights = nullptr;  // (P,) of the positives, null: those of row and column
 };
 
 }  // namespace mxm

@@ -95,9 +95,9 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
   });
   sweep_sigmoid_row<true>(pass, tile, i, total);
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
-    const float row = pass.row_weights == nullptr ? 1.0f : pass.row_weights[slot];
-    const float col = pass.col_weights == nullptr ? 1.0f : pass.col_weights[slot];
-    const float weight = pass.rows[tile.row + i] * row + pass.cols[p.pair_texts[slot]] * col;
+    const float weight = pass.pair_weights == nullptr
+                             ? pass.rows[tile.row + i] + pass.cols[p.pair_texts[slot]]
+                             : static_cast<float>(pass.pair_weights[slot] * pass.upstream_scale());
     const float S = pass.own[slot] * p.scale;
     const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
     const float dS = -weight * sigmoid(margin)[0];

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from mxm_kernels.folds import Folds
-from mxm_kernels.functional import draw_selection, fused_mfh_loss
-from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from mxm_kernels.losses import draw_selection, fused_mfh_loss
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 
 PARTS = ("loss", "image gradient", "text gradient", "scale gradient", "bias gradient")
 _BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mxm_kernels.parallel.distributed import world_group
+from mxm_kernels.distributed.ranks import world_group
 
 
 class Gathered(nn.Module):

@@ -20,15 +20,15 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mxm_kernels.functional import (
+from mxm_kernels.losses import (
     fused_info_nce_loss,
     fused_mfh_loss,
     fused_siglip_loss,
     fused_soft_loss,
 )
-from mxm_kernels.functional.mfh import check_hard
+from mxm_kernels.losses.mfh import check_drawn
 from mxm_kernels.open_clip.gathered import Gathered, check_teacher, no_gradient
-from mxm_kernels.parallel.distributed import SharedErrors, world_group
+from mxm_kernels.distributed.ranks import SharedErrors, world_group
 
 
 class ClipLoss(Gathered):
@@ -150,7 +150,7 @@ class MFHLoss(Gathered):
         rounds: int | None = 10,
     ):
         super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
-        check_hard(hard_weight, rounds)
+        check_drawn(hard_weight, rounds)
         if world_size > 1 and not gather_with_grad:
             raise ValueError(
                 f"gather_with_grad must be True with world_size={world_size}: without the other "

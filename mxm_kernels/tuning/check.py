@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends import load
-from mxm_kernels.backends.problem import Needs
+from mxm_kernels.backends.interface import Needs
 from mxm_kernels.tuning.workload import Workload, widened
 
 STATISTIC_BOUND = 1e-5

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from mxm_kernels.backends import load
-from mxm_kernels.backends.problem import Needs
+from mxm_kernels.backends.interface import Needs
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.tuning.workload import Workload

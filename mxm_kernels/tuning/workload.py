@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mxm_kernels.backends import load
-from mxm_kernels.backends.problem import (
+from mxm_kernels.backends.interface import (
     Backend,
     Needs,
     Problem,
@@ -21,7 +21,7 @@ from mxm_kernels.backends.problem import (
 )
 from mxm_kernels.backends.triton.settings import Cell, Phase
 from mxm_kernels.folds import Folds
-from mxm_kernels.operators.statistics import make_problem
+from mxm_kernels.ops.library import make_problem
 
 SCALE, BIAS = 1 / 0.03, -10.0  # of MXM-CLR, and SigLIP's at the start of a training
 # The small batch on which every candidate is held to float64. Its tiles have tails, its instances

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 
 try:
     import mxm_kernels._native as cpp
@@ -28,7 +28,7 @@ def problem_of(p: Problem):
         p.has_teacher,
         p.image_groups.data_ptr(),
         p.text_groups.data_ptr(),
-        p.image_offsets.data_ptr(),
+        p.offsets.data_ptr(),
         p.pair_texts.data_ptr(),
         threads(p.x.shape[0] * p.y.shape[0]),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 
 LEAST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
 

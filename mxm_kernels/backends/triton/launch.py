@@ -15,7 +15,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.triton import tuned
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase, Target
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton.tile import teacher_arguments, widened
 from mxm_kernels.backends.triton.unit import Unit, factor_of

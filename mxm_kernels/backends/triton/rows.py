@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import (
+from mxm_kernels.backends.interface import (
     Form,
     Problem,
     RowLosses,

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
 Kind = Literal["statistics", "gradient"]

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem, SigmoidStatistics
+from mxm_kernels.backends.interface import Problem, SigmoidStatistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, positives
 from mxm_kernels.backends.triton.positives import store_positives

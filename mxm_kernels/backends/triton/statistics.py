@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mxm_kernels.backends.problem import Problem, Statistics
+from mxm_kernels.backends.interface import Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, merge, positives
 from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.triton.exponentials import exp
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mxm_kernels.backends.problem import Problem
+from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import chunk_shape, padded, spans, workspace_bytes

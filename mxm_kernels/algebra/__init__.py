@@ -1,1 +1,0 @@
-"""From the statistics to a loss: directions, row formulas, draws, reductions."""

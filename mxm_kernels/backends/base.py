@@ -1,0 +1,108 @@
+"""The base class of the backends: what one has to write, and what it gets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends import draws, tiles
+from mxm_kernels.backends.interface import (
+    Draw,
+    FusedFormula,
+    Gradients,
+    Needs,
+    Problem,
+    RowLosses,
+    RowProblem,
+    SigmoidGradients,
+    SigmoidLoss,
+    SigmoidStatistics,
+    SigmoidWeights,
+    Statistics,
+    Upstream,
+)
+
+
+class Backend:
+    """One implementation of the operators; a new one writes ``forward`` and ``backward``."""
+
+    # Formulas of core.formulas, by name, that ``row_losses`` computes in one kernel.
+    fused_formulas: frozenset[str] = frozenset()
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
+        return None
+
+    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+        """Compute the statistics; diagnostics change at most the order of the other sums."""
+        raise NotImplementedError
+
+    def backward(
+        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    ) -> Gradients:
+        """Compute the gradients; upstream gradients may be of any size."""
+        raise NotImplementedError
+
+    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
+        """Shape of what forward keeps for backward."""
+        return (0,)
+
+    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+        """Compute the sigmoid statistics; the problem has no teacher."""
+        return _blocked().sigmoid_forward(problem, bias)
+
+    def sigmoid_backward(
+        self,
+        problem: Problem,
+        bias: Tensor,
+        positives: Tensor,
+        upstream: SigmoidStatistics,
+        needs: Needs,
+    ) -> SigmoidGradients:
+        """Compute their gradients from S of the ``positives`` (2 P,) and ``upstream``."""
+        return _blocked().sigmoid_backward(problem, bias, positives, upstream, needs)
+
+    def sigmoid_loss(
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+    ) -> SigmoidLoss:
+        """Compute the sigmoid loss and its gradients; the problem has no teacher.
+
+        The loss is NaN where a feature is not finite, all is NaN where the scale is not positive.
+        """
+        return _blocked().sigmoid_loss(problem, bias, weights, needs)
+
+    def sigmoid_loss_backward(
+        self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Multiply gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``."""
+        return tiles.times(grad, dx, dy, dscalars, dtype)
+
+    def row_losses(self, rows: RowProblem, formula: FusedFormula) -> RowLosses:
+        """Compute a formula of ``fused_formulas`` and the soft loss, and their derivatives.
+
+            losses = hard hard_weights formula + soft soft_weights (logsumexp - teacher_mean)
+
+        ``core.formulas`` defines both.
+        """
+        raise NotImplementedError
+
+    def row_losses_backward(
+        self, grad: Tensor, made: RowLosses, soft_weights: Tensor, soft: float, rows: RowProblem
+    ) -> RowLosses:
+        """Multiply the derivatives by ``grad`` (R,), that of the losses.
+
+        The first field of the result is the gradient by ``teacher_mean``, the last has the shape
+        of the parameter.
+        """
+        raise NotImplementedError
+
+    def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
+        """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""
+        return draws.drawn_weights(draw, dtype)
+
+
+def _blocked() -> Backend:
+    """The backend that runs anywhere, which has the sigmoid operators for one that has none."""
+    from mxm_kernels.backends.blocked import backend
+
+    return backend

@@ -1,0 +1,269 @@
+"""What the operators hand to a backend, and what they want back.
+
+Symbols as in the operator: x (M, D) image features, y (N, D) text features, X and Y those of
+their momentum teacher, s and t the two scales, P positive pairs.
+
+    S_ij = s <x_i, y_j>          T_ij = t <X_i, Y_j>
+
+The M rows of S and the N rows of its transpose are one list of R = M + N rows, images first.
+For row r of the list, with S_r. its row of S or of the transpose:
+
+    n_r = logsumexp_{j not in Pos(r)} S_rj           neg_lse
+    t_r = logsumexp_j T_rj                           teacher_lse
+    u_r = sum_j softmax_j(T_r.) S_rj                 teacher_mean
+
+and for diagnostics, not differentiable:
+
+    max_{j not in Pos(r)} S_rj                       hardest
+    t_r - sum_j softmax_j(T_r.) T_rj                 entropy, of the teacher's targets
+
+The positives are S of every pair in slot order (P,), then again in text-major order (P,).
+
+The sigmoid statistics have a bias b instead of a teacher:
+
+    sum_{j not in Pos(r)} softplus(S_rj + b)         softplus_sum
+
+and the sigmoid loss has weights a of the R rows and w of the P pairs; z is 1 at positives and
+-1 at negatives, where w_ij is a_i + a_j:
+
+    L = sum_ij w_ij softplus(-z_ij (S_ij + b))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import threshold
+
+
+class Problem(NamedTuple):
+    """One batch: features, scales and where its positive pairs are."""
+
+    x: Tensor  # (M, D)
+    y: Tensor  # (N, D)
+    teacher_x: Tensor | None  # (M, D'), in the dtype of x or in float8 (e4m3fn)
+    teacher_y: Tensor | None  # (N, D')
+    scale: Tensor  # (), float32 (float64 for float64 features)
+    teacher_scale: Tensor | None  # ()
+    image_groups: Tensor  # (M,) int32
+    text_groups: Tensor  # (N,) int32
+    offsets: Tensor  # (R + 1,) int64, row r owns positives offsets[r] : offsets[r + 1]
+    owners: Tensor  # (2 P,) int64, row of the list of each positive
+    pair_texts: Tensor  # (P,) int64, text row of each slot
+    slot_places: Tensor  # (P,) int64, place in text-major order of each slot
+
+    @property
+    def pairs(self) -> int:
+        """P, the number of positive pairs."""
+        return self.pair_texts.shape[0]
+
+    @property
+    def pair_images(self) -> Tensor:
+        """(P,) int64, image row of each slot."""
+        return self.owners[: self.pairs]
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Dtype of everything after the products: float32, or float64 for float64 features."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Dtype of gradients that are yet to be multiplied by an upstream gradient.
+
+        float16 could not hold what loss scaling has not raised: a mean's gradients are below 6e-8.
+        """
+        return torch.float32 if self.x.dtype == torch.float16 else self.x.dtype
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether T exists."""
+        return self.teacher_x is not None
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether the teacher is in float8: a NaN among its features is one of its scale too."""
+        return self.teacher_x is not None and self.teacher_x.dtype == torch.float8_e4m3fn
+
+    def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) -> (M,) of the images, (N,) of the texts; an empty vector gives two."""
+        images = self.x.shape[0] if len(rows) else 0
+        return rows[:images], rows[images:]
+
+    def to_list(self, slots: Tensor) -> Tensor:
+        """(P,) in slot order -> (2 P,), in slot order and then in text-major order."""
+        made = slots.new_empty(2 * self.pairs)
+        made[: self.pairs] = slots
+        made[self.pairs :].index_copy_(0, self.slot_places, slots)
+        return made
+
+    def from_list(self, positives: Tensor) -> Tensor:
+        """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""
+        return positives[: self.pairs] + positives[self.pairs :][self.slot_places]
+
+    def allocate(self, diagnostics: bool) -> Statistics:
+        """Uninitialised statistics; those that do not exist here have no element."""
+        rows = self.x.shape[0] + self.y.shape[0]
+        taught = rows if self.has_teacher else 0
+        sizes = (
+            rows,
+            2 * self.pairs,
+            taught,
+            taught,
+            rows if diagnostics else 0,
+            taught if diagnostics else 0,
+            0,
+        )
+        return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
+
+    def contiguous(self) -> Problem:
+        """The same problem with every feature matrix laid out row after row."""
+        teacher_x, teacher_y = self.teacher_x, self.teacher_y
+        return self._replace(
+            x=self.x.contiguous(),
+            y=self.y.contiguous(),
+            teacher_x=None if teacher_x is None else teacher_x.contiguous(),
+            teacher_y=None if teacher_y is None else teacher_y.contiguous(),
+        )
+
+    def with_valid_scales(self) -> Problem:
+        """The same problem, in which a scale that is not positive is NaN, as is then the loss."""
+        t = self.teacher_scale
+        return self._replace(
+            scale=threshold(self.scale, 0, torch.nan),
+            teacher_scale=None if t is None else threshold(t, 0, torch.nan),
+        )
+
+
+class Statistics(NamedTuple):
+    """What forward returns: O(R + P) numbers.
+
+    Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty; so are
+    ``hardest`` and ``entropy`` where no diagnostics are wanted. ``kept`` is bounded by a constant
+    of the backend. A row that has a negative and ``neg_lse`` -inf, and a positive that is
+    infinite, come from features that are not finite: both are NaN here (:meth:`checked`).
+    """
+
+    neg_lse: Tensor  # (R,) n, -inf without a negative
+    positives: Tensor  # (2 P,) S of every positive pair, in slot order, then in text-major order
+    teacher_mean: Tensor  # (R,) u
+    teacher_lse: Tensor  # (R,) t, for backward
+    hardest: Tensor  # (R,) greatest S over the negatives, -inf without one
+    entropy: Tensor  # (R,) of the teacher's softmax, in nats
+    kept: Tensor  # products of both matrices for backward, in a backend's own shape, or empty
+
+    def checked(self, p: Problem) -> Statistics:
+        """NaN where a feature is not finite and the sums do not show it.
+
+        A feature of -inf can make exp(S) vanish instead of overflow, and its row would silently
+        drop out of every sum. It makes a positive infinite, or leaves a row with nothing.
+        """
+        n, S = self.neg_lse, self.positives
+        if not bool(torch.isfinite(S.sum())):
+            S = S.masked_fill(S.isinf(), torch.nan)
+        if bool(n.min() == -torch.inf):
+            columns = torch.full_like(p.offsets[1:], len(p.y))
+            columns[len(p.x) :] = len(p.x)
+            n = n.masked_fill((n == -torch.inf) & (p.offsets.diff() < columns), torch.nan)
+        return self._replace(neg_lse=n, positives=S)
+
+
+class Upstream(NamedTuple):
+    """Gradients of the loss with respect to the differentiable statistics."""
+
+    neg_lse: Tensor  # (R,)
+    positives: Tensor  # (2 P,)
+    teacher_mean: Tensor  # (R,), or empty without a teacher
+
+
+class SigmoidStatistics(NamedTuple):
+    """What the forward of the sigmoid statistics returns, and their upstream gradients."""
+
+    softplus_sum: Tensor  # (R,) sum of softplus(S + b) over the negatives of each row
+    positives: Tensor  # (2 P,) S of every positive pair, as in Statistics
+
+
+class FusedFormula(NamedTuple):
+    """A loss of the positives of a row that a backend has in a kernel, and the soft loss."""
+
+    name: str  # that of the core.formulas.Formula
+    constant: float  # of the formula
+    hard: float  # factor of the formula
+    soft: float  # factor of the soft loss
+
+
+class RowProblem(NamedTuple):
+    """The list of rows, as a fused formula takes it."""
+
+    neg_lse: Tensor  # (R,)
+    positives: Tensor  # (L,) sorted by row
+    teacher_mean: Tensor  # (R,), or empty where the soft loss has no factor
+    parameter: Tensor  # () or (R,) of the formula, or empty where it has none
+    pair_weights: Tensor  # (L,), or empty where the formula weighs no positive
+    hard_weights: Tensor  # (R,) factors of each row's loss by the formula
+    soft_weights: Tensor  # (R,) factors of each row's soft loss
+    num_negatives: Tensor  # (R,), or empty where the formula does not read it
+    offsets: Tensor  # (R + 1,) int64
+    owners: Tensor  # (L,) int64
+
+
+class RowLosses(NamedTuple):
+    """Losses of the rows, with their weights, and their derivatives."""
+
+    losses: Tensor  # (R,)
+    d_neg_lse: Tensor  # (R,)
+    d_positives: Tensor  # (L,)
+    d_parameter: Tensor  # (R,), or empty where the formula has no parameter
+
+
+class Draw(NamedTuple):
+    """What decides which positives are drawn, the same on every backend: see ``draws``."""
+
+    seed: Tensor  # () int64
+    offsets: Tensor  # (R + 1,) int64
+    rounds: int
+    positives: int  # L, the last of the offsets
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted; a frozen tower costs no product."""
+
+    x: bool
+    y: bool
+    scale: bool
+    bias: bool = False
+
+
+class Gradients(NamedTuple):
+    """What backward returns; empty where not wanted."""
+
+    x: Tensor  # (M, D), dtype of the features
+    y: Tensor  # (N, D)
+    scale: Tensor  # ()
+
+
+class SigmoidGradients(NamedTuple):
+    """What the backward of the sigmoid statistics returns; empty where not wanted."""
+
+    x: Tensor  # (M, D), dtype of the features
+    y: Tensor  # (N, D)
+    scale: Tensor  # ()
+    bias: Tensor  # ()
+
+
+class SigmoidWeights(NamedTuple):
+    """What the terms of the sigmoid loss are multiplied with."""
+
+    rows: Tensor  # (R,) a: a term of a negative has a_i + a_j
+    pairs: Tensor  # (P,) of the positives in slot order, or empty: a_i + a_j too
+
+
+class SigmoidLoss(NamedTuple):
+    """The sigmoid loss and its gradients, which one pass gives; empty where not wanted."""
+
+    loss: Tensor  # ()
+    dx: Tensor  # (M, D), in the problem's ``gradient_dtype``
+    dy: Tensor  # (N, D)
+    dscalars: Tensor  # (2,) by the scale and by the bias

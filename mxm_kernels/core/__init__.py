@@ -1,0 +1,1 @@
+"""From arguments to a number: arguments -> Batch -> operator -> Rows -> formula -> weighted sum."""

@@ -1,0 +1,318 @@
+"""The tensor arguments of the losses: each is read, cast and checked here, once.
+
+``torch.autocast`` casts features as it casts the factors of a matrix product. A tensor made in
+``torch.inference_mode`` is copied where gradients are wanted, since autograd cannot save it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from mxm_kernels import checks
+from mxm_kernels.core.options import Queue, Resolved, Scale
+from mxm_kernels.folds import Folds
+from mxm_kernels.folds.tables import FoldTables, tables_without_pairs
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
+Teacher = tuple[Tensor, Tensor]
+
+
+class QueuedRows(NamedTuple):
+    """A queue as the rows of one side see it."""
+
+    name: str  # of the option
+    features: Tensor  # (K, D), detached
+    tables: FoldTables  # the side's rows against the queue: its pairs are no negatives
+
+
+class Arguments(NamedTuple):
+    """The tensors of one call, checked and in the dtypes in which they are used."""
+
+    x: Tensor  # (M, D)
+    y: Tensor  # (N, D)
+    teacher: Teacher | None  # (M, D'), (N, D'), detached
+    scales: tuple[Tensor, Tensor]  # () both the same tensor, or (M,) and (N,)
+    teacher_scales: tuple[Tensor, Tensor]  # alike, detached
+    queues: tuple[QueuedRows | None, QueuedRows | None]  # what the images see, what the texts see
+    row_weights: tuple[Tensor | None, Tensor | None]  # (M,), (N,) not negative, or NaN
+    soft_weights: tuple[Tensor, Tensor] | None  # (M,), (N,), where soft_weight is a pair
+    dtype: torch.dtype  # of the loss
+
+
+def read(
+    image_features: Tensor, text_features: Tensor, logit_scale: Scale, o: Resolved
+) -> Arguments:
+    """Check the tensors of a call.
+
+    Raises:
+        TypeError, ValueError: one is not as described.
+        RuntimeError: a feature carries a derivative that is not in reverse.
+    """
+    pair = isinstance(logit_scale, (tuple, list))
+    refuse_transforms(image_features, text_features, *(logit_scale if pair else (logit_scale,)))
+    x, y = as_features(image_features), as_features(text_features)
+    checks.check_features(x, y, may_be_empty=o.process_group is not None)
+    taught = as_features(o.teacher_image_features), as_features(o.teacher_text_features)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scales = _scales(logit_scale, x, y, dtype)
+    return Arguments(
+        x,
+        y,
+        _teacher(x, y, *taught),
+        scales,
+        _teacher_scales(o.teacher_logit_scale, scales, x, dtype),
+        (
+            _queue("text_queue", o.text_queue, x, "image_features"),
+            _queue("image_queue", o.image_queue, y, "text_features"),
+        ),
+        (
+            as_row_weights("image_weights", o.image_weights, x, dtype),
+            as_row_weights("text_weights", o.text_weights, y, dtype),
+        ),
+        _soft_weights(o.soft_weight, x, y, dtype),
+        dtype,
+    )
+
+
+def refuse_transforms(*tensors: object) -> None:
+    """Forward-mode derivatives, which would silently be zero, and those of torch.func.
+
+    Raises:
+        RuntimeError: a tensor carries one.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        tangent = forward_ad.unpack_dual(tensor).tangent
+        if tangent is not None or _functorch.is_gradtrackingtensor(tensor):
+            raise RuntimeError(
+                "mxm_kernels losses have reverse-mode derivatives only: use backward() or "
+                "torch.autograd.grad, not torch.func or forward-mode AD"
+            )
+
+
+def as_features(features: _MaybeTensor) -> _MaybeTensor:
+    """Features as the operator reads and autograd saves them."""
+    return _out_of_inference(autocast(features))
+
+
+def autocast(features: _MaybeTensor) -> _MaybeTensor:
+    """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
+    if not isinstance(features, Tensor) or features.is_meta:
+        return features
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return features
+    if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
+        return features
+    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
+
+
+def _out_of_inference(features: _MaybeTensor) -> _MaybeTensor:
+    if not isinstance(features, Tensor) or torch.compiler.is_compiling():
+        return features
+    if not features.is_inference() or not torch.is_grad_enabled():
+        return features
+    return features.clone()
+
+
+def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) -> Teacher | None:
+    """Both teacher tensors, with the rows, dtype and device of the student's, or neither."""
+    if teacher_image is None and teacher_text is None:
+        return None
+    named = (
+        ("teacher_image_features", teacher_image, "image_features", x),
+        ("teacher_text_features", teacher_text, "text_features", y),
+    )
+    for name, teacher, _, _ in named:
+        if teacher is None:
+            raise ValueError(
+                "teacher_image_features and teacher_text_features go together, "
+                f"got {name}=None beside the other"
+            )
+    first, second = (check_teacher_rows(*given) for given in named)
+    if first.shape[1] != second.shape[1] or first.shape[1] == 0:
+        raise ValueError(
+            "teacher_image_features and teacher_text_features must have the same dimension D "
+            f">= 1, got {first.shape[1]} and {second.shape[1]}"
+        )
+    return first.detach(), second.detach()
+
+
+def check_teacher_rows(name: str, teacher: object, student_name: str, student: Tensor) -> Tensor:
+    """One side of a teacher: a row for each of the student's, in its dtype on its device."""
+    if not isinstance(teacher, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
+    checks.check_dense(name, teacher)
+    if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
+            f"{student_name}, got {tuple(teacher.shape)}"
+        )
+    checks.check_alike(name, teacher, student_name, student)
+    return teacher
+
+
+def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale as a 0-d tensor of ``dtype`` beside ``like``; a tensor keeps its graph.
+
+    A number or a CPU tensor that is not positive is an error. Looking at a GPU tensor would
+    make the step wait for the GPU, so there the operators make the loss NaN.
+    """
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1 or scale.ndim > 1:
+            raise ValueError(f"{name} must be 0-d or of shape [1], got shape {tuple(scale.shape)}")
+        if not scale.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating-point tensor, got {scale.dtype}")
+    elif isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
+    made = as_0d_tensor(name, scale, like, dtype)
+    value = scale
+    if isinstance(scale, Tensor):
+        # NaN passes: it came from training, and the loss shows it.
+        value = float(scale.detach()) if checks.can_look(scale) else torch.nan
+    if value == value:
+        checks.check_positive(name, cast(float, value))
+    return made
+
+
+def as_0d_tensor(
+    name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """A number, or a 0-d or [1] tensor, as a 0-d tensor of ``dtype`` beside ``like``."""
+    if not isinstance(value, Tensor):
+        return torch.full((), float(value), dtype=dtype, device=like.device)
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} must be on the device of image_features, {like.device}, got {value.device}"
+        )
+    return value.reshape(()).to(dtype)
+
+
+def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One scale for both directions (the same tensor twice), or one for each row and column."""
+    if not isinstance(logit_scale, (tuple, list)):
+        s = as_scale("logit_scale", logit_scale, x, dtype)
+        return s, s
+    if len(logit_scale) != 2:
+        raise TypeError(
+            "logit_scale must be a number, a tensor or a pair of tensors ((M,), (N,)), "
+            f"got {len(logit_scale)} of them"
+        )
+    rows, cols = (
+        _positive(f"logit_scale[{k}]", as_row_vector(f"logit_scale[{k}]", value, rows, dtype))
+        for k, (value, rows) in enumerate(zip(logit_scale, (x, y), strict=True))
+    )
+    return rows, cols
+
+
+def _positive(name: str, scales: Tensor) -> Tensor:
+    """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
+    if checks.can_look(scales) and scales.numel():
+        checks.check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
+    return torch.where(scales > 0, scales, torch.nan)
+
+
+def _teacher_scales(
+    given: object, scales: tuple[Tensor, Tensor], x: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The scale that was given, else those of the student, detached."""
+    if given is not None:
+        t = as_scale("teacher_logit_scale", given, x, dtype).detach()
+        return t, t
+    first = scales[0].detach()
+    return first, first if scales[0] is scales[1] else scales[1].detach()
+
+
+def _queue(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedRows | None:
+    """``text_queue`` beside the images (M, D), or ``image_queue`` beside the texts (N, D)."""
+    if queue is None:
+        return None
+    given = _as_queue(name, queue)
+    features = as_features(given.features)
+    checks.check_matrix(name, features)
+    if features.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"{name} must have the dimension D of the features, {rows.shape[1]}, "
+            f"got {features.shape[1]}"
+        )
+    checks.check_alike(name, features, "image_features", rows)
+    if given.folds is None:
+        tables = tables_without_pairs(len(rows), len(features), rows.device)
+    else:
+        names = name, rows_name, "the queue"
+        tables = given.folds.tables(len(rows), len(features), rows.device, names)
+    return QueuedRows(name, features.detach(), tables)
+
+
+def _as_queue(name: str, queue: object) -> Queue:
+    """A queue in one of its forms."""
+    if isinstance(queue, Tensor):
+        return Queue(queue)
+    if isinstance(queue, Sequence) and len(queue) == 2 and isinstance(queue[0], Tensor):
+        features, folds = cast(tuple[Tensor, object], tuple(queue))
+        if folds is None or isinstance(folds, Folds):
+            return Queue(features, folds)
+        raise TypeError(
+            f"{name}: the folds of a queue must be Folds or None, got {type(folds).__name__}"
+        )
+    raise TypeError(
+        f"{name} must be a tensor of features or Queue(features, folds), got {type(queue).__name__}"
+    )
+
+
+def as_row_vector(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating-point vector with a number for each of ``rows`` (rows, D), in ``dtype``.
+
+    Raises:
+        TypeError, ValueError: ``value`` is not one.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    checks.check_dense(name, value)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if value.shape != (len(rows),):
+        raise ValueError(f"{name} must have shape ({len(rows)},), got {tuple(value.shape)}")
+    if value.device != rows.device:
+        raise ValueError(
+            f"{name} must be on the device of the features, {rows.device}, got {value.device}"
+        )
+    return value.to(dtype)
+
+
+def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Weights of some rows, not negative; on a GPU, which is not waited for, NaN where they are."""
+    if value is None:
+        return None
+    vector = as_row_vector(name, value, rows, dtype)
+    if not checks.can_look(vector):
+        return torch.where(vector >= 0, vector, torch.nan)
+    if not bool((vector >= 0).all()):
+        wrong = float(vector.detach()[~(vector >= 0)][0])
+        raise ValueError(f"{name} must not be negative or NaN, got {wrong}")
+    return vector
+
+
+def _soft_weights(
+    value: object, x: Tensor, y: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """A pair of vectors of numbers in [0, 1]."""
+    if not isinstance(value, (tuple, list)):
+        return None
+    vectors = []
+    for k, (given, rows) in enumerate(zip(value, (x, y), strict=True)):
+        vector = as_row_vector(f"soft_weight[{k}]", given, rows, dtype)
+        if checks.can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
+            raise ValueError(f"soft_weight[{k}] must be between 0 and 1")
+        vectors.append(vector)
+    return vectors[0], vectors[1]

@@ -1,0 +1,229 @@
+"""From the arguments of a loss to a batch: everything checked, on one process or over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.core import arguments
+from mxm_kernels.core.arguments import QueuedRows, Teacher
+from mxm_kernels.core.options import FoldsLike, Options, Resolved, Scale, resolve
+from mxm_kernels.distributed.agreement import facts_of
+from mxm_kernels.distributed.ranks import Ranks
+from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.folds import Folds, Ids
+from mxm_kernels.folds.segments import Segments
+from mxm_kernels.folds.tables import FoldTables, tables_without_pairs
+
+SIDES = ("image_features", "text_features")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Features, scales and folds of one call, checked and on one device.
+
+    M and N are the rows of this process, R = M + N those of its list of rows.
+    """
+
+    x: Tensor  # (M, D)
+    y: Tensor  # (N, D)
+    teacher: Teacher | None  # (M, D'), (N, D')
+    scales: tuple[Tensor, Tensor]  # () both the same tensor, or (M,) and (N,)
+    teacher_scales: tuple[Tensor, Tensor]
+    queues: tuple[QueuedRows | None, QueuedRows | None]  # what the images see, what the texts see
+    row_weights: tuple[Tensor | None, Tensor | None]  # (M,), (N,)
+    soft_weights: tuple[Tensor, Tensor] | None  # (M,), (N,), where soft_weight is a pair
+    dtype: torch.dtype  # of the loss
+    options: Resolved
+    backend: str
+    generator: torch.Generator | None  # source of every draw
+    tables: FoldTables  # of the rows of all ranks
+    shard: Shard | None  # what this process has of the batch; None: all of it
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether S is one matrix for both directions."""
+        return self.scales[0] is self.scales[1] and self.teacher_scales[0] is self.teacher_scales[1]
+
+    @property
+    def segments(self) -> Segments:
+        """The positives of this process's rows."""
+        return self.tables.segments if self.shard is None else self.shard.segments
+
+    @property
+    def image_positives(self) -> int:
+        """How many of the positives of this process's rows are those of its images."""
+        return self.tables.pairs if self.shard is None else len(self.shard.sent_slots)
+
+    @property
+    def has_unpaired_rows(self) -> bool:
+        """Whether a row, of any rank, has no positive."""
+        t = self.tables
+        return t.images_with_positive < t.images or t.texts_with_positive < t.texts
+
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """Of a number for every row of all ranks, those of this process's rows (R,)."""
+        return rows if self.shard is None else self.shard.local_rows(rows)
+
+    def local_positives(self, positives: Tensor) -> Tensor:
+        """Of a number for every positive of all ranks, those of this process's rows."""
+        return positives if self.shard is None else self.shard.local_positives(positives)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the ranks of a value of this process's rows."""
+        return value if self.shard is None else self.shard.ranks.sum(value)
+
+
+def make_batch(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None,
+    logit_scale: Scale,
+    options: Options,
+    *,
+    reads_teacher: bool = False,
+    generator: torch.Generator | None = None,
+    names: tuple[str, str] = SIDES,
+    change_tables: Callable[[FoldTables], FoldTables] | None = None,
+) -> Batch:
+    """Check every argument; without folds no pair is positive.
+
+    ``reads_teacher``: the loss reads the teacher whatever ``soft_weight`` is. ``names`` are those
+    of the features in errors about their rows. ``change_tables`` is applied to the pairs of all
+    ranks' rows.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+        BackendUnavailableError: the backend asked for cannot run.
+        RuntimeError: another rank of the process group has an error.
+    """
+    o = resolve(options, reads_teacher=reads_teacher)
+    checked = arguments.read(image_features, text_features, logit_scale, o)
+    x, y = checked.x, checked.y
+    backend = backends.choose(o.backend, x.device, x.dtype)
+    made, shard = None if folds is None else as_folds(folds, x.device), None
+    if o.process_group is not None:
+        generator, shard = _sharded(
+            o.process_group, x, y, made, logit_scale, o, generator, names, change_tables
+        )
+        tables = shard.tables
+    elif made is None:
+        tables = tables_without_pairs(len(x), len(y), x.device)
+    else:
+        tables = made.tables(len(x), len(y), x.device, ("folds", *names))
+    if shard is None and change_tables is not None:
+        tables = change_tables(tables)
+    elif made is not None:
+        _require_pairs(tables)
+    return Batch(
+        **checked._asdict(),
+        options=o,
+        backend=backend,
+        generator=generator,
+        tables=tables,
+        shard=shard,
+    )
+
+
+def with_soft_weights(batch: Batch, shares: Tensor) -> Batch:
+    """The same batch, of which each row (R,) has a share of the soft loss of its own."""
+    images = len(batch.x)
+    halves = shares[:images], shares[images:]
+    options = batch.options._replace(soft_weight=halves)
+    return replace(batch, soft_weights=halves, options=options)
+
+
+def _sharded(
+    ranks: Ranks,
+    x: Tensor,
+    y: Tensor,
+    folds: Folds | None,
+    logit_scale: Scale,
+    o: Resolved,
+    generator: torch.Generator | None,
+    names: tuple[str, str],
+    change_tables: Callable[[FoldTables], FoldTables] | None,
+) -> tuple[torch.Generator, Shard]:
+    """Agree with the other ranks on the call; the source of every draw, and this rank's part."""
+    ids = None if folds is None else folds.ids(len(x), len(y), x.device, ("folds", *names))
+    given = {
+        **ranks.arguments,
+        **o._asdict(),
+        **dict(zip(SIDES, (x, y), strict=True)),
+        "logit_scale": logit_scale,
+        "folds": folds,
+        "generator": generator,
+    }
+    del given["process_group"]
+    # Drawn from the CPU's default generator, which this advances on every rank alike.
+    seed = int(torch.randint(2**62, (), device="cpu")) if generator is None else 0
+    agreed = ranks.agree(facts_of(given, x.device), (len(x), len(y)), seed, x.device)
+    if generator is None:
+        generator = torch.Generator(x.device).manual_seed(agreed.seed)
+    for name, rows in zip(names, (agreed.images, agreed.texts), strict=True):
+        if not sum(rows):
+            raise ValueError(f"{name} must have at least one row on some rank, got none")
+    if ids is not None and folds is not None and folds.is_uniform:
+        first = sum(m // folds.views for m in agreed.images[: ranks.rank])
+        ids = ids[0] + first, ids[1] + first
+    shard = Shard.of(
+        ranks,
+        agreed.images,
+        agreed.texts,
+        ids,
+        x.device,
+        ring=o.gather == "ring",
+        change_tables=change_tables,
+    )
+    return generator, shard
+
+
+def require_folds(folds: object) -> None:
+    """For a loss in which positives need not be pairs: None would leave every row without."""
+    if folds is None:
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            "(image_ids, text_ids), got None"
+        )
+
+
+def as_folds(folds: FoldsLike, device: torch.device) -> Folds:
+    """``folds`` in any of its forms, on ``device``."""
+    if isinstance(folds, Folds):
+        return folds
+    if not isinstance(folds, (tuple, list)) or len(folds) != 2:
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            f"(image_ids, text_ids), got {type(folds).__name__}"
+        )
+    first, second = folds
+    if isinstance(first, Integral) and isinstance(second, Integral):
+        return Folds.uniform(int(first), int(second))
+    if isinstance(first, Real) or isinstance(second, Real):
+        raise TypeError(
+            "folds must be Folds, a pair (views, captions) of integers or a pair "
+            f"(image_ids, text_ids), got a pair of {type(first).__name__} and "
+            f"{type(second).__name__}"
+        )
+    return Folds.from_ids(cast(Ids, first), cast(Ids, second)).to(device)
+
+
+def resolve_folds(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:
+    """The positive pairs of these features; a batch without one is an error."""
+    tables = as_folds(folds, x.device).tables(len(x), len(y), x.device, ("folds", *SIDES))
+    _require_pairs(tables)
+    return tables
+
+
+def _require_pairs(tables: FoldTables) -> None:
+    if tables.pairs == 0:
+        raise ValueError(
+            "folds: expected at least one positive pair, got none: no id is on both the image "
+            "and the text side"
+        )

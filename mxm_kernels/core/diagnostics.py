@@ -1,0 +1,87 @@
+"""What a step can tell about training beside its loss, from the same pass over S and T."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mxm_kernels.core.rows import Rows
+
+
+@dataclass(eq=False)
+class Diagnostics:
+    """Filled in by the loss that it is given to: 0-d tensors without gradients, or None.
+
+    They cost no further matrix product. Similarities are cosines: S divided by its scale. With
+    a queue its rows count as negatives.
+
+    Attributes:
+        image_to_text_accuracy: share of the images with a positive whose most similar positive
+            is above every negative, in [0, 1].
+        text_to_image_accuracy: the same for texts.
+        positive_similarity: mean over the positive pairs.
+        image_to_text_hardest_negative: mean over the images of the most similar negative,
+            over those that have one; NaN where none has.
+        text_to_image_hardest_negative: the same for texts.
+        image_to_text_teacher_entropy: mean entropy of the teacher's targets of an image, in
+            nats; None where no teacher was read.
+        text_to_image_teacher_entropy: the same for texts.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import Diagnostics, fused_info_nce_loss
+        >>> seen = Diagnostics()
+        >>> x = torch.eye(4)
+        >>> loss = fused_info_nce_loss(x, x, logit_scale=9.0, diagnostics=seen)
+        >>> float(seen.image_to_text_accuracy), float(seen.positive_similarity)
+        (1.0, 1.0)
+    """
+
+    image_to_text_accuracy: Tensor | None = None
+    text_to_image_accuracy: Tensor | None = None
+    positive_similarity: Tensor | None = None
+    image_to_text_hardest_negative: Tensor | None = None
+    text_to_image_hardest_negative: Tensor | None = None
+    image_to_text_teacher_entropy: Tensor | None = None
+    text_to_image_teacher_entropy: Tensor | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """Name and value of each that was measured, for a logger; waits for a GPU."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    @torch.no_grad()
+    def measure(self, rows: Rows) -> None:
+        """Fill in every field from the list of rows, summed over the ranks."""
+        batch, hardest = rows.batch, rows.hardest
+        assert hardest is not None
+        scale = rows.logit_scale
+        cosines = rows.positives / (rows.spread(scale) if scale.ndim else scale)
+        found = rows.has_negative
+        of_rows = [
+            (rows.max(rows.positives) > hardest).to(batch.dtype),  # -inf without a positive
+            found.to(batch.dtype),
+            (hardest / scale).masked_fill(~found, 0),
+        ]
+        if rows.entropy is not None:
+            of_rows.append(rows.entropy)
+        halves = rows.halves(torch.stack(of_rows, 1))
+        sums = [*(half.sum(0) for half in halves), cosines.sum()[None]]
+        *sides, cosine = batch.sum(torch.cat(sums)).split([len(of_rows)] * 2 + [1])
+        tables = batch.tables
+        counts = (tables.images, tables.images_with_positive), (
+            tables.texts,
+            tables.texts_with_positive,
+        )
+        self.positive_similarity = cosine[0] / (2 * tables.pairs) if tables.pairs else None
+        for name, side, (every, paired) in zip(
+            ("image_to_text", "text_to_image"), sides, counts, strict=True
+        ):
+            hits, with_negative, similarity, *entropy = side.unbind()
+            setattr(self, f"{name}_accuracy", hits / paired if paired else None)
+            setattr(self, f"{name}_hardest_negative", similarity / with_negative)
+            setattr(self, f"{name}_teacher_entropy", entropy[0] / every if entropy else None)

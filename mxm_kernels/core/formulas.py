@@ -1,0 +1,157 @@
+"""The losses of a row, each written once: functions of the list of rows.
+
+A formula takes the list (R rows, L positives) and the weights (L,) of its positives, and returns
+the losses (R,) of its rows. S_ik is a positive similarity, n_i the log-sum-exp over the negatives,
+p_i over the positives, u_i the teacher's average of the row, and w_ik the weight of positive k,
+with sum_k w_ik = 1:
+
+    info_nce      sum_k w_ik softplus(n_i - S_ik)             the other positives masked out
+    supcon_out    sum_k w_ik (logaddexp(n_i, p_i) - S_ik)     they stay in the denominator
+    supcon_in     softplus(n_i - p_i)                         positives summed inside the log
+    decoupled     sum_k w_ik (n_i - S_ik)                     no positive in the denominator
+    debiased      sum_k w_ik softplus(g_i - S_ik)             g_i below
+    logsumexp     logaddexp(n_i, p_i)                         a target is yet to be taken from it
+    soft          logaddexp(n_i, p_i) - u_i                   cross-entropy with the teacher
+
+A row without a positive has loss 0 in all but the last two, a row without a negative in
+``info_nce``, ``supcon_in``, ``decoupled`` and ``debiased``; neither gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from mxm_kernels.core.rows import Rows
+from mxm_kernels.core.run import add_log
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A loss of the rows, as a kernel may know it.
+
+    Any function of the rows and the weights is a formula too; the name is what a backend's
+    ``fused_formulas`` lists.
+    """
+
+    name: str
+    losses: Callable[..., Tensor]  # (rows, weights[, constant]) -> (R,)
+    constant: float | None = None
+    parameter: str | None = None  # field of the list, beside n and S, that has a derivative
+    reads_negatives: bool = False  # whether it reads the number of negatives
+    weighs: bool = True  # whether it reads the weights
+    of_every_row: bool = False  # whether rows without a positive count in its mean
+
+    def __call__(self, rows: Rows, weights: Tensor | None) -> Tensor:
+        """(R,) losses of the rows."""
+        given: tuple[Any, ...] = () if self.constant is None else (self.constant,)
+        return self.losses(rows, weights, *given)
+
+
+def _info_nce(rows: Rows, weights: Tensor) -> Tensor:
+    """InfoNCE of each positive with the others masked (MXM-CLR, arXiv 2303.10839, eq. 6)."""
+    return rows.sum(weights * _against(rows, rows.neg_lse))
+
+
+def _supcon_out(rows: Rows, weights: Tensor) -> Tensor:
+    """Each positive against everything: SupCon's L_out (arXiv 2004.11362, eq. 2)."""
+    S = rows.positives
+    target = S
+    if rows.negative_sum is not None:
+        target = torch.lerp(S, rows.spread(_mean_of_all(rows)), rows.label_smoothing)
+    return rows.sum(weights * (rows.spread(add_log(rows.neg_lse, rows.logsumexp(S))) - target))
+
+
+def _supcon_in(rows: Rows, weights: object) -> Tensor:
+    """All positives summed inside the logarithm: SupCon's L_in (arXiv 2004.11362, eq. 3)."""
+    p = rows.logsumexp(rows.positives).masked_fill(~rows.has_positive, 0)
+    losses = -logsigmoid(p - rows.neg_lse)
+    if rows.negative_sum is not None:
+        losses = losses + rows.label_smoothing * (p - _mean_of_all(rows))
+    return losses.masked_fill(~rows.has_positive, 0)
+
+
+def _decoupled(rows: Rows, weights: Tensor) -> Tensor:
+    """Decoupled contrastive learning (arXiv 2110.06848, eq. 6): negatives only below."""
+    S = rows.positives
+    target = S
+    if rows.negative_sum is not None:
+        mean = rows.negative_sum / rows.num_negatives.clamp(min=1)
+        target = torch.lerp(S, rows.spread(mean), rows.label_smoothing)
+    n = rows.neg_lse.masked_fill(~rows.has_negative, 0)
+    losses = rows.sum(weights * (rows.spread(n) - target))
+    return losses.masked_fill(~rows.has_negative, 0)
+
+
+def _debiased(rows: Rows, weights: Tensor, prior: float) -> Tensor:
+    """Debiased contrastive loss (arXiv 2007.00224, eq. 8) with tau = ``prior``.
+
+    The sum over the negatives, exp(n_i), becomes exp(g_i): free of the positives expected
+    among them, and no less than unit features can make it:
+
+        exp(g_i) = max((exp(n_i) - tau |Neg| mean_k exp(S_ik)) / (1 - tau), |Neg| exp(-s))
+    """
+    negatives = rows.num_negatives.clamp(min=1)
+    positives = rows.counts.clamp(min=1).to(negatives.dtype)
+    floor = negatives.log() - rows.logit_scale
+    n = rows.neg_lse.masked_fill(~rows.has_negative, 0)
+    if prior > 0:
+        mean = rows.logsumexp(rows.positives) - positives.log()
+        excess = math.log(prior) + negatives.log() + mean - n
+        usable = ~(excess >= 0) & rows.has_positive  # NaN is, and shows in the loss
+        without = n + torch.log1p(-excess.masked_fill(~usable, -1).exp())
+        g = torch.maximum(without - math.log1p(-prior), floor)
+        g = torch.where(usable, g, floor)
+    else:
+        g = torch.maximum(n, floor)
+    return rows.sum(weights * _against(rows, g)).masked_fill(~rows.has_negative, 0)
+
+
+def _logsumexp(rows: Rows, weights: object) -> Tensor:
+    """Log-sum-exp of the whole row: negatives, positives, and what a queue leaves out."""
+    everything = add_log(rows.neg_lse, rows.logsumexp(rows.positives))
+    return everything if rows.excluded_lse is None else add_log(everything, rows.excluded_lse)
+
+
+def _soft(rows: Rows, weights: object) -> Tensor:
+    """Cross-entropy against the teacher's row (MXM-CLR, arXiv 2303.10839, eq. 8)."""
+    assert rows.teacher_mean is not None
+    return _logsumexp(rows, weights) - rows.teacher_mean
+
+
+def _against(rows: Rows, n: Tensor) -> Tensor:
+    """(L,) softplus(n_i - S_ik), each target smoothed over its positive and the negatives."""
+    S = rows.positives
+    # softplus multiplies the upstream gradient by an exponential up to exp(threshold) in backward.
+    losses = -logsigmoid(S - rows.spread(n))
+    if rows.negative_sum is None:
+        return losses
+    mean = (rows.spread(rows.negative_sum) + S) / rows.spread(rows.num_negatives + 1)
+    return losses + rows.label_smoothing * (S - mean)
+
+
+def _mean_of_all(rows: Rows) -> Tensor:
+    """(R,) mean of S over the negatives and the positives of each row."""
+    assert rows.negative_sum is not None
+    return (rows.negative_sum + rows.sum(rows.positives)) / (rows.num_negatives + rows.counts)
+
+
+info_nce = Formula("info_nce", _info_nce)
+supcon_out = Formula("supcon_out", _supcon_out)
+supcon_in = Formula("supcon_in", _supcon_in, weighs=False)
+decoupled = Formula("decoupled", _decoupled)
+logsumexp = Formula("logsumexp", _logsumexp, weighs=False, of_every_row=True)
+soft = Formula("soft", _soft, weighs=False, of_every_row=True)
+
+
+def debiased(prior: float) -> Formula:
+    """The debiased loss for one prior, in [0, 1)."""
+    return Formula(
+        "debiased", _debiased, prior, parameter="logit_scale", reads_negatives=True
+    )

@@ -1,0 +1,91 @@
+"""From the losses of the rows to the result: one weighted sum over the list, or its halves.
+
+The loss is l times the mean over the image rows plus (1 - l) times the mean over the text rows,
+l = ``image_to_text_weight``. Each mean is weighted by the rows' weights v, over the rows that
+count (c = 1):
+
+    mean_i = sum_i v_i c_i loss_i / sum_i v_i c_i
+
+so a row's loss has one factor, made here, and the loss is the sum over the list. A row with
+factor 0 takes part with 0 times its loss: what is not finite shows.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import checks
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.folds.tables import FoldTables, kept_with_tables
+
+
+def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
+    """(R,) factors of the losses of this process's rows.
+
+    For ``reduction="none"`` they are the rows' weights alone. Otherwise the sum over all ranks of
+    factors times losses is the loss. ``of_every_row``: rows without a positive count.
+    """
+    o = batch.options
+    if o.reduction == "none":
+        return _weights(batch)
+    share = o.image_to_text_weight
+    factors = batch.local_rows(_plain_factors(batch.tables, share, of_every_row, batch.dtype))
+    if batch.row_weights == (None, None):
+        return factors
+    halves = []
+    for side, (weights, plain) in enumerate(zip(batch.row_weights, halves_of(batch, factors))):
+        halves.append(plain if weights is None else _weighted(batch, side, weights, plain))
+    return torch.cat(halves)
+
+
+@kept_with_tables
+def _plain_factors(
+    tables: FoldTables, share: float, of_every_row: bool, dtype: torch.dtype
+) -> Tensor:
+    """(M + N,) of all ranks, for rows that weigh the same."""
+    images, texts = tables.images, tables.texts
+    numbers = images, texts
+    if not of_every_row:
+        numbers = tables.images_with_positive, tables.texts_with_positive
+    factors = torch.empty(images + texts, dtype=dtype, device=tables.device)
+    factors[:images] = share / max(numbers[0], 1)
+    factors[images:] = (1 - share) / max(numbers[1], 1)
+    if numbers != (images, texts):
+        factors = factors * (tables.offsets.diff() > 0)
+    return factors
+
+
+def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor:
+    """(rows,) factors of one side by its weights; ``plain`` are 0 where a row does not count."""
+    share = (batch.options.image_to_text_weight, 1 - batch.options.image_to_text_weight)[side]
+    if not share:
+        return weights * 0
+    counted = weights * (plain > 0)
+    total = batch.sum(counted.sum())
+    # Over ranks those of this one may all weigh nothing.
+    if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
+        name = ("image_weights", "text_weights")[side]
+        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
+    return counted / total * share
+
+
+def _weights(batch: Batch) -> Tensor:
+    """(R,) weights of the rows."""
+    one = batch.x.new_ones(len(batch.x) + len(batch.y), dtype=batch.dtype)
+    halves = zip(batch.row_weights, halves_of(batch, one), strict=True)
+    return torch.cat([ones if w is None else w for w, ones in halves])
+
+
+def halves_of(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) -> (M,) of the images and (N,) of the texts."""
+    return rows[: len(batch.x)], rows[len(batch.x) :]
+
+
+def reduced(batch: Batch, losses: Tensor) -> Tensor:
+    """The result from the losses (R,) with their factors: their sum, or the halves of the list."""
+    if batch.options.reduction == "none":
+        return cast(Tensor, halves_of(batch, losses))  # iterates as a Tensor does
+    return batch.sum(losses.sum())

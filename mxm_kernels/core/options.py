@@ -1,0 +1,227 @@
+"""The keyword options that the losses share: their names, defaults and checks.
+
+One list: public functions pass ``**options`` on, and only ``resolve`` fills in what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends, checks
+from mxm_kernels.checks import check_fraction
+from mxm_kernels.core.diagnostics import Diagnostics
+from mxm_kernels.folds import Folds, Ids
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+FoldsLike: TypeAlias = "Folds | tuple[int, int] | tuple[Ids, Ids]"
+Scale: TypeAlias = "float | Tensor | tuple[Tensor, Tensor]"
+Reduction: TypeAlias = Literal["mean", "none"]
+_Given = TypeVar("_Given", bound="HyperParameters | Options")
+
+
+class Queue(NamedTuple):
+    """Features of past batches: more negatives for the rows of the other modality.
+
+    ``features`` (K, D) get no gradient. They stand in the teacher's matrix too, as in MoCo and
+    ALBEF, whose queues hold the momentum encoder's features. ``folds``, made by
+    ``Folds.from_ids(row_ids, queue_ids)`` from the ids of the rows that look at the queue and
+    of the queue, names the queue's rows that are no negatives: those of the row's own instance
+    are left out. Without it every row of the queue is a negative.
+    """
+
+    features: Tensor
+    folds: Folds | None = None
+
+
+class HyperParameters(TypedDict, total=False):
+    """Options that stay the same from step to step: a module's constructor takes them.
+
+    Attributes:
+        soft_weight: share b of the soft loss, cross-entropy against the teacher: the loss is
+            (1 - b) its own + b soft. A number in [0, 1], or a pair of tensors
+            ((M,), (N,)) with one for each row. Needs the teacher's features.
+        image_to_text_weight: l in l L_image_to_text + (1 - l) L_text_to_image, in [0, 1]; 0.5
+            by default (ConVIRT, arXiv 2010.00747, has 0.75).
+        label_smoothing: e in [0, 1): a target keeps 1 - e, and e is spread evenly over the
+            columns of its denominator. The soft loss is not smoothed.
+        reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)), each
+            times its weight; a row without a positive has hard loss 0 there, and
+            ``image_to_text_weight`` is not in them.
+        teacher_dtype: torch.float8_e4m3fn: round the teacher's features to it, which costs its
+            targets some precision and spares its product on GPUs half of the time and traffic;
+            None: read them as they are.
+        backend: "triton", "native", "blocked", or None to choose by device.
+        process_group: a torch.distributed.ProcessGroup: the batch is that of all its ranks, each
+            of which passes its own rows, in a number of its own, which may be 0. Instance ids
+            mean the same instance on every rank; uniform folds number instances that are on one
+            rank only. The result is the loss of the whole batch on every rank, and gradients
+            that DDP or FSDP average to those of one process; with reduction="none" it is the
+            losses of the rank's own rows. Options have to be the same on every rank. Row
+            weights, row scales and row shares are those of the rank's rows, ``pair_weights`` and
+            ``selection`` those of the whole batch, rank after rank; queues are the same on every
+            rank. A ``generator`` must be in the same state on every rank; without one, rank 0
+            draws the seed.
+        gather: how the text features of the other ranks come to a rank: "all" at once, or block
+            by block around a "ring", where those of all ranks do not fit beside each other.
+    """
+
+    soft_weight: float | tuple[Tensor, Tensor]
+    image_to_text_weight: float
+    label_smoothing: float
+    reduction: Reduction
+    teacher_dtype: torch.dtype | None
+    backend: str | None
+    process_group: ProcessGroup | None
+    gather: Literal["all", "ring"]
+
+
+class Inputs(TypedDict, total=False):
+    """Options that come with each batch: a module's forward takes them.
+
+    Attributes:
+        teacher_image_features: (M, D'), detached here; with ``teacher_text_features``.
+        teacher_text_features: (N, D').
+        teacher_logit_scale: t; by default ``logit_scale``, detached.
+        pair_weights: ((P,), (P,)) weights w of the positive pairs in each direction, in the order
+            of ``Folds.pairs``, instead of the loss's own (a draw, the paired positive, all
+            alike). Those of a row should sum to 1; they may need gradients.
+        image_weights: (M,) non-negative weights of the image rows in the image-to-text mean,
+            which becomes sum w loss / sum w.
+        text_weights: (N,) the same for the text rows.
+        image_queue: (K, D) features of past images, or :class:`Queue`: negatives of the texts.
+        text_queue: (K, D) features of past texts, or :class:`Queue`: negatives of the images.
+        diagnostics: a :class:`Diagnostics` to fill in, from the same pass.
+    """
+
+    teacher_image_features: Tensor | None
+    teacher_text_features: Tensor | None
+    teacher_logit_scale: float | Tensor | None
+    pair_weights: tuple[Tensor, Tensor] | None
+    image_weights: Tensor | None
+    text_weights: Tensor | None
+    image_queue: Tensor | Queue | None
+    text_queue: Tensor | Queue | None
+    diagnostics: Diagnostics | None
+
+
+class Options(HyperParameters, Inputs, total=False):
+    """Options of every loss; all of them compose: :class:`HyperParameters` and :class:`Inputs`."""
+
+
+class Resolved(NamedTuple):
+    """Every option, given or by default, checked as far as it can be without the features."""
+
+    teacher_image_features: Tensor | None = None
+    teacher_text_features: Tensor | None = None
+    teacher_logit_scale: float | Tensor | None = None
+    soft_weight: float | tuple[Tensor, Tensor] = 0.0
+    pair_weights: tuple[Tensor, Tensor] | None = None
+    image_weights: Tensor | None = None
+    text_weights: Tensor | None = None
+    image_to_text_weight: float = 0.5
+    label_smoothing: float = 0.0
+    image_queue: Tensor | Queue | None = None
+    text_queue: Tensor | Queue | None = None
+    diagnostics: Diagnostics | None = None
+    reduction: Reduction = "mean"
+    teacher_dtype: torch.dtype | None = None
+    backend: str | None = None
+    process_group: ProcessGroup | None = None
+    gather: Literal["all", "ring"] = "all"
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any teacher features were given."""
+        return self.teacher_image_features is not None or self.teacher_text_features is not None
+
+    @property
+    def has_soft(self) -> bool:
+        """Whether the soft loss has a share."""
+        return isinstance(self.soft_weight, (tuple, list)) or self.soft_weight != 0
+
+
+def has_teacher(options: Options) -> bool:
+    """Whether any teacher features were given."""
+    names = ("teacher_image_features", "teacher_text_features")
+    return any(options.get(name) is not None for name in names)
+
+
+def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
+    """Fill in defaults and check what needs no features.
+
+    ``reads_teacher``: the loss reads the teacher whatever ``soft_weight`` is.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or not as described.
+    """
+    o = _in_floats(Resolved(**check_hyper_parameters(options, Resolved._fields)))
+    if o.pair_weights is not None and not (
+        isinstance(o.pair_weights, (tuple, list)) and len(o.pair_weights) == 2
+    ):
+        raise TypeError(
+            f"pair_weights must be a pair of (P,) tensors, got {type(o.pair_weights).__name__}"
+        )
+    if o.diagnostics is not None and not isinstance(o.diagnostics, Diagnostics):
+        raise TypeError(
+            f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
+        )
+    if o.has_soft and not o.has_teacher:
+        share = "a pair" if isinstance(o.soft_weight, (tuple, list)) else o.soft_weight
+        raise ValueError(
+            f"soft_weight={share} needs teacher_image_features and teacher_text_features"
+        )
+    if o.teacher_logit_scale is not None and not o.has_teacher:
+        raise ValueError("teacher_logit_scale was given without teacher features")
+    if o.teacher_dtype is not None and not o.has_teacher:
+        raise ValueError("teacher_dtype was given without teacher features")
+    if o.has_teacher and not o.has_soft and not reads_teacher:
+        raise ValueError(
+            "teacher features were given, but soft_weight is 0: nothing would read them"
+        )
+    return o
+
+
+def _in_floats(o: Resolved) -> Resolved:
+    """Numbers of any kind, checked: a fractions.Fraction takes no part in tensor arithmetic."""
+    share = o.soft_weight
+    return o._replace(
+        soft_weight=share if isinstance(share, (tuple, list)) else float(share),
+        image_to_text_weight=float(o.image_to_text_weight),
+        label_smoothing=float(o.label_smoothing),
+    )
+
+
+def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
+    """Check the names, and the values that stay the same from step to step.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or not as described.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"unexpected option {name!r}: expected an argument of the loss itself or one of "
+                f"{', '.join(known)}"
+            )
+    values = Resolved(**options)
+    check_fraction("image_to_text_weight", values.image_to_text_weight)
+    check_fraction("label_smoothing", values.label_smoothing, below_one=True)
+    if not isinstance(values.soft_weight, (tuple, list)):
+        check_fraction("soft_weight", values.soft_weight)
+    elif len(values.soft_weight) != 2:
+        raise TypeError(
+            "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
+            f"got {len(values.soft_weight)} of them"
+        )
+    backends.check_name(values.backend)
+    checks.check_choice("gather", values.gather, ("all", "ring"))
+    if values.gather == "ring" and values.process_group is None:
+        raise ValueError("gather='ring' needs a process_group")
+    checks.check_choice("reduction", values.reduction, ("mean", "none"))
+    checks.check_teacher_dtype(values.teacher_dtype)
+    return options

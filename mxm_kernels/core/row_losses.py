@@ -1,0 +1,140 @@
+"""From the list of rows to the loss: a formula and the soft loss, mixed and summed.
+
+The one way is PyTorch's, over the list. Where a backend has the formula in a kernel, and the list
+has nothing that the kernel does not read, the kernel stands in for it (:func:`_can_fuse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.interface import FusedFormula, RowProblem
+from mxm_kernels.core import formulas
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.formulas import Formula
+from mxm_kernels.core.mean import reduced, row_factors
+from mxm_kernels.core.rows import Rows
+from mxm_kernels.core.run import rows_of
+from mxm_kernels.ops.row_losses import row_losses as fused_row_losses
+
+AnyFormula = Formula | Callable[[Rows, Tensor | None], Tensor]
+
+
+def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | None = None) -> Tensor:
+    """Run the operator, then a formula, with the share of the soft loss that the options ask for.
+
+    ``pair_weights`` (L,) are those of the positives of this process's rows; without a formula the
+    loss is the soft loss alone, whose share is then 1.
+    """
+    rows = rows_of(batch)
+    if batch.options.diagnostics is not None:
+        batch.options.diagnostics.measure(rows)
+    return mixed(rows, formula, pair_weights)
+
+
+def mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None = None) -> Tensor:
+    """The loss of a list of rows, as :func:`loss_of`."""
+    batch, soft = rows.batch, rows.batch.options.soft_weight
+    of_every_row = getattr(formula, "of_every_row", False)
+    hard_factors = row_factors(batch, of_every_row=of_every_row)
+    soft_factors = hard_factors
+    if batch.options.has_soft and not of_every_row:
+        soft_factors = row_factors(batch, of_every_row=True)
+    if batch.soft_weights is None:
+        hard, soft = 1 - soft, soft
+    else:
+        shares = torch.cat(batch.soft_weights)
+        hard_factors = torch.addcmul(hard_factors, hard_factors, shares, value=-1)
+        soft_factors = soft_factors * shares
+        hard = soft = 1.0
+    if formula is None:
+        formula, hard_factors, hard, soft = formulas.soft, soft_factors, soft, 0.0
+    losses = row_losses(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
+    return reduced(batch, losses)
+
+
+def row_losses(
+    rows: Rows,
+    formula: AnyFormula,
+    pair_weights: Tensor | None,
+    hard_factors: Tensor,
+    hard: float,
+    soft_factors: Tensor,
+    soft: float,
+) -> Tensor:
+    """(R,) losses by the formula times hard and its factors, plus the soft losses alike."""
+    if _can_fuse(rows, formula, pair_weights, hard_factors, soft_factors):
+        return _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
+    losses = formula(rows, pair_weights)
+    if rows.batch.has_unpaired_rows:
+        # The formula may not read n of a row without a positive; NaN there has to show.
+        losses = torch.add(losses, rows.neg_lse.masked_fill(rows.has_positive, 0), alpha=0)
+    losses = losses * (hard_factors if hard == 1 else hard_factors * hard)
+    if soft:
+        losses = torch.addcmul(losses, formulas.soft(rows, None), soft_factors, value=soft)
+    return losses
+
+
+# The fields of the list that the fused formulas read, or that no formula reads.
+READ = (
+    "neg_lse",
+    "positives",
+    "teacher_mean",
+    "logit_scale",
+    "segments",
+    "queued_negatives",
+    "batch",
+    "teacher_lse",
+    "hardest",
+    "entropy",
+)
+
+
+def _can_fuse(
+    rows: Rows,
+    formula: AnyFormula,
+    pair_weights: Tensor | None,
+    *factors: Tensor,
+) -> bool:
+    """Whether the backend's kernel computes this formula of this list.
+
+    It does where no field of the list is set that it does not read, and where nothing wants a
+    gradient beside n, S, u and the formula's parameter.
+    """
+    if not isinstance(formula, Formula):
+        return False
+    if formula.name not in backends.load(rows.batch.backend).fused_formulas:
+        return False
+    if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
+        return False
+    return all(f.name in READ or getattr(rows, f.name) in (None, 0.0) for f in fields(rows))
+
+
+def _fused(
+    rows: Rows,
+    formula: Formula,
+    pair_weights: Tensor | None,
+    hard_factors: Tensor,
+    hard: float,
+    soft_factors: Tensor,
+    soft: float,
+) -> Tensor:
+    nothing = rows.neg_lse.new_empty(0)
+    problem = RowProblem(
+        rows.neg_lse,
+        rows.positives,
+        nothing if rows.teacher_mean is None else rows.teacher_mean,
+        nothing if formula.parameter is None else getattr(rows, formula.parameter),
+        pair_weights if pair_weights is not None and formula.weighs else nothing,
+        hard_factors,
+        soft_factors,
+        rows.num_negatives if formula.reads_negatives else nothing,
+        *rows.segments,
+    )
+    made = FusedFormula(formula.name, formula.constant or 0.0, hard, soft)
+    return fused_row_losses(problem, made, rows.batch.backend)

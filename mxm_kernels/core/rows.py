@@ -1,0 +1,112 @@
+"""The list of rows: what the losses are computed from.
+
+The M rows of S and the N rows of its transpose are one list of R = M + N rows, images first. A
+loss is written once and runs once over the list. Options are data on it: a queue is merged into
+``neg_lse``, label smoothing brings ``negative_sum``, a scale for each row joins the halves of two
+runs of the operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.folds.segments import (
+    Segments,
+    segment_logsumexp,
+    segment_max,
+    segment_sum,
+    spread,
+)
+from mxm_kernels.folds.tables import FoldTables, kept_with_tables
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of S and of its transpose, images first: R rows with L positives.
+
+    A field that is None does not take part. Only the first four carry gradients.
+
+    Attributes:
+        neg_lse: (R,) n, log-sum-exp of S over the negatives of each row; -inf without one.
+        positives: (L,) S of the positives, row after row.
+        teacher_mean: (R,) u, S averaged with the teacher's softmax over the row.
+        logit_scale: () or (R,) s.
+        negative_sum: (R,) sum of S over the negatives, for label smoothing.
+        excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives.
+        queued_negatives: (R,) number of the queue's rows that are negatives.
+        label_smoothing: e in [0, 1).
+        teacher_lse: (R,) log-sum-exp of the teacher's similarities over the row.
+        hardest: (R,) greatest S over the negatives, for diagnostics.
+        entropy: (R,) of the teacher's softmax, for diagnostics.
+        segments: which positives are whose.
+        batch: what the rows were computed from.
+    """
+
+    neg_lse: Tensor
+    positives: Tensor
+    teacher_mean: Tensor | None
+    logit_scale: Tensor
+    segments: Segments
+    batch: Batch
+    negative_sum: Tensor | None = None
+    excluded_lse: Tensor | None = None
+    queued_negatives: Tensor | None = None
+    label_smoothing: float = 0.0
+    teacher_lse: Tensor | None = None
+    hardest: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) -> (M,) of the images and (N,) of the texts."""
+        images = self.batch.x.shape[0]
+        return rows[:images], rows[images:]
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(R,) int64, positives of each row."""
+        return self.segments.offsets.diff()
+
+    @property
+    def has_positive(self) -> Tensor:
+        """(R,) whether a row has a positive."""
+        return self.counts > 0
+
+    @property
+    def has_negative(self) -> Tensor:
+        """(R,) whether a row has a negative; one whose n is NaN counts, so that it shows."""
+        return self.neg_lse != -torch.inf
+
+    @property
+    def num_negatives(self) -> Tensor:
+        """(R,) number of negatives of each row, as numbers of the dtype of the loss."""
+        made = self.batch.local_rows(_num_negatives(self.batch.tables, self.batch.dtype))
+        return made if self.queued_negatives is None else made + self.queued_negatives
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """(R,) -> (L,): every positive gets the value of its row."""
+        return spread(rows, self.segments)
+
+    def sum(self, positives: Tensor) -> Tensor:
+        """(L,) -> (R,): sum over the positives of a row, 0 without one."""
+        return segment_sum(positives, self.segments)
+
+    def logsumexp(self, positives: Tensor) -> Tensor:
+        """(L,) -> (R,): log-sum-exp over the positives of a row, -inf without one."""
+        return segment_logsumexp(positives, self.segments)
+
+    def max(self, positives: Tensor) -> Tensor:
+        """(L,) -> (R,): greatest value of a row, -inf without one; no gradient."""
+        return segment_max(positives.detach(), self.segments)
+
+
+@kept_with_tables
+def _num_negatives(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+    counts = tables.offsets.diff()
+    columns = torch.full_like(counts, tables.texts)
+    columns[tables.images :] = tables.images
+    return (columns - counts).to(dtype)

@@ -1,0 +1,171 @@
+"""The operators over the ranks of a process group: the statistics of the whole batch.
+
+Rank r has M_r image rows and N_r text rows. It computes its images against all texts, so its
+rows of S are whole and its columns are the part over its images. Symbols as in
+``backends/interface.py``, with a superscript for a rank's part:
+
+    forward     gather y (and the teacher's Y), run the operator on (x^r, y)
+                send the parts of column j, and S of its positive pairs, to the rank of text j
+                n_j = logsumexp_r n_j^r      t_j = logsumexp_r t_j^r
+                u_j = sum_r exp(t_j^r - t_j) u_j^r
+    backward    send back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j), dS_pos
+                run the operator's backward: dx^r, ds^r and a part of dy
+                send the parts of dy to the ranks of their rows, which add them up in rank order
+
+What a rank returns is about its own rows and columns, and complete, so the losses are those of
+one process. Only their means are summed over the ranks, by an all-reduce whose gradient is
+summed too: every rank's gradient is W times its part of the gradient of the loss, and an engine
+that averages over W ranks, as DDP and FSDP do, gets the gradient of one process.
+
+A rank sends in a step, in bytes, with W ranks of N_r texts, e bytes for a feature, and k = 3
+numbers for a column forward and 2 back with a teacher, 1 and 1 without:
+
+    features        (W - 1) N_r (D + D') e       all-gather (to the longest shard), D' of a teacher
+                                                 (in float8 with e = 1 for it)
+    gradients       (N - N_r) D e                all-to-all, added up in float32
+    columns         (N - N_r) k 4 forward, (W - 1) N_r k 4 back
+    pairs           4 for each that straddles ranks, each way
+    ids             (W - 1) (M_r + N_r) 8
+
+``traffic.bytes_sent`` has the exact number. Each rank's dy is rounded to the dtype of the
+features before it is sent. gloo on CPUs is tested; NCCL has the same collectives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
+from mxm_kernels.distributed.merging import column_parts, joined, merge, of_rows, shares_of
+from mxm_kernels.distributed.ring import ring_sigmoid, ring_statistics
+from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.ops.statistics import statistics, statistics_backward
+
+_DIFFERENTIABLE = len(Upstream._fields)
+
+
+def statistics_over_ranks(
+    shard: Shard,
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    backend: str,
+    diagnostics: bool,
+) -> Statistics:
+    """The statistics of this rank's rows, images first, over the whole batch; nothing is kept."""
+    teacher_x, teacher_y = teacher if teacher is not None else (None, None)
+    function = ring_statistics if shard.ring else _ShardStatistics.apply
+    outputs = function(
+        shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
+    )
+    return Statistics(*outputs, kept=x.new_empty(0))
+
+
+class _ShardStatistics(torch.autograd.Function):
+    """The statistics of this rank's rows and columns, with all their communication.
+
+    One function, so that every rank enters the collectives of its backward, in one order,
+    whatever rows it has.
+    """
+
+    @staticmethod
+    def forward(ctx, shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+        ranks = shard.ranks
+        every_y = ranks.gather(y, shard.texts)
+        teacher = None
+        if teacher_x is not None:
+            teacher = teacher_x, ranks.gather(teacher_y, shard.texts)
+        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, diagnostics)
+        parts = shard.to_columns(column_parts(s, len(x)))
+        taught, slots = teacher is not None, s.positives[: len(shard.sent_slots)]
+        merged = merge(parts, taught, diagnostics)
+        outputs = joined(of_rows(s, len(x)), merged, slots, shard.pairs_to_columns(slots))
+        features = x, every_y, scale, *(teacher or (None, None)), t
+        ctx.save_for_backward(*features, *s, parts, merged.neg_lse, merged.teacher_lse)
+        ctx.shard, ctx.backend = shard, backend
+        ctx.mark_non_differentiable(*outputs[_DIFFERENTIABLE:])
+        ctx.set_materialize_grads(True)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dn, dS, du, *_):
+        shard = ctx.shard
+        x, every_y, scale, teacher_x, teacher_y, t, *saved = ctx.saved_tensors
+        *saved, parts, n, t_cols = saved
+        images, taught = len(x), teacher_x is not None
+        down = [dn[images:] * shares_of(parts[..., 0], n)]
+        if taught:
+            down.append(du[images:] * shares_of(parts[..., 2], t_cols))
+        every = shard.from_columns(torch.stack(down, -1))
+        upstream = Upstream(
+            torch.cat([dn[:images], every[:, 0]]),
+            shard.slot_gradients(dS),
+            torch.cat([du[:images], every[:, 1]]) if taught else du,
+        )
+        needs = list(ctx.needs_input_grad[3:6])
+        teacher = None if teacher_x is None else (teacher_x, teacher_y)
+        dx, dy, ds = statistics_backward(
+            x,
+            every_y,
+            teacher,
+            scale,
+            t,
+            shard.row_tables,
+            Statistics(*saved),
+            upstream,
+            needs,
+            ctx.backend,
+        )
+        if needs[1]:
+            dy = shard.sum_columns(dy, dn.dtype)
+        grads = [g if need else None for g, need in zip((dx, dy, ds), needs, strict=True)]
+        return (None, None, None, *grads, None, None, None)
+
+
+def sigmoid_over_ranks(
+    shard: Shard, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, backend: str
+) -> SigmoidStatistics:
+    """The sigmoid statistics of this rank's rows, images first, over the whole batch."""
+    function = ring_sigmoid if shard.ring else _ShardSigmoid.apply
+    return SigmoidStatistics(*function(shard, backend, x, y, scale, bias))
+
+
+class _ShardSigmoid(torch.autograd.Function):
+    """Like :class:`_ShardStatistics`; the parts of a column are sums, and add up."""
+
+    @staticmethod
+    def forward(ctx, shard, backend, x, y, scale, bias):
+        every_y = shard.ranks.gather(y, shard.texts)
+        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend)
+        cols = s.softplus_sum[len(x) :]
+        slots = s.positives[: len(shard.sent_slots)]
+        ctx.save_for_backward(x, every_y, scale, bias, s.positives)
+        ctx.shard, ctx.backend = shard, backend
+        return (
+            torch.cat([s.softplus_sum[: len(x)], shard.sum_columns(cols, cols.dtype)]),
+            torch.cat([slots, shard.pairs_to_columns(slots)]),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dr, dS):
+        shard = ctx.shard
+        x, every_y, scale, bias, positives = ctx.saved_tensors
+        every = shard.from_columns(dr[len(x) :].expand(shard.ranks.world, -1))
+        upstream = SigmoidStatistics(
+            torch.cat([dr[: len(x)], every]), shard.slot_gradients(dS)
+        )
+        needs = list(ctx.needs_input_grad[2:6])
+        dx, dy, ds, db = sigmoid_statistics_backward(
+            x, every_y, scale, bias, shard.row_tables, positives, upstream, needs, ctx.backend
+        )
+        if needs[1]:
+            dy = shard.sum_columns(dy, dr.dtype)
+        grads = (g if need else None for g, need in zip((dx, dy, ds, db), needs, strict=True))
+        return (None, None, *grads)

@@ -1,0 +1,283 @@
+"""The ranks of a process group: what they agree on, and what they send each other.
+
+The one place that uses torch.distributed. Every function here is called by every rank of the
+group, in the same order; gloo on CPUs and NCCL on GPUs both have what is used: all_gather,
+all_to_all, all_reduce, send and receive, and all_gather_object where ranks disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+HEADER = 5  # numbers of the first exchange
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the first exchange of a step tells every rank."""
+
+    images: tuple[int, ...]  # image rows of each rank
+    texts: tuple[int, ...]  # text rows of each rank
+    seed: int  # of rank 0
+
+
+@dataclass(eq=False)
+class Ranks:
+    """A process group, this process's place in it, and what it sends to the others.
+
+    ``arguments`` are those of the call of a loss which all ranks must have alike.
+
+    Raises:
+        TypeError: ``group`` is no process group.
+        ValueError: this process is not in it.
+    """
+
+    group: Any
+    arguments: dict[str, Any] = field(default_factory=dict)
+    agreed: bool = field(default=False, init=False)  # whether the first exchange is over
+
+    def __post_init__(self) -> None:
+        if not dist.is_available() or not isinstance(self.group, dist.ProcessGroup):
+            raise TypeError(
+                "process_group must be a torch.distributed.ProcessGroup or None, got "
+                f"{type(self.group).__name__}"
+            )
+        self.rank = dist.get_rank(self.group)
+        if self.rank < 0:
+            raise ValueError("process_group: this process is not in the group")
+        self.world = dist.get_world_size(self.group)
+
+    def agree(
+        self,
+        facts: dict[str, Any],
+        rows: tuple[int, int] = (0, 0),
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> Agreement:
+        """Compare what has to be the same on every rank, and learn the sizes of the shards.
+
+        Args:
+            facts: name and value of what has to be the same.
+            rows: image and text rows of this rank.
+            seed: of this rank, below 2**63.
+            device: of the features.
+
+        Raises:
+            ValueError: the ranks disagree; the message names on what, with the values.
+            RuntimeError: another rank has an error, see :meth:`tell`; the message repeats it.
+        """
+        self.agreed = True
+        headers = self._headers([0, _digest(facts), *rows, seed], device)
+        if any(h[0] for h in headers) or any(h[1] != headers[0][1] for h in headers):
+            self._disagree(self._every(facts))
+        return Agreement(tuple(h[2] for h in headers), tuple(h[3] for h in headers), headers[0][4])
+
+    def tell(self, error: Exception) -> None:
+        """In the place of :meth:`agree`: this rank has an error, of which all learn there."""
+        self._headers([1, 0, 0, 0, 0], None)
+        self._every(f"{type(error).__name__}: {error}")
+
+    def _headers(self, mine: list[int], device: torch.device | None) -> list[list[int]]:
+        """The numbers of every rank, in the first exchange."""
+        assert len(mine) == HEADER
+        sent = torch.tensor(mine, dtype=torch.int64, device=self._device(device))
+        every = sent.new_empty(self.world * HEADER)
+        dist.all_gather_into_tensor(every, sent, group=self.group)
+        return every.view(self.world, HEADER).tolist()
+
+    def _every(self, mine: Any) -> list[Any]:
+        told: list[Any] = [None] * self.world
+        dist.all_gather_object(told, mine, group=self.group)
+        return told
+
+    def _disagree(self, told: list[dict[str, Any] | str]) -> NoReturn:
+        """Raise what is wrong: the facts of every rank, or what its error says."""
+        facts = []
+        for rank, other in enumerate(told):
+            if isinstance(other, str):
+                raise RuntimeError(f"process_group: rank {rank} has an error: {other}")
+            facts.append(other)
+        for name in sorted({name for other in facts for name in other}):
+            values = [other.get(name) for other in facts]
+            for rank, value in enumerate(values):
+                if value != values[0]:
+                    raise ValueError(
+                        f"process_group: the ranks must agree on {name}, got {values[0]} on "
+                        f"rank 0 and {value} on rank {rank}"
+                    )
+        raise AssertionError("two equal lists of facts have different digests")
+
+    def _device(self, features: torch.device | None) -> torch.device:
+        """Where the first exchange is: by the group, since a rank with an error has no features."""
+        if "nccl" not in str(dist.get_backend_config(self.group)):
+            return torch.device("cpu")
+        if features is not None and features.type == "cuda":
+            return features
+        return torch.device("cuda")
+
+    def gather(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Rows of every rank, rank after rank: (counts[rank], ...) -> (sum(counts), ...).
+
+        Shards are padded to the longest, so that all have one size on the wire.
+        """
+        dtype, rows = rows.dtype, _as_sent(rows)
+        most = max(counts)
+        padded = rows.contiguous()
+        if len(rows) < most:
+            padded = rows.new_zeros((most, *rows.shape[1:]))
+            padded[: len(rows)] = rows
+        every = rows.new_empty((self.world * most, *rows.shape[1:]))
+        if most:
+            dist.all_gather_into_tensor(every, padded, group=self.group)
+        if any(count != most for count in counts):
+            shards = zip(every.split(most), counts, strict=True)
+            every = torch.cat([shard[:count] for shard, count in shards])
+        return every.view(dtype)
+
+    def exchange(self, rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+        """Send ``send[r]`` of the rows to rank r; what came, rank after rank."""
+        came = rows.new_empty((sum(receive), *rows.shape[1:]))
+        dist.all_to_all_single(came, rows.contiguous(), list(receive), list(send), group=self.group)
+        return came
+
+    def ring(
+        self, block: tuple[Tensor, ...], counts: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """The blocks of all ranks, this rank's first: (rank, its tensors).
+
+        Blocks go from rank to rank around a ring; while one is worked on, the next comes in.
+        ``counts`` are the rows of each rank's tensors.
+        """
+        owner = self.rank
+        for step in range(self.world):
+            pending, arriving, following = [], block, (owner - 1) % self.world
+            if step < self.world - 1:
+                arriving = tuple(t.new_empty((counts[following], *t.shape[1:])) for t in block)
+                pending = self.pass_on(block, arriving)
+            yield owner, block
+            for work in pending:
+                work.wait()
+            owner, block = following, arriving
+
+    def pass_on(self, leaving: tuple[Tensor, ...], arriving: tuple[Tensor, ...]) -> list[Any]:
+        """Start to send to the next rank and to receive from the one before; what to wait for."""
+        if self.world == 1:
+            for mine, same in zip(leaving, arriving, strict=True):
+                same.copy_(mine)
+            return []
+        leaving, arriving = (tuple(map(_as_sent, tensors)) for tensors in (leaving, arriving))
+        after, before = (self._neighbour(step) for step in (1, -1))
+        sends = [
+            dist.P2POp(dist.isend, t.contiguous(), after, self.group) for t in leaving if t.numel()
+        ]
+        receives = [dist.P2POp(dist.irecv, t, before, self.group) for t in arriving if t.numel()]
+        return dist.batch_isend_irecv(sends + receives) if sends or receives else []
+
+    def _neighbour(self, step: int) -> int:
+        return dist.get_global_rank(self.group, (self.rank + step) % self.world)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the ranks, the same on all; its gradient is summed over the ranks too."""
+        return _Sum.apply(value, self)
+
+    def greatest(self, value: Tensor) -> Tensor:
+        """Maximum over the ranks, the same on all; without a gradient. NaN counts as infinite."""
+        top = value.detach().nan_to_num(torch.inf, posinf=torch.inf)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=self.group)
+        return top
+
+    def _sum(self, value: Tensor) -> Tensor:
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self.group)
+        return total
+
+
+class SharedErrors:
+    """A context of what a rank checks by itself: its error becomes one of every rank.
+
+    For what comes before :meth:`Ranks.agree`, where the others learn of it. Without an error it
+    sends nothing, nor after that exchange: an error of one rank alone then leaves the others
+    waiting until the group's timeout, so a check belongs before it, or what it looks at among
+    the facts.
+
+    Args:
+        group: what was given: None, a process group, or a mistake.
+        arguments: see :class:`Ranks`.
+
+    """
+
+    def __init__(self, group: Any, arguments: dict[str, Any] | None = None) -> None:
+        self.group, self.arguments = group, arguments or {}
+        self._ranks: Ranks | None = None
+
+    def __enter__(self) -> Ranks | None:
+        if self.group is not None:
+            self._ranks = Ranks(self.group, self.arguments)
+        return self._ranks
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._ranks is not None and isinstance(error, Exception) and not self._ranks.agreed:
+            self._ranks.tell(error)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, ranks):
+        ctx.ranks = ranks
+        return ranks._sum(value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.ranks._sum(grad), None
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """The same memory in a dtype that every collective takes: float8 as bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+
+
+def bounds(counts: tuple[int, ...], rank: int) -> slice:
+    """Where the rows of a rank are among those of all."""
+    starts = [0, *accumulate(counts)]
+    return slice(starts[rank], starts[rank + 1])
+
+
+def _digest(facts: dict[str, Any]) -> int:
+    text = repr(sorted((name, repr(value)) for name, value in facts.items()))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def world_group(rank: int, world_size: int) -> dist.ProcessGroup:
+    """The default group, where this process is ``rank`` of ``world_size``.
+
+    Raises:
+        ValueError: it is not, or there is none yet.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            f"world_size={world_size} needs torch.distributed: call "
+            "torch.distributed.init_process_group first"
+        )
+    real = dist.get_rank(), dist.get_world_size()
+    if (rank, world_size) != real:
+        raise ValueError(
+            "rank and world_size must be those of torch.distributed, "
+            f"{real[0]} and {real[1]}, got {rank} and {world_size}"
+        )
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def generator_state(generator: torch.Generator) -> str:
+    """A digest of a generator's state, to compare between ranks."""
+    state = generator.get_state().numpy().tobytes()
+    return hashlib.blake2b(state, digest_size=8).hexdigest()

@@ -1,0 +1,228 @@
+"""The operators over ranks where the features of all texts do not fit on one: a ring.
+
+The texts of a rank travel from rank to rank, and every rank runs its images against those that
+are with it while the next are on their way. The sums of its rows are merged block by block;
+those of the columns, and the pairs, go the way of ``all_gather``. Backward sends the texts
+around again, and behind them the gradient of each, to which every rank adds its part in the
+dtype of the statistics. A rank holds the texts of two ranks instead of all; in a step it sends
+
+    features        (W - 1) N_r (D + D') e forward, the same again backward (without D' N_r e
+                    for a teacher that there is not)
+    gradients       W N_r D 4 bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
+from mxm_kernels.distributed.merging import (
+    Merged,
+    column_parts,
+    joined,
+    merge,
+    row_parts,
+    shares_of,
+)
+from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
+from mxm_kernels.ops.statistics import statistics, statistics_backward
+
+
+def ring_statistics(*arguments: Any) -> tuple[Tensor, ...]:
+    """As the statistics of ``all_gather``, from the same arguments."""
+    return _RingStatistics.apply(*arguments)
+
+
+def ring_sigmoid(*arguments: Any) -> tuple[Tensor, ...]:
+    """As the sigmoid statistics of ``all_gather``, from the same arguments."""
+    return _RingSigmoid.apply(*arguments)
+
+
+class _RingStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+        taught, images = teacher_x is not None, len(x)
+        mine = (y, teacher_y) if taught else (y,)
+        slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
+        rows: dict[int, Tensor] = {}
+        cols: dict[int, Tensor] = {}
+        for owner, block in shard.ranks.ring(mine, shard.texts):
+            tables, places = shard.block(owner)
+            teacher = (teacher_x, block[1]) if taught else None
+            s = statistics(x, block[0], teacher, scale, t, tables, backend, diagnostics)
+            slots[places] = s.positives[: len(places)]
+            rows[owner] = row_parts(s, images)
+            cols[owner] = column_parts(s, images)
+        world = range(shard.ranks.world)
+        blocks = torch.stack([rows[rank] for rank in world])  # (W, M, k)
+        every = torch.cat([cols[rank] for rank in world])
+        parts = shard.to_columns(every)
+        of_rows, of_cols = (merge(p, taught, diagnostics) for p in (blocks, parts))
+        outputs = joined(of_rows, of_cols, slots, shard.pairs_to_columns(slots))
+        features = x, y, scale, teacher_x, teacher_y, t
+        ctx.save_for_backward(*features, slots, blocks, every, parts, *of_rows, *of_cols)
+        ctx.shard, ctx.backend = shard, backend
+        ctx.mark_non_differentiable(*outputs[len(Upstream._fields) :])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dn, dS, du, *_):
+        shard = ctx.shard
+        x, y, scale, teacher_x, teacher_y, t, slots, *parts = ctx.saved_tensors
+        blocks, every, parts, *merged = parts
+        half = len(Merged._fields)
+        of_rows, of_cols = Merged(*merged[:half]), Merged(*merged[half:])
+        taught, images = teacher_x is not None, len(x)
+        down = [dn[images:] * shares_of(parts[..., 0], of_cols.neg_lse)]
+        if taught:
+            down.append(du[images:] * shares_of(parts[..., 2], of_cols.teacher_lse))
+        down = shard.from_columns(torch.stack(down, -1)).split(shard.texts)
+        every = every.split(shard.texts)  # (N_r, k) of each rank
+        dS = shard.slot_gradients(dS)[: len(slots)]
+        needs = list(ctx.needs_input_grad[3:6])
+
+        def block_gradient(owner: int, block: tuple[Tensor, ...]):
+            tables, places = shard.block(owner)
+            d, s = down[owner], every[owner].T
+            u = du
+            if taught:  # the block's part of the rows' averages, as s[1] is of the columns'
+                of_block = blocks[owner].T
+                u = of_block[1] * shares_of(of_block[2], of_rows.teacher_lse)
+            saved = Statistics(
+                neg_lse=torch.cat([of_rows.neg_lse, s[0]]),
+                positives=_listed(slots[places]),
+                teacher_mean=torch.cat([u, s[1]]) if taught else du,
+                teacher_lse=torch.cat([of_rows.teacher_lse, s[2]]) if taught else du,
+                hardest=du.new_empty(0),
+                entropy=du.new_empty(0),
+                kept=du.new_empty(0),
+            )
+            upstream = Upstream(
+                torch.cat([dn[:images], d[:, 0]]),
+                _listed(dS[places]),
+                torch.cat([du[:images], d[:, 1]]) if taught else du,
+            )
+            return statistics_backward(
+                x,
+                block[0],
+                (teacher_x, block[1]) if taught else None,
+                scale,
+                t,
+                tables,
+                saved,
+                upstream,
+                needs,
+                ctx.backend,
+            )
+
+        mine = (y, teacher_y) if taught else (y,)
+        grads = _around(shard, mine, block_gradient, (x, y, scale), needs)
+        return (None, None, None, *grads, None, None, None)
+
+
+class _RingSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, shard, backend, x, y, scale, bias):
+        images = len(x)
+        slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
+        r_rows = x.new_zeros(images, dtype=scale.dtype)
+        cols: dict[int, Tensor] = {}
+        for owner, (block,) in shard.ranks.ring((y,), shard.texts):
+            tables, places = shard.block(owner)
+            s = sigmoid_statistics(x, block, scale, bias, tables, backend)
+            slots[places] = s.positives[: len(places)]
+            r_rows += s.softplus_sum[:images]
+            cols[owner] = s.softplus_sum[images:]
+        every = torch.cat([cols[rank] for rank in range(shard.ranks.world)])
+        r_cols = shard.sum_columns(every, every.dtype)
+        ctx.save_for_backward(x, y, scale, bias, slots)
+        ctx.shard, ctx.backend = shard, backend
+        return torch.cat([r_rows, r_cols]), torch.cat([slots, shard.pairs_to_columns(slots)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dr, dS):
+        shard = ctx.shard
+        x, y, scale, bias, slots = ctx.saved_tensors
+        images, world = len(x), shard.ranks.world
+        down = shard.from_columns(dr[images:].expand(world, -1)).split(shard.texts)
+        dS = shard.slot_gradients(dS)[: len(slots)]
+        needs = list(ctx.needs_input_grad[2:6])
+
+        def block_gradient(owner: int, block: tuple[Tensor, ...]):
+            tables, places = shard.block(owner)
+            upstream = SigmoidStatistics(
+                torch.cat([dr[:images], down[owner]]), _listed(dS[places])
+            )
+            return sigmoid_statistics_backward(
+                x,
+                block[0],
+                scale,
+                bias,
+                tables,
+                _listed(slots[places]),
+                upstream,
+                needs,
+                ctx.backend,
+            )
+
+        grads = _around(shard, (y,), block_gradient, (x, y, scale, bias), needs)
+        return (None, None, *grads)
+
+
+def _listed(slots: Tensor) -> Tensor:
+    """(P,) in slot order -> (2 P,), of which the columns' half counts for nothing."""
+    return torch.cat([slots, torch.zeros_like(slots)])
+
+
+def _around(
+    shard: Shard,
+    mine: tuple[Tensor, ...],
+    block_gradient: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    like: tuple[Tensor, ...],
+    needs: list[bool],
+) -> list[Tensor | None]:
+    """Send the blocks around, and the sum of each one's dy behind it, home to its rank.
+
+    ``block_gradient`` gives dx, dy and those of the scalars for one block; ``like`` are x, y
+    and the scalars. Sums are in the dtype of the scalars.
+    """
+    ranks, dtype = shard.ranks, like[2].dtype
+    totals = [torch.zeros_like(t, dtype=dtype) for t in like]
+    width = like[1].shape[1:]
+
+    def allocate(owner: int) -> Tensor:
+        return like[1].new_empty((shard.texts[owner], *width), dtype=dtype)
+
+    pending: list = []
+    coming = allocate(ranks.rank)
+    for step, (owner, block) in enumerate(ranks.ring(mine, shard.texts)):
+        dx, dy, *scalars = block_gradient(owner, block)
+        for total, part in zip([totals[0], *totals[2:]], [dx, *scalars], strict=True):
+            if part.numel():
+                total += part
+        if not needs[1]:
+            continue
+        leaving = dy.to(dtype)
+        if step:  # what the ranks before have summed
+            for work in pending:
+                work.wait()
+            leaving = leaving + coming
+        # What comes next is the sum of the block before this one; at last it is this rank's own.
+        coming = allocate((owner - 1) % ranks.world)
+        pending = ranks.pass_on((leaving,), (coming,))
+    if needs[1]:
+        for work in pending:
+            work.wait()
+        totals[1] = coming
+    return [
+        total.to(t.dtype) if need else None
+        for total, t, need in zip(totals, like, needs, strict=True)
+    ]

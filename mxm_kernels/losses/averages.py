@@ -1,0 +1,94 @@
+"""The average of features under the teacher's softmax over the negatives of each row.
+
+    m_i = sum_{j in Neg(i)} E(T_ij - n_i) z_j          n_i = logsumexp_{j in Neg(i)} T_ij
+
+The operator's u averages over the whole row. Inside one modality a row's pair with itself has to
+stay out, and it cannot be subtracted afterwards: it may hold all but 1e-8 of the softmax, and the
+difference would have no digits left. So the negatives alone are averaged here, and the positives
+that count are added pair by pair.
+
+There is no kernel for it, because the operator's backward is one. With rows (a_i, 0) and columns
+(a_j, z_j) the operator's matrix is T, and for an upstream gradient of 1 / t for n_i it returns
+
+    dx_i = sum_{j in Neg(i)} E(T_ij - n_i) (a_j, z_j)
+
+whose second half is m_i. The gradient of m is that of the columns (a_j, 0) for rows (a_i, dm_i).
+Memory is O(M D); the products are in float32 (float64 for float64 features).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mxm_kernels.backends.interface import Gradients, Statistics, Upstream
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.folds.tables import PairTables
+from mxm_kernels.ops.statistics import statistics_backward
+
+
+def average_over_negatives(batch: Batch, z: Tensor, a: Tensor, t: Tensor, n: Tensor) -> Tensor:
+    """(M, D) m of this process's rows; only z gets a gradient.
+
+    Args:
+        batch: one modality, as both of its sides.
+        z: (M, D) in the dtype of the loss.
+        a: (M, D') the teacher's features in that dtype.
+        t: () the teacher's scale.
+        n: (M,) log-sum-exp of T over the negatives.
+
+    """
+    tables = batch.tables.pair_tables() if batch.shard is None else batch.shard.row_tables
+    return cast(Tensor, _Average.apply(z, batch.shard, batch.backend, a, t, n, *tables))
+
+
+class _Average(torch.autograd.Function):
+    """Linear in z: m = P z, and dz = P^T dm."""
+
+    @staticmethod
+    def forward(ctx, z, shard, backend, a, t, n, *tables):
+        every_a, every_z, every_n = a, z, n
+        if shard is not None:
+            gathered = shard.ranks.gather(torch.cat([a, z, n[:, None]], 1), shard.texts)
+            every_a, every_z, every_n = gathered.split([a.shape[1], z.shape[1], 1], 1)
+            every_n = every_n.squeeze(1)
+        ctx.save_for_backward(a, every_a, t, n, every_n, *tables)
+        ctx.shard, ctx.backend = shard, backend
+        rows, cols = torch.cat([a, torch.zeros_like(z)], 1), torch.cat([every_a, every_z], 1)
+        saved = t, n, every_n, PairTables(*tables)
+        dx = _differentiate(rows, cols, *saved, [True, False, False], backend).x
+        return dx[:, a.shape[1] :].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dm):
+        a, every_a, t, n, every_n, *tables = ctx.saved_tensors
+        rest = dm.new_zeros(len(every_a), dm.shape[1])
+        rows, cols = torch.cat([a, dm], 1), torch.cat([every_a, rest], 1)
+        saved = t, n, every_n, PairTables(*tables)
+        dy = _differentiate(rows, cols, *saved, [False, True, False], ctx.backend).y
+        dz = dy[:, a.shape[1] :].contiguous()
+        if ctx.shard is not None:
+            dz = ctx.shard.sum_columns(dz, dz.dtype)
+        return dz, *[None] * (5 + len(tables))
+
+
+def _differentiate(
+    rows: Tensor,
+    cols: Tensor,
+    t: Tensor,
+    n: Tensor,
+    every_n: Tensor,
+    tables: PairTables,
+    needs: list[bool],
+    backend: str,
+) -> Gradients:
+    """The operator's backward for an upstream gradient of 1 / t for every row with a negative."""
+    nothing, positives = n.new_empty(0), n.new_zeros(len(tables.owners))
+    saved = Statistics(torch.cat([n, every_n]), positives, *[nothing] * 5)
+    dn = torch.where(n == -torch.inf, 0, 1 / t)
+    upstream = Upstream(torch.cat([dn, torch.zeros_like(every_n)]), positives, nothing)
+    return statistics_backward(rows, cols, None, t, None, tables, saved, upstream, needs, backend)

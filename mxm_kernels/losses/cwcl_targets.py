@@ -1,0 +1,149 @@
+"""Targets linear in a given similarity (CWCL), from products of features.
+
+    w_ij = (1 + <a_i, b_j>) / 2          v_i = sum_j w_ij S_ij / sum_j w_ij
+
+v_i is the plain average of the row and what w adds to it:
+
+    <x_i, mean y> + x_i^T (sum_j (y_j - mean y) (b_j - mean b)^T) a_i / sum_j (1 + <a_i, b_j>)
+
+Where a_i is opposite to the columns, the denominator keeps few digits, and so would the numerator
+be if it held the average too; what is left of it there is small. A row whose weights are all 0 has
+target 0.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.run import scaled
+
+
+def row_targets(batch: Batch) -> Tensor:
+    """(R,) averages v of the list of rows, in the dtype of the loss.
+
+    A scale for each row is rounded into 16-bit features here as it is where S is formed, or the
+    log-sum-exp and the target of a row would be those of two matrices.
+    """
+    x, y, a, b = _features(batch)
+    scaled_x, scaled_y = x, y
+    if not batch.one_scale:
+        scaled_x = scaled(batch.x, batch.scales[0]).to(batch.dtype)
+        scaled_y = scaled(batch.y, batch.scales[1]).to(batch.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _weighted_average(batch, scaled_x, y, a, b, batch.tables.texts)
+        cols = _weighted_average(batch, scaled_y, x, b, a, batch.tables.images)
+    targets = torch.cat([rows, cols])
+    return batch.scales[0] * targets if batch.one_scale else targets
+
+
+def _features(batch: Batch) -> tuple[Tensor, ...]:
+    """x, y, a, b in the dtype of the loss."""
+    assert batch.teacher is not None
+    return tuple(f.to(batch.dtype) for f in (batch.x, batch.y, *batch.teacher))
+
+
+def _weighted_average(
+    batch: Batch, x: Tensor, y: Tensor, a: Tensor, b: Tensor, columns: int
+) -> Tensor:
+    """(rows,) v over s."""
+    y_mean, b_mean = batch.sum(y.sum(0)) / columns, batch.sum(b.sum(0)) / columns
+    # The deviations of b sum to 0, so y_mean gets no gradient from those of y.
+    together = batch.sum((y - y_mean.detach()).T @ (b - b_mean))
+    total = columns * (1 + a @ b_mean)
+    none = total == 0
+    more = ((x @ together) * a).sum(1) / total.masked_fill(none, 1)
+    return (x @ y_mean + more).masked_fill(none, 0)
+
+
+def is_linear(batch: Batch, factors: Tensor) -> bool:
+    """Whether the loss is one sum over one matrix S, in which the targets are linear."""
+    alone = batch.shard is None and batch.options.reduction == "mean"
+    return alone and batch.one_scale and not factors.requires_grad
+
+
+def mean_target(batch: Batch, factors: Tensor) -> Tensor:
+    """() the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`."""
+    x, y, a, b = _features(batch)
+    with torch.autocast(x.device.type, enabled=False):
+        return cast(Tensor, _MeanTarget.apply(x, y, batch.scales[0], a, b, factors))
+
+
+# Numbers of a matrix that may be made where that is cheaper: 16 MiB.
+_SMALL = 1 << 22
+# Multiply-adds that a GPU does in float32, 20e12 a second, while 15 launches of 5 us are made.
+_LAUNCHES = 1_500_000_000
+
+
+def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
+    """Whether K is small, and takes fewer operations than its factors, or spares launches."""
+    pairs, rows, D, teacher_D = len(x) * len(y), len(x) + len(y), x.shape[1], a.shape[1]
+    by_rank = 4 * rows * D * teacher_D + (_LAUNCHES if x.is_cuda else 0)
+    return pairs <= _SMALL and pairs * (teacher_D + 2 * D) <= by_rank
+
+
+class _MeanTarget(torch.autograd.Function):
+    """s <x, K y>, with K_ij = (1 + <a_i, b_j>) (r_i + c_j), linear in x and in y.
+
+    r and c are the factors of the rows and columns over their sums of w.
+    """
+
+    @staticmethod
+    def forward(ctx, x, y, s, a, b, factors):
+        dense = _is_cheaper_by_matrix(x, y, a)
+        products = _products_by_matrix if dense else _products_by_rank
+        Ky, Kx = products(x, y, a, b, factors)
+        ds = (x * Ky).sum()
+        ctx.save_for_backward(s, Ky, Kx, ds)
+        return s * ds
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        s, Ky, Kx, ds = ctx.saved_tensors
+        scaled_grad = grad * s
+        return scaled_grad * Ky, scaled_grad * Kx, grad * ds, None, None, None
+
+
+def _products_by_matrix(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """K y and K^T x from K: M N (D' + 2 D) products."""
+    w = (a @ b.T).add_(1)
+    shares = _over(factors, torch.cat([w.sum(1), w.sum(0)]))
+    K = torch.add(shares[: len(x), None], shares[len(x) :]).mul_(w)
+    return K @ y, K.T @ x
+
+
+def _products_by_rank(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """K y and K^T x from factors of rank 1 + D' for each side: 4 (M + N) D D' products."""
+    a_mean, b_mean = a.mean(0), b.mean(0)
+    rows = _weights(a, b_mean, factors[: len(x)] / len(y))  # r_i (1 + <a_i, b_j>)
+    cols = _weights(b, a_mean, factors[len(x) :] / len(x))  # c_j (1 + <a_i, b_j>)
+    of_a, of_b = _deviations(a, a_mean), _deviations(b, b_mean)
+    Ky = torch.addmm(rows @ (of_b.T @ y), of_a, cols.T @ y)
+    Kx = torch.addmm(of_b @ (rows.T @ x), cols, of_a.T @ x)
+    return Ky, Kx
+
+
+def _over(factors: Tensor, total: Tensor) -> Tensor:
+    """factors / total, 0 where that is infinite."""
+    return (factors / total).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
+
+
+def _weights(a: Tensor, b_mean: Tensor, factors: Tensor) -> Tensor:
+    """(rows, 1 + D') 1 and a_i / (1 + <a_i, mean b>), times factors, 0 where that has no weight."""
+    total = a @ b_mean + 1
+    return torch.cat([total[:, None], a], 1) * _over(factors, total)[:, None]
+
+
+def _deviations(b: Tensor, b_mean: Tensor) -> Tensor:
+    """(columns, 1 + D') 1 and b_j - mean b."""
+    return pad(b - b_mean, (1, 0), value=1.0)

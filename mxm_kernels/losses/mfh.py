@@ -1,0 +1,289 @@
+"""The MFH loss of MXM-CLR and its two parts: hard (masked random selection) and soft."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from mxm_kernels import checks
+from mxm_kernels.core.batch import make_batch, require_folds
+from mxm_kernels.core.formulas import info_nce
+from mxm_kernels.core.options import FoldsLike, HyperParameters, Options, Scale, has_teacher
+from mxm_kernels.core.row_losses import loss_of
+from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.module import DrawnLoss, PairedLoss
+from mxm_kernels.losses.selection import weights_of
+
+
+def check_drawn(
+    hard_weight: float = 1.0,
+    rounds: int | None = None,
+    generator: object = None,
+    selection: object = None,
+    pair_weights: object = None,
+) -> None:
+    """The arguments of the hard and the MFH loss that say what is drawn, and how it is weighed."""
+    checks.check_fraction("hard_weight", hard_weight)
+    checks.check_rounds(rounds)
+    checks.check_draw(generator, selection)
+    if selection is not None and pair_weights is not None:
+        raise TypeError("selection and pair_weights both say what was drawn: give one")
+
+
+@loss_function(
+    check_drawn, not_taken={"soft_weight": "hard_weight, which is 1 - soft_weight"}
+)
+def fused_mfh_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike,
+    *,
+    logit_scale: Scale,
+    hard_weight: float = 0.6,
+    rounds: int | None = 10,
+    generator: torch.Generator | None = None,
+    selection: tuple[Tensor, Tensor] | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    r"""Multifold-aware hybrid (MFH) contrastive loss of MXM-CLR, without an M x N matrix.
+
+    With S = s x y^T, T the teacher's, Pos(i) the texts of the instance of image i, n_i the
+    log-sum-exp of S over the other texts, and w_ik the share of the R rounds that drew k:
+
+        h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                        hard
+        q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij                      soft
+        L   = a/2 (mean_i h_i + mean_j h'_j) + (1-a)/2 (mean_i q_i + mean_j q'_j)
+
+    and the same down the columns for h' and q' (arXiv 2303.10839, equations 5 to 9). The hard
+    means count the rows that have a positive. Without a teacher L is the hard loss alone;
+    with ``hard_weight=0`` it is the soft loss alone.
+
+    Args:
+        image_features: (M, D), L2-normalised; float32, bfloat16, float16, or float64 on the
+            ``blocked`` backend. Under autocast they are cast to its dtype.
+        text_features: (N, D), same dtype and device.
+        folds: which rows show the same instance: :class:`Folds`, or a pair ``(views, captions)``
+            of integers, or a pair ``(image_ids, text_ids)``.
+        logit_scale: s = 1 / temperature, positive; a number, or a 0-d or [1] tensor, which
+            receives its gradient; or a pair of tensors ((M,), (N,)), a scale for each row of
+            either side (individual temperatures), which costs the products twice.
+        hard_weight: a, in [0, 1].
+        rounds: R >= 1 random selections, or None for their exact expectation (no randomness,
+            same cost).
+        generator: source of the draw. A CPU generator draws the same on every backend and
+            device; None uses the default generator of the features' device.
+        selection: drawn positives instead of a draw: (image_to_text (R, M), text_to_image
+            (R, N)), indices into the other modality, -1 for a row without a positive; see
+            :func:`draw_selection`. ``rounds`` and ``generator`` are then not used. Checking it
+            waits for a GPU.
+        **options: see :class:`Options`. ``teacher_image_features`` (M, D') and
+            ``teacher_text_features`` (N, D') bring in the soft loss (with ``hard_weight=1`` they
+            are not read), ``teacher_logit_scale`` is their t.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``; float32 (float64 for
+        float64 features). Non-finite features give a non-finite loss.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; a batch without rows or
+            without a positive pair.
+        BackendUnavailableError: the backend asked for cannot run; the message says why.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import fused_mfh_loss
+        >>> _ = torch.manual_seed(0)
+        >>> images = normalize(torch.randn(12, 64)).requires_grad_()  # 2 instances x 6 views
+        >>> texts = normalize(torch.randn(10, 64)).requires_grad_()  # 2 instances x 5 captions
+        >>> loss = fused_mfh_loss(images, texts, (6, 5), logit_scale=1 / 0.03)
+        >>> loss.backward()
+        >>> images.grad.shape
+        torch.Size([12, 64])
+    """
+    require_folds(folds)
+    taught = has_teacher(options)
+    if not taught and hard_weight == 0:
+        raise ValueError(
+            "hard_weight=0 is the soft loss alone, which needs teacher_image_features and "
+            "teacher_text_features"
+        )
+    options = {**options, "soft_weight": 1 - float(hard_weight) if taught else 0.0}
+    batch = make_batch(
+        image_features,
+        text_features,
+        folds,
+        logit_scale,
+        options,
+        reads_teacher=True,
+        generator=generator,
+    )
+    if hard_weight == 0:
+        return loss_of(batch, None)
+    return loss_of(batch, info_nce, weights_of(batch, rounds, selection))
+
+
+@loss_function(check_drawn)
+def fused_hard_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike,
+    *,
+    logit_scale: Scale,
+    rounds: int | None = 10,
+    generator: torch.Generator | None = None,
+    selection: tuple[Tensor, Tensor] | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Hard relationship loss of MXM-CLR: InfoNCE with positives drawn at random, R rounds.
+
+        h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)
+
+    (arXiv 2303.10839, equation 6): of each row one positive is drawn, the others are masked.
+    ``rounds=None`` is the exact expectation, every positive weighing the same. It is
+    :func:`fused_mfh_loss` without its soft part, which ``soft_weight`` brings back.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        rounds: R >= 1 random selections, or None for their exact expectation.
+        generator: source of the draw, as in :func:`fused_mfh_loss`.
+        selection: drawn positives instead of a draw, as in :func:`fused_mfh_loss`.
+        **options: see :class:`Options`.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import fused_hard_loss
+        >>> images, texts = torch.eye(3), torch.eye(3)  # 3 instances, 1 view, 1 caption
+        >>> loss = fused_hard_loss(images, texts, (1, 1), logit_scale=2.0, rounds=None)
+        >>> bool(torch.isclose(loss, torch.log(1 + 2 * torch.exp(torch.tensor(-2.0)))))
+        True
+    """
+    require_folds(folds)
+    batch = make_batch(
+        image_features, text_features, folds, logit_scale, options, generator=generator
+    )
+    return loss_of(batch, info_nce, weights_of(batch, rounds, selection))
+
+
+# The soft loss has the teacher's targets, and nothing else.
+@loss_function(not_taken={"soft_weight": "", "label_smoothing": "", "pair_weights": ""})
+def fused_soft_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike | None = None,
+    *,
+    logit_scale: Scale,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Cross-entropy of each row against the teacher's softmax over the whole row.
+
+        q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij
+
+    (arXiv 2303.10839, equation 8; ALBEF, arXiv 2107.07651). Targets come from any similarity
+    T_ij = t <a_i, b_j>: the momentum encoders' features, or those of one modality alone given
+    as both a and b.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: ignored but for its checks: the loss does not depend on which rows show the
+            same instance.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        **options: see :class:`Options`; ``teacher_image_features`` (M, D') and
+            ``teacher_text_features`` (N, D') are needed; ``soft_weight``, ``label_smoothing`` and
+            ``pair_weights`` are not taken.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import fused_soft_loss
+        >>> images, texts = torch.eye(4), torch.eye(4)
+        >>> teacher = {"teacher_image_features": images, "teacher_text_features": texts}
+        >>> fused_soft_loss(images, texts, (1, 1), logit_scale=5.0, **teacher) < 0.2
+        tensor(True)
+    """
+    if not has_teacher(options):
+        raise ValueError("the soft loss needs teacher_image_features and teacher_text_features")
+    options = {**options, "soft_weight": 1.0}
+    return loss_of(make_batch(image_features, text_features, folds, logit_scale, options), None)
+
+
+class MFHLoss(DrawnLoss):
+    """:func:`fused_mfh_loss` with its hyper-parameters fixed; no parameters, no state.
+
+    Args:
+        hard_weight: a, the share of the hard loss, in [0, 1].
+        rounds: R >= 1 random selections, or None for their exact expectation.
+        **options: see :class:`HyperParameters`; without ``soft_weight``.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> from mxm_kernels import MFHLoss
+        >>> criterion = MFHLoss(rounds=None)
+        >>> images, texts = normalize(torch.eye(6)), normalize(torch.eye(6))
+        >>> criterion(images, texts, (1, 1), logit_scale=20.0) < 1e-6
+        tensor(True)
+    """
+
+    function = staticmethod(fused_mfh_loss)
+
+    def __init__(
+        self,
+        hard_weight: float = 0.6,
+        rounds: int | None = 10,
+        **options: Unpack[HyperParameters],
+    ) -> None:
+        super().__init__({"hard_weight": hard_weight, "rounds": rounds}, options)
+
+
+class HardLoss(DrawnLoss):
+    """:func:`fused_hard_loss` with its hyper-parameters fixed.
+
+    Args:
+        rounds: R >= 1 random selections, or None for their exact expectation.
+        **options: see :class:`HyperParameters`.
+
+    Example:
+        >>> from mxm_kernels import HardLoss
+        >>> HardLoss(rounds=None, label_smoothing=0.1)
+        HardLoss(rounds=None, label_smoothing=0.1)
+    """
+
+    function = staticmethod(fused_hard_loss)
+
+    def __init__(self, rounds: int | None = 10, **options: Unpack[HyperParameters]) -> None:
+        super().__init__({"rounds": rounds}, options)
+
+
+class SoftLoss(PairedLoss):
+    """:func:`fused_soft_loss` with its hyper-parameters fixed.
+
+    Args:
+        **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.
+
+    Example:
+        >>> from mxm_kernels import SoftLoss
+        >>> SoftLoss(image_to_text_weight=0.75)
+        SoftLoss(image_to_text_weight=0.75)
+    """
+
+    function = staticmethod(fused_soft_loss)
+
+    def __init__(self, **options: Unpack[HyperParameters]) -> None:
+        super().__init__({}, options)

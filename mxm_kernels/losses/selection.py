@@ -1,0 +1,78 @@
+"""Which positives of a row the hard loss looks at: drawn at random, given, or in expectation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import checks
+from mxm_kernels.core import pair_weights
+from mxm_kernels.core.arguments import autocast
+from mxm_kernels.core.batch import Batch, resolve_folds
+from mxm_kernels.core.options import FoldsLike
+
+
+def draw_selection(
+    folds: FoldsLike,
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    rounds: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw the positives that :func:`fused_mfh_loss` would draw from ``generator``.
+
+    Uniform over the positives of each row, with replacement, rows and columns independent.
+    Use it to hold a draw fixed, or to draw outside a region compiled by torch.compile, which
+    cannot trace a generator.
+
+    Args:
+        folds: as in :func:`fused_mfh_loss`.
+        image_features: (M, D); only its length and device are used.
+        text_features: (N, D).
+        rounds: R >= 1.
+        generator: source of the draw.
+
+    Returns:
+        (image_to_text (R, M), text_to_image (R, N)), int64: the drawn positive of each row as
+        an index into the other modality, -1 for a row without one.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import draw_selection
+        >>> to_text, to_image = draw_selection(
+        ...     ([0, 1], [1, 0]), torch.ones(2, 4), torch.ones(2, 4), rounds=1
+        ... )
+        >>> to_text
+        tensor([[1, 0]])
+    """
+    x, y = autocast(image_features), autocast(text_features)
+    checks.check_features(x, y)
+    checks.check_drawn_rounds(rounds)
+    checks.check_draw(generator, None)
+    tables = resolve_folds(folds, x, y)
+    places = pair_weights.draw_places(tables, rounds, generator)
+    slots, crossed = places[:, : tables.images], places[:, tables.images :]
+    texts = tables.pair_texts[slots]
+    images = tables.pair_images[tables.text_slots[crossed.clamp(min=tables.pairs) - tables.pairs]]
+    return torch.where(slots < 0, -1, texts), torch.where(crossed < 0, -1, images)
+
+
+def weights_of(
+    batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """(L,) how much each positive of a row weighs: drawn, given or expected."""
+    tables, dtype, given = batch.tables, batch.dtype, batch.options.pair_weights
+    if given is not None:
+        weights = pair_weights.given_pair_weights(tables, given, dtype)
+    elif selection is not None:
+        weights = pair_weights.selected_weights(tables, selection, dtype)
+    elif rounds is None:
+        weights = pair_weights.expected_weights(tables, dtype)
+    else:
+        segments, positives = tables.segments, 2 * tables.pairs
+        weights = pair_weights.drawn_weights(batch, segments, positives, int(rounds))
+    return batch.local_positives(weights)

@@ -1,0 +1,107 @@
+"""Losses in which every positive of a row has its share: SupCon and weighted targets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from mxm_kernels import checks
+from mxm_kernels.core import formulas, pair_weights
+from mxm_kernels.core.batch import make_batch, require_folds
+from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
+from mxm_kernels.core.row_losses import loss_of
+from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.module import Loss
+
+
+def check_positives(positives: str = "out", pair_weights: object = None) -> None:
+    """Where the sum over the positives stands."""
+    checks.check_choice("positives", positives, ("out", "in"))
+    if positives == "in" and pair_weights is not None:
+        raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')
+
+
+@loss_function(check_positives)
+def fused_supcon_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: FoldsLike,
+    *,
+    logit_scale: Scale,
+    positives: Literal["out", "in"] = "out",
+    **options: Unpack[Options],
+) -> Tensor:
+    """All positives of a row at once, as supervised contrastive learning has them.
+
+        "out"   l_i = logaddexp(n_i, p_i) - mean_{k in Pos(i)} S_ik     mean of the logarithms
+        "in"    l_i = softplus(n_i - p_i)                               logarithm of the sum
+
+    with p_i = logsumexp_{k in Pos(i)} S_ik (SupCon, arXiv 2004.11362, equations 2 and 3). "in"
+    here leaves out the constant log |Pos(i)|.
+
+    Args:
+        image_features: (M, D), L2-normalised.
+        text_features: (N, D), same dtype and device.
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`.
+        logit_scale: s, as in :func:`fused_mfh_loss`.
+        positives: "out" or "in", where the sum over the positives stands.
+        **options: see :class:`Options`; "in" takes no ``pair_weights``.
+
+    Returns:
+        A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
+
+    Example:
+        >>> import torch
+        >>> from mxm_kernels import fused_supcon_loss
+        >>> images, texts = torch.eye(4)[:2], torch.eye(4)  # 1 view, 2 captions
+        >>> bool(fused_supcon_loss(images, texts, (1, 2), logit_scale=2.0) > 0)
+        True
+    """
+    require_folds(folds)
+    batch = make_batch(image_features, text_features, folds, logit_scale, options)
+    if positives == "in":
+        return loss_of(batch, formulas.supcon_in)
+    given = batch.options.pair_weights
+    if given is not None:
+        weights = pair_weights.given_pair_weights(batch.tables, given, batch.dtype)
+    else:
+        weights = pair_weights.expected_weights(batch.tables, batch.dtype)
+    return loss_of(batch, formulas.supcon_out, batch.local_positives(weights))
+
+
+class SupConLoss(Loss):
+    """:func:`fused_supcon_loss` with its hyper-parameters fixed.
+
+    Args:
+        positives: "out" or "in", where the sum over the positives stands.
+        **options: see :class:`HyperParameters`.
+
+    Example:
+        >>> from mxm_kernels import SupConLoss
+        >>> SupConLoss("in")
+        SupConLoss(positives='in')
+    """
+
+    function = staticmethod(fused_supcon_loss)
+
+    def __init__(
+        self, positives: Literal["out", "in"] = "out", **options: Unpack[HyperParameters]
+    ) -> None:
+        super().__init__({"positives": positives}, options)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        folds: FoldsLike,
+        *,
+        logit_scale: Scale,
+        **inputs: Unpack[Inputs],
+    ) -> Tensor:
+        """Shapes, options and errors as in the function."""
+        return self._run(image_features, text_features, folds, logit_scale=logit_scale, **inputs)

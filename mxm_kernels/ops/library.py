@@ -1,0 +1,67 @@
+"""What the operators share: the torch.library, their schemas, and the modes that they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.interface import Problem
+from mxm_kernels.folds.tables import FoldTables, PairTables
+
+library = torch.library.Library("mxm_kernels", "DEF")
+
+
+def schema(*names: str) -> str:
+    """Tensor arguments of an operator, named as the fields of a NamedTuple."""
+    return ", ".join(f"Tensor {name}" for name in names)
+
+
+TABLES = schema(*PairTables._fields)
+_FEATURES = "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale"
+INPUTS = f"{_FEATURES}, Tensor? teacher_scale, {TABLES}"  # the fields of Problem
+INPUT_COUNT = len(Problem._fields)
+
+
+def pair_tables(tables: FoldTables | PairTables) -> PairTables:
+    """The tables that an operator reads."""
+    return tables if isinstance(tables, PairTables) else tables.pair_tables()
+
+
+def make_problem(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables | PairTables,
+) -> Problem:
+    """What the operators take, from what the losses have."""
+    teacher_x, teacher_y = teacher if teacher is not None else (None, None)
+    return Problem(x, y, teacher_x, teacher_y, scale, teacher_scale, *pair_tables(tables))
+
+
+@contextmanager
+def no_graph(like: Tensor):
+    """No graph, and no autocast: it would round the products of a backend's tiles."""
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def wanted(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are wanted, None for the others."""
+    return [g if need else None for g, need in zip(gradients, needs, strict=True)]
+
+
+def refuse_second_derivative(ctx, *grads):
+    """Differentiate a backward."""
+    raise RuntimeError(
+        "mxm_kernels losses have first derivatives only: call backward without create_graph=True"
+    )
+
+
+def is_differentiated_once(operator: str) -> None:
+    """Have the gradients of ``operator``, a backward itself, raise a clear error."""
+    torch.library.register_autograd(operator, refuse_second_derivative, lib=library)

@@ -1,0 +1,94 @@
+"""The operator of the fused formulas: losses of the list of rows and their derivatives.
+
+    losses_r = hard h_r l_r + soft q_r (logaddexp(n_r, logsumexp_k S_rk) - u_r)
+
+with l_r a formula of ``core.formulas`` that the backend has in a kernel, h and q the weights of
+the rows. It computes what the formulas compute in PyTorch, in one launch for a dozen, and one
+launch more in backward. ``core.row_losses`` decides where it may stand for them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.ops.library import is_differentiated_once, library, schema
+
+_ROWS = schema(*RowProblem._fields)
+library.define(
+    f"row_losses({_ROWS}, str formula, float constant, float hard, float soft, str backend) -> "
+    f"({schema(*RowLosses._fields)})"
+)
+library.define(
+    f"row_losses_backward(Tensor grad, {schema(*RowLosses._fields[1:])}, {_ROWS}, float soft, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_COUNT = len(RowProblem._fields)
+
+
+def row_losses(rows: RowProblem, formula: FusedFormula, backend: str) -> Tensor:
+    """(R,) losses, differentiable in the first four fields of ``rows``, its weights are not."""
+    return torch.ops.mxm_kernels.row_losses(*rows, *formula, backend)[0]
+
+
+@torch.library.impl(library, "row_losses", "CompositeExplicitAutograd")
+def _forward(*arguments):
+    # Backends read them by address, and a caller's weights may be a strided view.
+    rows = RowProblem(*(v.contiguous() for v in arguments[:_COUNT]))
+    with torch.no_grad():
+        return tuple(
+            backends.load(arguments[-1]).row_losses(rows, FusedFormula(*arguments[_COUNT:-1]))
+        )
+
+
+@torch.library.register_fake("mxm_kernels::row_losses", lib=library)
+def _fake_forward(*arguments):
+    rows = RowProblem(*arguments[:_COUNT])
+    n, S = rows.neg_lse, rows.positives
+    d_parameter = n.new_empty(len(n) if rows.parameter.numel() else 0)
+    return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S), d_parameter
+
+
+@torch.library.impl(library, "row_losses_backward", "CompositeExplicitAutograd")
+def _backward(grad, d_neg_lse, d_positives, d_parameter, *rest):
+    rows, (soft, backend) = RowProblem(*rest[:_COUNT]), rest[_COUNT:]
+    made = RowLosses(grad, d_neg_lse, d_positives, d_parameter)
+    with torch.no_grad():
+        return tuple(
+            backends.load(backend).row_losses_backward(grad, made, rows.soft_weights, soft, rows)
+        )
+
+
+@torch.library.register_fake("mxm_kernels::row_losses_backward", lib=library)
+def _fake_backward(grad, d_neg_lse, d_positives, d_parameter, *rest):
+    rows = RowProblem(*rest[:_COUNT])
+    return (
+        torch.empty_like(rows.teacher_mean),
+        torch.empty_like(d_neg_lse),
+        torch.empty_like(d_positives),
+        torch.empty_like(rows.parameter),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:], *inputs[:_COUNT])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.soft, ctx.backend = inputs[-2:]
+
+
+def _differentiate(ctx, grad, *_):
+    du, dn, dS, d_parameter = torch.ops.mxm_kernels.row_losses_backward(
+        grad, *ctx.saved_tensors, ctx.soft, ctx.backend
+    )
+    gradients = (dn, dS, du, d_parameter)
+    given = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+    return *given, *[None] * (_COUNT - 4 + 5)
+
+
+torch.library.register_autograd(
+    "mxm_kernels::row_losses", _differentiate, setup_context=_setup_context, lib=library
+)
+is_differentiated_once("mxm_kernels::row_losses_backward")

@@ -1,0 +1,115 @@
+"""The sigmoid loss of a whole batch, from the features to the loss and its gradients at once.
+
+    L = sum_ij w_ij softplus(-z_ij (S_ij + b))
+
+with z = 1 and weights w_ij of their own at positive pairs, z = -1 and w_ij = a_i + a_j at the
+others. For a_i = 1 / (2 M), a_j = 1 / (2 N) and M = N it is SigLIP (arXiv 2303.15343). No sum
+stands under a logarithm, so
+
+    dS_ij = -z_ij w_ij sigmoid(-z_ij (S_ij + b))
+
+is known as soon as S_ij is: one walk gives loss and gradients with three products, where
+``sigmoid_statistics`` and its backward take four. Backward multiplies them by the upstream
+gradient. What they hold until then is a gradient for every feature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.interface import Needs, SigmoidLoss, SigmoidWeights
+from mxm_kernels.folds.tables import FoldTables
+from mxm_kernels.ops.library import is_differentiated_once, library, no_graph, pair_tables, schema
+from mxm_kernels.ops.sigmoid_statistics import INPUT_COUNT, INPUTS, problem_of
+
+_WEIGHTS = len(SigmoidWeights._fields)
+library.define(
+    f"sigmoid_loss({INPUTS}, Tensor row_weights, Tensor pair_weights, bool[] needs, str backend) "
+    f"-> ({schema(*SigmoidLoss._fields)})"
+)
+library.define(
+    f"sigmoid_loss_backward(Tensor grad, {schema('x', 'y', 'scale', 'bias')}, "
+    f"{schema(*SigmoidLoss._fields[1:])}, str backend) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def sigmoid_loss(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables,
+    weights: SigmoidWeights,
+    backend: str,
+) -> Tensor:
+    """() the loss of x (M, D) and y (N, D) at a 0-d scale and bias; the weights get no gradient.
+
+    The gradients that are wanted now are computed now. The loss is NaN where a feature is not
+    finite, the loss and its gradients where the scale is not positive.
+    """
+    needs = [v.requires_grad and torch.is_grad_enabled() for v in (x, y, scale, bias)]
+    operator = torch.ops.mxm_kernels.sigmoid_loss
+    return operator(x, y, scale, bias, *pair_tables(tables), *weights, needs, backend)[0]
+
+
+@torch.library.impl(library, "sigmoid_loss", "CompositeExplicitAutograd")
+def _forward(*arguments):
+    x, y, scale, bias, *tables = arguments[:INPUT_COUNT]
+    weights = SigmoidWeights(*(w.contiguous() for w in arguments[INPUT_COUNT:-2]))
+    with no_graph(x):
+        run = backends.load(arguments[-1]).sigmoid_loss
+        return tuple(run(problem_of(x, y, scale, *tables), bias, weights, Needs(*arguments[-2])))
+
+
+@torch.library.register_fake("mxm_kernels::sigmoid_loss", lib=library)
+def _fake_forward(*arguments):
+    x, y, scale, _, *tables = arguments[:INPUT_COUNT]
+    problem, needs = problem_of(x, y, scale, *tables), Needs(*arguments[-2])
+    dtype = problem.gradient_dtype
+    return tuple(
+        SigmoidLoss(
+            scale.new_empty(()),
+            x.new_empty(x.shape if needs.x else 0, dtype=dtype),
+            y.new_empty(y.shape if needs.y else 0, dtype=dtype),
+            scale.new_empty(2),
+        )
+    )
+
+
+@torch.library.impl(library, "sigmoid_loss_backward", "CompositeExplicitAutograd")
+def _backward(grad, x, y, scale, bias, dx, dy, dscalars, backend):
+    with torch.no_grad():
+        return backends.load(backend).sigmoid_loss_backward(grad, dx, dy, dscalars, x.dtype)
+
+
+@torch.library.register_fake("mxm_kernels::sigmoid_loss_backward", lib=library)
+def _fake_backward(grad, x, y, scale, bias, dx, dy, dscalars, backend):
+    return *(d.new_empty(d.shape, dtype=x.dtype) for d in (dx, dy)), torch.empty_like(dscalars)
+
+
+def _setup_context(ctx, inputs, output):
+    # The inputs only so that their graph reaches the backward, which refuses to be differentiated.
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.backend = inputs[-1]
+
+
+def _differentiate(ctx, grad, *_):
+    nothing = [None] * (INPUT_COUNT - 4 + _WEIGHTS + 2)
+    if grad is None:  # only of the outputs that have none
+        return *[None] * 4, *nothing
+    dx, dy, dscalars = torch.ops.mxm_kernels.sigmoid_loss_backward(
+        grad, *ctx.saved_tensors, ctx.backend
+    )
+    gradients = dx, dy, dscalars[0], dscalars[1]
+    wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+    return *wanted, *nothing
+
+
+torch.library.register_autograd(
+    "mxm_kernels::sigmoid_loss", _differentiate, setup_context=_setup_context, lib=library
+)
+is_differentiated_once("mxm_kernels::sigmoid_loss_backward")

@@ -1,0 +1,152 @@
+"""The operator of sigmoid losses: like ``statistics``, with softplus instead of log-sum-exp.
+
+    (x, y, s, b, folds) -> (r, S_pos)
+
+    r_i = sum_{j not in Pos(i)} softplus(S_ij + b)      of the M + N rows of S and its transpose
+
+SigLIP (arXiv 2303.15343) is the mean of -log sigmoid(z_ij (S_ij + b)), z = 1 for a positive
+pair and -1 for another: the negatives' part is r, the positives' is softplus(-(S_pos + b)).
+
+    dS_ij = (dr_i + dr_j) sigmoid(S_ij + b)        where (i, j) is a negative pair
+            dS_pos, of both places of the pair     where it is a positive pair
+
+    dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
+
+    db = sum of dS over the negatives; what a loss does with S_pos + b is outside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.interface import Needs, Problem, SigmoidGradients, SigmoidStatistics
+from mxm_kernels.folds.tables import FoldTables, PairTables
+from mxm_kernels.ops.library import (
+    TABLES,
+    is_differentiated_once,
+    library,
+    no_graph,
+    pair_tables,
+    schema,
+    wanted,
+)
+
+INPUTS = f"{schema('x', 'y', 'scale', 'bias')}, {TABLES}"
+INPUT_COUNT = INPUTS.count("Tensor")
+_SUMS = schema(*SigmoidStatistics._fields)
+_UPSTREAM = schema(*(f"d_{name}" for name in SigmoidStatistics._fields))
+library.define(f"sigmoid_statistics({INPUTS}, str backend) -> ({_SUMS})")
+library.define(
+    f"sigmoid_statistics_backward({INPUTS}, Tensor positives, {_UPSTREAM}, bool[] needs, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def sigmoid_statistics(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables | PairTables,
+    backend: str,
+) -> SigmoidStatistics:
+    """Run the operator: x (M, D), y (N, D), 0-d scale and bias.
+
+    Returns the statistics in float32 (float64 for float64 features), differentiable in x, y,
+    scale and bias. The positives are S without the bias.
+    """
+    if not len(x) or not len(y):  # a shard of a batch may lack a modality
+        return SigmoidStatistics(scale.new_zeros(len(x) + len(y)), scale.new_zeros(0))
+    return SigmoidStatistics(
+        *torch.ops.mxm_kernels.sigmoid_statistics(x, y, scale, bias, *pair_tables(tables), backend)
+    )
+
+
+def sigmoid_statistics_backward(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables | PairTables,
+    positives: Tensor,
+    upstream: SigmoidStatistics,
+    needs: list[bool],
+    backend: str,
+) -> SigmoidGradients:
+    """Gradients of :func:`sigmoid_statistics`, for an autograd.Function that is built around it."""
+    if not len(x) or not len(y):
+        return SigmoidGradients(*(torch.zeros_like(t) for t in (x, y, scale, bias)))
+    outputs = torch.ops.mxm_kernels.sigmoid_statistics_backward(
+        x, y, scale, bias, *pair_tables(tables), positives, *upstream, needs, backend
+    )
+    return SigmoidGradients(*outputs)
+
+
+def problem_of(x: Tensor, y: Tensor, scale: Tensor, *tables: Tensor) -> Problem:
+    """A problem without a teacher."""
+    return Problem(x, y, None, None, scale, None, *tables)
+
+
+def _arguments(*arguments) -> tuple[Problem, Tensor]:
+    x, y, scale, bias, *tables = arguments
+    return problem_of(x, y, scale, *tables), bias
+
+
+@torch.library.impl(library, "sigmoid_statistics", "CompositeExplicitAutograd")
+def _forward(*arguments):
+    with no_graph(arguments[0]):
+        problem, bias = _arguments(*arguments[:INPUT_COUNT])
+        made = backends.load(arguments[-1]).sigmoid_forward(problem, bias)
+        # A feature of -inf makes terms vanish: 0 times a sum that is not finite is NaN.
+        total = problem.x.sum(dtype=problem.accumulator) + problem.y.sum(dtype=problem.accumulator)
+        return torch.add(made.softplus_sum, total, alpha=0), made.positives
+
+
+@torch.library.register_fake("mxm_kernels::sigmoid_statistics", lib=library)
+def _fake_forward(*arguments):
+    x, y, scale, _, *tables = arguments[:INPUT_COUNT]
+    made = problem_of(x, y, scale, *tables).allocate(diagnostics=False)
+    return made.neg_lse, made.positives
+
+
+@torch.library.impl(library, "sigmoid_statistics_backward", "CompositeExplicitAutograd")
+def _backward(*arguments):
+    positives, *grads, needs, backend = arguments[INPUT_COUNT:]
+    with no_graph(arguments[0]):
+        problem, bias = _arguments(*arguments[:INPUT_COUNT])
+        upstream = SigmoidStatistics(*(g.contiguous() for g in grads))
+        run = backends.load(backend).sigmoid_backward
+        return tuple(run(problem, bias, positives, upstream, Needs(*needs)))
+
+
+@torch.library.register_fake("mxm_kernels::sigmoid_statistics_backward", lib=library)
+def _fake_backward(*arguments):
+    x, y, scale, bias = arguments[:4]
+    needs = Needs(*arguments[-2])
+    return (
+        x.new_empty(x.shape if needs.x else 0),
+        y.new_empty(y.shape if needs.y else 0),
+        scale.new_empty(()),
+        bias.new_empty(()),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:INPUT_COUNT], output[1])
+    ctx.backend = inputs[INPUT_COUNT]
+
+
+def _differentiate(ctx, *grads):
+    needs = list(ctx.needs_input_grad[:4])
+    gradients = torch.ops.mxm_kernels.sigmoid_statistics_backward(
+        *ctx.saved_tensors, *grads, needs, ctx.backend
+    )
+    return *wanted(gradients, needs), *[None] * (INPUT_COUNT - 3)
+
+
+torch.library.register_autograd(
+    "mxm_kernels::sigmoid_statistics", _differentiate, setup_context=_setup_context, lib=library
+)
+is_differentiated_once("mxm_kernels::sigmoid_statistics_backward")

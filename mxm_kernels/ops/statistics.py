@@ -1,0 +1,184 @@
+"""The operator of the log-sum-exp losses: features and pairs in, the list of rows out.
+
+    (x, y, teacher x, teacher y, s, t, folds) -> (n, S_pos, u)
+
+besides t, which backward reads, and, where they are asked for, diagnostics, which have no
+gradient. Symbols as in ``backends/interface.py``: n and u are of the R = M + N rows of S and of
+its transpose, S_pos of their 2 P positives.
+
+Its backward, with E = exp and every exponent <= 0; i is a row of S, j one of its transpose:
+
+    dS_ij = dn_i E(S_ij - n_i) + dn_j E(S_ij - n_j)         where (i, j) is a negative pair
+            dS_pos, of both places of the pair              where it is a positive pair
+            + du_i E(T_ij - t_i) + du_j E(T_ij - t_j)       everywhere
+
+    dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
+
+It saves its inputs and the statistics, nothing of size M x N; where a small batch makes it
+cheaper, a backend keeps S and T up to a size that is a constant of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels import backends
+from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.folds.tables import FoldTables, PairTables
+from mxm_kernels.ops.library import (
+    INPUT_COUNT,
+    INPUTS,
+    is_differentiated_once,
+    library,
+    make_problem,
+    no_graph,
+    schema,
+    wanted,
+)
+
+_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "kept")  # what backward reads
+_UPSTREAM = schema(*(f"d_{name}" for name in Upstream._fields))
+library.define(
+    f"statistics({INPUTS}, str backend, bool diagnostics=False) -> ({schema(*Statistics._fields)})"
+)
+library.define(
+    f"statistics_backward({INPUTS}, {schema(*_SAVED)}, {_UPSTREAM}, bool[] needs, str backend) -> "
+    "(Tensor, Tensor, Tensor)"
+)
+
+
+def statistics(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables | PairTables,
+    backend: str,
+    diagnostics: bool = False,
+) -> Statistics:
+    """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
+
+    Returns the statistics in float32 (float64 for float64 features), differentiable in x, y
+    and scale. Diagnostics come from the same pass without another product.
+    """
+    problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
+    if not len(x) or not len(y):  # a shard of a batch may lack a modality
+        return _of_no_entries(problem, diagnostics)
+    return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics))
+
+
+def statistics_backward(
+    x: Tensor,
+    y: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    teacher_scale: Tensor | None,
+    tables: FoldTables | PairTables,
+    saved: Statistics,
+    upstream: Upstream,
+    needs: list[bool],
+    backend: str,
+) -> Gradients:
+    """The gradients of :func:`statistics`, for an autograd.Function that is built around it.
+
+    ``saved`` may be the statistics of a larger matrix: the backward of a part of it. ``needs``
+    says which of x, y and scale want a gradient.
+    """
+    if not len(x) or not len(y):
+        return Gradients(torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale))
+    problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
+    return Gradients(
+        *torch.ops.mxm_kernels.statistics_backward(
+            *problem, *pack_saved(saved), *upstream, needs, backend
+        )
+    )
+
+
+def _of_no_entries(problem: Problem, diagnostics: bool) -> Statistics:
+    """The statistics of an empty matrix: no sum has a term."""
+    empty = problem.allocate(diagnostics)
+    for name, value in empty._asdict().items():
+        value.fill_(0.0 if name in ("teacher_mean", "entropy") else -torch.inf)
+    return empty
+
+
+def pack_saved(statistics: Statistics) -> tuple[Tensor, ...]:
+    """What backward reads of the statistics: no diagnostics."""
+    return tuple(getattr(statistics, name) for name in _SAVED)
+
+
+def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
+    """Its inverse, with empty diagnostics."""
+    nothing = saved[0].new_empty(0)
+    return Statistics(hardest=nothing, entropy=nothing, **dict(zip(_SAVED, saved, strict=True)))
+
+
+@torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
+def _forward(*arguments):
+    problem, (backend, *rest) = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
+    with no_graph(problem.x):
+        return tuple(backends.load(backend).forward(problem, *rest))
+
+
+@torch.library.register_fake("mxm_kernels::statistics", lib=library)
+def _fake_forward(*arguments):
+    problem, (backend, *rest) = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
+    made = problem.allocate(*rest or [False])
+    kept = made.kept.new_empty(backends.load(backend).kept_shape(problem))
+    return tuple(made._replace(kept=kept))
+
+
+@torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
+def _backward(*arguments):
+    problem, rest = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
+    saved, upstream = rest[: len(_SAVED)], rest[len(_SAVED) : -2]
+    with no_graph(problem.x):
+        return tuple(
+            backends.load(rest[-1]).backward(
+                problem,
+                _unpack_saved(saved),
+                Upstream(*(g.contiguous() for g in upstream)),
+                Needs(*rest[-2]),
+            )
+        )
+
+
+@torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)
+def _fake_backward(*arguments):
+    (x, y), needs = arguments[:2], Needs(*arguments[-2])
+    scale = arguments[Problem._fields.index("scale")]
+    return (
+        x.new_empty(x.shape if needs.x else 0),
+        y.new_empty(y.shape if needs.y else 0),
+        scale.new_empty(()),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    made = Statistics(*output)
+    ctx.save_for_backward(*inputs[:INPUT_COUNT], *pack_saved(made))
+    ctx.mark_non_differentiable(*made[len(Upstream._fields) :])
+    ctx.set_materialize_grads(False)  # many calls, for zeros that nobody reads
+    ctx.backend = inputs[INPUT_COUNT]
+
+
+def _differentiate(ctx, *grads):
+    outputs = ctx.saved_tensors[INPUT_COUNT:]
+    upstream = [
+        torch.zeros_like(output) if grad is None else grad
+        for grad, output in zip(grads, outputs, strict=False)
+    ][: len(Upstream._fields)]
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
+    gradients = torch.ops.mxm_kernels.statistics_backward(
+        *ctx.saved_tensors, *upstream, needs, ctx.backend
+    )
+    dx, dy, ds = wanted(gradients, needs)
+    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 3)
+
+
+torch.library.register_autograd(
+    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=library
+)
+is_differentiated_once("mxm_kernels::statistics_backward")
