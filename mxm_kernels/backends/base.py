@@ -87,7 +87,7 @@ class Backend:
         raise NotImplementedError
 
     def row_losses_backward(
-        self, grad: Tensor, made: RowLosses, soft_weights: Tensor, soft: float, rows: RowProblem
+        self, grad: Tensor, made: RowLosses, rows: RowProblem, formula: FusedFormula
     ) -> RowLosses:
         """Multiply the derivatives by ``grad`` (R,), that of the losses.
 

@@ -112,7 +112,11 @@ def _can_fuse(
         return False
     if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
         return False
-    return all(f.name in READ or getattr(rows, f.name) in (None, 0.0) for f in fields(rows))
+    return all(f.name in READ or _is_unset(getattr(rows, f.name), f.default) for f in fields(rows))
+
+
+def _is_unset(value: object, default: object) -> bool:
+    return value is default or (not isinstance(value, Tensor) and value == default)
 
 
 def _fused(

@@ -150,13 +150,14 @@ def _with_queues(rows: Rows) -> Rows:
         merged = replace(merged, hardest=torch.maximum(rows.hardest, more.hardest))
     if rows.teacher_mean is None or rows.teacher_lse is None:
         return merged
+    if any(queue is not None and queue.tables.pairs for queue in b.queues):
+        merged = replace(merged, excluded_lse=more.excluded_lse)
     joint = torch.logaddexp(rows.teacher_lse, more.teacher_lse)
     ours, theirs = (rows.teacher_lse - joint).exp(), (more.teacher_lse - joint).exp()
     merged = replace(
         merged,
         teacher_mean=ours * rows.teacher_mean + theirs * more.teacher_mean,
         teacher_lse=joint,
-        excluded_lse=more.excluded_lse,
     )
     if rows.entropy is None:
         return merged

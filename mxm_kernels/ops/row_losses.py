@@ -22,8 +22,8 @@ library.define(
     f"({schema(*RowLosses._fields)})"
 )
 library.define(
-    f"row_losses_backward(Tensor grad, {schema(*RowLosses._fields[1:])}, {_ROWS}, float soft, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"row_losses_backward(Tensor grad, {schema(*RowLosses._fields[1:])}, {_ROWS}, str formula, "
+    "float constant, float hard, float soft, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _COUNT = len(RowProblem._fields)
 
@@ -53,12 +53,10 @@ def _fake_forward(*arguments):
 
 @torch.library.impl(library, "row_losses_backward", "CompositeExplicitAutograd")
 def _backward(grad, d_neg_lse, d_positives, d_parameter, *rest):
-    rows, (soft, backend) = RowProblem(*rest[:_COUNT]), rest[_COUNT:]
+    rows, formula = RowProblem(*rest[:_COUNT]), FusedFormula(*rest[_COUNT:-1])
     made = RowLosses(grad, d_neg_lse, d_positives, d_parameter)
     with torch.no_grad():
-        return tuple(
-            backends.load(backend).row_losses_backward(grad, made, rows.soft_weights, soft, rows)
-        )
+        return tuple(backends.load(rest[-1]).row_losses_backward(grad, made, rows, formula))
 
 
 @torch.library.register_fake("mxm_kernels::row_losses_backward", lib=library)
@@ -76,12 +74,12 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*output[1:], *inputs[:_COUNT])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.soft, ctx.backend = inputs[-2:]
+    ctx.formula = inputs[_COUNT:]  # and the backend
 
 
 def _differentiate(ctx, grad, *_):
     du, dn, dS, d_parameter = torch.ops.mxm_kernels.row_losses_backward(
-        grad, *ctx.saved_tensors, ctx.soft, ctx.backend
+        grad, *ctx.saved_tensors, *ctx.formula
     )
     gradients = (dn, dS, du, d_parameter)
     given = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))

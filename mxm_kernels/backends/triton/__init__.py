@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Problem
+from mxm_kernels.backends.base import Backend
 
 LEAST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
 
@@ -37,10 +37,15 @@ def _launched(module: str, name: str) -> Callable[..., Any]:
     return method
 
 
-class _Triton:
+class _Triton(Backend):
     """The backend; ``Backend`` says what each method takes and gives."""
 
-    pair_parts = 2  # of the rows and of the columns, which one launch computes apart
+    @property
+    def fused_formulas(self) -> frozenset[str]:
+        """What ``rows`` computes."""
+        from mxm_kernels.backends.triton import rows
+
+        return rows.FORMULAS
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -61,17 +66,14 @@ class _Triton:
             "(set TRITON_INTERPRET=1 before importing to run its interpreter on the CPU)"
         )
 
-    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
-        return (0,)
-
     forward = _launched("statistics", "forward")
     backward = _launched("gradient", "backward")
     sigmoid_forward = _launched("sigmoid", "forward")
     sigmoid_backward = _launched("sigmoid_gradient", "backward")
     sigmoid_loss = _launched("sigmoid_gradient", "loss")
-    times = _launched("sigmoid_gradient", "times")
-    mixed_rows = _launched("rows", "mixed_rows")
-    mixed_loss = _launched("rows", "mixed_loss")
+    sigmoid_loss_backward = _launched("sigmoid_gradient", "loss_backward")
+    row_losses = _launched("rows", "row_losses")
+    row_losses_backward = _launched("rows", "row_losses_backward")
     drawn_weights = _launched("draw", "drawn_weights")
 
 

@@ -32,7 +32,7 @@ from mxm_kernels.backends.triton.workspace import shape, walk
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "group"])
+@triton.jit(do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "group"])
 def gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -42,17 +42,13 @@ def gradient_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    n_rows,  # (M,)
-    n_cols,  # (N,)
-    t_rows,  # (M,)
-    t_cols,  # (N,)
-    dn_rows,  # (M,)
-    dn_cols,  # (N,)
-    du_rows,  # (M,)
-    du_cols,  # (N,)
-    factor,  # () of the upstream gradients
+    n,  # (M + N,)
+    t,  # (M + N,)
+    dn,  # (M + N,)
+    du,  # (M + N,)
     dS,  # (height, stride) out
     dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of u dS S of negatives
+    M,
     D,
     TEACHER_D,
     first_row,
@@ -72,7 +68,7 @@ def gradient_kernel(
 ):
     """Tiles of u dS, one a program, of the rows and columns from first to last.
 
-    u is scale times factor, or what ``unit`` makes of them.
+    u is the scale, or what ``unit`` makes of it.
 
     The positives' own gradient is missing here; ``positives`` overwrites their entries.
     """
@@ -85,15 +81,15 @@ def gradient_kernel(
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
     s = tl.load(scale)
-    u, _ = factor_of(s, tl.load(factor), UNIT)
+    u, _ = factor_of(s, UNIT)
     S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
     grad = two_sided(
         S,
         s,
-        tl.load(n_rows + row),
-        tl.load(n_cols + col),
-        tl.load(dn_rows + row) * u,
-        tl.load(dn_cols + col) * u,
+        tl.load(n + row),
+        tl.load(n + M + col),
+        tl.load(dn + row) * u,
+        tl.load(dn + M + col) * u,
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
@@ -105,10 +101,10 @@ def gradient_kernel(
         grad += two_sided(
             T,
             tl.load(teacher_scale),
-            tl.load(t_rows + row),
-            tl.load(t_cols + col),
-            tl.load(du_rows + row) * u,
-            tl.load(du_cols + col) * u,
+            tl.load(t + row),
+            tl.load(t + M + col),
+            tl.load(du + row) * u,
+            tl.load(du + M + col) * u,
         )
     # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
@@ -140,26 +136,21 @@ def _dot(a, b, length, factor, BLOCK: tl.constexpr):
     return tl.sum(total, axis=0)
 
 
-@triton.jit(do_not_specialize=["tiles", "pairs", "parts", "rows", "cols", "x_length", "y_length"])
+@triton.jit(do_not_specialize=["tiles", "positives_length", "rows", "x_length", "y_length"])
 def scale_gradient_kernel(
     partial,  # (tiles,) sums of u dS S over the negatives, by rows of tiles
-    positives,  # (pairs,)
-    dpositives,  # (parts, pairs)
-    u_rows,  # (rows,)
-    du_rows,  # (rows,)
-    u_cols,  # (cols,)
-    du_cols,  # (cols,)
+    positives,  # (positives_length,) S of every positive pair, twice
+    dpositives,  # (positives_length,)
+    u,  # (rows,) the teacher's averages
+    du,  # (rows,)
     scale,  # ()
-    factor,  # ()
     lowered,  # () int32, not read unless LOWERED
     dscale,  # () out
     dx,  # (x_length,) in and out
     dy,  # (y_length,) in and out
     tiles,
-    pairs,
-    parts,
+    positives_length,
     rows,
-    cols,
     x_length,
     y_length,
     TEACHER: tl.constexpr,
@@ -174,7 +165,7 @@ def scale_gradient_kernel(
     is an average of S.
     """
     s = tl.load(scale)
-    u, R = factor_of(s, tl.load(factor), UNIT)
+    factor, R = factor_of(s, UNIT)
     if LOWERED:
         R += tl.load(lowered)
     block = tl.program_id(0) - 1
@@ -183,14 +174,11 @@ def scale_gradient_kernel(
         # By the exponent of the scale first: the product of S and a gradient may be no float32.
         of_s = exponent_of(s)
         down = power_of_two(-of_s)
-        known = _dot(positives, dpositives, pairs, down, BLOCK)
-        for part in range(1, parts):
-            known += _dot(positives, dpositives + part * pairs, pairs, down, BLOCK)
+        known = _dot(positives, dpositives, positives_length, down, BLOCK)
         if TEACHER:
-            known += _dot(u_rows, du_rows, rows, down, BLOCK)
-            known += _dot(u_cols, du_cols, cols, down, BLOCK)
+            known += _dot(u, du, rows, down, BLOCK)
         mantissa = s * down
-        total = known / mantissa * u + _sum(partial, tiles, BLOCK)
+        total = known / mantissa * factor + _sum(partial, tiles, BLOCK)
         tl.store(dscale, times_power(total / mantissa, R - of_s))
     elif R != 0:
         if block < x_blocks:
@@ -199,37 +187,20 @@ def scale_gradient_kernel(
             lower_block(dy, block - x_blocks, y_length, R, BLOCK)
 
 
-def bounded(problem: Problem, upstream: Upstream, factor: Tensor | None) -> tuple[Upstream, Unit]:
-    """Upstream gradients as the kernels take them, and what dS carries.
-
-    float16 holds a power of two: entries of dS are a mean's share of a probability, far below
-    float16's smallest number (6e-8); the largest upstream gradient is raised to 2**10 ... 2**12,
-    whence 18 decades remain. Upstream gradients without a ``factor`` may be of any size. With one
-    they come from a loss of this package, which divides by the number of rows.
-    """
-    lowered = None
-    if factor is None or problem.x.dtype == torch.float16:
-        raised, lowered = raise_vectors(upstream)
-        upstream = Upstream(*raised)
-    return upstream, unit_for(problem.x, problem.scale, factor, lowered)
-
-
 def backward(
-    problem: Problem,
-    statistics: Statistics,
-    upstream: Upstream,
-    needs: Needs,
-    factor: Tensor | None = None,
+    problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
     p, teacher = padded(problem), problem.has_teacher
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     device, dtype = p.x.device, p.x.dtype
     setting = launch.pick("gradient", problem)
-    upstream, unit = bounded(p, upstream, factor)
+    # Upstream gradients may be of any size. The greatest is raised to 1, for float16 to 2**10:
+    # entries of dS are shares of a probability, far below float16's smallest number (6e-8).
+    raised, lowered = raise_vectors(upstream, p.x.dtype)
+    upstream, unit = Upstream(*raised), unit_for(p.x, p.scale, lowered)
     sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
     alone = sums.chunk == (p.x.shape[0], p.y.shape[0])
-    terms = (statistics.t_rows, statistics.t_cols, upstream.u_rows, upstream.u_cols)
 
     def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
         h, w = rows[1] - rows[0], cols[1] - cols[0]
@@ -238,13 +209,12 @@ def backward(
         gradient_kernel[(programs,)](
             p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
             p.image_groups, p.text_groups,
-            statistics.n_rows, statistics.n_cols, statistics.t_rows, statistics.t_cols,
-            upstream.n_rows, upstream.n_cols, upstream.u_rows, upstream.u_cols,
-            unit.factor, workspace, partial,
-            p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
+            statistics.neg_lse, statistics.teacher_lse, upstream.neg_lse, upstream.teacher_mean,
+            workspace, partial, p.x.shape[0], p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
             setting.group, TEACHER=teacher, UNIT=unit.kind, **setting.tile(),
             **launch.product_options(dtype, device), **setting.options(),
         )  # fmt: skip
+        terms = statistics.teacher_lse, upstream.teacher_mean
         positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
         few = alone and len(partial) <= FEW
         return partial if few else partial.sum().view(1)
@@ -273,14 +243,13 @@ def _scale_gradient(
 ) -> Tensor:
     """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
     tiles = partials[0] if len(partials) == 1 else torch.cat(partials)
-    dscale, (parts, pairs) = torch.empty_like(p.scale), upstream.positives.shape
+    dscale = torch.empty_like(p.scale)
     dx, dy = late or (dscale[None][:0],) * 2
     programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
     scale_gradient_kernel[(programs,)](
         tiles, statistics.positives, upstream.positives,
-        statistics.u_rows, upstream.u_rows, statistics.u_cols, upstream.u_cols,
-        *unit.arguments(), dscale, dx, dy, tiles.shape[0], pairs, parts, p.x.shape[0],
-        p.y.shape[0], dx.numel(), dy.numel(),
+        statistics.teacher_mean, upstream.teacher_mean, *unit.arguments(), dscale, dx, dy,
+        tiles.shape[0], 2 * p.pairs, len(upstream.teacher_mean), dx.numel(), dy.numel(),
         TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,
     )  # fmt: skip
     return dscale

@@ -102,9 +102,8 @@ def _merge_block(
 def merge_kernel(
     x, y, teacher_x, teacher_y, scale, teacher_scale, image_groups, text_groups,
     row_state,  # (row_lines, FIELDS, rows)
-    n_rows, u_rows, t_rows, m_rows, h_rows,  # (M,) out
     col_state,  # (col_lines, FIELDS, width)
-    n_cols, u_cols, t_cols, m_cols, h_cols,  # (N,) out
+    n, u, t, m, h,  # (M + N,) out
     M,
     N,
     D,
@@ -129,14 +128,14 @@ def merge_kernel(
     if program < row_blocks:
         _merge_block(
             x, y, teacher_x, teacher_y, scale, teacher_scale, image_groups, text_groups,
-            row_state, n_rows, u_rows, t_rows, m_rows, h_rows,
+            row_state, n, u, t, m, h,
             program, row_lines, 0, rows, M, N, D, TEACHER_D,
             T_FIELDS, DIAGNOSTICS, BLOCK, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
         )  # fmt: skip
     else:
         _merge_block(
             y, x, teacher_y, teacher_x, scale, teacher_scale, text_groups, image_groups,
-            col_state, n_cols, u_cols, t_cols, m_cols, h_cols,
+            col_state, n + M, u + M, t + M, m + M, h + M,
             program - row_blocks, col_lines, first, width, N, M, D, TEACHER_D,
             T_FIELDS, DIAGNOSTICS, BLOCK, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.tiles import Span
-from mxm_kernels.backends.triton.tile import teacher_arguments, widened
+from mxm_kernels.backends.triton.tile import teacher_arguments, valid_scale, widened
 from mxm_kernels.backends.triton.unit import Unit, factor_of
 
 BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
@@ -47,9 +47,10 @@ def store_positives(
     x,  # (M, D)
     y,  # (N, D)
     scale,  # ()
-    pair_images,  # (pairs,) int64
+    owners,  # (2 pairs,) int64, the image rows of the slots first
     pair_texts,  # (pairs,) int64
-    positives,  # (pairs,) out
+    slot_places,  # (pairs,) int64
+    positives,  # (2 pairs,) out
     pairs,
     D,
     program,
@@ -57,33 +58,37 @@ def store_positives(
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
-    """S of every positive pair, dealt out in blocks to ``programs``."""
+    """S of every positive pair at both its places, dealt out in blocks to ``programs``.
+
+    NaN for what is infinite, which only a feature that is not finite can make it.
+    """
     for block in range(program, tl.cdiv(pairs, BLOCK_P), programs):
         slot = block * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = slot < pairs
-        i = tl.load(pair_images + slot, mask=inside, other=0)
+        i = tl.load(owners + slot, mask=inside, other=0)
         j = tl.load(pair_texts + slot, mask=inside, other=0)
-        S = pair_products(x, y, i, j, inside, D, PAIR_D) * tl.load(scale)
+        S = pair_products(x, y, i, j, inside, D, PAIR_D) * valid_scale(scale)
+        S = tl.where(tl.abs(S) == float("inf"), float("nan"), S)
         tl.store(positives + slot, S, mask=inside)
+        place = tl.load(slot_places + slot, mask=inside, other=0)
+        tl.store(positives + pairs + place, S, mask=inside)
 
 
-@triton.jit(do_not_specialize=["pairs", "parts", "first_row", "last_row", "first_col", "last_col"])
+@triton.jit(do_not_specialize=["pairs", "M", "first_row", "last_row", "first_col", "last_col"])
 def pair_gradient_kernel(
     teacher_x,  # (M, TEACHER_D)
     teacher_y,  # (N, TEACHER_D)
     teacher_scale,  # ()
-    pair_images,  # (pairs,) int64
+    owners,  # (2 pairs,) int64, the image rows of the slots first
     pair_texts,  # (pairs,) int64
-    t_rows,  # (M,)
-    t_cols,  # (N,)
-    dpositives,  # (parts, pairs)
-    du_rows,  # (M,)
-    du_cols,  # (N,)
+    slot_places,  # (pairs,) int64
+    t,  # (M + N,)
+    dpositives,  # (2 pairs,)
+    du,  # (M + N,)
     scale,  # ()
-    factor,  # ()
     dS,  # (height, stride) out
     pairs,
-    parts,
+    M,
     TEACHER_D,
     first_row,
     last_row,
@@ -98,24 +103,24 @@ def pair_gradient_kernel(
     """Positive pairs of the workspace: u dS, as in the tiles, summed in float32 before rounding."""
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
-    i = tl.load(pair_images + slot, mask=inside, other=-1)
+    i = tl.load(owners + slot, mask=inside, other=-1)
     j = tl.load(pair_texts + slot, mask=inside, other=-1)
     here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
     if tl.max(here.to(tl.int32), axis=0) > 0:
-        grad = tl.zeros((BLOCK_P,), tl.float32)
+        place = tl.load(slot_places + slot, mask=here, other=0)
+        grad = tl.load(dpositives + slot, mask=here, other=0.0)
+        grad += tl.load(dpositives + pairs + place, mask=here, other=0.0)
         if TEACHER:
             T = pair_products(teacher_x, teacher_y, i, j, here, TEACHER_D, PAIR_D)
             T *= tl.load(teacher_scale)
             # T is no greater than its normalisers but by the rounding of another order of sums.
-            of_row = T - tl.load(t_rows + i, mask=here, other=0.0)
-            of_col = T - tl.load(t_cols + j, mask=here, other=0.0)
+            of_row = T - tl.load(t + i, mask=here, other=0.0)
+            of_col = T - tl.load(t + M + j, mask=here, other=0.0)
             row_share = tl.exp(tl.minimum(of_row, 0.0, propagate_nan=tl.PropagateNan.ALL))
             col_share = tl.exp(tl.minimum(of_col, 0.0, propagate_nan=tl.PropagateNan.ALL))
-            grad += row_share * tl.load(du_rows + i, mask=here, other=0.0)
-            grad += col_share * tl.load(du_cols + j, mask=here, other=0.0)
-        for part in range(parts):
-            grad += tl.load(dpositives + part * pairs + slot, mask=here, other=0.0)
-        u, _ = factor_of(tl.load(scale), tl.load(factor), UNIT)
+            grad += row_share * tl.load(du + i, mask=here, other=0.0)
+            grad += col_share * tl.load(du + M + j, mask=here, other=0.0)
+        u, _ = factor_of(tl.load(scale), UNIT)
         stored = (grad * u).to(dS.dtype.element_ty)
         tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
 
@@ -127,18 +132,21 @@ def positive_gradients(
     workspace: Tensor,
     rows: Span,
     cols: Span,
-    teacher_terms: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    teacher_terms: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Write u dS of the positive pairs into ``workspace``, which has rows x cols of it.
 
-    ``teacher_terms`` are t, t', du and du', read where the problem has a teacher.
+    ``dpositives`` are (2 P,); ``teacher_terms`` are t and du (M + N,), read where the problem has
+    a teacher.
     """
-    p, (parts, pairs) = problem, dpositives.shape
+    p, pairs = problem, problem.pairs
+    if not pairs:
+        return
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
-    t_rows, t_cols, du_rows, du_cols = teacher_terms or (dpositives,) * 4
+    t, du = teacher_terms or (dpositives,) * 2
     pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
-        teacher_x, teacher_y, teacher_scale, p.pair_images, p.pair_texts,
-        t_rows, t_cols, dpositives, du_rows, du_cols, unit.scale, unit.factor, workspace,
-        pairs, parts, teacher_x.shape[1], *rows, *cols, workspace.stride(0),
+        teacher_x, teacher_y, teacher_scale, p.owners, p.pair_texts, p.slot_places,
+        t, dpositives, du, unit.scale, workspace,
+        pairs, p.x.shape[0], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
         TEACHER=p.has_teacher, UNIT=unit.kind, **BLOCK,
     )  # fmt: skip

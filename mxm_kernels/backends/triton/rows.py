@@ -1,6 +1,7 @@
-"""The rows after the statistics: losses and their derivatives in one launch.
+"""The losses of the rows and their derivatives, in one launch; backward in another.
 
-One kernel serves both directions: its first programs take the rows, the others the columns.
+A row stands in each lane and walks its own positives. Symbols and formulas as in
+``core/formulas.py``, which defines them.
 """
 
 from __future__ import annotations
@@ -10,203 +11,252 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import (
-    Form,
-    Problem,
-    RowLosses,
-    RowProblem,
-    Shares,
-    Sides,
-    Statistics,
-    Upstream,
-)
-from mxm_kernels.backends.triton.row_forms import mixed_block
-from mxm_kernels.backends.triton.tile import teacher_arguments
+from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.triton.tile import sigmoid, softplus
 
 BLOCK = 128
+FORMULAS = frozenset(
+    {"info_nce", "supcon_out", "supcon_in", "decoupled", "debiased", "logsumexp", "soft"}
+)
 
 
 @triton.jit
-def _share(share, weights, weighted, row):
-    """What the loss of each lane's row is multiplied with; ``weighted`` rows have weights, or 0."""
-    return share * tl.load(weights + row, mask=row < weighted, other=1.0)
+def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the positives of each lane's row: the greatest, the sum relative to it, their weight."""
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    weighed = tl.zeros((BLOCK,), tl.float32)
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        value = tl.load(S + first + k, mask=here, other=0.0)
+        higher = tl.where(here & ~(value <= top), value, top)  # NaN is, and stays
+        grown = total * tl.exp(top - higher) + tl.exp(value - higher)
+        total = tl.where(here, grown, total)
+        top = higher
+        if WEIGHED:
+            weighed += tl.load(weights + first + k, mask=here, other=0.0)
+    return top, tl.where(count == 0, 1.0, total), weighed
 
 
-_ROW_NUMBERS = ["rows", "hard", "soft", "hard_weighted", "soft_weighted", "columns", "prior"]
+@triton.jit
+def _debiased(N, margin, count, negatives, scale, prior):
+    """What n is without the positives expected among the negatives, whether that is the floor.
+
+    And its derivatives by n and p. Divisions are of logarithms: one that calls a function spills.
+    """
+    share = tl.log(prior * negatives) - tl.log(tl.maximum(count, 1).to(tl.float32))
+    taken = tl.exp(share - margin)  # NaN without a negative
+    left = tl.log(1.0 - taken)
+    level = N + left - tl.log(1.0 - prior)
+    lone = float("-inf") == N
+    floor = tl.where(lone, N, tl.log(negatives) - scale)
+    on_floor = (taken >= 1.0) | (level <= floor) | lone
+    by_n = tl.where(on_floor, 0.0, tl.exp(-left))
+    by_p = tl.where(on_floor, 0.0, tl.exp(share - margin - left))
+    return tl.where(on_floor, floor, level), on_floor, by_n, by_p
 
 
-@triton.jit(do_not_specialize=_ROW_NUMBERS)
-def mixed_rows_kernel(
+@triton.jit
+def _pull(level, S, weights, first, count, hard):
+    """Of each lane's row the derivative of softplus(level - S) by the level."""
+    total = tl.zeros_like(level)
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        value = tl.load(S + first + k, mask=here, other=0.0)
+        weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
+        total += tl.where(here, weight * sigmoid(level - value), 0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["rows", "constant", "hard", "soft"])
+def row_losses_kernel(
     n,  # (rows,)
-    S,  # (pairs,)
-    u,  # (rows,)
-    weights,  # (pairs,)
+    S,  # (positives,)
+    u,  # (rows,), not read without SOFT
+    parameter,  # () or (rows,), not read unless PARAMETER
+    weights,  # (positives,), not read where FORMULA weighs no positive
+    hard_weights,  # (rows,)
+    soft_weights,  # (rows,), not read without SOFT
+    num_negatives,  # (rows,), read by "debiased"
     offsets,  # (rows + 1,) int64
-    hard_weights,  # (rows,), not read unless hard_weighted
-    soft_weights,  # (rows,), not read unless soft_weighted
-    scale,  # (), not read but by "debiased"
     losses,  # (rows,) out
     dn,  # (rows,) out
-    dS,  # (pairs,) out
-    dscale,  # (rows,) out, of "debiased"
+    dS,  # (positives,) out
+    d_parameter,  # (rows,) out, if PARAMETER
     rows,
+    constant,
     hard,
     soft,
-    hard_weighted,
-    soft_weighted,
-    columns,
-    prior,
-    FORM: tl.constexpr,
+    FORMULA: tl.constexpr,
     SOFT: tl.constexpr,
+    PARAMETER: tl.constexpr,  # 0: none, 1: one for all rows, 2: one for each
     BLOCK: tl.constexpr,
 ):
-    """The rows of one direction."""
-    block = tl.program_id(0)
-    row = block * BLOCK + tl.arange(0, BLOCK)
-    hard = _share(hard, hard_weights, hard_weighted, row)
-    soft = _share(soft, soft_weights, soft_weighted, row)
-    s = 0.0
-    if FORM == "debiased":
-        s = tl.load(scale)
-    loss, by_scale = mixed_block(
-        block, n, S, u, weights, offsets, None, dn, dS,
-        rows, hard, soft, s, columns, prior, FORM, SOFT, BLOCK,
-    )  # fmt: skip
-    tl.store(losses + row, loss, mask=row < rows)
-    if FORM == "debiased":
-        tl.store(dscale + row, by_scale, mask=row < rows)
-
-
-@triton.jit
-def _mixed_side(
-    block, n, S, u, weights, offsets, slots, hard_weights, soft_weights, dn, dS, du,
-    rows, hard, soft, weighted, scale, columns, prior,
-    FORM: tl.constexpr, SOFT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums of the losses of a block of rows of either direction and by the scale, and du."""
-    row = block * BLOCK + tl.arange(0, BLOCK)
-    hard = _share(hard, hard_weights, weighted, row)
-    soft = _share(soft, soft_weights, weighted, row)
-    if SOFT:
-        tl.store(du + row, -soft, mask=row < rows)
-    loss, by_scale = mixed_block(
-        block, n, S, u, weights, offsets, slots, dn, dS,
-        rows, hard, soft, scale, columns, prior, FORM, SOFT, BLOCK,
-    )  # fmt: skip
+    """Losses of a block of rows and their derivatives by n, by S and by the parameter."""
+    SOFTPLUS: tl.constexpr = FORMULA == "info_nce" or FORMULA == "debiased"
+    OF_N: tl.constexpr = FORMULA == "info_nce" or FORMULA == "decoupled"  # the level is n
+    WEIGHED: tl.constexpr = SOFTPLUS or OF_N or FORMULA == "supcon_out"
+    TARGET: tl.constexpr = FORMULA == "soft"
+    WHOLE: tl.constexpr = SOFT or not OF_N  # the positives of a row take part together
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
-    return tl.sum(tl.where(inside, loss, 0.0), axis=0), tl.sum(
-        tl.where(inside, by_scale, 0.0), axis=0
-    )
+    hard = hard * tl.load(hard_weights + row, mask=inside, other=0.0)
+    first = tl.load(offsets + row, mask=inside, other=0)
+    count = tl.load(offsets + row + 1, mask=inside, other=0) - first
+    N = tl.load(n + row, mask=inside, other=0.0)
+    # What the row's loss may not read: NaN shows, and -inf does not.
+    loss = tl.where((count == 0) & (N != float("-inf")), N * 0.0, 0.0)
+    by_n, by_p, by_parameter, level, factor = loss, loss, tl.zeros_like(loss), N, hard
+    if FORMULA == "decoupled":  # without a negative the loss is 0
+        level = tl.where(float("-inf") == N, 0.0, N)
+        factor = tl.where(float("-inf") == N, 0.0, hard)
+    if WHOLE:
+        top, total, weighed = _positives(S, weights, first, count, FORMULA == "supcon_out", BLOCK)
+        margin = (N - top) - tl.log(total)  # n - p
+        lse = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
+        by_lse = tl.zeros_like(loss)
+        if FORMULA == "supcon_out":
+            level = lse
+            by_lse += hard * weighed
+        if FORMULA == "logsumexp":
+            loss += hard * lse
+            by_lse += hard
+        if TARGET:
+            loss += hard * (lse - tl.load(u + row, mask=inside, other=0.0))
+            by_lse += hard
+        if SOFT:
+            share = soft * tl.load(soft_weights + row, mask=inside, other=0.0)
+            loss += share * (lse - tl.load(u + row, mask=inside, other=0.0))
+            by_lse += share
+        by_n += by_lse * sigmoid(margin)
+        by_p += by_lse * sigmoid(-margin)
+        if FORMULA == "supcon_in":
+            loss += tl.where(count == 0, 0.0, hard * softplus(margin))
+            pull = tl.where(count == 0, 0.0, hard * sigmoid(margin))
+            by_n += pull
+            by_p -= pull
+        if FORMULA == "debiased":
+            s = tl.load(parameter + (row if PARAMETER == 2 else row * 0), mask=inside, other=1.0)
+            negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
+            level, on_floor, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
+            pull = _pull(level, S, weights, first, count, hard)
+            by_parameter = tl.where(on_floor, -pull, by_parameter)
+            by_n += pull * more_n
+            by_p -= pull * less_p
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        value = tl.load(S + first + k, mask=here, other=0.0)
+        by_S = tl.zeros_like(value)
+        if WEIGHED:
+            weight = factor * tl.load(weights + first + k, mask=here, other=0.0)
+            if SOFTPLUS:
+                pull = weight * sigmoid(level - value)
+                loss += tl.where(here, weight * softplus(level - value), 0.0)
+            else:  # NaN times 0 is NaN
+                pull = weight + (level - value) * 0.0
+                loss += tl.where(here, weight * (level - value), 0.0)
+            if OF_N:
+                by_n += tl.where(here, pull, 0.0)
+            by_S -= pull
+        if WHOLE:
+            by_S += by_p * (tl.exp(value - top) / total)
+        tl.store(dS + first + k, by_S, mask=here)
+    tl.store(losses + row, loss, mask=inside)
+    tl.store(dn + row, by_n, mask=inside)
+    if PARAMETER:
+        tl.store(d_parameter + row, by_parameter, mask=inside)
 
 
-_NUMBERS = ["rows", "cols", "pairs", "hard_rows", "soft_rows", "hard_cols", "soft_cols", "prior"]
-_WEIGHTED = ["rows_weighted", "cols_weighted"]
-
-
-@triton.jit(do_not_specialize=_NUMBERS + _WEIGHTED)
-def mixed_loss_kernel(
-    n_rows,  # (rows,)
-    n_cols,  # (cols,)
-    S,  # (pairs,)
-    u_rows,  # (rows,)
-    u_cols,  # (cols,)
-    row_weights,  # (pairs,)
-    col_weights,  # (pairs,) in text-major order
-    image_offsets,  # (rows + 1,) int64
-    text_offsets,  # (cols + 1,) int64
-    text_slots,  # (pairs,) int64
-    row_hard_weights,  # (rows,), not read unless rows_weighted
-    row_soft_weights,  # (rows,)
-    col_hard_weights,  # (cols,), not read unless cols_weighted
-    col_soft_weights,  # (cols,)
-    scale,  # ()
-    teacher_scale,  # ()
-    losses,  # (programs,) out, after them those by the scale, of "debiased"
-    dn_rows,  # (rows,) out
-    dn_cols,  # (cols,) out
-    dS,  # (2, pairs) out, of the rows and of the columns, in slot order
-    du_rows,  # (rows,) out
-    du_cols,  # (cols,) out
+@triton.jit(do_not_specialize=["rows", "positives", "stride", "soft"])
+def row_losses_backward_kernel(
+    grad,  # (rows,) with ``stride``
+    dn,  # (rows,)
+    dS,  # (positives,)
+    d_parameter,  # (rows,)
+    owners,  # (positives,) int64
+    soft_weights,  # (rows,), not read without SOFT
+    du_out,  # (rows,)
+    dn_out,  # (rows,)
+    dS_out,  # (positives,)
+    d_parameter_out,  # () or (rows,)
     rows,
-    cols,
-    pairs,
-    hard_rows,
-    soft_rows,
-    hard_cols,
-    soft_cols,
-    rows_weighted,
-    cols_weighted,
-    prior,
-    FORM: tl.constexpr,
+    positives,
+    stride,
+    soft,
     SOFT: tl.constexpr,
+    PARAMETER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Both directions: sums of the losses by block, and the gradient by the statistics."""
-    # The host does not wait to look at the scales: what is not positive shows as NaN.
-    s = tl.load(scale)
-    positive = (s > 0) & (tl.load(teacher_scale) > 0)
-    sign = tl.where(positive, 1.0, float("nan"))
-    hard_rows, soft_rows = hard_rows * sign, soft_rows * sign
-    hard_cols, soft_cols = hard_cols * sign, soft_cols * sign
-    program = tl.program_id(0)
-    row_blocks = tl.cdiv(rows, BLOCK)
+    """The derivatives times grad; the first programs take the rows, the others the positives."""
+    program, row_blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
     if program < row_blocks:
-        loss, by_scale = _mixed_side(
-            program, n_rows, S, u_rows, row_weights, image_offsets, None,
-            row_hard_weights, row_soft_weights, dn_rows, dS, du_rows,
-            rows, hard_rows, soft_rows, rows_weighted, s, cols, prior, FORM, SOFT, BLOCK,
-        )  # fmt: skip
+        row = program * BLOCK + tl.arange(0, BLOCK)
+        inside = row < rows
+        g = tl.load(grad + row * stride, mask=inside, other=0.0)
+        tl.store(dn_out + row, g * tl.load(dn + row, mask=inside, other=0.0), mask=inside)
+        if SOFT:
+            share = soft * tl.load(soft_weights + row, mask=inside, other=0.0)
+            tl.store(du_out + row, -g * share, mask=inside)
+        if PARAMETER == 2:
+            by_parameter = g * tl.load(d_parameter + row, mask=inside, other=0.0)
+            tl.store(d_parameter_out + row, by_parameter, mask=inside)
     else:
-        loss, by_scale = _mixed_side(
-            program - row_blocks, n_cols, S, u_cols, col_weights, text_offsets, text_slots,
-            col_hard_weights, col_soft_weights, dn_cols, dS + pairs, du_cols,
-            cols, hard_cols, soft_cols, cols_weighted, s, rows, prior, FORM, SOFT, BLOCK,
-        )  # fmt: skip
-    tl.store(losses + program, loss)
-    if FORM == "debiased":
-        tl.store(losses + tl.num_programs(0) + program, by_scale)
+        place = (program - row_blocks) * BLOCK + tl.arange(0, BLOCK)
+        there = place < positives
+        owner = tl.load(owners + place, mask=there, other=0)
+        g = tl.load(grad + owner * stride, mask=there, other=0.0)
+        tl.store(dS_out + place, g * tl.load(dS + place, mask=there, other=0.0), mask=there)
+    if (PARAMETER == 1) & (program == 0):  # one sum, in a fixed order
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, rows, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            g = tl.load(grad + at * stride, mask=at < rows, other=0.0)
+            total += g * tl.load(d_parameter + at, mask=at < rows, other=0.0)
+        tl.store(d_parameter_out, tl.sum(total, axis=0))
 
 
-def mixed_rows(p: RowProblem, form: Form, hard: float, soft: float, columns: int) -> RowLosses:
-    """Losses of the rows and their derivatives in n, S and the scale."""
-    rows = p.n.shape[0]
-    losses, dn, dS = torch.empty_like(p.n), torch.empty_like(p.n), torch.empty_like(p.S)
-    out = RowLosses(losses, dn, dS, torch.empty_like(p.n) if form.name == "debiased" else None)
-    mixed_rows_kernel[(triton.cdiv(rows, BLOCK),)](
-        p.n, p.S, p.u if soft else p.n, p.weights, p.offsets, p.hard_weights, p.soft_weights,
-        p.scale, *out[:3], losses if out.dscale is None else out.dscale,
-        rows, hard, soft, len(p.hard_weights), len(p.soft_weights), columns, form.prior,
-        FORM=form.name, SOFT=soft != 0, BLOCK=BLOCK,
+def _parameter(problem: RowProblem) -> int:
+    """Which kind of parameter: none, one for all rows, or one for each."""
+    return problem.parameter.ndim + 1 if problem.parameter.numel() else 0
+
+
+def row_losses(problem: RowProblem, formula: FusedFormula) -> RowLosses:
+    """Losses of the rows and their derivatives."""
+    n, rows, kind = problem.neg_lse, len(problem.neg_lse), _parameter(problem)
+    made = RowLosses(
+        torch.empty_like(n),
+        torch.empty_like(n),
+        torch.empty_like(problem.positives),
+        n.new_empty(rows if kind else 0),
+    )
+    row_losses_kernel[(triton.cdiv(rows, BLOCK),)](
+        *problem[:-1], *made, rows, formula.constant, formula.hard, formula.soft,
+        FORMULA=formula.name, SOFT=formula.soft != 0, PARAMETER=kind, BLOCK=BLOCK,
+    )  # fmt: skip
+    return made
+
+
+BACKWARD_BLOCK = 1024
+
+
+def row_losses_backward(
+    grad: Tensor, made: RowLosses, problem: RowProblem, formula: FusedFormula
+) -> RowLosses:
+    """Gradients by u, n, S and the parameter."""
+    rows, positives = len(problem.neg_lse), len(problem.positives)
+    targets, factor = problem.soft_weights, formula.soft
+    if formula.name == "soft":  # whose own weights are the soft loss's
+        targets, factor = problem.hard_weights, formula.hard
+    out = RowLosses(
+        torch.empty_like(problem.teacher_mean),
+        torch.empty_like(made.d_neg_lse),
+        torch.empty_like(made.d_positives),
+        torch.empty_like(problem.parameter),
+    )
+    programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)
+    row_losses_backward_kernel[(programs,)](
+        grad, *made[1:], problem.owners, targets, *out, rows, positives, grad.stride(0), factor,
+        SOFT=factor != 0 and len(problem.teacher_mean) > 0, PARAMETER=_parameter(problem),
+        BLOCK=BACKWARD_BLOCK,
     )  # fmt: skip
     return out
-
-
-def mixed_loss(
-    problem: Problem,
-    statistics: Statistics,
-    sides: Sides,
-    form: Form,
-    shares: Shares,
-) -> tuple[Tensor, Upstream, Tensor | None]:
-    """The loss of both directions and its gradient by the statistics and the scale."""
-    s, rows, cols, pairs = statistics, len(problem.x), len(problem.y), len(statistics.positives)
-    *_, teacher_scale = teacher_arguments(problem)
-    row_shares = sides[-4:]
-    programs = triton.cdiv(rows, BLOCK) + triton.cdiv(cols, BLOCK)
-    debiased = form.name == "debiased"
-    losses = s.n_rows.new_empty((2 if debiased else 1, programs))
-    upstream = Upstream(
-        torch.empty_like(s.n_rows),
-        torch.empty_like(s.n_cols),
-        s.positives.new_empty((2, pairs)),
-        torch.empty_like(s.u_rows),
-        torch.empty_like(s.u_cols),
-    )
-    mixed_loss_kernel[(programs,)](
-        s.n_rows, s.n_cols, s.positives, s.u_rows, s.u_cols,
-        sides.row_weights, sides.col_weights, problem.image_offsets, sides.text_offsets,
-        sides.text_slots, *row_shares, problem.scale, teacher_scale, losses, *upstream,
-        rows, cols, pairs, *shares, len(row_shares[0]), len(row_shares[2]), form.prior,
-        FORM=form.name, SOFT=problem.has_teacher, BLOCK=BLOCK,
-    )  # fmt: skip
-    return losses[0].sum(), upstream, losses[1].sum() if debiased else None

@@ -16,7 +16,7 @@ from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, positives
 from mxm_kernels.backends.triton.positives import store_positives
 from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import padded, products, softplus
+from mxm_kernels.backends.triton.tile import padded, products, softplus, valid_scale
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -28,11 +28,12 @@ def sigmoid_statistics_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    pair_images,  # (pairs,) int64
+    owners,  # (2 pairs,) int64
     pair_texts,  # (pairs,) int64
+    slot_places,  # (pairs,) int64
     row_state,  # (Q, M) out
     col_state,  # (P, width) out
-    positives,  # (pairs,) out
+    positives,  # (2 pairs,) out
     M,
     N,
     D,
@@ -52,7 +53,7 @@ def sigmoid_statistics_kernel(
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * M
     col_line = col_state + p.to(tl.int64) * width
-    s, b = tl.load(scale), tl.load(bias)
+    s, b = valid_scale(scale), tl.load(bias)
     for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
         rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
         row_inside = rows < M
@@ -78,14 +79,15 @@ def sigmoid_statistics_kernel(
         tl.debug_barrier()
     program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
     store_positives(
-        x, y, scale, pair_images, pair_texts, positives, pairs, D, program, programs,
+        x, y, scale, owners, pair_texts, slot_places, positives, pairs, D, program, programs,
         BLOCK_P, PAIR_D,
     )  # fmt: skip
 
 
 def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
     """Allocate, launch, sum the lines: no wait for the device."""
-    p, out = padded(problem), SigmoidStatistics(*problem.room(diagnostics=False)[:3])
+    p, made = padded(problem), problem.allocate(diagnostics=False)
+    out = SigmoidStatistics(made.neg_lse, made.positives)
     setting = launch.pick("sigmoid_statistics", p)
     rows, cols = p.x.shape[0], p.y.shape[0]
     spans = list(split(cols, widest(p, setting, fields=1)))
@@ -94,11 +96,11 @@ def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
     for first, last in spans:
         col_state = p.x.new_empty((P, last - first), dtype=torch.float32)
         sigmoid_statistics_kernel[(P, Q)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, p.pair_images, p.pair_texts,
-            row_state, col_state, out.positives, rows, cols, p.x.shape[1], first, last - first,
-            out.positives.shape[0] if last == cols else 0, **setting.tile(),
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, p.owners, p.pair_texts,
+            p.slot_places, row_state, col_state, out.positives, rows, cols, p.x.shape[1], first, last - first,
+            p.pairs if last == cols else 0, **setting.tile(),
             **launch.product_options(p.x.dtype, p.x.device), **positives.BLOCK, **setting.options(),
         )  # fmt: skip
-        torch.sum(col_state, 0, out=out.r_cols[first:last])
-    torch.sum(row_state, 0, out=out.r_rows)
+        torch.sum(col_state, 0, out=out.softplus_sum[rows + first : rows + last])
+    torch.sum(row_state, 0, out=out.softplus_sum[:rows])
     return out

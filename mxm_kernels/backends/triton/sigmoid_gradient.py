@@ -26,7 +26,14 @@ from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
-from mxm_kernels.backends.triton.tile import padded, place_of, products, sigmoid_with, softplus_with
+from mxm_kernels.backends.triton.tile import (
+    padded,
+    place_of,
+    products,
+    sigmoid_with,
+    softplus_with,
+    valid_scale,
+)
 from mxm_kernels.backends.triton.unit import (
     KEPT,
     Unit,
@@ -37,14 +44,7 @@ from mxm_kernels.backends.triton.unit import (
 from mxm_kernels.backends.triton.workspace import shape, walk
 
 
-@triton.jit
-def _positive(scale):
-    """The scale; NaN where it is not positive, which the host does not wait to look at."""
-    s = tl.load(scale)
-    return tl.where(s > 0, s, float("nan"))
-
-
-@triton.jit(do_not_specialize=["first_row", "last_row", "first_col", "last_col", "sums", "group"])
+@triton.jit(do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "sums", "group"])
 def sigmoid_gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -52,11 +52,10 @@ def sigmoid_gradient_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    row_weights,  # (M,) upstream gradients, which the loss is weighted by
-    col_weights,  # (N,)
-    factor,  # () of the weights
+    weights,  # (M + N,) upstream gradients, which the loss is weighted by
     dS,  # (height, stride) out
     partial,  # (3, sums) out, by rows of tiles: dS times the product, dS, loss; of the negatives
+    M,
     D,
     first_row,
     last_row,
@@ -86,10 +85,10 @@ def sigmoid_gradient_kernel(
     inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
 
-    s = _positive(scale)
+    s = valid_scale(scale)
     product = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
     logit = product * s + tl.load(bias)
-    weight = tl.load(row_weights + row)[:, None] + tl.load(col_weights + col)[None, :]
+    weight = tl.load(weights + row)[:, None] + tl.load(weights + M + col)[None, :]
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     weight = tl.where(same | ~inside, 0.0, weight)
     # One exponential for both, and the first is summed before the second is begun: in another
@@ -104,12 +103,12 @@ def sigmoid_gradient_kernel(
     tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
     place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
     # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
-    u, _ = factor_of(s, tl.load(factor), UNIT)
+    u, _ = factor_of(s, UNIT)
     stored = (grad * u).to(dS.dtype.element_ty)
     tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
 
 
-_SPANS = ["first_row", "last_row", "first_col", "last_col"]
+_SPANS = ["M", "first_row", "last_row", "first_col", "last_col"]
 
 
 @triton.jit(do_not_specialize=["pairs", "sums", *_SPANS])
@@ -118,17 +117,15 @@ def sigmoid_pairs_kernel(
     y,  # (N, D)
     scale,  # ()
     bias,  # ()
-    pair_images,  # (pairs,) int64
+    owners,  # (2 pairs,) int64, the image rows of the slots first
     pair_texts,  # (pairs,) int64
-    row_weights,  # (M,)
-    col_weights,  # (N,)
-    row_pair_weights,  # (pairs,), not read unless WEIGHED
-    col_pair_weights,  # (pairs,)
-    factor,  # ()
+    weights,  # (M + N,), not read if WEIGHED
+    pair_weights,  # (pairs,), not read unless WEIGHED
     dS,  # (height, stride) out
     partial,  # (3, sums) out, a number for each program: as above, of the positives
     pairs,
     sums,
+    M,
     D,
     first_row,
     last_row,
@@ -143,17 +140,16 @@ def sigmoid_pairs_kernel(
     """The positives of the workspace: u dS, and their part of loss and gradients."""
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
-    i = tl.load(pair_images + slot, mask=inside, other=-1)
+    i = tl.load(owners + slot, mask=inside, other=-1)
     j = tl.load(pair_texts + slot, mask=inside, other=-1)
     here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
-    s = _positive(scale)
+    s = valid_scale(scale)
     product = pair_products(x, y, i, j, here, D, PAIR_D)
-    by_row = tl.load(row_weights + i, mask=here, other=0.0)
-    by_col = tl.load(col_weights + j, mask=here, other=0.0)
     if WEIGHED:
-        by_row *= tl.load(row_pair_weights + slot, mask=here, other=0.0)
-        by_col *= tl.load(col_pair_weights + slot, mask=here, other=0.0)
-    weight = tl.where(here, by_row + by_col, 0.0)
+        weight = tl.load(pair_weights + slot, mask=here, other=0.0)
+    else:
+        weight = tl.load(weights + i, mask=here, other=0.0)
+        weight += tl.load(weights + M + j, mask=here, other=0.0)
     margin = -(product * s + tl.load(bias))
     e = exp(-tl.abs(margin))
     loss, grad = weight * softplus_with(margin, e), sigmoid_with(margin, e, -weight)
@@ -161,7 +157,7 @@ def sigmoid_pairs_kernel(
     tl.store(line, tl.sum(grad * product, axis=0))
     tl.store(line + sums, tl.sum(grad, axis=0))
     tl.store(line + 2 * sums, tl.sum(loss, axis=0))
-    u, _ = factor_of(s, tl.load(factor), UNIT)
+    u, _ = factor_of(s, UNIT)
     stored = (grad * u).to(dS.dtype.element_ty)
     tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
 
@@ -173,7 +169,7 @@ Positives = Callable[[Tensor, Span, Span, Tensor], None]
 def _scalar_sums(
     p: Problem,
     bias: Tensor,
-    weights: tuple[Tensor, Tensor],
+    weights: Tensor,
     unit: Unit,
     sums: GradientSum,
     positives: Positives,
@@ -192,8 +188,8 @@ def _scalar_sums(
         places = tiles * setting.rows
         partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
         sigmoid_gradient_kernel[(tiles,)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, *weights, unit.factor,
-            workspace, partial, p.x.shape[1], *rows, *cols, workspace.stride(0),
+            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, weights,
+            workspace, partial, p.x.shape[0], p.x.shape[1], *rows, *cols, workspace.stride(0),
             partial.shape[1], setting.group, UNIT=unit.kind, **setting.tile(),
             **launch.product_options(dtype, device), **setting.options(),
         )  # fmt: skip
@@ -213,15 +209,15 @@ def backward(
 ) -> SigmoidGradients:
     """The gradients of the sigmoid statistics."""
     p = padded(problem)
-    raised, lowered = raise_vectors(upstream)
+    raised, lowered = raise_vectors(upstream, p.x.dtype)
     given = SigmoidStatistics(*raised)
-    unit = unit_for(p.x, p.scale, None, lowered)
+    unit = unit_for(p.x, p.scale, lowered)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
-        positive_gradients(p, given.positives[None], unit, workspace, rows, cols)
+        positive_gradients(p, given.positives, unit, workspace, rows, cols)
 
     sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
-    weights = given.r_rows, given.r_cols
+    weights = given.softplus_sum
     dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, programs=0)
     # S over the scale first: S times a gradient may be no float32.
     scalars = torch.stack([dscale + torch.dot(given.positives, S / p.scale), dbias])
@@ -235,25 +231,25 @@ def backward(
 
 def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) -> SigmoidLoss:
     """The loss and its gradients, with weights of an ordinary size but for float16's dS."""
-    p, w, pairs = padded(problem), weights, problem.pair_images.shape[0]
+    p, w, pairs = padded(problem), weights, problem.pairs
     programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])
     if p.x.dtype == torch.float16:
-        raised, lowered = raise_vectors(w[:2], w[2:])
-        w = w._replace(rows=raised[0], cols=raised[1])
-        unit = unit_for(p.x, p.scale, None, lowered)
+        raised, lowered = raise_vectors(w, p.x.dtype)
+        w = SigmoidWeights(*raised)
+        unit = unit_for(p.x, p.scale, lowered)
     else:
-        unit = Unit(p.scale, torch.ones_like(p.scale), KEPT.value, None)
+        unit = Unit(p.scale, KEPT.value, None)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, partial: Tensor) -> None:
         sigmoid_pairs_kernel[(programs,)](
-            p.x, p.y, p.scale, bias, p.pair_images, p.pair_texts, *w, unit.factor, workspace,
-            partial, pairs, partial.stride(0), p.x.shape[1], *rows, *cols, workspace.stride(0),
-            WEIGHED=len(w.row_pairs) > 0, UNIT=unit.kind, **BLOCK,
+            p.x, p.y, p.scale, bias, p.owners, p.pair_texts, *w, workspace, partial,
+            pairs, partial.stride(0), *p.x.shape, *rows, *cols, workspace.stride(0),
+            WEIGHED=len(w.pairs) > 0, UNIT=unit.kind, **BLOCK,
         )  # fmt: skip
 
     rescale = unit.lower if unit.early else None
     sums = GradientSum(problem, needs, rescale, chunk=shape(p), dtype=p.gradient_dtype)
-    totals = _scalar_sums(p, bias, (w.rows, w.cols), unit, sums, positives, programs)
+    totals = _scalar_sums(p, bias, w.rows, unit, sums, positives, programs)
     if unit.early:
         unit._replace(kind=KEPT.value).lower(totals)  # sums of weights times what is not dS
     gradients = sums.finish(p.scale)
@@ -298,7 +294,7 @@ def times_kernel(
 TIMES_BLOCK = 1024
 
 
-def times(
+def loss_backward(
     grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One launch for all of them."""

@@ -26,7 +26,7 @@ from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, ra
 from mxm_kernels.backends.triton.partials import load_sums, store_partial
 from mxm_kernels.backends.triton.positives import store_positives
 from mxm_kernels.backends.triton.settings import Launch
-from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
+from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments, valid_scale
 
 
 @triton.jit
@@ -73,11 +73,12 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    pair_images,  # (pairs,) int64
+    owners,  # (2 pairs,) int64
     pair_texts,  # (pairs,) int64
+    slot_places,  # (pairs,) int64
     row_state,  # (Q, FIELDS, M) out
     col_state,  # (P, FIELDS, width) out
-    positives,  # (pairs,) out
+    positives,  # (2 pairs,) out
     M,
     N,
     D,
@@ -101,8 +102,8 @@ def statistics_kernel(
     p, q = tl.program_id(0), tl.program_id(1)
     row_line = row_state + q.to(tl.int64) * FIELDS * M
     col_line = col_state + p.to(tl.int64) * FIELDS * width
-    s = tl.load(scale)
-    t = tl.load(teacher_scale)
+    s = valid_scale(scale)
+    t = valid_scale(teacher_scale)
     # One reference for all that this program sums, raised as it meets greater entries.
     S_reference = tl.full((), LOWEST, tl.float32)
     T_reference = tl.full((), LOWEST, tl.float32)
@@ -180,7 +181,7 @@ def statistics_kernel(
         tl.debug_barrier()
     program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
     store_positives(
-        x, y, scale, pair_images, pair_texts, positives, pairs, D, program, programs,
+        x, y, scale, owners, pair_texts, slot_places, positives, pairs, D, program, programs,
         BLOCK_P, PAIR_D,
     )  # fmt: skip
 
@@ -208,7 +209,7 @@ def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
 
     Where diagnostics need another launch (``settings.SETTINGS``), the sums come in its order.
     """
-    p, out = padded(problem), problem.room(diagnostics)
+    p, out = padded(problem), problem.allocate(diagnostics)
     teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
     features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
     setting = launch.pick("statistics", problem, diagnostics)
@@ -219,21 +220,20 @@ def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
     spans = list(split(cols, widest(p, setting, fields)))
     P, Q = grid(p, setting, spans[0][1])
     row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
-    of_rows = out.n_rows, out.u_rows, out.t_rows, out.m_rows, out.h_rows
-    of_cols = out.n_cols, out.u_cols, out.t_cols, out.m_cols, out.h_cols
+    merged = out.neg_lse, out.teacher_mean, out.teacher_lse, out.hardest, out.entropy
     for first, last in spans:
         width, is_last = last - first, last == cols
         col_state = p.x.new_empty((P, fields, width), dtype=torch.float32)
         statistics_kernel[(P, Q)](
-            *features, p.pair_images, p.pair_texts, row_state, col_state, out.positives,
-            *sizes, first, width, out.positives.shape[0] if is_last else 0,
+            *features, p.owners, p.pair_texts, p.slot_places, row_state, col_state, out.positives,
+            *sizes, first, width, p.pairs if is_last else 0,
             T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **setting.tile(), **arithmetic,
             **positives.BLOCK, **setting.options(),
         )  # fmt: skip
-        merged = rows if is_last else 0  # the rows are complete after the last columns
-        blocks = sum(triton.cdiv(length, merge.BLOCK["BLOCK"]) for length in (merged, width))
+        complete = rows if is_last else 0  # the rows are complete after the last columns
+        blocks = sum(triton.cdiv(length, merge.BLOCK["BLOCK"]) for length in (complete, width))
         merge.merge_kernel[(blocks,)](
-            *features, row_state, *of_rows, col_state, *of_cols, *sizes, Q, merged, P, first, width,
+            *features, row_state, col_state, *merged, *sizes, Q, complete, P, first, width,
             T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **merge.BLOCK, **arithmetic,
             **merge.options(problem.is_float8),
         )  # fmt: skip

@@ -26,6 +26,13 @@ def widened(a):
 
 
 @triton.jit
+def valid_scale(scale):
+    """The scale at a pointer; NaN where it is not positive, which the host does not wait to see."""
+    s = tl.load(scale)
+    return tl.where(s > 0, s, float("nan"))
+
+
+@triton.jit
 def products(
     x,  # (M, D)
     y,  # (N, D)

@@ -1,12 +1,10 @@
 """The power of two that dS carries so that it stays in its dtype, chosen on the device.
 
-Upstream gradients d, their common factor g and the scale s may each be 1e-38 or 1e38 where their
-product is an ordinary number, and float16 holds no dS below 6e-8. Three steps, none of which waits
-for the device:
+Upstream gradients d and the scale s may each be 1e-38 or 1e38 where their product is an ordinary
+number, and float16 holds no dS below 6e-8. Three steps, none of which waits for the device:
 
-    raise_vectors   d 2^-E, the greatest in [1, 2), in one launch. It runs for float16, and where d
-                    comes from outside; ``mixed_loss`` makes d that are ordinary numbers.
-    factor_of       s g = u 2^R in every kernel that multiplies by it, u an ordinary number.
+    raise_vectors   d 2^-E, the greatest in [1, 2), in one launch.
+    factor_of       s = u 2^R in every kernel that multiplies by it, u an ordinary number.
     lower           a sum times 2^(E + R), where that is not 1.
 
 Exponents are integers: a power of two out of float32's range is never formed.
@@ -25,8 +23,8 @@ from torch import Tensor
 from mxm_kernels.backends.triton import launch
 
 # u of ``factor_of``.
-KEPT = tl.constexpr(0)  # s g itself: R = 0
-BOUNDED = tl.constexpr(1)  # s g itself where it lies within 2^-40 and 2^40
+KEPT = tl.constexpr(0)  # s itself: R = 0
+BOUNDED = tl.constexpr(1)  # s itself where it lies within 2^-40 and 2^40
 RAISED = tl.constexpr(2)  # for float16: 2^10 to 2^11, four terms of size 2 times it are below 65504
 # dS shares one exponential between rows and columns, for which d is multiplied by a number down to
 # exp(-40) = 2^-58 (``exponentials.GRADIENT_RANGE``).
@@ -57,17 +55,15 @@ def times_power(a, e):
 
 
 @triton.jit
-def factor_of(s, g, UNIT: tl.constexpr):
+def factor_of(s, UNIT: tl.constexpr):
     """What upstream gradients are multiplied by, and R."""
-    u, R = s * g, 0
+    u, R = s, 0
     if UNIT != KEPT:
-        of_s, of_g = exponent_of(s), exponent_of(g)
-        mantissa = (s * power_of_two(-of_s)) * (g * power_of_two(-of_g))
-        shift = of_s + of_g
+        shift = exponent_of(s)
+        mantissa = s * power_of_two(-shift)
         if UNIT == RAISED:
-            more = exponent_of(mantissa)  # a denormal g leaves it below 1
-            u = mantissa * power_of_two(-more + TOP)
-            R = shift + more - TOP
+            u = mantissa * power_of_two(TOP)
+            R = shift - TOP
         else:
             ordinary = (shift >= -ORDINARY) & (shift <= ORDINARY)
             u = tl.where(ordinary, u, mantissa)
@@ -93,34 +89,28 @@ def _raised(a, out, length, power, BLOCK: tl.constexpr):
         tl.store(out + place, value * power, mask=place < length)
 
 
-_LENGTHS = ["l0", "l1", "l2", "l3", "l4"]
-
-
-@triton.jit(do_not_specialize=_LENGTHS)
+@triton.jit(do_not_specialize=["l0", "l1", "l2"])
 def raise_kernel(
-    a0, a1, a2, a3, a4,  # (l0,) ... (l4,)
-    raised,  # (l0 + ... + l4,) out, one after the other; without the last two if FACTORS
+    a0,  # (l0,)
+    a1,  # (l1,)
+    a2,  # (l2,)
+    raised,  # (l0 + l1 + l2,) out, one after the other
     lowered,  # () out, int32
-    l0, l1, l2, l3, l4,
-    FACTORS: tl.constexpr,
+    l0,
+    l1,
+    l2,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Vectors times 2^-E. FACTORS: the last two multiply the others, and stay as they are."""
+):
+    """Vectors times 2^-E; where the greatest is an ordinary number E is 0, but for float16."""
     top = tl.maximum(_greatest(a0, l0, BLOCK), _greatest(a1, l1, BLOCK))
-    top = tl.maximum(top, _greatest(a2, l2, BLOCK))
-    last = tl.maximum(_greatest(a3, l3, BLOCK), _greatest(a4, l4, BLOCK))
-    if FACTORS:
-        E = exponent_of(top) + tl.maximum(exponent_of(last), 0)
-        E = tl.minimum(E, 126)
-    else:
-        E = exponent_of(tl.maximum(top, last))
+    E = exponent_of(tl.maximum(top, _greatest(a2, l2, BLOCK)))
+    if UNIT != RAISED:
+        E = tl.where((E >= -ORDINARY) & (E <= ORDINARY), 0, E)
     power = power_of_two(-E)
     _raised(a0, raised, l0, power, BLOCK)
     _raised(a1, raised + l0, l1, power, BLOCK)
     _raised(a2, raised + l0 + l1, l2, power, BLOCK)
-    if not FACTORS:
-        _raised(a3, raised + l0 + l1 + l2, l3, power, BLOCK)
-        _raised(a4, raised + l0 + l1 + l2 + l3, l4, power, BLOCK)
     tl.store(lowered, E)
 
 
@@ -128,22 +118,17 @@ RAISE_BLOCK = 4096
 
 
 def raise_vectors(
-    vectors: Sequence[Tensor], factors: Sequence[Tensor] = ()
+    vectors: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[list[Tensor], Tensor]:
-    """Up to five vectors times 2^-E; E () int32.
-
-    With two ``factors`` up to three, E such that none times a factor is greater than 4.
-    """
-    spare = [vectors[0].new_empty(0)] * (5 - len(vectors) - len(factors))
-    given = [*vectors, *spare, *factors]
+    """Up to three vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
+    given = [*vectors, *[vectors[0].new_empty(0)] * (3 - len(vectors))]
     lengths = [v.numel() for v in given]
-    raised = vectors[0].new_empty(sum(v.numel() for v in vectors), dtype=torch.float32)
+    raised = vectors[0].new_empty(sum(lengths), dtype=torch.float32)
     lowered = raised.new_empty((), dtype=torch.int32)
     raise_kernel[(1,)](
-        *given, raised, lowered, *lengths, FACTORS=len(factors) > 0, BLOCK=RAISE_BLOCK, num_warps=8
+        *given, raised, lowered, *lengths, UNIT=_kind(dtype), BLOCK=RAISE_BLOCK, num_warps=8
     )
-    parts = raised.split([v.numel() for v in vectors])
-    return [part.view(v.shape) for part, v in zip(parts, vectors, strict=True)], lowered
+    return list(raised.split(lengths)[: len(vectors)]), lowered
 
 
 @triton.jit
@@ -158,7 +143,6 @@ def lower_block(a, block, length, R, BLOCK: tl.constexpr):
 def lower_kernel(
     a,  # (length,) in and out
     scale,  # ()
-    factor,  # ()
     lowered,  # () int32, not read unless LOWERED
     length,
     UNIT: tl.constexpr,
@@ -166,7 +150,7 @@ def lower_kernel(
     BLOCK: tl.constexpr,
 ):
     """A sum times 2^(E + R); it is not read where that is 1."""
-    _, R = factor_of(tl.load(scale), tl.load(factor), UNIT)
+    _, R = factor_of(tl.load(scale), UNIT)
     if LOWERED:
         R += tl.load(lowered)
     if R != 0:
@@ -180,14 +164,13 @@ class Unit(NamedTuple):
     """What dS carries: the arguments of the kernels that put it there and take it out."""
 
     scale: Tensor  # ()
-    factor: Tensor  # () g
     kind: int  # KEPT, BOUNDED or RAISED
     lowered: Tensor | None  # () int32 E, where the vectors were raised
     early: bool = False  # whether it has to go before sums are rounded to the dtype of the features
 
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale, factor and E, for which anything stands where there is none."""
-        return self.scale, self.factor, self.scale if self.lowered is None else self.lowered
+    def arguments(self) -> tuple[Tensor, Tensor]:
+        """Scale and E, for which anything stands where there is none."""
+        return self.scale, self.scale if self.lowered is None else self.lowered
 
     def constants(self) -> dict[str, int | bool]:
         """What the kernels are compiled for."""
@@ -203,13 +186,16 @@ class Unit(NamedTuple):
         return total
 
 
-def unit_for(x: Tensor, scale: Tensor, factor: Tensor | None, lowered: Tensor | None) -> Unit:
-    """What dS of features x (M, D) carries; without a factor g is 1.
+def _kind(dtype: torch.dtype) -> int:
+    """How upstream gradients are bounded for features of ``dtype``."""
+    return (RAISED if dtype == torch.float16 else BOUNDED).value
+
+
+def unit_for(x: Tensor, scale: Tensor, lowered: Tensor | None) -> Unit:
+    """What dS of features x (M, D) carries.
 
     It is taken out early, before sums are rounded, in two cases. float16 is too narrow for sums
     that carry it. The interpreter does not round bfloat16 (``launch.workspace_dtype``).
     """
-    factor = torch.ones_like(scale) if factor is None else factor
-    low = x.dtype == torch.float16
-    early = low or launch.workspace_dtype(x.dtype, x.device) != x.dtype
-    return Unit(scale, factor, (RAISED if low else BOUNDED).value, lowered, early)
+    early = x.dtype == torch.float16 or launch.workspace_dtype(x.dtype, x.device) != x.dtype
+    return Unit(scale, _kind(x.dtype), lowered, early)
