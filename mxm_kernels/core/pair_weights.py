@@ -68,10 +68,12 @@ def draw_rows(batch: Batch, share: float) -> Tensor:
     The share is rounded to whole rows, over all ranks.
     """
     tables, device = batch.tables, batch.x.device
-    chosen = torch.zeros(tables.images + tables.texts, dtype=batch.dtype, device=device)
-    for side in chosen.split([tables.images, tables.texts]):
-        order = _random((len(side),), torch.int32, batch.generator, device).argsort()
-        side[order[: round(share * len(side))]] = 1
+    sides = [tables.images, tables.texts]
+    numbers = _random((sum(sides),), torch.int32, batch.generator, device)
+    chosen = torch.zeros(sum(sides), dtype=batch.dtype, device=device)
+    for side, of_side in zip(chosen.split(sides), numbers.split(sides), strict=True):
+        drawn = of_side.topk(round(share * len(side)), largest=False, sorted=False).indices
+        side.index_fill_(0, drawn, 1)
     return batch.local_rows(chosen)
 
 

@@ -53,21 +53,29 @@ def _by_matrix(batch: Batch) -> Tensor:
     assert batch.teacher is not None
     x, a = batch.x.to(batch.dtype), batch.teacher[0].to(batch.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return cast(Tensor, _SoftLosses.apply(x, batch.scales[0], a, batch.teacher_scales[0]))
+        t = batch.teacher_scales[0] if batch.options.teacher_logit_scale is not None else None
+        return cast(Tensor, _SoftLosses.apply(x, batch.scales[0], a, t))
 
 
 class _SoftLosses(torch.autograd.Function):
-    """The derivative by S is the difference of two softmaxes, which forward already has."""
+    """The derivative by S is the difference of two softmaxes, which forward already has.
+
+    Without a scale t of its own the teacher has s.
+    """
 
     @staticmethod
     def forward(ctx, x, s, a, t):
-        s, t = threshold(s, 0, torch.nan), threshold(t, 0, torch.nan)
+        s = threshold(s, 0, torch.nan)
+        t = s if t is None else threshold(t, 0, torch.nan)
         products = x @ x.T
         targets = (a @ a.T).mul_(t).fill_diagonal_(-torch.inf).softmax(1)
         logs = (products * s).fill_diagonal_(-torch.inf).log_softmax(1)
         dS = logs.exp() - targets
         ctx.save_for_backward(x, s, products, dS)
-        return -(targets * logs.fill_diagonal_(0)).sum(1)
+        logs = logs.fill_diagonal_(0)[..., None]
+        # One product of a row and a column for each loss.
+        losses = torch.baddbmm(logs[:, :1], targets[:, None], logs, beta=0, alpha=-1)
+        return losses.view(-1)
 
     @staticmethod
     @once_differentiable

@@ -165,11 +165,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, *grads):
-    outputs = ctx.saved_tensors[INPUT_COUNT:]
+    # What is saved begins with the outputs that are differentiable.
+    outputs = ctx.saved_tensors[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
     upstream = [
         torch.zeros_like(output) if grad is None else grad
         for grad, output in zip(grads, outputs, strict=False)
-    ][: len(Upstream._fields)]
+    ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     gradients = torch.ops.mxm_kernels.statistics_backward(
         *ctx.saved_tensors, *upstream, needs, ctx.backend
