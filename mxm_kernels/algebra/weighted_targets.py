@@ -63,7 +63,8 @@ def _weighted_average(
 def without_mean_target(batch: Batch, loss: Tensor) -> Tensor:
     """``loss`` minus the mean of v over rows and columns, of a batch with one scale on one process.
 
-    A step of CWCL is 33 launches for a small batch and 48 for others (bench/loss_launches.py).
+    A step of CWCL is 33 launches for a small batch and 48 for others, as
+    bench/studies/loss_launches.py counts.
     """
     x, y, a, b = _features(batch)
     share = batch.options.image_to_text_weight

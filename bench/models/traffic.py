@@ -1,4 +1,4 @@
-"""How many bytes a rank sends in a step: counted here, and held to what is sent by a test."""
+"""How many bytes a rank sends in a step; tests/parallel holds the count to what is sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bytes_sent(
         gather: "all" or "ring".
 
     Example:
-        >>> from mxm_kernels.parallel.traffic import bytes_sent
+        >>> from bench.models.traffic import bytes_sent
         >>> step = bytes_sent((4096,) * 8, (4096,) * 8, 0, width=512, feature_bytes=2)
         >>> {name: f"{sent >> 10} KiB" for name, sent in step.items() if sent >> 10}
         {'ids': '448 KiB', 'features': '28672 KiB', 'gradients': '28672 KiB', 'columns': '224 KiB'}

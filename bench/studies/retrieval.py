@@ -1,6 +1,6 @@
 """Time and peak memory of the retrieval metrics at the size of Flickr30K and larger.
 
-    python -m bench.retrieval [--images 31000] [--captions 5] [--dimension 256] [--out FILE]
+    python -m bench.studies.retrieval [--images 31000] [--captions 5] [--dimension 256] [--out FILE]
 
 The floor is the two matrix products alone, into a slab of the same size, in the same process;
 both are timed by the clock and by the processor time of all threads, which other processes on a
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "retrieval.json")
     options = parser.parse_args()
     record = measure(options.images, options.captions, options.dimension, options.workspace_bytes)
-    text = json.dumps({"command": "python -m bench.retrieval", **record}, indent=1)
+    text = json.dumps({"command": "python -m bench.studies.retrieval", **record}, indent=1)
     options.out.write_text(text + "\n")
     print(text)
 
