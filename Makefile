@@ -79,17 +79,17 @@ furniture: $(INSTALLED) $(FURNITURE)/usr ## the ablation on 820 rendered 3D mode
 	$(BIN)/python -m examples.ablation --data furniture --data_root $(FURNITURE) --epochs 40
 
 machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, and what an H100 could do
-	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.json
-	$(BIN)/python -m bench.predict --out bench/results/h100-predicted.md
+	$(BIN)/python -m bench.models.machine_code --out bench/results/machine_code.json
+	$(BIN)/python -m bench.models.predict --out bench/results/h100-predicted.md
 
 bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes, then bench-report
 	$(BIN)/python -m pytest bench/test_speed.py bench/test_memory.py --bench-minutes 14 --timeout 900
 	$(BIN)/python -m bench.report
-	$(BIN)/python -m bench.scaling_model
+	$(BIN)/python -m bench.models.scaling_model
 
 bench-report: $(INSTALLED) ## tables and plots of bench/results, the README's tables, the scaling model
 	$(BIN)/python -m bench.report
-	$(BIN)/python -m bench.scaling_model
+	$(BIN)/python -m bench.models.scaling_model
 
 report: $(INSTALLED) ## versions, devices, backends, and a self-check of seconds
 	$(BIN)/python -m mxm_kernels

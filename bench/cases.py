@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from mxm_kernels import backends
-
 TEMPERATURE = 0.03
 
 
@@ -108,7 +106,8 @@ def pairs(rows: int, D: int, **options) -> Case:
     return Case(rows, rows, D, 1, 1, rounds=None, **options)
 
 
-def _paper(D: int) -> tuple[Case, ...]:
+def paper(D: int) -> tuple[Case, ...]:
+    """The paper's four batches, of images or renderings with their texts."""
     batches = ((420, 350, 6, 5), (240, 200, 6, 5), (80, 400, 1, 5), (200, 1000, 1, 5))
     return tuple(Case(M, N, D, views, captions) for M, N, views, captions in batches)
 
@@ -131,8 +130,8 @@ def cpu_suite(cores: int) -> list[Group]:
             2,
             needs=150,
         ),
-        *_each(_paper(512), "paper", seconds=4),
-        *_each(_paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
+        *_each(paper(512), "paper", seconds=4),
+        *_each(paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
         *_each(
             tuple(
                 replace(PAPER, teacher=teacher, dtype=dtype)
@@ -198,7 +197,7 @@ def gpu_suite() -> list[Group]:
             5,
         ),
         Group("batch 65536", (pairs(65_536, 768, **bf16),), OURS, 10),
-        *_each(tuple(replace(c, **bf16) for c in _paper(512)[1:]), "paper", seconds=3),
+        *_each(tuple(replace(c, **bf16) for c in paper(512)[1:]), "paper", seconds=3),
         Group("large", (LARGE,), ("triton", "floor", "dense eager", "chunked"), 8),
         Group("InfoNCE 16k", (pairs(16_384, 768, teacher=False, **bf16),), seconds=6),
         Group("largest", (pairs(131_072, 768, **bf16),), ("triton", "floor"), 15, 1),
@@ -207,6 +206,8 @@ def gpu_suite() -> list[Group]:
 
 def smoke_suite(device: torch.device) -> list[Group]:
     """A few seconds that touch everything: does the benchmark itself run?"""
+    from mxm_kernels import backends  # here, since bench/against.py times other versions of it
+
     ours = backends.choose(None, device, torch.float32)
     providers = (ours, "floor", "dense eager", "chunked")
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.timing import Entry
 from tests.support.memory import peak_bytes
 
-_PROCESS = Path("/proc/self")
+_PROCESS = Path("/proc/self")  # psutil has no high-water mark on Linux
 
 
 def peaks(entry: Entry) -> dict[str, int]:
@@ -28,7 +28,7 @@ def peaks(entry: Entry) -> dict[str, int]:
     resident = not entry.batch.x.is_cuda and (_PROCESS / "clear_refs").exists()
     before = 0
     if resident:
-        (_PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
+        forget_peak()
         before = status_bytes("VmRSS")
     most = {"peak_bytes": peak_bytes(step, entry.batch.x.device)}
     if resident:
@@ -36,6 +36,11 @@ def peaks(entry: Entry) -> dict[str, int]:
     leaves = entry.batch.leaves.values()
     gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
     return {name: max(0, size - gradients) for name, size in most.items()}
+
+
+def forget_peak() -> None:
+    """Set this process's high-water mark, VmHWM, to what it occupies now."""
+    (_PROCESS / "clear_refs").write_text("5")
 
 
 def status_bytes(name: str) -> int:

@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 from bench.machine import ROOT
+from bench.models.rates import cubed_rates
 from bench.plots import draw
-from bench.rates import cubed_rates
 from bench.results_file import RESULTS, Record, read
 from bench.tables import TABLES
 from bench.targets import with_cubed

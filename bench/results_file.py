@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch.utils._pytree import tree_map_only
+
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,9 +39,7 @@ class Results:
 
 def _short(value: Any) -> Any:
     """Five significant digits: what lies behind them is noise."""
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return tree_map_only(float, lambda number: float(f"{number:.5g}"), value)
 
 
 def timed(records: list[Record]) -> list[Record]:

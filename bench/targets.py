@@ -4,8 +4,8 @@ Two floors are named. The benchmark's floor is the products of a step alone, S a
 (6 U with a teacher, 4 U without, U = 2 M N D operations), timed in the same run at their own shapes
 (``bench/floor.py``). The other is as many operations at the rate of the vendor's product of 8192
 cubed, from a ceilings file of the same GPU (``bench/gpu/ceilings.py``). It is the harder one:
-cuBLAS reaches 588 TFLOP/s at K 1024 where it has 661 at K 8192 (``bench/rates.py``). The targets
-are on the first; the headline cases are held to both.
+cuBLAS reaches 588 TFLOP/s at K 1024 where it has 661 at K 8192 (``bench/models/rates.py``). The
+targets are on the first; the headline cases are held to both.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def over_floor(provider: str, case: str, floor: str = "to_floor"):
 def with_cubed(record: Record, cubed: dict[str, float]) -> Record:
     """The record with "to_cubed": its time over the time of 6 U or 4 U at its GPU's rate.
 
-    ``cubed`` are rates of the 8192-cubed product in bfloat16 by GPU (``bench.rates.cubed_rates``).
+    ``cubed`` are rates of the 8192-cubed product in bfloat16 by GPU (``rates.cubed_rates``).
     A record of another machine or dtype, or of the sigmoid loss, whose products are others, stays
     as it is.
     """

@@ -17,14 +17,15 @@ NAME is one of
     l2_read                                   16 MB read from L2 again and again
     copy                                      device to device, bytes read and written
     add_float32                               sum += product, bytes read and written
-    dx_HxW, dy_HxW, HxW in bench.rates.CHUNKS dX = dS Y and dY = dS^T X of a chunk, into float32
+    dx_HxW, dy_HxW, HxW in models.rates.CHUNKS dX = dS Y and dY = dS^T X of a chunk, into float32
     float32_ieee, float32_tf32                S with float32 features
     launch, launch_in_graph                   an empty kernel
     clock_under_load                          of the multiprocessors, while they multiply
 
 Rates are medians over calls after a warm-up, on random data, by events in the stream (by the
 host's clock on a CPU). A CPU takes the smoke suite only, with TRITON_INTERPRET=1. What L2 sustains
-beside a product cannot be timed apart: bench/rates.py scales a documented share of the stream.
+beside a product cannot be timed apart: bench/models/rates.py scales a documented share of the
+stream.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.gpu.clock import once, synchronize, timed
 from bench.gpu.kernels import empty_kernel, read_kernel
-from bench.rates import CHUNK_D, CHUNKS, S_DEPTHS, S_SHAPE
+from bench.models.rates import CHUNK_D, CHUNKS, S_DEPTHS, S_SHAPE
 from mxm_kernels.backends.triton import launch
 
 Suite = Literal["full", "smoke"]

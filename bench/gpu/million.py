@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench import largest
 from bench.batch import Batch
 from bench.cases import pairs
 from bench.gate import WrongAnswerError
 from bench.gpu.phases import Run, WrongError
+from bench.studies import largest
 
 SMOKE_ROWS = 150
 

@@ -27,7 +27,7 @@ numbers for a column forward and 2 back with a teacher, 1 and 1 without:
     pairs           4 for each that straddles ranks, each way
     ids             (W - 1) (M_r + N_r) 8
 
-``traffic.bytes_sent`` has the exact number. Each rank's dy is rounded to the dtype of the
+bench/models/traffic.py has the exact number. Each rank's dy is rounded to the dtype of the
 features before it is sent. gloo on CPUs is tested; NCCL has the same collectives.
 """
 

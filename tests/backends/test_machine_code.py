@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import torch
 
-from bench.machine_code import TARGETS, TUNED_FOR, configurations, faults
+from bench.models.machine_code import TARGETS, TUNED_FOR, configurations, faults
 
 # One test waits for all to be compiled: two minutes, more where other work takes the cores.
 pytestmark = pytest.mark.timeout(3600)
@@ -42,7 +42,7 @@ def compiled(tmp_path_factory):
 
 def _compile(out: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.machine_code", "--out", str(out)]
+    command = [sys.executable, "-m", "bench.models.machine_code", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

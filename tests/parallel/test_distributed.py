@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
+from bench.models.traffic import bytes_sent
 from mxm_kernels import Diagnostics, Folds, fused_info_nce_loss, fused_mfh_loss
-from mxm_kernels.parallel.traffic import bytes_sent
 from tests.support.distributed import (
     LOSSES,
     Towers,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.rates import BY_K, CHUNKS, COPY, CUBED, L2_STREAM, PROCESSORS, S_DEPTHS
+from bench.models.rates import BY_K, CHUNKS, COPY, CUBED, L2_STREAM, PROCESSORS, S_DEPTHS
 
 
 def content(gpu: str | None = "A GPU", suite: str = "full", **values: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from bench.gpu import ceilings, clock, constants
 from bench.gpu.ceilings import OPTIONAL, measure
 from bench.gpu.constants import Constants, Found, Unreadable
-from bench.rates import CHUNKS, CLOCK, S_DEPTHS, read
+from bench.models.rates import CHUNKS, CLOCK, S_DEPTHS, read
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """Time and peak memory of the retrieval metrics at the size of Flickr30K and larger.
 
-    python -m bench.retrieval [--images 31000] [--captions 5] [--dimension 256] [--out FILE]
+    python -m bench.studies.retrieval [--images 31000] [--captions 5] [--dimension 256] [--out FILE]
 
 The floor is the two matrix products alone, into a slab of the same size, in the same process;
 both are timed by the clock and by the processor time of all threads, which other processes on a
@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bench.machine import describe
-from bench.memory import status_bytes
+from bench.memory import forget_peak, status_bytes
 from bench.results_file import RESULTS
 from mxm_kernels.retrieval import retrieval_metrics
-
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Stopwatch:
@@ -57,7 +55,7 @@ def measure(images: int, captions: int, dimension: int, workspace_bytes: int) ->
     y = centres.repeat_interleave(captions, 0)
     y = normalize(y.add_(torch.randn(y.shape).mul_(3)), dim=-1)
     del centres
-    _CLEAR_REFS.write_text("5")  # resets the high-water mark
+    forget_peak()
     before, metrics = status_bytes("VmRSS"), Stopwatch()
     result = retrieval_metrics(x, y, (1, captions), workspace_bytes=workspace_bytes)
     seconds, peak, floor = metrics.seconds(), status_bytes("VmHWM"), Stopwatch()
@@ -88,7 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "retrieval.json")
     options = parser.parse_args()
     record = measure(options.images, options.captions, options.dimension, options.workspace_bytes)
-    text = json.dumps({"command": "python -m bench.retrieval", **record}, indent=1)
+    text = json.dumps({"command": "python -m bench.studies.retrieval", **record}, indent=1)
     options.out.write_text(text + "\n")
     print(text)
 

@@ -1,12 +1,12 @@
 """A model of the loss over many devices: measured compute, stated bandwidths, nothing else.
 
-    python -m bench.scaling_model [--results FOLDER] [--out FOLDER]
+    python -m bench.models.scaling_model [--results FOLDER] [--out FOLDER]
 
 No number that it writes was measured over several devices. Compute comes from one device's
-record in bench/results, or, where there is no record, from a data sheet's peak; bytes from the
-package's own count (``mxm_kernels.parallel.traffic``, held to what is sent by a test);
-bandwidths from data sheets. ``ASSUMPTIONS`` says what is assumed. W ranks hold M_r images and
-N_r texts each (weak scaling), a rank computes its images with all W N_r texts:
+record in bench/results, or, where there is no record, from a data sheet's peak; bytes from
+``traffic.py``, which a test holds to what is sent; bandwidths from data sheets. ``ASSUMPTIONS``
+says what is assumed. W ranks hold M_r images and N_r texts each (weak scaling), a rank computes
+its images with all W N_r texts:
 
     compute      c = W c_1, c_1 a rank's own block: forward f, backward b
     all-gather   T = c + gathered / gather bandwidth + exchanged / bandwidth + messages * latency
@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.markdown import seconds, table
+from bench.models.traffic import bytes_sent
 from bench.report import results_files
 from bench.results_file import RESULTS, Record, read, timed
-from mxm_kernels.parallel.traffic import bytes_sent
 
 FOLDER = RESULTS / "scaling_model"
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -258,9 +258,9 @@ def page(folder: Path) -> str:
     head += ["source of the bandwidth"]
     parts = [
         "*A model, not a measurement over several devices.* Written by `python -m "
-        "bench.scaling_model` from the records in bench/results. *All* gathers the texts at once, "
-        "*ring* passes them on block by block; *sent* is what one rank sends in a step, forward "
-        "and backward; *efficiency* is compute over the whole step.",
+        "bench.models.scaling_model` from the records in bench/results. *All* gathers the texts "
+        "at once, *ring* passes them on block by block; *sent* is what one rank sends in a step, "
+        "forward and backward; *efficiency* is compute over the whole step.",
         *map(section, devices(folder)),
         table(head, networks),
         f"What is assumed:\n\n{ASSUMPTIONS}",

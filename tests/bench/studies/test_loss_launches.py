@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.loss_launches import LOSSES, counts, page, steps
+from bench.studies.loss_launches import LOSSES, counts, page, steps
 from mxm_kernels import backends
 
-COMMITTED = Path(__file__).parents[2] / "bench" / "results" / "loss_launches.md"
+COMMITTED = Path(__file__).parents[3] / "bench" / "results" / "loss_launches.md"
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Seconds of a training step on sm_90, from counts, the compiled kernels and a GPU's rates.
 
 A kernel's seconds are those of its slowest unit: from its tile, in a record of
-bench/results/machine_code.json, and from ``bench/rates.py``. Where two programs share a
+bench/results/machine_code.json, and from ``bench/models/rates.py``. Where two programs share a
 multiprocessor the units work side by side; a single program takes its exponentials after its
 product. The products of the chunks are the vendor's, by their tiles and waves.
 """
@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bench.chunk_costs import ChunkCosts, chunk_costs, tiles
-from bench.rates import Rates
+from bench.models.chunk_costs import ChunkCosts, chunk_costs, tiles
+from bench.models.rates import Rates
 from mxm_kernels.backends.triton.chunks import LARGE_WORKSPACE_BYTES
 
 # CUDA programming guide, throughput of arithmetic instructions, compute capability 9.0: results a

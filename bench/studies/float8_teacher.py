@@ -1,6 +1,6 @@
 """What a teacher in float8 changes: targets, loss and gradient against an unrounded teacher.
 
-    python -m bench.float8_teacher [--out FILE]
+    python -m bench.studies.float8_teacher [--out FILE]
 
 Everything is float64 but the rounding of the teacher's features, to float8 (``teacher_dtype``) and,
 to compare, to bfloat16. Random: unit vectors without a relation. Converged: the observations of an
@@ -126,7 +126,7 @@ def page(records: list[dict[str, Any]]) -> str:
 {INSTANCES} instances with {VIEWS} images and {VIEWS} texts each, student scale 33.3, MFH in
 expectation with `hard_weight=0.6`; everything in float64 but the teacher's features. T is the root
 mean square of its error; the others are relative errors, of a vector in its norm.
-`python -m bench.float8_teacher` writes this page.
+`python -m bench.studies.float8_teacher` writes this page.
 
 <!-- --8<-- [start:table] -->
 {table(head, rows)}

@@ -1,10 +1,10 @@
 """The page of what an H100 could do: a step's kernels, chunk products, additions and floors.
 
-    python -m bench.predict [--ceilings FILE] [--out FILE]
+    python -m bench.models.predict [--ceilings FILE] [--out FILE]
 
-``bench/step_model.py`` is the arithmetic. The first FILE is that of ``bench/gpu/ceilings.py``, by
-default bench/results/ceilings.json if it is there; without it the rates are documented ones. Run it
-after ``make machine-code``.
+``step_model.py`` is the arithmetic. The first FILE is that of ``bench/gpu/ceilings.py``, by default
+bench/results/ceilings.json if it is there; without it the rates are documented ones. Run it after
+``make machine-code``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.markdown import seconds, table
-from bench.rates import CEILINGS, Rates, read
+from bench.models.rates import CEILINGS, Rates, read
+from bench.models.step_model import CASES, REST, Step, chunks, step
 from bench.results_file import RESULTS
-from bench.step_model import CASES, REST, Step, chunks, step
 
 UNITS = ("shared memory", "L2", "dS to memory", "exponentials", "instructions", "shuffles")
 STEP_LAUNCHES = 12  # of MFH at 420 x 350, which tests/bench/test_calls.py counts
@@ -68,8 +68,8 @@ def page(records: list[dict[str, Any]], rates: Rates) -> str:
     of_cube = f"{rates.product(768) / rates.cubed:.0%}"
     return f"""# Predictions for {rates.gpu}: {status}
 
-`python -m bench.predict` computes them. No kernel was timed for this page. Its rates:
-{rates.source} (`bench/rates.py`).
+`python -m bench.models.predict` computes them. No kernel was timed for this page. Its rates:
+{rates.source} (`bench/models/rates.py`).
 
 The time that each unit needs for all tiles of a kernel. L2 gives a product {l2}B/s, a stream
 {stream}B/s. No product is faster than the vendor's at the same K (at K 768 {of_cube} of the

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.rates import CLOCK, CUBED, Rates, cubed_rates, read
+from bench.models.rates import CLOCK, CUBED, Rates, cubed_rates, read
 from tests.support.ceilings import content, write
 
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.cases import LARGE, PAPER
-from bench.results_file import RESULTS
-from bench.scaling_model import (
+from bench.models.scaling_model import (
     ETHERNET,
     FOLDER,
     INFINIBAND,
@@ -20,7 +19,8 @@ from bench.scaling_model import (
     page,
     step,
 )
-from mxm_kernels.parallel.traffic import bytes_sent
+from bench.models.traffic import bytes_sent
+from bench.results_file import RESULTS
 from tests.bench.test_report import record
 
 FREE = Network("free", float("inf"), float("inf"), 0.0, 64, "")

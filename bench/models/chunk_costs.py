@@ -1,6 +1,6 @@
 """What the products of the chunks of dS move and how many tiles they have, from the sizes alone.
 
-tests/bench/test_chunk_costs.py holds these numbers to the products that backward calls.
+tests/bench/models/test_chunk_costs.py holds these numbers to the products that backward calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Launches of one training step of every loss, ours on a GPU and plain PyTorch's.
 
-    TRITON_INTERPRET=1 python -m bench.loss_launches [--out FILE]
+    TRITON_INTERPRET=1 python -m bench.studies.loss_launches [--out FILE]
 
 Eager is what one writes down with PyTorch: the matrix S, and losses of its rows. A step is forward
 and backward to both features and the scale, at any size that fits the workspace at once; see

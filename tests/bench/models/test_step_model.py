@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.chunk_costs import ChunkCosts
-from bench.rates import Rates
-from bench.step_model import CASES, REST, Case, chunks, floor, gradient, kernel, step
+from bench.models.chunk_costs import ChunkCosts
+from bench.models.rates import Rates
+from bench.models.step_model import CASES, REST, Case, chunks, floor, gradient, kernel, step
 
 RECORD = {
     "target": "sm_90", "kernel": "statistics", "dtype": "bf16", "diagnostics": False,

@@ -1,6 +1,6 @@
 """What is read from machine code, on pieces whose answer is known."""
 
-from bench.instructions import mix
+from bench.models.instructions import mix
 
 # A tile loop around a product loop, with a fallback that the tile jumps over.
 SASS = """

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from bench import predict
-from bench.occupancy import occupancy
-from bench.predict import default_rates, page
-from bench.rates import Rates, read
+from bench.models import predict
+from bench.models.occupancy import occupancy
+from bench.models.predict import default_rates, page
+from bench.models.rates import Rates, read
+from bench.models.step_model import CASES
 from bench.results_file import RESULTS
-from bench.step_model import CASES
 from tests.support.ceilings import write
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.chunk_costs import PROCESSORS, tiles
+from bench.models.chunk_costs import PROCESSORS, tiles
 from bench.results_file import RESULTS
 
 CEILINGS = RESULTS / "ceilings.json"
@@ -89,7 +89,7 @@ class Rates:
         return -(-count // self.processors)
 
     def gradient(self, count: int, K: int) -> float:
-        """The vendor's rate of a gradient product of that many tiles (``bench.chunk_costs.TILE``).
+        """The vendor's rate of a gradient product of that many tiles (``chunk_costs.TILE``).
 
         It takes the faster of that tile and of half of it. Half of it fills more multiprocessors
         and reads L2 for every 64 operations, which bounds it. The rate by K is that of the cube,

@@ -1,6 +1,6 @@
 """Compile every Triton kernel in every shipped launch setting, without a GPU, and report it.
 
-    python -m bench.machine_code [--out FILE] [TARGET ...]
+    python -m bench.models.machine_code [--out FILE] [TARGET ...]
 
 For each kernel: registers, spilled bytes, shared memory against the target's limit, programs
 on a multiprocessor (``occupancy``) and the mix of instructions (``instructions``). The tests
@@ -24,10 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.instructions import mix
-from bench.machine_code_page import markdown
-from bench.occupancy import occupancy
-from bench.resources import amd_usage, cuda_code
+from bench.models.instructions import mix
+from bench.models.machine_code_page import markdown
+from bench.models.occupancy import occupancy
+from bench.models.resources import amd_usage, cuda_code
 from mxm_kernels.backends.problem import FormName
 from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.float8_teacher import KINDS, NUMBERS, batch, errors, in_float8, page
+from bench.studies.float8_teacher import KINDS, NUMBERS, batch, errors, in_float8, page
 from mxm_kernels.operators.float8 import float8_teacher, largest_of
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bench import largest
 from bench.batch import Batch
 from bench.cases import pairs
 from bench.gate import WrongAnswerError
+from bench.studies import largest
 
 CPU = torch.device("cpu")
 

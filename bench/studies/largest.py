@@ -1,6 +1,6 @@
 """One step of InfoNCE on a batch that no matrix fits beside, checked on a sample of its rows.
 
-    python -m bench.largest [--rows N] [--device DEVICE] [--out FILE]
+    python -m bench.studies.largest [--rows N] [--device DEVICE] [--out FILE]
 
 A million images and a million texts by default: S would have 10**12 entries. No reference computes
 all of them in float64, so a sample of rows and of columns is held to it: their log-sum-exp over

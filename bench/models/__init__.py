@@ -1,0 +1,1 @@
+"""What machines that nobody measured would do, from counts, compiled code and data sheets."""

@@ -1,0 +1,1 @@
+"""Studies that answer one question each and are not part of a benchmark run."""

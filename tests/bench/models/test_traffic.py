@@ -1,0 +1,10 @@
+"""The example of the count of bytes runs; tests/parallel holds the count to what is sent."""
+
+import doctest
+
+from bench.models import traffic
+
+
+def test_the_example():
+    failed, attempted = doctest.testmod(traffic)
+    assert attempted and not failed
