@@ -2,7 +2,7 @@
 
 ``make dist`` and ``make supported`` run these sessions. The versions come from pyproject.toml: the
 Pythons from its classifiers, the oldest packages from the lower bounds of its dependencies. What
-follows ``--`` goes to pytest: ``nox -s dist -- tests/test_folds.py``.
+follows ``--`` goes to pytest: ``nox -s dist -- tests/folds/test_folds.py``.
 """
 
 import argparse

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 import mxm_kernels as mxm
 from mxm_kernels import BackendUnavailableError, Diagnostics, Folds, Queue
-from mxm_kernels.options import Options
+from mxm_kernels.core.options import Options
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))  # of every function
 FUZZED = settings(

@@ -28,7 +28,7 @@ from bench.models.instructions import mix
 from bench.models.machine_code_page import markdown
 from bench.models.occupancy import occupancy
 from bench.models.resources import amd_usage, cuda_code
-from mxm_kernels.backends.problem import FormName
+from mxm_kernels.backends.interface import FormName
 from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel

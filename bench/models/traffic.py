@@ -1,4 +1,4 @@
-"""How many bytes a rank sends in a step; tests/parallel holds the count to what is sent."""
+"""How many bytes a rank sends in a step; tests/distributed holds the count to what is sent."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from bench.markdown import table
 from mxm_kernels import Folds, fused_mfh_loss, fused_soft_loss
-from mxm_kernels.operators.statistics import statistics
+from mxm_kernels.ops.statistics import statistics
 
 INSTANCES, VIEWS = 128, 4  # of each modality
 WIDTHS, SCALES, KINDS = (256, 512, 1024), (33.0, 100.0), ("random", "converged")

@@ -25,7 +25,7 @@ from bench.cases import pairs
 from bench.gate import WrongAnswerError
 from bench.markdown import table
 from mxm_kernels import Folds, backends, fused_info_nce_loss
-from mxm_kernels.operators.statistics import statistics
+from mxm_kernels.ops.statistics import statistics
 from tests.support.compare import allowed, error
 from tests.support.memory import peak_bytes
 

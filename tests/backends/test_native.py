@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
 from mxm_kernels.backends.native import plane
-from mxm_kernels.backends.problem import (
+from mxm_kernels.backends.interface import (
     Needs,
     Problem,
     SigmoidStatistics,

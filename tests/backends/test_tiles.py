@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mxm_kernels import fused_siglip_loss
 from mxm_kernels.backends import blocked, tiles
 from mxm_kernels.backends.native import plane
-from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, Case, run_fused
 from tests.support.compare import assert_as_good
 from tests.support.sigmoid import NAMES, batch, differentiated

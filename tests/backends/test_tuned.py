@@ -13,7 +13,7 @@ from mxm_kernels.backends.triton import launch  # noqa: E402
 from mxm_kernels.backends.triton.candidates import candidates  # noqa: E402
 from mxm_kernels.backends.triton.settings import Cell, Launch  # noqa: E402
 from mxm_kernels.folds import Folds  # noqa: E402
-from mxm_kernels.operators.statistics import make_problem  # noqa: E402
+from mxm_kernels.ops.library import make_problem  # noqa: E402
 
 H100, SHARED = "NVIDIA H100 80GB HBM3", 227 << 10
 CELL = Cell("gradient", torch.bfloat16, True, 768, 16_384)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 import mxm_kernels as mxm
 from mxm_kernels import Folds, Queue, draw_selection
-from mxm_kernels.algebra.selection import draw_rows
+from mxm_kernels.core.pair_weights import draw_rows
 from reference import family
 from reference.mfh import group_matrix, soft_rows
 from tests.support.cases import Case

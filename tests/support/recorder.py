@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mxm_kernels.backends import tiles
-from mxm_kernels.backends.problem import Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.interface import Needs, Problem, Statistics, Upstream
 
 aten = torch.ops.aten
 SMALL = 64 << 10  # bytes of a storage that is counted, and not looked at again

@@ -124,4 +124,4 @@ def test_the_list_is_of_about_150_tests_and_of_none_that_compiles_for_other_targ
     assert 140 <= len(right.names(text)) <= 180
     assert "machine_code" not in text
     first = right.names(text)[0]
-    assert first.startswith("tests/operators/test_cuda.py")
+    assert first.startswith("tests/ops/test_cuda.py")

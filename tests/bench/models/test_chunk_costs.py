@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.models.chunk_costs import chunk_costs, tiles, waves
-from mxm_kernels.backends.problem import Needs
+from mxm_kernels.backends.interface import Needs
 from mxm_kernels.backends.triton.chunks import backward_bytes, spans
 
 pytest.importorskip("triton")

@@ -1,4 +1,4 @@
-"""The example of the count of bytes runs; tests/parallel holds the count to what is sent."""
+"""The example of the count of bytes runs; tests/distributed holds the count to what is sent."""
 
 import doctest
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.studies.float8_teacher import KINDS, NUMBERS, batch, errors, in_float8, page
-from mxm_kernels.operators.float8 import float8_teacher, largest_of
+from mxm_kernels.ops.float8 import float8_teacher, largest_of
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 

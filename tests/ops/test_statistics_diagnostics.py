@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mxm_kernels.operators.statistics import statistics
+from mxm_kernels.ops.statistics import statistics
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.mfh import batch
 from tests.support.products import matrix_products

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mxm_kernels import Folds, fused_mfh_loss
-from mxm_kernels.operators.statistics import statistics
+from mxm_kernels.ops.statistics import statistics
 from tests.support.cases import NAMED_CASES
 from tests.support.mfh import batch, loss_of
 from tests.support.products import matrix_products

@@ -2,7 +2,7 @@
 
 import torch
 
-from mxm_kernels.segments import Segments, permute, segment_logsumexp, segment_sum, spread
+from mxm_kernels.folds.segments import Segments, permute, segment_logsumexp, segment_sum, spread
 
 SEGMENTS = Segments(torch.tensor([0, 3, 3, 4, 6]), torch.tensor([0, 0, 0, 2, 3, 3]))
 PAIRS = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

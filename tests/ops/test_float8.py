@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mxm_kernels import Queue, fused_mfh_loss, fused_soft_loss
-from mxm_kernels.operators.float8 import float8_teacher, largest_of
+from mxm_kernels.ops.float8 import float8_teacher, largest_of
 from tests.support.cases import in_float8
 
 FLOAT8 = torch.float8_e4m3fn

@@ -15,12 +15,12 @@ from mxm_kernels import (
     fused_soft_loss,
     fused_supcon_loss,
 )
-from mxm_kernels.algebra.selection import expected_weights
+from mxm_kernels.core.pair_weights import expected_weights
 from mxm_kernels.backends import native
 from mxm_kernels.backends.native import plane
-from mxm_kernels.backends.problem import Form, Shares, Sides
+from mxm_kernels.backends.interface import Form, Shares, Sides
 from mxm_kernels.operators.mixed import mixed_loss
-from mxm_kernels.operators.statistics import make_problem
+from mxm_kernels.ops.library import make_problem
 from tests.support.cases import NAMED_CASES
 
 NAMES = "ragged and shuffled", "rows without positives", "several tiles and tails"

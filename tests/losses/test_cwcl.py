@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_cwcl_loss
-from mxm_kernels.algebra.weighted_targets import (
+from mxm_kernels.losses.cwcl_targets import (
     _is_cheaper_by_matrix,
     _products_by_matrix,
     _products_by_rank,

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from mxm_kernels import backends, fused_siglip_loss
-from mxm_kernels.backends.problem import SigmoidWeights
-from mxm_kernels.operators.sigmoid_loss import sigmoid_loss
+from mxm_kernels.backends.interface import SigmoidWeights
+from mxm_kernels.ops.sigmoid_loss import sigmoid_loss
 from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
 from tests.support.memory import saved_bytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from reference.siglip import siglip_loss
 from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
@@ -22,7 +22,7 @@ from tests.support.sigmoid import (
     upstream_of,
 )
 
-# In 16 bits the gradients of the loss cancel there: tests/functional/test_family.py has that case.
+# In 16 bits the gradients of the loss cancel there: tests/losses/test_family.py has that case.
 CASES_OF_STATISTICS = CASES | {"one dimension": NAMED_CASES["one dimension"]}
 
 

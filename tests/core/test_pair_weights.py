@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mxm_kernels import Folds, draw_selection, fused_mfh_loss
-from mxm_kernels.algebra.selection import (
+from mxm_kernels.core.pair_weights import (
     drawn_weights,
     expected_weights,
     given_weights,

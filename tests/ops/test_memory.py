@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import Folds, fused_mfh_loss, fused_siglip_loss
 from mxm_kernels.backends.native import plane
-from mxm_kernels.operators.sigmoid import sigmoid_statistics
+from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support import sigmoid
 from tests.support.memory import WORKSPACE, peak_bytes, saved_bytes
 

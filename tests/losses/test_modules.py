@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 import mxm_kernels as mxm
-from mxm_kernels.options import HyperParameters, Inputs, Resolved
+from mxm_kernels.core.options import HyperParameters, Inputs, Resolved
 
 PAIRS = {
     mxm.MFHLoss: mxm.fused_mfh_loss,
