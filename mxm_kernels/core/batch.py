@@ -156,6 +156,8 @@ def _sharded(
         **ranks.arguments,
         **o._asdict(),
         **dict(zip(SIDES, (x, y), strict=True)),
+        "D": x.shape[1],
+        "dtype": x.dtype,
         "logit_scale": logit_scale,
         "folds": folds,
         "generator": generator,
