@@ -31,7 +31,7 @@ def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | Non
     ``pair_weights`` (L,) are those of the positives of this process's rows; without a formula the
     loss is the soft loss alone, whose share is then 1.
     """
-    rows = rows_of(batch)
+    rows = rows_of(batch, reads_teacher=batch.options.has_soft)
     if batch.options.diagnostics is not None:
         batch.options.diagnostics.measure(rows)
     return mixed(rows, formula, pair_weights)
@@ -108,7 +108,7 @@ def _can_fuse(
     """
     if not isinstance(formula, Formula):
         return False
-    if formula.name not in backends.load(rows.batch.backend).fused_formulas:
+    if not backends.fuses(rows.batch.backend, formula.name):
         return False
     if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
         return False

@@ -18,9 +18,9 @@ from mxm_kernels.ops.float8 import float8_teacher, largest_of
 from mxm_kernels.ops.statistics import statistics
 
 
-def rows_of(batch: Batch) -> Rows:
-    """The list of rows, with the teacher's averages where the soft loss has a share."""
-    teacher = batch.teacher if batch.options.has_soft else None
+def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
+    """The list of rows, with the teacher's averages where they are read."""
+    teacher = batch.teacher if reads_teacher else None
     if batch.one_scale:
         made = _run(batch, batch.x, batch.y, teacher, batch.scales[0], batch.teacher_scales[0])
         scale = batch.scales[0]
@@ -135,7 +135,7 @@ def _with_queues(rows: Rows) -> Rows:
     """Merge queues into the list: more negatives, and what their folds leave out."""
     b = rows.batch
     sides = [
-        _neutral(b, side) if queue is None else _queued(b, side, queue)
+        _neutral(b, side) if queue is None else _queued(rows, side, queue)
         for side, queue in enumerate(b.queues)
     ]
     more = _Queued(*(torch.cat(pair) for pair in zip(*sides, strict=True)))
@@ -176,22 +176,25 @@ def _neutral(b: Batch, side: int) -> _Queued:
     return _Queued(nothing, zero, zero, nothing, zero, nothing, nothing, zero)
 
 
-def _queued(b: Batch, side: int, queue: QueuedRows) -> _Queued:
+def _queued(rows: Rows, side: int, queue: QueuedRows) -> _Queued:
     """Run the operator for the rows of one side and the queue that they see."""
-    x, own = (b.x, b.y)[side], None if b.teacher is None else b.teacher[side]
+    b = rows.batch
+    x, taught = (b.x, b.y)[side], b.teacher is not None and rows.teacher_mean is not None
+    teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
     s, t = b.scales[side], b.teacher_scales[side]
-    if own is not None and own.shape[1] != x.shape[1]:
+    if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
         raise ValueError(
             f"{queue.name} stands in the teacher's matrix too: the teacher's features must have "
-            f"its dimension {x.shape[1]}, got {own.shape[1]}"
+            f"its dimension {x.shape[1]}, got {teacher_rows.shape[1]}"
         )
     if s.ndim:  # a scale for each row: the features carry it
-        x, own = scaled(x, s), None if own is None else scaled(own, t)
+        x = scaled(x, s)
+        teacher_rows = None if teacher_rows is None else scaled(teacher_rows, t)
         s = t = b.x.new_ones((), dtype=b.dtype)
-    teacher = None if own is None or not b.options.has_soft else (own, queue.features)
+    teacher = None if teacher_rows is None else (teacher_rows, queue.features)
     made = _run(replace(b, shard=None, tables=queue.tables), x, queue.features, teacher, s, t)
-    rows, tables = len(x), queue.tables
-    segments = Segments(tables.offsets[: rows + 1], tables.pair_images)
+    length, tables = len(x), queue.tables
+    segments = Segments(tables.offsets[: length + 1], tables.pair_images)
     excluded = made.positives[: tables.pairs]
     # A feature of -inf in the queue makes terms vanish: 0 times a sum that is not finite is NaN.
     total = queue.features.sum(dtype=b.dtype)
@@ -199,7 +202,7 @@ def _queued(b: Batch, side: int, queue: QueuedRows) -> _Queued:
 
     def of_rows(name: str) -> Tensor:
         value = getattr(made, name)
-        return value[:rows] if len(value) else getattr(neutral, name)
+        return value[:length] if len(value) else getattr(neutral, name)
 
     negative_sum = neutral.negative_sum
     if b.options.label_smoothing:
