@@ -94,29 +94,24 @@ class Problem(NamedTuple):
 
     def to_list(self, slots: Tensor) -> Tensor:
         """(P,) in slot order -> (2 P,), in slot order and then in text-major order."""
-        made = slots.new_empty(2 * self.pairs)
-        made[: self.pairs] = slots
-        made[self.pairs :].index_copy_(0, self.slot_places, slots)
+        pairs = len(slots)
+        made = slots.new_empty(2 * pairs)
+        made[:pairs] = slots
+        made[pairs:].index_copy_(0, self.slot_places, slots)
         return made
 
     def from_list(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""
-        return positives[: self.pairs] + positives[self.pairs :][self.slot_places]
+        slots, again = positives.tensor_split(2)
+        return slots + again[self.slot_places]
 
     def allocate(self, diagnostics: bool) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""
-        rows = self.x.shape[0] + self.y.shape[0]
-        taught = rows if self.has_teacher else 0
-        sizes = (
-            rows,
-            2 * self.pairs,
-            taught,
-            taught,
-            rows if diagnostics else 0,
-            taught if diagnostics else 0,
-            0,
-        )
-        return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
+        rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
+        taught = 0 if self.teacher_x is None else rows
+        sizes = [rows, len(self.owners), taught, taught]
+        sizes += [rows, taught, 0] if diagnostics else [0, 0, 0]
+        return Statistics(*[self.x.new_empty(size, dtype=dtype) for size in sizes])
 
     def contiguous(self) -> Problem:
         """The same problem with every feature matrix laid out row after row."""

@@ -102,7 +102,12 @@ def refuse_transforms(*tensors: object) -> None:
 
 def as_features(features: _MaybeTensor) -> _MaybeTensor:
     """Features as the operator reads and autograd saves them."""
-    return _out_of_inference(autocast(features))
+    if not isinstance(features, Tensor):
+        return features
+    features = autocast(features)
+    if torch.compiler.is_compiling() or not features.is_inference():
+        return features
+    return features.clone() if torch.is_grad_enabled() else features
 
 
 def autocast(features: _MaybeTensor) -> _MaybeTensor:
@@ -115,14 +120,6 @@ def autocast(features: _MaybeTensor) -> _MaybeTensor:
     if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
         return features
     return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
-
-
-def _out_of_inference(features: _MaybeTensor) -> _MaybeTensor:
-    if not isinstance(features, Tensor) or torch.compiler.is_compiling():
-        return features
-    if not features.is_inference() or not torch.is_grad_enabled():
-        return features
-    return features.clone()
 
 
 def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) -> Teacher | None:
@@ -139,7 +136,7 @@ def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) 
                 "teacher_image_features and teacher_text_features go together, "
                 f"got {name}=None beside the other"
             )
-    first, second = (check_teacher_rows(*given) for given in named)
+    first, second = check_teacher_rows(*named[0]), check_teacher_rows(*named[1])
     if first.shape[1] != second.shape[1] or first.shape[1] == 0:
         raise ValueError(
             "teacher_image_features and teacher_text_features must have the same dimension D "

@@ -33,19 +33,18 @@ def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
 
 
 def _as_rows(batch: Batch, made: Statistics, scale: Tensor) -> Rows:
-    def present(vector: Tensor) -> Tensor | None:
-        return vector if len(vector) else None
-
+    """The list, without the vectors that there are not."""
+    u, t, hardest, entropy = [v if len(v) else None for v in made[2:6]]
     return Rows(
         made.neg_lse,
         made.positives,
-        present(made.teacher_mean),
+        u,
         scale,
         batch.segments,
         batch,
-        teacher_lse=present(made.teacher_lse),
-        hardest=present(made.hardest),
-        entropy=present(made.entropy),
+        teacher_lse=t,
+        hardest=hardest,
+        entropy=entropy,
     )
 
 

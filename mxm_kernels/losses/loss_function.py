@@ -41,7 +41,7 @@ def loss_function(
         def run(positional: tuple[Any, ...], given: dict[str, Any]) -> Any:
             refuse(function.__name__, refused, given)
             if check is not None:
-                check(**{name: given[name] for name in checked if name in given})
+                check(**{name: given[name] for name in given if name in checked})
             return function(*positional, **given)
 
         @wraps(function)
