@@ -1,4 +1,4 @@
-"""Command line: `python -m examples.ablation --help`."""
+"""Command line: `python -m examples.studies.ablation --help`."""
 
 import json
 import platform
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mxm_kernels
-from examples.finetune.compare import machine
 from examples.finetune.config import OptionError, option, parse
 from examples.finetune.data.emoji import load_emoji
 from examples.finetune.data.instances import Instance
+from examples.studies.machine import machine
 
 from .experiment import BOUNDS, Plan, Result, mean_rows, run_all
 from .features import FeatureSet, cached_features, read_features
@@ -88,7 +88,7 @@ def report_of(
     """Everything that a reader needs to repeat the ablation."""
     images, texts = mean_rows(data, results[0].schedule, pairs=False)
     return {
-        "command": "python -m examples.ablation",
+        "command": "python -m examples.studies.ablation",
         "plan": asdict(options.plan()),
         "search": BOUNDS,
         "data": {
@@ -114,7 +114,8 @@ def report_of(
 def main(arguments: list[str] | None = None) -> int:
     """Run the ablation; write the report, the tables and the plot."""
     try:
-        (options,) = parse(arguments, [Options], "python -m examples.ablation", main.__doc__)
+        prog = "python -m examples.studies.ablation"
+        (options,) = parse(arguments, [Options], prog, main.__doc__)
         return ablate(options)
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)

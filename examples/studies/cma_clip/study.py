@@ -1,4 +1,4 @@
-"""Table 6 on the emoji set: `python -m examples.cma_clip.study` (or `make cma`).
+"""Table 6 on the emoji set: `python -m examples.studies.cma_clip.study` (or `make cma`).
 
 CMA-CLIP with and without modality-wise attention, sequence-wise attention and contrastive loss,
 with and without noise in the captions, over several seeds. A seed fixes the split, the aligned
@@ -26,9 +26,9 @@ from safetensors.torch import save_model
 
 import mxm_kernels
 from examples.finetune.checkpoint import CheckpointError
-from examples.finetune.compare import machine
 from examples.finetune.config import OptionError, option, parse
 from examples.finetune.interrupt import InterruptedRunError
+from examples.studies.machine import machine
 
 from .config import StudyConfig
 from .encoders import token_encoder
@@ -215,7 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
     again = "Finished parts are kept; run the same command again to go on from them."
     try:
         types = [StudyConfig, Study]
-        config, study = parse(arguments, types, "python -m examples.cma_clip.study", __doc__)
+        prog = "python -m examples.studies.cma_clip.study"
+        config, study = parse(arguments, types, prog, __doc__)
         checked(config, study)
         save(run_study(config, study), config, study)
     except OptionError as error:

@@ -1,4 +1,4 @@
-"""Command line: `python -m examples.cma_clip --help`."""
+"""Command line: `python -m examples.studies.cma_clip --help`."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     --stage_epochs 40 6 2 --lr 1e-3 --encoder_lr 1e-4 --batch_size 32 --embed_dim 128 --dropout 0.1
     """
     try:
-        (config,) = parse(arguments, [Config], "python -m examples.cma_clip", main.__doc__)
+        (config,) = parse(arguments, [Config], "python -m examples.studies.cma_clip", main.__doc__)
         return classify(config)
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""MFH against the CLIP baseline over several seeds: `python -m examples.finetune.compare`.
+"""MFH against the CLIP baseline over several seeds: `python -m examples.studies.compare`.
 
 Both losses run with every seed on the same split, instances, steps, initial weights and learning
 rates (train.py says what is not equal), so the differences are paired. The results go to a JSON
@@ -6,7 +6,6 @@ file and a table made from it. A comparison that is interrupted goes on where it
 """
 
 import json
-import os
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field, replace
@@ -14,15 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 import mxm_kernels
-
-from .config import Config, option, parse
-from .observations import Material
-from .retrieval import DIRECTIONS, METRICS, Metrics, average
-from .towers import build_encoders
-from .train import make_accelerator, make_material, run
+from examples.finetune.config import Config, option, parse
+from examples.finetune.observations import Material
+from examples.finetune.retrieval import DIRECTIONS, METRICS, Metrics, average
+from examples.finetune.towers import build_encoders
+from examples.finetune.train import make_accelerator, make_material, run
+from examples.studies.machine import machine
 
 LOSSES: tuple[Literal["mfh", "clip"], ...] = ("mfh", "clip")
 PACKAGES = (
@@ -108,25 +105,6 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> dict[str, Any]:
-    """Describe what the comparison ran on."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def processor() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def compare(config: Config, comparison: Comparison) -> dict[str, Any]:
     """Run both losses with every seed."""
     material: Material | None = None
@@ -171,7 +149,7 @@ def report_of(config: Config, comparison: Comparison, runs: list[dict[str, Any]]
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and write the JSON file and the table."""
     types = [Config, Comparison]
-    config, comparison = parse(arguments, types, "python -m examples.finetune.compare", __doc__)
+    config, comparison = parse(arguments, types, "python -m examples.studies.compare", __doc__)
     report = compare(config, comparison)
     folder = Path(comparison.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
