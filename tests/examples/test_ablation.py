@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
 from examples.studies.ablation import __main__ as command
 from examples.studies.ablation import features as frozen
 from examples.studies.ablation.contrasts import contrast

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("pyvista", reason="the furniture extra is not installed")
 pytest.importorskip("javaproperties", reason="the furniture extra is not installed")
 
-from examples.finetune.config import OptionError
+from examples.options import OptionError
 from examples.studies.ablation import furniture, rendering
 from examples.studies.ablation.furniture import find_models, load_furniture, looks, nearest_colour
 from examples.studies.ablation.rendering import FAILURES, VIEWS, render

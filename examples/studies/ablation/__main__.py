@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mxm_kernels
-from examples.finetune.config import OptionError, option, parse
-from examples.finetune.data.emoji import load_emoji
-from examples.finetune.data.instances import Instance
+from examples.data.emoji import load_emoji
+from examples.data.instances import Instance
+from examples.options import OptionError, option, parse
 from examples.studies.machine import machine
 
 from .experiment import BOUNDS, Plan, Result, mean_rows, run_all

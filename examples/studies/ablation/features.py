@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from examples.data.instances import Instance
 from examples.finetune.config import Config
-from examples.finetune.data.instances import Instance
-from examples.finetune.observations import observe
-from examples.finetune.towers import build_encoders
+from examples.finetune.encoders import build_encoders
+from examples.finetune.inputs import observe
 
 
 @dataclass(frozen=True)

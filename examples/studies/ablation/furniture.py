@@ -21,8 +21,8 @@ import javaproperties
 import numpy as np
 from PIL import Image
 
-from examples.finetune.config import OptionError
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
+from examples.options import OptionError
 
 from .rendering import VIEWS, render_all, view_of
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
-from examples.finetune.teacher import make_teacher
+from examples.finetune.train import make_teacher
 from mxm_kernels.data import (
     MultifoldBatch,
     MultifoldBatchSampler,

@@ -3,8 +3,8 @@
 import json
 import sys
 
-from examples.finetune.config import OptionError, parse
-from examples.finetune.interrupt import InterruptedRunError
+from examples.finetune.config import CheckpointError, InterruptedRunError
+from examples.options import OptionError, parse
 
 from .config import Config
 
@@ -38,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
 def classify(config: Config) -> int:
     """Run, and write the model and the results."""
     from safetensors.torch import save_model
-
-    from examples.finetune.checkpoint import CheckpointError
 
     from .experiment import Experiment
     from .folder import require_same_options

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.finetune.config import Config as EncoderConfig
-from examples.finetune.config import OptionError, option
+from examples.options import OptionError, option
 
 from .noise import Noise
 

@@ -1,7 +1,7 @@
 """Image-text pairs of the emoji set, with a label for every task.
 
 The tasks are the emoji's Unicode category and subcategory. An emoji has several images and several
-captions (examples/finetune/data/emoji.py); a pair takes one of each.
+captions (examples/data/emoji.py); a pair takes one of each.
 """
 
 import json
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.finetune.config import OptionError
-from examples.finetune.data.emoji import VARIATION_SELECTOR, package_file
-from examples.finetune.data.instances import Instance
-from examples.finetune.data.multifold import Observations, rows_by_instance
+from examples.data.emoji import VARIATION_SELECTOR, package_file
+from examples.data.instances import Instance
+from examples.data.multifold import Observations
+from examples.options import OptionError
 from mxm_kernels import Folds
 
 from .noise import Noise
@@ -187,6 +187,14 @@ class PairSplit:
                     for image, text in zip(images.tolist(), texts.tolist(), strict=True)
                 ]
             yield self.pairs(chosen)
+
+
+def rows_by_instance(ids: Tensor) -> list[list[int]]:
+    """Rows of every instance, from the rows' instance ids (rows,)."""
+    rows: list[list[int]] = [[] for _ in range(int(ids.max()) + 1)]
+    for row, instance in enumerate(ids.tolist()):
+        rows[instance].append(row)
+    return rows
 
 
 def mark(rows: Tensor, replaced: dict[int, int]) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,9 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from examples.finetune.config import OptionError
-from examples.finetune.dual_encoder import DualEncoder
-from examples.finetune.open_clip_towers import OpenClipEncoder
-from examples.finetune.towers import MeanPool, TwoTowers, padding_mask
+from examples.finetune.encoders import DualEncoder, MeanPool, TwoTowers, padding_mask
+from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.options import OptionError
 
 from .tokens import Tokens
 

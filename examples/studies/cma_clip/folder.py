@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.finetune.checkpoint import write_whole
-from examples.finetune.config import OptionError
+from examples.options import OptionError
 
 OPTIONS_FILE = "options.json"
 

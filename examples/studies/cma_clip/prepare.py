@@ -13,17 +13,16 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
+from examples.data.emoji import load_emoji
+from examples.data.instances import Instance, random_splits
+from examples.data.multifold import Observations, flatten
 from examples.finetune.config import Config as EncoderConfig
-from examples.finetune.data.emoji import load_emoji
-from examples.finetune.data.instances import Instance, random_splits
-from examples.finetune.data.multifold import Observations, flatten, rows_by_instance
-from examples.finetune.dual_encoder import DualEncoder
-from examples.finetune.observations import Material, observe
-from examples.finetune.towers import build_encoders
+from examples.finetune.encoders import DualEncoder, build_encoders
+from examples.finetune.inputs import Material, observe
 from examples.finetune.train import run
 
 from .config import Config
-from .data import Labels, PairSplit, label
+from .data import Labels, PairSplit, label, rows_by_instance
 from .noise import Noise
 
 
@@ -88,7 +87,7 @@ def load_data(config: Config, file: Path | None = None, progress: bool = True) -
     set_seed(0)
     encoders = build_encoders(config.encoder_config())
     observations = observe(instances, encoders, device_of(config), progress)
-    if file is not None and encoders.image_trunk is not None:
+    if file is not None and encoders.trunk is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(vars(observations), file)
     return DataSet(instances, observations, labels)

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_model
 from torch import Tensor
 
-from examples.finetune.config import OptionError
+from examples.finetune.encoders import MAX_TOKENS
 from examples.finetune.figure import evenly_spaced
-from examples.finetune.towers import MAX_TOKENS
+from examples.options import OptionError
 
 from .attention import SequenceAttention
 from .config import Config

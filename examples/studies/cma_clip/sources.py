@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from examples.finetune.data.multifold import Observations, pad_texts
+from examples.data.multifold import Observations, pad_texts
 
 from .encoders import TokenEncoder
 from .tokens import Tokens

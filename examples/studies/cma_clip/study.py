@@ -25,9 +25,8 @@ import torch
 from safetensors.torch import save_model
 
 import mxm_kernels
-from examples.finetune.checkpoint import CheckpointError
-from examples.finetune.config import OptionError, option, parse
-from examples.finetune.interrupt import InterruptedRunError
+from examples.finetune.config import CheckpointError, InterruptedRunError
+from examples.options import OptionError, option, parse
 from examples.studies.machine import machine
 
 from .config import StudyConfig

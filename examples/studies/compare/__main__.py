@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mxm_kernels
-from examples.finetune.config import Config, option, parse
-from examples.finetune.observations import Material
+from examples.finetune.config import Config
+from examples.finetune.encoders import build_encoders
+from examples.finetune.inputs import Material
 from examples.finetune.retrieval import DIRECTIONS, METRICS, Metrics, average
-from examples.finetune.towers import build_encoders
 from examples.finetune.train import make_accelerator, make_material, run
+from examples.options import option, parse
 from examples.studies.machine import machine
 
 LOSSES: tuple[Literal["mfh", "clip"], ...] = ("mfh", "clip")

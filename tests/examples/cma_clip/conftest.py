@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from examples.finetune.open_clip_towers import OpenClipEncoder
+from examples.finetune.open_clip_encoders import OpenClipEncoder
 from examples.studies.cma_clip.data import PairSplit
 from examples.studies.cma_clip.encoders import OpenClipTokens
 from examples.studies.cma_clip.model import CMAClip

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from examples.finetune.config import Config, OptionError
-from examples.finetune.dual_encoder import DualEncoder
-from examples.finetune.open_clip_towers import OpenClipEncoder
-from examples.finetune.towers import build_encoders
+from examples.finetune.config import Config
+from examples.finetune.encoders import DualEncoder, build_encoders
+from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.options import OptionError
 from examples.studies.cma_clip.encoders import OpenClipTokens, PackagedTokens, token_encoder
 
 from .tiny import END, caption, make_clip

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from examples.finetune.data.instances import Instance
-from examples.finetune.open_clip_towers import OpenClipEncoder
+from examples.data.instances import Instance
+from examples.finetune.open_clip_encoders import OpenClipEncoder
 from examples.studies.cma_clip import experiment as module
 from examples.studies.cma_clip.config import Config
 from examples.studies.cma_clip.data import Pairs

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
 from examples.studies.cma_clip import prepare
 from examples.studies.cma_clip.config import Config
 from examples.studies.cma_clip.noise import Noise

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from examples.finetune.config import OptionError
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
+from examples.options import OptionError
 from examples.studies.cma_clip import relevance
 from examples.studies.cma_clip.attention import SequenceAttention
 from examples.studies.cma_clip.config import Config

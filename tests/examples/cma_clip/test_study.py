@@ -4,9 +4,8 @@ import time
 import open_clip
 import pytest
 
-from examples.finetune.checkpoint import CheckpointError
-from examples.finetune.config import OptionError
-from examples.finetune.interrupt import InterruptedRunError
+from examples.finetune.config import CheckpointError, InterruptedRunError
+from examples.options import OptionError
 from examples.studies.cma_clip import prepare
 from examples.studies.cma_clip import study as study_module
 from examples.studies.cma_clip.__main__ import main as classify

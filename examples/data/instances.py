@@ -30,7 +30,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing with the images and the captions that it has: one or more of each."""
+    """One thing with its images and its captions, one or more of each."""
 
     name: str
     images: tuple[ImageSource, ...]
@@ -45,11 +45,6 @@ class Splits:
     val: list[Instance]
     test: list[Instance]
 
-    def limited(self, limit: int) -> "Splits":
-        """At most `limit` instances of each split; 0 keeps all."""
-        keep = limit or None
-        return Splits(self.train[:keep], self.val[:keep], self.test[:keep])
-
 
 def random_splits(
     instances: Sequence[Instance], seed: int, val: float = 0.1, test: float = 0.2
@@ -58,8 +53,5 @@ def random_splits(
     order = np.random.default_rng(seed).permutation(len(instances))
     shuffled = [instances[i] for i in order]
     n_test, n_val = round(test * len(instances)), round(val * len(instances))
-    return Splits(
-        train=shuffled[n_test + n_val :],
-        val=shuffled[n_test : n_test + n_val],
-        test=shuffled[:n_test],
-    )
+    train = shuffled[n_test + n_val :]
+    return Splits(train, shuffled[n_test : n_test + n_val], shuffled[:n_test])

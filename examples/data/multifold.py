@@ -16,9 +16,8 @@ T = TypeVar("T")
 
 def flatten(groups: Sequence[Sequence[T]]) -> tuple[list[T], Tensor]:
     """Concatenate ragged groups; returns the items and the group id (items,) of each."""
-    sizes = torch.tensor([len(group) for group in groups], dtype=torch.long)
-    ids = torch.repeat_interleave(torch.arange(len(groups)), sizes)
-    return [item for group in groups for item in group], ids
+    ids = [place for place, group in enumerate(groups) for _ in group]
+    return [item for group in groups for item in group], torch.tensor(ids, dtype=torch.long)
 
 
 @dataclass
@@ -39,14 +38,6 @@ def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack text inputs (L_j, ...) to (N, max L_j, ...), and their lengths (N,)."""
     lengths = torch.tensor([len(text) for text in texts])
     return pad_sequence(list(texts), batch_first=True), lengths
-
-
-def rows_by_instance(ids: Tensor) -> list[list[int]]:
-    """Rows of every instance, from the rows' instance ids (rows,)."""
-    rows: list[list[int]] = [[] for _ in range(int(ids.max()) + 1)]
-    for row, instance in enumerate(ids.tolist()):
-        rows[instance].append(row)
-    return rows
 
 
 class LazyInputs(Sequence[Tensor]):

