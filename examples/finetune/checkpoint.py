@@ -11,9 +11,7 @@ JSON, and Accelerate reads the rest with `weights_only`. (What is registered wit
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +19,7 @@ from pickle import UnpicklingError
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from ..files import flush, write_whole
 from ..options import OptionError
 from .config import CheckpointError, Config
 from .retrieval import Metrics
@@ -90,9 +89,9 @@ class Checkpoints:
             self.require_same_options(newest, run["options"])
             self.accelerator.load_state(str(newest))
             vars(self.progress).update(run["progress"])
-        except OptionError:
-            raise
         except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+            if isinstance(error, OptionError):
+                raise
             raise CheckpointError(
                 f"cannot read checkpoint {newest}: {error}. Remove it to go on from the one before."
             ) from error
@@ -110,24 +109,3 @@ class Checkpoints:
                 f"{checkpoint} belongs to a run with other options ({'; '.join(differences)}). "
                 "Name another --output_dir, or start over with --resume false."
             )
-
-
-def write_whole(final: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name, flush it, and give it its final name."""
-    temporary = final.with_name(f".writing_{final.name}")
-    try:
-        write(temporary)
-        flush(temporary)
-        os.replace(temporary, final)
-        flush(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

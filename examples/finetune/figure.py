@@ -18,6 +18,7 @@ from .train import Result
 RIGHT, WRONG = "#1a9850", "#bdbdbd"
 BEFORE, AFTER = "#c6dbef", "#2171b5"
 QUERIES, ANSWERS = 4, 5
+CENTRED: Any = {"ha": "center", "va": "center"}
 
 
 def save_figure(result: Result, config: Config) -> Path:
@@ -27,10 +28,12 @@ def save_figure(result: Result, config: Config) -> Path:
     panels: Any = figure.subfigures(3, 1, height_ratios=(3, 4.6, 4.2), hspace=0.03)
     count, data = len(result.material.instances), f"{config.data}, {config.eval_split} split"
     panels[0].suptitle(f"{config.loss.upper()} on {data}: {count} instances", fontsize=13)
-    loss_axes, *recall_axes = panels[0].subplots(1, 3)
-    draw_losses(loss_axes, result.losses)
-    for axes, direction in zip(recall_axes, DIRECTIONS, strict=True):
+    curves = panels[0].subplots(1, 1 + len(DIRECTIONS))
+    draw_losses(curves[0], result.losses)
+    for axes, direction in zip(curves[1:], DIRECTIONS, strict=True):
         draw_metrics(axes, direction, result.before, result.after)
+    for axes in curves:
+        axes.spines[["top", "right"]].set_visible(False)
     draw_text_queries(panels[1], result)
     draw_image_queries(panels[2], result)
     path = config.output_path / "finetune.png"
@@ -46,23 +49,19 @@ def draw_losses(axes: Axes, losses: list[float]) -> None:
     axes.plot(steps[width - 1 :], smooth, color=AFTER, lw=2, label=f"mean of {width} steps")
     axes.set(title="Training loss", xlabel="optimiser step", ylabel="loss")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) -> None:
     """Bars of the metrics before and after, with their values."""
     places = np.arange(len(METRICS))
-    for metrics, label, colour, offset in (
-        (before, "before", BEFORE, -0.2),
-        (after, "after", AFTER, 0.2),
-    ):
+    shown = (before, "before", BEFORE, -0.2), (after, "after", AFTER, 0.2)
+    for metrics, label, colour, offset in shown:
         values = [metrics[direction][name] for name in METRICS]
         bars = axes.bar(places + offset, values, 0.38, color=colour, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
     axes.set_xticks(places, METRICS)
     axes.set(title=direction.replace("_", " ").capitalize(), ylabel="percent", ylim=(0, 108))
     axes.legend(frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_text_queries(panel: SubFigure, result: Result) -> None:
@@ -78,7 +77,7 @@ def draw_text_queries(panel: SubFigure, result: Result) -> None:
     for row, place in zip(grid, shown, strict=True):
         query = int((data.text_ids == place).nonzero()[0])
         caption = textwrap.fill(textwrap.shorten(instances[place].captions[0], 96), 24)
-        row[0].text(0.5, 0.5, caption, ha="center", va="center", fontsize=11)
+        row[0].text(0.5, 0.5, caption, **CENTRED, fontsize=11)
         best = (result.images @ result.texts[query]).argsort(descending=True)[:ANSWERS]
         for axes, answer in zip(row[1:], best.tolist(), strict=False):
             right = data.image_ids[answer] == place
@@ -99,16 +98,9 @@ def draw_image_queries(panel: SubFigure, result: Result) -> None:
         best = (result.texts @ result.images[query]).argsort(descending=True)[:ANSWERS]
         for line, answer in enumerate(best.tolist()):
             right, caption = data.text_ids[answer] == place, textwrap.shorten(captions[answer], 38)
-            text_axes.text(
-                0.5,
-                0.92 - 0.2 * line,
-                f"\N{CHECK MARK} {caption}" if right else caption,
-                color=RIGHT if right else "dimgray",
-                weight="bold" if right else "normal",
-                ha="center",
-                va="center",
-                fontsize=10,
-            )
+            caption = f"\N{CHECK MARK} {caption}" if right else caption
+            style = {"color": RIGHT, "weight": "bold"} if right else {"color": "dimgray"}
+            text_axes.text(0.5, 0.92 - 0.2 * line, caption, **CENTRED, **style, fontsize=10)
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""Inputs of what is trained: the frozen trunk runs once over a split, its outputs are kept."""
+"""What a run starts from: encoders, and a split's inputs, over which the frozen trunk runs once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from ..data import load_splits
 from ..data.instances import Instance
 from ..data.multifold import LazyInputs, Observations, flatten, pad_texts
+from ..encoders.dual import Encoders
 from ..options import OptionError
 from .config import Config
-from .encoders import Encoders
 
 CHUNK = 64
 
@@ -27,6 +27,19 @@ class Material:
     instances: list[Instance]  # of the evaluated split
     train: Observations
     evaluation: Observations
+
+
+def build_encoders(config: Config) -> Encoders:
+    """Build the encoders that the configuration names."""
+    c = config
+    # Either import takes seconds, and neither needs the other.
+    if c.model == "packaged":
+        from ..encoders.packaged import packaged_encoders
+
+        return packaged_encoders(c.unfreeze, c.image_size, c.embed_dim, c.temperature)
+    from ..encoders.open_clip import open_clip_encoders
+
+    return open_clip_encoders(c.model, c.pretrained, c.unfreeze, c.temperature)
 
 
 def load_instances(config: Config) -> list[list[Instance]]:
@@ -59,7 +72,7 @@ def run_images(
     encode: Callable, images: Sequence[Tensor], device: Any, progress: bool = False
 ) -> list[Tensor]:
     """Outputs of an encoder for every image, on the CPU."""
-    chunks = tqdm(DataLoader(images, CHUNK), desc="images", disable=not progress)
+    chunks = tqdm(DataLoader(cast(Any, images), CHUNK), desc="images", disable=not progress)
     return [output for chunk in chunks for output in encode(chunk.to(device)).cpu()]
 
 
@@ -70,7 +83,9 @@ def run_texts(
     """Outputs of an encoder for every caption, on the CPU, without padding."""
     # Captions of like length together, so that little is computed on padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    loader = DataLoader(texts, CHUNK, sampler=order, collate_fn=pad_texts)
+    loader: DataLoader[Any] = DataLoader(
+        cast(Any, texts), CHUNK, sampler=order, collate_fn=pad_texts
+    )
     outputs: list[Tensor] = []
     for padded, lengths in tqdm(loader, desc="captions", disable=not progress):
         states = encode(padded.to(device), lengths.to(device)).cpu()

@@ -34,10 +34,11 @@ from mxm_kernels.data import (
 )
 
 from ..data.multifold import pad_texts
-from .checkpoint import Checkpoints, Progress, write_whole
+from ..encoders.dual import DualEncoder, Encoders
+from ..files import write_whole
+from .checkpoint import Checkpoints, Progress
 from .config import Config, InterruptedRunError
-from .encoders import DualEncoder, Encoders, build_encoders
-from .inputs import Material, load_instances, observe, run_images, run_texts
+from .inputs import Material, build_encoders, load_instances, observe, run_images, run_texts
 from .retrieval import Metrics, average, evaluate
 
 
@@ -98,13 +99,14 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
 
 def make_accelerator(config: Config) -> Accelerator:
     """Accelerate: a batch is shared between the processes, and two checkpoints are kept."""
+    loaders = DataLoaderConfiguration(split_batches=True)
+    folder = config.output_dir
+    project = ProjectConfiguration(folder, automatic_checkpoint_naming=True, total_limit=2)
     return Accelerator(
-        mixed_precision=config.precision,
         cpu=config.cpu,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        project_config=ProjectConfiguration(
-            config.output_dir, automatic_checkpoint_naming=True, total_limit=2
-        ),
+        mixed_precision=config.precision,
+        dataloader_config=loaders,
+        project_config=project,
     )
 
 

@@ -155,7 +155,7 @@ def saved(path, payload):
 
 def test_pretrained_weights_run_no_code(tmp_path):
     open_clip = pytest.importorskip("open_clip")
-    from examples.finetune.open_clip_encoders import load_open_clip
+    from examples.encoders.open_clip import load_open_clip
 
     mark, path = tmp_path / "code was run", tmp_path / "weights.pt"
     torch.save(Payload(mark), path)

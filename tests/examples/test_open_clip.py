@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from examples.finetune.config import Config
-from examples.finetune.encoders import build_encoders
+from examples.finetune.inputs import build_encoders
 from examples.finetune.train import run
 
 TINY = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from examples.finetune.__main__ import main
 from examples.finetune.config import CheckpointError, Config, InterruptedRunError
-from examples.finetune.encoders import build_encoders
+from examples.finetune.inputs import build_encoders
 from examples.finetune.train import Trainer, make_accelerator, make_material, run
 from examples.options import OptionError
 
@@ -228,7 +228,7 @@ def test_user_errors_name_the_argument(options, message, tmp_path, capsys):
 def test_micro_batches_give_the_same_run(tiny, material, tmp_path, monkeypatch):
     """Gradient caching, with dropout off: cut or whole, a row's dropout draws differently."""
     eval_mode = lambda self, mode=True: torch.nn.Module.train(self, False)  # noqa: E731
-    monkeypatch.setattr("examples.finetune.encoders.DualEncoder.train", eval_mode)
+    monkeypatch.setattr("examples.encoders.dual.DualEncoder.train", eval_mode)
     whole = {**tiny, "output_dir": str(tmp_path / "whole")}
     want = run(Config(**whole), material)
     got = run(Config(**tiny, micro_batch=4), material)

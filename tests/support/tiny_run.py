@@ -127,7 +127,8 @@ def tiny_encoders(config):
     """Linear towers with dropout over numbers."""
     from torch import nn
 
-    from examples.finetune.encoders import Encoders, MeanPool, TextProjection, TextStages, TwoTowers
+    from examples.encoders.dual import Encoders, TwoTowers
+    from examples.encoders.packaged import MeanPool, TextProjection, TextStages
 
     image = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.Linear(16, 8))
     text = TextStages([MeanPool(), TextProjection(5, 8)])

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from examples.data.instances import Instance
 from examples.finetune.config import Config
-from examples.finetune.encoders import build_encoders
-from examples.finetune.inputs import observe
+from examples.finetune.inputs import build_encoders, observe
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -12,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
+
+from examples.files import write_whole
 
 VIEWS = 6
 PIXELS = 160
@@ -63,7 +64,8 @@ def render_all(strips: dict[Path, Path], folder: Path, workers: int) -> dict[Pat
                 found[lost.pop(0)] = "the renderer crashed"
                 bar.update()
             failures |= {names[model]: reason for model, reason in found.items()}
-            write(record, json.dumps(failures, indent=1).encode())
+            text = json.dumps(failures, indent=1)
+            write_whole(record, lambda path: path.write_text(text))
             todo, workers = lost, 1
     return {m: failures[names[m]] for m in strips if names[m] in failures}
 
@@ -103,17 +105,8 @@ def render_to(model: Path, strip: Path) -> str:
     for number, image in enumerate(images):
         row.paste(image, (PIXELS * number, 0))
     strip.parent.mkdir(parents=True, exist_ok=True)
-    partial = strip.with_suffix(f".{os.getpid()}")
-    row.save(partial, "png")
-    partial.rename(strip)
+    write_whole(strip, lambda path: row.save(path, "png"))
     return ""
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".writing")
-    partial.write_bytes(content)
-    partial.rename(path)
 
 
 def require_pyvista() -> Any:

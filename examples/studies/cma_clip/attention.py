@@ -7,6 +7,7 @@ sees every token. Modality-wise: the weight lambda of the image against the text
 from typing import cast
 
 import torch
+from einops import einsum
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -76,7 +77,8 @@ class SequenceAttention(nn.Module):
         query, key, _ = linear(block.norm1(hidden), weight, bias).chunk(3, dim=-1)
         patches = image.sequence.shape[1]
         query, key = query[:, 2 + patches :], key[:, 1 : 1 + patches]
-        return query @ key.mT / block.self_attn.head_dim**0.5
+        scores = einsum(query, key, "b l c, b p c -> b l p")
+        return scores / block.self_attn.head_dim**0.5
 
 
 class TokenInput(nn.Module):

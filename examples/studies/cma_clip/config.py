@@ -30,7 +30,7 @@ class Config:
     """Options of one run.
 
     The sizes, epochs, rates and weight decay are those of section 4.2 of arXiv 2112.03562; a batch
-    of 512 instances with 2 pairs each is its 1024 pairs. The encoders are examples/finetune's.
+    of 512 instances with 2 pairs each is its 1024 pairs. The encoders are examples/encoders'.
     """
 
     model: str = option(

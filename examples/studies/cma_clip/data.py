@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from examples.data.emoji import VARIATION_SELECTOR, package_file
 from examples.data.instances import Instance
@@ -98,14 +99,7 @@ class Pairs:
         return len(self.images)
 
     def __getitem__(self, rows: slice) -> "Pairs":
-        return Pairs(
-            self.images[rows],
-            self.texts[rows],
-            self.instances[rows],
-            {task: values[rows] for task, values in self.labels.items()},
-            self.noisy_image[rows],
-            self.noisy_text[rows],
-        )
+        return Pairs(**tree_map(lambda values: values[rows], vars(self)))
 
 
 class PairSplit:

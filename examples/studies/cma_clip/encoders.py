@@ -1,4 +1,4 @@
-"""Token sequences of a dual encoder of examples/finetune: any open_clip model, or the packaged one.
+"""Token sequences of a dual encoder of examples/encoders: any open_clip model, or the packaged one.
 
 CMA-CLIP needs what CLIP throws away: the patches and words of its last layer. Where a tower ends
 in a linear projection to the joint space, its tokens go through that projection too, so that they
@@ -8,14 +8,16 @@ have the width of the features (512 for ViT-B/32, the paper's d); else they keep
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from examples.finetune.encoders import DualEncoder, MeanPool, TwoTowers, padding_mask
-from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.encoders.dual import DualEncoder, TwoTowers
+from examples.encoders.open_clip import OpenClipEncoder
+from examples.encoders.packaged import MeanPool, padding_mask
 from examples.options import OptionError
 
 from .tokens import Tokens
@@ -97,9 +99,9 @@ class OpenClipTokens(TokenEncoder):
             output_fmt="NCHW",
             output_extra_tokens=prefix,
         )
-        patches = output["image_intermediates"][-1].flatten(2).mT
+        patches = rearrange(output["image_intermediates"][-1], "m c h w -> m (h w) c")
         before = output["image_intermediates_prefix"][-1] if prefix else patches
-        class_token = before.mean(1)  # of one class token, or of all patches
+        class_token = reduce(before, "m p c -> m c", "mean")  # p is 1, or all patches
         weight = image_projection(self.clip.visual)
         if weight is not None:
             class_token, patches = linear(class_token, weight), linear(patches, weight)
@@ -165,7 +167,7 @@ class PackagedTokens(TokenEncoder):
         *stages, pool, head = self.dual.image_tower
         for stage in stages:
             images = stage(images)
-        pooled, cells = head(pool(images)), head(images.flatten(2).mT)
+        pooled, cells = head(pool(images)), head(rearrange(images, "m c h w -> m (h w) c"))
         mask = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
         return Tokens(pooled, cells, mask, unit(pooled))
 
@@ -179,7 +181,7 @@ class PackagedTokens(TokenEncoder):
 
 
 def token_encoder(dual: DualEncoder) -> TokenEncoder:
-    """Token encoder of a dual encoder of examples/finetune."""
+    """Token encoder of a dual encoder of examples/encoders."""
     if isinstance(dual, OpenClipEncoder):
         return OpenClipTokens(dual)
     if isinstance(dual, TwoTowers):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from examples.finetune.checkpoint import write_whole
+from examples.files import write_whole
 from examples.options import OptionError
 
 OPTIONS_FILE = "options.json"

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from examples.data.emoji import load_emoji
 from examples.data.instances import Instance, random_splits
 from examples.data.multifold import Observations, flatten
+from examples.encoders.dual import DualEncoder
 from examples.finetune.config import Config as EncoderConfig
-from examples.finetune.encoders import DualEncoder, build_encoders
-from examples.finetune.inputs import Material, observe
+from examples.finetune.inputs import Material, build_encoders, observe
 from examples.finetune.train import run
 
 from .config import Config

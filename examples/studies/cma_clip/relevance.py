@@ -13,13 +13,14 @@ from typing import Any
 import matplotlib
 import open_clip
 import torch
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_model
 from torch import Tensor
 
-from examples.finetune.encoders import MAX_TOKENS
+from examples.encoders.packaged import MAX_TOKENS
 from examples.finetune.figure import evenly_spaced
 from examples.options import OptionError
 
@@ -85,7 +86,7 @@ def relevance_maps(
         names = token_names(config, caption_of(data, row))[: len(scores)]
         candidates = [i for i, name in enumerate(names) if is_word(name)] or [0]
         best = max(candidates, key=lambda i: float(scores[i].std(correction=0)))
-        maps.append(scores[best].view(side, side))
+        maps.append(rearrange(scores[best], "(h w) -> h w", h=side))
         words.append(names[best])
     return maps, words
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_model
 
 import mxm_kernels
+from examples.files import write_whole
 from examples.finetune.config import CheckpointError, InterruptedRunError
 from examples.options import OptionError, option, parse
 from examples.studies.machine import machine
@@ -70,8 +71,7 @@ def align(config: StudyConfig) -> None:
     encoders = token_encoder(aligned_encoders(config, data, progress=False))
     cache = LiveTokens(encoders, data.observations).cache()
     options.output_path.mkdir(parents=True, exist_ok=True)  # there already if they were aligned
-    torch.save(cache.state(), options.output_path / "writing.pt")
-    (options.output_path / "writing.pt").rename(tokens_file(config))
+    write_whole(tokens_file(config), lambda path: torch.save(cache.state(), path))
 
 
 def tokens_file(config: StudyConfig) -> Path:
@@ -100,8 +100,7 @@ def compare(config: StudyConfig, condition: str) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "variants": runs,
     }
-    file.with_suffix(".writing").write_text(json.dumps(outcome))
-    file.with_suffix(".writing").rename(file)
+    write_whole(file, lambda path: path.write_text(json.dumps(outcome)))
     return outcome
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Tokens:
 
     def with_class(self) -> Tensor:
         """The class token in front of the sequence, (B, 1 + S, C)."""
-        return torch.cat([self.class_token[:, None], self.sequence], dim=1)
+        return torch.cat([rearrange(self.class_token, "b c -> b 1 c"), self.sequence], dim=1)
 
     def __len__(self) -> int:
         return len(self.class_token)
@@ -38,7 +40,7 @@ class Tokens:
 
     def to(self, device: torch.device | str) -> Tokens:
         """Move to a device."""
-        return Tokens(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return Tokens(**tree_map(lambda values: values.to(device), vars(self)))
 
     @classmethod
     def cat(cls, parts: list[Tokens]) -> Tokens:

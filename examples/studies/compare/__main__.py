@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import mxm_kernels
 from examples.finetune.config import Config
-from examples.finetune.encoders import build_encoders
-from examples.finetune.inputs import Material
+from examples.finetune.inputs import Material, build_encoders
 from examples.finetune.retrieval import DIRECTIONS, METRICS, Metrics, average
 from examples.finetune.train import make_accelerator, make_material, run
 from examples.options import option, parse

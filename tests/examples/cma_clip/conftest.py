@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.encoders.open_clip import OpenClipEncoder
 from examples.studies.cma_clip.data import PairSplit
 from examples.studies.cma_clip.encoders import OpenClipTokens
 from examples.studies.cma_clip.model import CMAClip

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from examples.encoders.dual import DualEncoder
+from examples.encoders.open_clip import OpenClipEncoder
 from examples.finetune.config import Config
-from examples.finetune.encoders import DualEncoder, build_encoders
-from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.finetune.inputs import build_encoders
 from examples.options import OptionError
 from examples.studies.cma_clip.encoders import OpenClipTokens, PackagedTokens, token_encoder
 

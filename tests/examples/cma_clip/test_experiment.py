@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from examples.data.instances import Instance
-from examples.finetune.open_clip_encoders import OpenClipEncoder
+from examples.encoders.open_clip import OpenClipEncoder
 from examples.studies.cma_clip import experiment as module
 from examples.studies.cma_clip.config import Config
 from examples.studies.cma_clip.data import Pairs

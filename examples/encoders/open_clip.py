@@ -1,7 +1,7 @@
 """Any open_clip model as the dual encoder.
 
-`--unfreeze all` trains the whole model; `top` locks all but the last group of layers of each tower
-with open_clip's own `lock_image_tower` and `lock_text_tower`; `heads` freezes the model and trains
+`unfreeze="all"` trains the whole model; "top" locks all but the last group of layers of each tower
+with open_clip's own `lock_image_tower` and `lock_text_tower`; "heads" freezes the model and trains
 a linear map on top of each tower's features, which starts as the identity.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..options import OptionError
-from .config import Config
-from .encoders import DualEncoder, Encoders, TextProjection, TwoTowers
+from .dual import DualEncoder, Encoders, TwoTowers, Unfreeze
+from .packaged import TextProjection
 
 
 class OpenClipEncoder(DualEncoder):
@@ -33,34 +33,35 @@ class OpenClipEncoder(DualEncoder):
         return self.clip.encode_text(texts)
 
 
-def open_clip_encoders(config: Config) -> Encoders:
-    """Build the open_clip model that --model and --pretrained name."""
-    clip, preprocess = load_open_clip(config.model, config.pretrained)
-    tokenizer = open_clip.get_tokenizer(config.model)
+def open_clip_encoders(
+    name: str, pretrained: str, unfreeze: Unfreeze, temperature: float
+) -> Encoders:
+    """Build an open_clip model; `pretrained` is a tag of it, a file of weights, or empty."""
+    clip, preprocess = load_open_clip(name, pretrained)
+    tokenizer = open_clip.get_tokenizer(name)
 
     def tokenize(text: str) -> Tensor:
         return tokenizer([text])[0]
 
-    whole = OpenClipEncoder(clip, config.temperature)
-    if config.unfreeze == "top":
+    whole = OpenClipEncoder(clip, temperature)
+    if unfreeze == "top":
         lock_lower_layers(clip)
-    if config.unfreeze != "heads":
+    if unfreeze != "heads":
         return Encoders(whole, preprocess, tokenize)
     with torch.no_grad():
         width = clip.eval().encode_text(tokenize("a")[None]).shape[-1]
     heads = nn.Linear(width, width, bias=False), TextProjection(width, width, bias=False)
     for head in heads:
         nn.init.eye_(head.weight)
-    model = TwoTowers(*heads, config.temperature, fresh=("image_tower.", "text_tower."))
+    model = TwoTowers(*heads, temperature, fresh=("image_tower.", "text_tower."))
     return Encoders(model, preprocess, tokenize, whole)
 
 
 def load_open_clip(name: str, pretrained: str) -> tuple:
     """open_clip model and its evaluation transform."""
     if name not in open_clip.list_models() and not name.startswith(("hf-hub:", "local-dir:")):
-        raise OptionError(
-            f"--model: open_clip has no {name!r}; 'packaged' or one of its list_models()"
-        )
+        known = "'packaged' or one of its list_models()"
+        raise OptionError(f"--model: open_clip has no {name!r}; {known}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise OptionError(f"--pretrained: {pretrained!r} is no file and no tag of {name}: {tags}")
