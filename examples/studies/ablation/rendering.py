@@ -4,7 +4,7 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,7 @@ def render_all(strips: dict[Path, Path], folder: Path, workers: int) -> dict[Pat
                 found[lost.pop(0)] = "the renderer crashed"
                 bar.update()
             failures |= {names[model]: reason for model, reason in found.items()}
-            text = json.dumps(failures, indent=1)
-            write_whole(record, lambda path: path.write_text(text))
+            write_whole(record, partial(write_json, failures))
             todo, workers = lost, 1
     return {m: failures[names[m]] for m in strips if names[m] in failures}
 
@@ -107,6 +106,11 @@ def render_to(model: Path, strip: Path) -> str:
     strip.parent.mkdir(parents=True, exist_ok=True)
     write_whole(strip, lambda path: row.save(path, "png"))
     return ""
+
+
+def write_json(content: dict[str, str], path: Path) -> None:
+    """Write a file that a person can read."""
+    path.write_text(json.dumps(content, indent=1))
 
 
 def require_pyvista() -> Any:
