@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.interface import Statistics
-from mxm_kernels.core.arguments import QueuedRows, Teacher
+from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
@@ -82,7 +83,7 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
 
 
 def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
-    """Two runs, in which the features of one side carry its scales, each for the rows of its side."""
+    """Two runs; in each the features of one side carry its scales, and it gives their rows."""
     one = b.x.new_ones((), dtype=b.dtype)
     t = b.teacher_scales
     of_images = None if teacher is None else (scaled(teacher[0], t[0]), teacher[1])
@@ -105,7 +106,10 @@ def _with_negative_sum(rows: Rows) -> Rows:
     """The rows with the sums of S over their negatives: no matrix, S of the operator's features."""
     b = rows.batch
     sums = b.sum(torch.stack([b.x.sum(0, dtype=b.dtype), b.y.sum(0, dtype=b.dtype)]))
-    totals = [_row_sums(f, total, s) for f, total, s in zip((b.x, b.y), (sums[1], sums[0]), b.scales, strict=True)]
+    totals = [
+        _row_sums(f, total, s)
+        for f, total, s in zip((b.x, b.y), (sums[1], sums[0]), b.scales, strict=True)
+    ]
     negative_sum = torch.cat(totals) - rows.sum(rows.positives)
     return replace(rows, negative_sum=negative_sum, label_smoothing=b.options.label_smoothing)
 

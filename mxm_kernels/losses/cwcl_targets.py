@@ -149,7 +149,7 @@ def _products_by_rank(
 
 
 def _over(factors: Tensor, total: Tensor) -> Tensor:
-    """factors / total, 0 where that is infinite."""
+    """Factors / total, 0 where that is infinite."""
     return (factors / total).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mxm_kernels.algebra import intra_modal_dense
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_intra_modal_loss
-from mxm_kernels.algebra import intra_modal_dense
 from reference import family
 from tests.support.compare import assert_as_good
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from mxm_kernels.operators.mixed import mixed_loss
 from torch.nn.functional import normalize
 
 from mxm_kernels import (
@@ -15,11 +16,10 @@ from mxm_kernels import (
     fused_soft_loss,
     fused_supcon_loss,
 )
-from mxm_kernels.core.pair_weights import expected_weights
 from mxm_kernels.backends import native
-from mxm_kernels.backends.native import plane
 from mxm_kernels.backends.interface import Form, Shares, Sides
-from mxm_kernels.operators.mixed import mixed_loss
+from mxm_kernels.backends.native import plane
+from mxm_kernels.core.pair_weights import expected_weights
 from mxm_kernels.ops.library import make_problem
 from tests.support.cases import NAMED_CASES
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from mxm_kernels import Folds
 from mxm_kernels.algebra.direction import Direction
 from mxm_kernels.algebra.losses import FORMS, DebiasedRows, soft_rows
+
+from mxm_kernels import Folds
 from mxm_kernels.backends.draws import draw_places
 from mxm_kernels.backends.interface import Draw, Form, RowProblem
-from mxm_kernels.ops.row_losses import drawn_weights, mixed_rows
 from mxm_kernels.folds.segments import Segments
+from mxm_kernels.ops.row_losses import drawn_weights, mixed_rows
 from tests.support.cases import cases
 from tests.support.compare import error
 
