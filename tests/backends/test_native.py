@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
-from mxm_kernels.backends.native import plane
 from mxm_kernels.backends.interface import (
     Needs,
     Problem,
@@ -19,6 +18,7 @@ from mxm_kernels.backends.interface import (
     Statistics,
     Upstream,
 )
+from mxm_kernels.backends.native import plane
 
 CPU = torch.device("cpu")
 extension = pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
