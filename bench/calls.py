@@ -157,7 +157,7 @@ def main() -> None:
     """Print a table of the backends that run here."""
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     lines = []
-    for device, name in product(devices, backends.NAMES):
+    for device, name in product(devices, backends.REGISTRY):
         if backends.load(name).unavailable(torch.device(device), torch.float32) is not None:
             continue
         run = step(name, device=device)

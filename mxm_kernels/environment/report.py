@@ -68,7 +68,7 @@ def gather(check: bool = True) -> dict:
     candidates = [
         (name, device, dtype)
         for device in here
-        for name in backends.NAMES
+        for name in backends.REGISTRY
         for dtype in DTYPES
         if unavailable(name, device, dtype) is None
     ]
@@ -76,7 +76,7 @@ def gather(check: bool = True) -> dict:
     return {
         "versions": _versions(),
         "devices": [_device(device) for device in here],
-        "backends": [_availability(name, device) for device in here for name in backends.NAMES],
+        "backends": [_availability(name, device) for device in here for name in backends.REGISTRY],
         "chosen": [_choice(device) for device in here],
         "native": _native(),
         "triton": [_launches(device) for device in here],
