@@ -39,8 +39,11 @@ def read(
         TypeError, ValueError: one is not as described.
         RuntimeError: a feature carries a derivative that is not in reverse.
     """
-    pair = isinstance(logit_scale, (tuple, list))
-    refuse_transforms(image_features, text_features, *(logit_scale if pair else (logit_scale,)))
+    refuse_transforms(
+        image_features,
+        text_features,
+        *(logit_scale if isinstance(logit_scale, (tuple, list)) else (logit_scale,)),
+    )
     x, y = as_features(image_features), as_features(text_features)
     checks.check_features(x, y, may_be_empty=o.process_group is not None)
     taught = as_features(o.teacher_image_features), as_features(o.teacher_text_features)
@@ -115,13 +118,14 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
             raise TypeError(f"{name} must be a floating-point tensor, got {scale.dtype}")
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
-    made = as_0d_tensor(name, scale, like, dtype)
-    value = scale
-    if isinstance(scale, Tensor):
-        # NaN passes: it came from training, and the loss shows it.
-        value = float(scale.detach()) if checks.can_look(scale) else torch.nan
-    if value == value:
-        checks.check_positive(name, cast(float, value))
+    given = cast("float | Tensor", scale)
+    made = as_0d_tensor(name, given, like, dtype)
+    if not isinstance(given, Tensor):
+        checks.check_positive(name, given)
+    elif checks.can_look(given):
+        value = float(given.detach())
+        if value == value:  # NaN passes: it came from training, and the loss shows it
+            checks.check_positive(name, value)
     return made
 
 

@@ -5,7 +5,7 @@ One list: public functions pass ``**options`` on, and only ``resolve`` fills in 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class Resolved(NamedTuple):
     reduction: Reduction = "mean"
     teacher_dtype: torch.dtype | None = None
     backend: str | None = None
-    process_group: ProcessGroup | None = None
+    process_group: Any = None  # of a call, with the wrapper's Ranks around it
     gather: Literal["all", "ring"] = "all"
 
     @property

@@ -99,7 +99,7 @@ def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
         cut = pairs if name == "positives" else images
         return torch.cat([a[:cut], z[cut:]])
 
-    return Statistics(*map(join, Statistics._fields[:-1]), kept=first.kept)
+    return Statistics._make([*map(join, Statistics._fields[:-1]), first.kept])
 
 
 def _with_negative_sum(rows: Rows) -> Rows:

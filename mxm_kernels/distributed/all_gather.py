@@ -63,7 +63,7 @@ def statistics_over_ranks(
     outputs = function(
         shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
-    return Statistics(*outputs, kept=x.new_empty(0))
+    return Statistics._make([*outputs, x.new_empty(0)])
 
 
 class _ShardStatistics(torch.autograd.Function):

@@ -14,6 +14,7 @@ target 0.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -75,9 +76,8 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
     """
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
-        x, y, s, target = _WithTarget.apply(
-            batch.x, batch.y, batch.scales[0], *batch.teacher, factors
-        )
+        given = batch.x, batch.y, batch.scales[0], *batch.teacher, factors
+        x, y, s, target = cast(tuple[Tensor, ...], _WithTarget.apply(*given))
     return replace(batch, x=x, y=y, scales=(s, s)), target
 
 
