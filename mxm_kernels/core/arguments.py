@@ -119,10 +119,10 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
     given = cast("float | Tensor", scale)
-    made = as_0d_tensor(name, given, like, dtype)
     if not isinstance(given, Tensor):
-        checks.check_positive(name, given)
-    elif checks.can_look(given):
+        checks.check_positive(name, given)  # an integer may be too large for a float
+    made = as_0d_tensor(name, given, like, dtype)
+    if isinstance(given, Tensor) and checks.can_look(given):
         value = float(given.detach())
         if value == value:  # NaN passes: it came from training, and the loss shows it
             checks.check_positive(name, value)
@@ -216,8 +216,9 @@ def _soft_weights(
         return None
     vectors = []
     for k, (given, rows) in enumerate(zip(value, (x, y), strict=True)):
-        vector = as_row_vector(f"soft_weight[{k}]", given, rows, dtype)
+        name = f"soft_weight[{k}]"
+        vector = as_row_vector(name, given, rows, dtype)
         if checks.can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
-            raise ValueError(f"soft_weight[{k}] must be between 0 and 1")
+            raise ValueError(f"{name} must be between 0 and 1")
         vectors.append(vector)
     return vectors[0], vectors[1]
