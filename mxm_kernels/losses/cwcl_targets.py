@@ -76,7 +76,7 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
         given = batch.x, batch.y, batch.scales[0], *batch.teacher, factors
-        x, y, s, target = _WithTarget.apply(*given)  # type: ignore[call-arg]
+        x, y, s, target = _WithTarget.apply(*given)
     return replace(batch, x=x, y=y, scales=(s, s)), target
 
 
