@@ -123,6 +123,16 @@ class Problem(NamedTuple):
             teacher_y=None if teacher_y is None else teacher_y.contiguous(),
         )
 
+    def has_negative(self) -> Tensor:
+        """(R,) whether a row has one: a column of another group."""
+        images, texts = self.image_groups.long(), self.text_groups.long()
+        groups = int(torch.cat([images, texts]).max()) + 1
+        same = (
+            torch.bincount(texts, minlength=groups)[images],
+            torch.bincount(images, minlength=groups)[texts],
+        )
+        return torch.cat([same[0] < len(texts), same[1] < len(images)])
+
     def with_valid_scales(self) -> Problem:
         """The same problem, in which a scale that is not positive is NaN, as is then the loss."""
         t = self.teacher_scale
@@ -159,9 +169,7 @@ class Statistics(NamedTuple):
         if not bool(torch.isfinite(S.sum())):
             S = S.masked_fill(S.isinf(), torch.nan)
         if bool(n.min() == -torch.inf):
-            columns = torch.full_like(p.offsets[1:], len(p.y))
-            columns[len(p.x) :] = len(p.x)
-            n = n.masked_fill((n == -torch.inf) & (p.offsets.diff() < columns), torch.nan)
+            n = n.masked_fill((n == -torch.inf) & p.has_negative(), torch.nan)
         return self._replace(neg_lse=n, positives=S)
 
 
