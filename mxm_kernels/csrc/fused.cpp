@@ -15,14 +15,6 @@ namespace mxm {
 namespace MXM_LEVEL {
 namespace {
 
-// Columns at hand, whose packed features stay in the L2 cache: in backward three matrices and
-// their part of dy, for which 512 columns take a quarter more time than 256.
-constexpr int kForwardColumns = kChunk;
-constexpr int kBackwardColumns = 256;
-constexpr int kColumns = kForwardColumns;
-constexpr int kRowBlock = 1024;            // rows of dS held at once
-constexpr int kStripStride = kColumns + 16;  // a multiple of 4 KiB would share cache sets
-
 void forward(Forward& pass, const Features& features) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
