@@ -44,7 +44,7 @@ def mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None = 
     of_every_row = getattr(formula, "of_every_row", False)
     hard_factors = row_factors(batch, of_every_row=of_every_row)
     soft_factors = hard_factors
-    if batch.options.has_soft and not of_every_row:
+    if batch.options.has_soft and not of_every_row and batch.has_unpaired_rows:
         soft_factors = row_factors(batch, of_every_row=True)
     hard = soft = 1.0
     if batch.soft_weights is not None:
