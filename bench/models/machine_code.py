@@ -43,11 +43,10 @@ from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
 from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.sigmoid_gradient import (
-    TIMES_BLOCK,
     sigmoid_gradient_kernel,
     sigmoid_pairs_kernel,
-    times_kernel,
 )
+from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
 from mxm_kernels.backends.triton.statistics import statistics_kernel
 
 TARGETS = {

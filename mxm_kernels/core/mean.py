@@ -35,10 +35,10 @@ def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
     factors = batch.local_rows(_plain_factors(batch.tables, share, of_every_row, batch.dtype))
     if batch.row_weights == (None, None):
         return factors
-    halves = []
-    for side, (weights, plain) in enumerate(zip(batch.row_weights, halves_of(batch, factors))):
-        halves.append(plain if weights is None else _weighted(batch, side, weights, plain))
-    return torch.cat(halves)
+    sides = zip((0, 1), batch.row_weights, halves_of(batch, factors), strict=True)
+    return torch.cat(
+        [plain if w is None else _weighted(batch, k, w, plain) for k, w, plain in sides]
+    )
 
 
 @kept_with_tables

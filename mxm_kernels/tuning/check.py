@@ -2,9 +2,9 @@
 
 The reference is the ``blocked`` backend on widened features. An error is ||got - expected|| /
 ||expected||; it may be 1e-5, or one unit of a 16-bit dtype's precision for the gradients, which are
-rounded to it twice. The error of u, ``teacher_mean``, is relative to n, ``neg_lse``: u is an
-average of many S of either sign, so it may be far smaller than its terms, and the loss subtracts it
-from a log-sum-exp.
+rounded to it twice. The error of u (``teacher_mean``) is relative to n (``neg_lse``). u is an
+average of many S of either sign, so it may be far smaller than its terms, and the loss subtracts
+it from a log-sum-exp.
 """
 
 from __future__ import annotations

@@ -7,11 +7,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mxm_kernels import Folds, draw_selection, fused_mfh_loss
+from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.pair_weights import (
+    draw_rows,
     drawn_weights,
     expected_weights,
-    given_weights,
+    given_pair_weights,
     paired_weights,
+    selected_weights,
 )
 
 CPU = torch.device("cpu")
@@ -102,26 +105,59 @@ def test_a_cpu_generator_draws_the_same_on_a_gpu():
     assert torch.equal(here[1], there[1].cpu())
 
 
+def batch_of(ids, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = features(len(ids[0])), features(len(ids[1]))
+    return make_batch(x, y, ids, 1.0, {"backend": "blocked"}, generator=generator)
+
+
 def test_weights_count_the_rounds():
-    tables = Folds.from_ids(*IDS).tables(5, 7, CPU)
-    generator = torch.Generator().manual_seed(5)
-    rows, cols = drawn_weights(tables, 8, generator, torch.float32, "blocked")
+    batch = batch_of(IDS, 5)
+    tables = batch.tables
+    weights = drawn_weights(batch, tables.segments, 2 * tables.pairs, 8)
+    rows, cols = weights.split(tables.pairs)
     to_text, to_image = draw(IDS, 8, 5)
     for slot, (i, j) in enumerate(zip(tables.pair_images, tables.pair_texts, strict=True)):
         assert rows[slot] == (to_text[:, i] == j).sum() / 8
         assert cols[tables.slot_places[slot]] == (to_image[:, j] == i).sum() / 8
-    given_ = given_weights(tables, (to_text, to_image), torch.float32)
-    assert torch.equal(rows, given_[0])
-    assert torch.equal(cols, given_[1])
+    assert torch.equal(weights, selected_weights(tables, (to_text, to_image), torch.float32))
 
 
 def test_the_expectation_weighs_positives_alike():
     tables = Folds.from_ids(*IDS).tables(5, 7, CPU)
-    rows, cols = expected_weights(tables, torch.float32)
+    rows, cols = expected_weights(tables, torch.float32).split(tables.pairs)
     counts = torch.bincount(tables.pair_images)
     torch.testing.assert_close(rows, 1 / counts[tables.pair_images].float())
-    counts = torch.bincount(tables.pair_texts)
-    torch.testing.assert_close(cols, 1 / counts[tables.text_owners].float())
+    counts = torch.bincount(tables.pair_texts)[tables.pair_texts]
+    torch.testing.assert_close(cols[tables.slot_places], 1 / counts.float())
+
+
+def test_given_weights_come_in_slot_order():
+    tables = Folds.from_ids(*IDS).tables(5, 7, CPU)
+    given_ = tuple(torch.rand(tables.pairs).requires_grad_() for _ in range(2))
+    rows, cols = given_pair_weights(tables, given_, torch.float32).split(tables.pairs)
+    assert torch.equal(rows, given_[0])
+    assert torch.equal(cols[tables.slot_places], given_[1])
+    upstream = torch.rand(tables.pairs)
+    cols.backward(upstream)
+    assert torch.equal(given_[1].grad, upstream[tables.slot_places])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_a_share_of_the_rows_of_either_side_is_drawn(share):
+    batch = batch_of(IDS, 7)
+    chosen = draw_rows(batch, share)
+    assert set(chosen.tolist()) <= {0, 1}
+    images, texts = chosen.split([5, 7])
+    assert (images.sum(), texts.sum()) == (round(5 * share), round(7 * share))
+
+
+def test_every_row_is_drawn_as_often_as_another():
+    """2 of 5 and 3 of 7 rows, 4000 times: the counts are within 5 standard deviations."""
+    batch = batch_of(IDS, 1)
+    counts = sum(draw_rows(batch, 0.4) for _ in range(4000)) / 4000
+    shares = torch.tensor([2 / 5] * 5 + [3 / 7] * 7)
+    assert bool(((counts - shares).abs() < 5 * (shares * (1 - shares) / 4000).sqrt()).all())
 
 
 def _spoil(side, row, value, ids=IDS):
@@ -176,13 +212,13 @@ def test_weights_are_kept_with_the_tables_of_uniform_folds_and_only_with_them(we
     with torch.inference_mode():
         first = weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float32)
     again = weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float32)
-    assert all(a is b and not a.is_inference() for a, b in zip(first, again, strict=True))
-    assert weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float64)[0].dtype == torch.float64
+    assert first is again and not first.is_inference()
+    assert weights(Folds.uniform(2, 3).tables(4, 6, CPU), torch.float64).dtype == torch.float64
     uniform = Folds.uniform(2, 3).tables(4, 6, CPU)
     with FakeTensorMode(allow_non_fake_inputs=True):  # traced ones would be those of a graph
-        assert weights(uniform, torch.float32)[0] is not first[0]
+        assert weights(uniform, torch.float32) is not first
     ids = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
     tables = Folds.from_ids(*ids).tables(4, 6, CPU)
     given = weights(tables, torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(first, given, strict=True))
-    assert weights(tables, torch.float32)[0] is not given[0]
+    assert torch.equal(first, given)
+    assert weights(tables, torch.float32) is not given

@@ -1,4 +1,4 @@
-"""What options add to the statistics of a direction."""
+"""What options add to the list of rows."""
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from mxm_kernels import Folds
-from mxm_kernels.folds.tables import tables_without_pairs
+from mxm_kernels.folds.make import tables_without_pairs
 
 CPU = torch.device("cpu")
 ids = st.lists(st.integers(0, 5), max_size=12)
@@ -23,18 +23,17 @@ def test_tables_list_every_pair_in_both_orders(image_ids, text_ids):
     by_text = sorted(range(len(pairs)), key=lambda p: pairs[p][::-1])
     assert tables.text_slots.tolist() == by_text
     assert tables.slot_places[tables.text_slots].tolist() == list(range(len(pairs)))
-    assert tables.text_owners.tolist() == [pairs[p][1] for p in by_text]
-    for offsets, rows, side in (
-        (tables.image_offsets, len(image_ids), 0),
-        (tables.text_offsets, len(text_ids), 1),
-    ):
-        counts = [sum(pair[side] == row for pair in pairs) for row in range(rows)]
-        assert offsets.diff().tolist() == counts
+    images = len(image_ids)
+    owners = [i for i, _ in pairs] + [images + pairs[p][1] for p in by_text]
+    assert tables.owners.tolist() == owners
+    counts = [owners.count(row) for row in range(images + len(text_ids))]
+    assert tables.offsets[0] == 0 and tables.offsets.diff().tolist() == counts
     for i, j in pairs:
-        assert pairs[tables.image_offsets[i] + tables.text_ranks[j]] == (i, j)
+        assert pairs[tables.offsets[i] + tables.text_positions[j]] == (i, j)
         assert tables.image_groups[i] == tables.text_groups[j]
     assert tables.images_with_positive == len({i for i, _ in pairs})
     assert tables.texts_with_positive == len({j for _, j in pairs})
+    assert tables.images_with_one_positive == sum(count == 1 for count in counts[:images])
 
 
 @pytest.mark.parametrize(("views", "captions", "instances"), [(6, 5, 4), (1, 1, 3), (1, 5, 1)])

@@ -89,7 +89,8 @@ def test_both_ways_to_the_mean_target(products, opposite):
     products_of, w = leaves[0] @ leaves[1].T, 1 + a @ b.T
     rows, cols = ((w * products_of).sum(k) / w.sum(k) for k in (1, 0))
     expected = torch.autograd.grad(-0.3 * rows.mean() - 0.7 * cols.mean(), leaves)
-    actual = products(*(f.float() for f in (x, y, a, b)), -0.3 / 7, -0.7 / 5)
+    factors = torch.tensor([-0.3 / 7] * 7 + [-0.7 / 5] * 5)
+    actual = products(*(f.float() for f in (x, y, a, b)), factors)
     # 1 + <a, b> of an opposite column is 2e-4, and has eps of 1.
     allowed = 5e-3 if opposite else 1e-6
     for made, wanted in zip(actual, expected, strict=True):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mxm_kernels import fused_intra_modal_loss
-from mxm_kernels.algebra import intra_modal_dense
+from mxm_kernels.losses import intra_modal_soft
 from reference import family
 from tests.support.compare import assert_as_good
 
@@ -19,7 +19,7 @@ def way(request):
     """Of the soft part: with its matrices, as they are small here, and as of a large batch."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "operator":
-            patch.setattr(intra_modal_dense, "SMALL", 0)
+            patch.setattr(intra_modal_soft, "SMALL", 0)
         yield request.param
 
 

@@ -197,14 +197,17 @@ def test_features_that_are_not_finite_show(bad, place, reduction, teacher_dtype,
     assert not torch.isfinite(loss).all()
 
 
-def test_an_infinite_row_without_positives_shows(backend):
-    """Its similarities are all -inf: they would vanish from every sum without a trace."""
-    x = torch.tensor([[1.0, 0.0], [-torch.inf, 0.0]], device=backend.device)
-    y = torch.tensor([[1.0, 0.0], [1.0, 0.0]], device=backend.device)
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("row", [0, 1])  # with and without a positive
+def test_a_feature_that_no_sum_would_notice_shows(row, side, bad, backend):
+    """Its similarities are all -inf, or +inf at its positive."""
+    x, y = (torch.tensor([[1.0, 0.0], [1.0, 0.0]], device=backend.device) for _ in range(2))
+    (x if side == "image" else y)[row, 0] = bad
     loss = fused_mfh_loss(
         x, y, ([0, 5], [0, 1]), logit_scale=20.0, rounds=None, backend=backend.name
     )
-    assert not torch.isfinite(loss)
+    assert loss.isnan()
 
 
 def test_a_teacher_receives_no_gradient(backend):

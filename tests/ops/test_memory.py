@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mxm_kernels import Folds, fused_mfh_loss, fused_siglip_loss
+from mxm_kernels.backends import native
 from mxm_kernels.backends.native import plane
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support import sigmoid
@@ -17,7 +18,7 @@ from tests.support.memory import WORKSPACE, peak_bytes, saved_bytes
 def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend, monkeypatch):
     """Beside its inputs: O(M + N + P) numbers, at two sizes; never a similarity matrix.
 
-    What native keeps of a small batch is another test's (test_mixed); here it keeps nothing.
+    What native keeps of a small batch is the next test's; here it keeps nothing.
     """
     monkeypatch.setattr(plane, "KEPT", 0)
     for instances in (4, 8) if backend.interpreted else (40, 160):
@@ -36,16 +37,41 @@ def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend, monkey
             ),
             known,
         )  # fmt: skip
-        # float32: at most 8 numbers a row and 12 a pair (both directions of the algebra).
+        # float32: at most 8 numbers a row and 12 a pair (of the whole list).
         assert saved <= 4 * (8 * (M + N) + 12 * P) + 1024
         if not backend.interpreted:
             assert saved < 4 * M * N / 4
 
 
+@pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_what_native_keeps_changes_nothing_but_the_products(with_teacher, monkeypatch):
+    x, y, tx, ty = (normalize(torch.randn(n, 24)) for n in (203, 157) * 2)
+    options = {"teacher_image_features": tx, "teacher_text_features": ty} if with_teacher else {}
+    results, saved = [], []
+    for bound in (plane.KEPT, 0):
+        monkeypatch.setattr(plane, "KEPT", bound)
+        leaves = [v.clone().requires_grad_() for v in (x, y)]
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            loss = fused_mfh_loss(
+                *leaves, (torch.arange(203) // 3, torch.arange(157) // 2),
+                logit_scale=20.0, rounds=None, backend="native", **options,
+            )  # fmt: skip
+        results.append(torch.autograd.grad(loss, leaves))
+        saved.append(max(sizes))
+    for kept, computed in zip(*results, strict=True):
+        assert torch.equal(kept, computed)
+    assert saved[0] == (1 + with_teacher) * 203 * plane.stride_of(157)
+    assert saved[1] == 203 * 24
+
+
 def test_sigmoid_statistics_keep_one_number_a_pair(backend):
     leaves, tables = sigmoid.batch(backend, case=sigmoid.TILES)
     known = [*leaves, *(v for v in vars(tables).values() if torch.is_tensor(v))]
-    run = lambda: sigmoid_statistics(*leaves, tables, backend.name).r_rows  # noqa: E731
+    run = lambda: sigmoid_statistics(*leaves, tables, backend.name).softplus_sum  # noqa: E731
     assert saved_bytes(run, known) <= 4 * tables.pairs
 
 
@@ -66,7 +92,7 @@ def _siglip(x, y, tx, ty, backend):
 def _sigmoid_statistics(x, y, tx, ty, backend):
     s, b = (torch.tensor(v, device=backend.device) for v in (10.0, -10.0))
     tables = Folds.uniform(3, 3).tables(len(x), len(y), x.device)
-    return sigmoid_statistics(x, y, s, b, tables, backend.name).r_rows.sum()
+    return sigmoid_statistics(x, y, s, b, tables, backend.name).softplus_sum.sum()
 
 
 # Numbers beside the workspace, for each feature (of both sides), row and pair.

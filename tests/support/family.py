@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 
 import mxm_kernels as mxm
 from mxm_kernels import Folds, Queue, draw_selection
-from mxm_kernels.core.pair_weights import draw_rows
 from reference import family
 from reference.mfh import group_matrix, soft_rows
 from tests.support.cases import Case
@@ -167,11 +166,14 @@ class Given:
 
     def soft_rows(self) -> list[Tensor]:
         """Which rows of either side get the soft loss."""
-        generator, cpu = self.generator(), torch.device("cpu")
-        return [
-            draw_rows(len(side), SOFT_SHARE, generator, cpu, torch.float64)
-            for side in (self.x, self.y)
-        ]
+        lengths = len(self.x), len(self.y)
+        numbers = torch.empty(sum(lengths), dtype=torch.int32).random_(generator=self.generator())
+        sides = []
+        for of_side in numbers.split(lengths):
+            chosen = torch.zeros(len(of_side), dtype=torch.float64)
+            chosen[of_side.argsort()[: round(SOFT_SHARE * len(of_side))]] = 1
+            sides.append(chosen)
+        return sides
 
     @property
     def reads_teacher_scale(self) -> bool:

@@ -118,9 +118,7 @@ def raise_kernel(
 RAISE_BLOCK = 4096
 
 
-def raise_vectors(
-    vectors: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], Tensor]:
+def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Up to three vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
     given = [*vectors, *[vectors[0].new_empty(0)] * (3 - len(vectors))]
     lengths = [v.numel() for v in given]
