@@ -96,13 +96,13 @@ _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 _PARAMETERS = {"": 0, ", a parameter": 1, ", a parameter a row": 2}
 _WITH_PARAMETER = {"debiased"}  # the formulas that have one
 # Constants of the kernels of the rows, by their names in the table.
-ROW_LOSSES = {
+ROW_LOSSES: dict[str, dict[str, Any]] = {
     f"row_losses, {formula}{words}": {"FORMULA": formula, "PARAMETER": kind, "BLOCK": ROW_BLOCK}
     for formula in sorted(FORMULAS)
     for words, kind in _PARAMETERS.items()
     if (kind > 0) == (formula in _WITH_PARAMETER)
 }
-ROW_LOSSES_BACKWARD = {
+ROW_LOSSES_BACKWARD: dict[str, dict[str, Any]] = {
     f"row_losses_backward{words}": {"PARAMETER": kind, "BLOCK": BACKWARD_BLOCK}
     for words, kind in _PARAMETERS.items()
 }
