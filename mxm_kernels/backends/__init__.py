@@ -28,6 +28,12 @@ def load(name: str) -> Backend:
     return import_module(f"mxm_kernels.backends.{name}").backend
 
 
+@torch.compiler.assume_constant_result
+def has_formula(name: str, formula: str) -> bool:
+    """Whether that backend has a formula of ``core.formulas`` in a kernel."""
+    return formula in load(name).fused_formulas
+
+
 def check_name(name: object) -> None:
     """The name of a backend, or None.
 

@@ -108,7 +108,7 @@ def _can_fuse(
     """
     if not isinstance(formula, Formula):
         return False
-    if formula.name not in backends.load(rows.batch.backend).fused_formulas:
+    if not backends.has_formula(rows.batch.backend, formula.name):
         return False
     if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
         return False

@@ -9,7 +9,6 @@ runs of the operator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ class Rows:
         images = self.batch.x.shape[0]
         return rows[:images], rows[images:]
 
-    @cached_property
+    @property
     def counts(self) -> Tensor:
         """(R,) int64, positives of each row."""
         return self.segments.offsets.diff()
