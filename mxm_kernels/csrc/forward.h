@@ -102,8 +102,8 @@ inline void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t col, Chu
   raise(cols.hardest, col, sums.S_cols.top, chunk.cols);
   if (chunk.teacher == nullptr) return;
   add_apart<Weighed::kTeacher>(chunk, sums.T_rows, sums.T_cols);
-  merge(rows.own, row, sums.T_rows, chunk.rows);
-  merge(cols.own, col, sums.T_cols, chunk.cols);
+  merge(rows.self_weighted, row, sums.T_rows, chunk.rows);
+  merge(cols.self_weighted, col, sums.T_cols, chunk.cols);
 }
 
 // `rows` rows of a tile from `first` on, its columns from j on.
@@ -156,7 +156,7 @@ inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_
     if (pass.diagnostics) {
       raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
     }
-    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::own}) {
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted}) {
       const Running& sums = partial.*part;
       if (sums.top.empty()) continue;
       const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;

@@ -97,8 +97,8 @@ class ForwardPass {
     store_hardest(pass_.rows.hardest, at<float>(m_rows));
     store_hardest(pass_.cols.hardest, at<float>(m_cols));
     if (!pass_.problem.has_teacher) return;
-    store_entropy(pass_.rows.own, at<float>(h_rows));
-    store_entropy(pass_.cols.own, at<float>(h_cols));
+    store_entropy(pass_.rows.self_weighted, at<float>(h_rows));
+    store_entropy(pass_.cols.self_weighted, at<float>(h_cols));
   }
 
  private:
@@ -107,10 +107,10 @@ class ForwardPass {
   }
 
   // t - sum_j softmax_j(T) T, which rounding may take below 0.
-  void store_entropy(const Running& own, float* to) const {
-    for (std::size_t k = 0; k < own.top.size(); ++k) {
-      const float average = pass_.problem.teacher_scale * own.weighted[k] / own.total[k];
-      to[k] = std::max(own.top[k] + std::log(own.total[k]) - average, 0.0f);
+  void store_entropy(const Running& self_weighted, float* to) const {
+    for (std::size_t k = 0; k < self_weighted.top.size(); ++k) {
+      const float average = pass_.problem.teacher_scale * self_weighted.weighted[k] / self_weighted.total[k];
+      to[k] = std::max(self_weighted.top[k] + std::log(self_weighted.total[k]) - average, 0.0f);
     }
   }
 

@@ -51,19 +51,19 @@ struct Statistics {
       : S(length),
         T(has_teacher ? length : 0, has_teacher),
         hardest(diagnostics ? length : 0, kNothing),
-        own(has_teacher && diagnostics ? length : 0, has_teacher && diagnostics) {}
+        self_weighted(has_teacher && diagnostics ? length : 0, has_teacher && diagnostics) {}
 
   void clear(std::int64_t length) {
     S.clear(length);
     T.clear(length);
     if (!hardest.empty()) std::fill_n(hardest.begin(), length, kNothing);
-    own.clear(length);
+    self_weighted.clear(length);
   }
 
   Running S;
   Running T;
   std::vector<float> hardest;
-  Running own;
+  Running self_weighted;
 };
 
 struct Problem {
@@ -202,7 +202,7 @@ struct SigmoidBackward : Gradient {
 
 // The whole loss and its gradient: the upstream gradients are its own weights, known beforehand.
 struct SigmoidLoss : SigmoidBackward {
-  float* own = nullptr;                 // (P,) scratch: products of the positives of a row
+  float* products = nullptr;            // (P,) scratch: products of the positives of a row
   const float* pair_weights = nullptr;  // (P,) of the positives, null: those of row and column
 };
 

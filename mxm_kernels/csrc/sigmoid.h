@@ -91,14 +91,14 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
                                    SigmoidTotal& total) {
   const Problem& p = pass.problem;
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
-    pass.own[slot] = tile.student[place];
+    pass.products[slot] = tile.student[place];
   });
   sweep_sigmoid_row<true>(pass, tile, i, total);
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
     const float weight = pass.pair_weights == nullptr
                              ? pass.rows[tile.row + i] + pass.cols[p.pair_texts[slot]]
                              : static_cast<float>(pass.pair_weights[slot] * pass.upstream_scale());
-    const float S = pass.own[slot] * p.scale;
+    const float S = pass.products[slot] * p.scale;
     const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
     const float dS = -weight * sigmoid(margin)[0];
     tile.dS[place] = dS;

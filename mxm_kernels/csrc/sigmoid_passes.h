@@ -86,7 +86,7 @@ class SigmoidLossPass {
     const float* const rows = at<const float>(weights.at(0));
     const float* const cols = at<const float>(weights.at(1));
     const std::int64_t pairs = problem.image_offsets[problem.rows];
-    pass_.own = at<float>(scratch);
+    pass_.products = at<float>(scratch);
     pass_.pair_weights = at<const float>(weights.at(2));
     set_up(pass_, problem, bias, rows, cols, largest_of(pass_.pair_weights, pairs));
   }

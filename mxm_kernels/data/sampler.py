@@ -140,5 +140,5 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
             order = np.random.default_rng((self.seed, epoch)).permutation(self.instances)
         for batch in range(start, self.batches_per_epoch):
             shared = order[batch * self._shared_size : (batch + 1) * self._shared_size]
-            own = np.array_split(shared, self.num_replicas)[self.rank]
-            yield [InstanceKey(int(index), epoch, self.seed) for index in own]
+            mine = np.array_split(shared, self.num_replicas)[self.rank]
+            yield [InstanceKey(int(index), epoch, self.seed) for index in mine]

@@ -35,7 +35,7 @@ def loss_function(
 
     def decorate(function: _Loss) -> _Loss:
         parameters = inspect.signature(function).parameters.values()
-        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         checked = () if check is None else tuple(inspect.signature(check).parameters)
 
         def run(positional: tuple[Any, ...], given: dict[str, Any]) -> Any:
@@ -49,7 +49,7 @@ def loss_function(
             group = given.get("process_group")
             if group is None:
                 return run(positional, given)
-            arguments = {name: given.get(name, default) for name, default in own.items()}
+            arguments = {name: given.get(name, default) for name, default in defaults.items()}
             del arguments["logit_scale"]
             arguments["loss"] = function.__name__
             with SharedErrors(group, arguments) as ranks:

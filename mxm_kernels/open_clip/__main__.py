@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mfh", action="store_true", help="MFH on all captions of each image")
     parser.add_argument("--mfh-hard-weight", type=float, default=0.6, help="beside a teacher")
     parser.add_argument("--mfh-rounds", type=int, default=10, help="0 for the exact expectation")
-    own, theirs = parser.parse_known_args(arguments)
+    ours, theirs = parser.parse_known_args(arguments)
     try:
         from open_clip_train import main as program
     except ImportError as error:
@@ -32,10 +32,10 @@ def main(arguments: list[str]) -> int:
             f"open_clip's training program cannot start: {error}; "
             "pip install open_clip_torch[training]"
         )
-    if own.help:
+    if ours.help:
         parser.print_help()
         program.parse_args(["--help"])
-    undo = patch_mfh(own.mfh_hard_weight, own.mfh_rounds or None) if own.mfh else patch()
+    undo = patch_mfh(ours.mfh_hard_weight, ours.mfh_rounds or None) if ours.mfh else patch()
     with undo:
         return program.main(theirs) or 0
 

@@ -117,7 +117,7 @@ class _Blocked(Backend):
             S, scratch = work.student(tile), work.take(2, tile)
             if problem.has_teacher:
                 T = work.teacher(tile)
-                add_both((T_rows, T_cols), tile.rows, tile.cols, T, S, scratch, own=diagnostics)
+                add_both((T_rows, T_cols), tile.rows, tile.cols, T, S, scratch, entropy=diagnostics)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
             flat[tile.hidden] = -torch.inf

@@ -32,14 +32,14 @@ def exp_minus(logits: Tensor, reference: Tensor | float, out: Tensor) -> Tensor:
 class Running:
     """Online log-sum-exp of rows or columns: running maximum, sum, sums weighted by values.
 
-    ``weighted`` averages the values given, ``own`` the logits themselves.
+    ``weighted`` averages the values given, ``self_weighted`` the logits themselves.
     """
 
     def __init__(self, length: int, like: Tensor) -> None:
         self.top = like.new_full((length,), -torch.inf)
         self.total = like.new_zeros(length)
         self.weighted = like.new_zeros(length)
-        self.own = like.new_zeros(length)
+        self.self_weighted = like.new_zeros(length)
 
     def add(
         self,
@@ -48,20 +48,25 @@ class Running:
         dim: int,
         values: Tensor | None,
         out: Tensor,
-        own: bool = False,
+        entropy: bool = False,
     ) -> None:
         """Merge a tile, reducing over ``dim``; ``out`` is scratch of the tile's shape."""
         top = logits.amax(dim)
         safe = torch.where(top == -torch.inf, 0, top)
         exp_minus(logits, safe.unsqueeze(dim), out)
         total, weighted = out.sum(dim), None
-        owned = (out * logits).sum(dim) if own else None
+        owned = (out * logits).sum(dim) if entropy else None
         if values is not None:
             weighted = out.mul_(values).sum(dim)
         self.merge(span, top, total, weighted, owned)
 
     def merge(
-        self, span: Span, top: Tensor, total: Tensor, weighted: Tensor | None, own: Tensor | None
+        self,
+        span: Span,
+        top: Tensor,
+        total: Tensor,
+        weighted: Tensor | None,
+        self_weighted: Tensor | None,
     ) -> None:
         """Merge the sums of a tile, all against ``top``."""
         part = slice(*span)
@@ -69,8 +74,8 @@ class Running:
         safe = torch.where(joint == -torch.inf, 0, joint)
         decay, share = (self.top[part] - safe).exp(), (top - safe).exp()
         self.total[part] = self.total[part] * decay + total * share
-        if own is not None:
-            self.own[part] = self.own[part] * decay + own * share
+        if self_weighted is not None:
+            self.self_weighted[part] = self.self_weighted[part] * decay + self_weighted * share
         if weighted is not None:
             self.weighted[part] = self.weighted[part] * decay + weighted * share
         self.top[part] = joint
@@ -85,7 +90,9 @@ class Running:
 
     def entropy(self) -> Tensor:
         """Entropy of the shares, (length,)."""
-        return (self.logsumexp() - self.own / self.total).clamp(min=0)  # rounding may pass 0
+        return (self.logsumexp() - self.self_weighted / self.total).clamp(
+            min=0
+        )  # rounding may pass 0
 
 
 def add_both(
@@ -95,7 +102,7 @@ def add_both(
     logits: Tensor,
     values: Tensor | None,
     out: Tensor,
-    own: bool = False,
+    entropy: bool = False,
 ) -> None:
     """Merge a tile into the statistics of its rows and of its columns."""
     spans = (rows, 1), (cols, 0)
@@ -105,9 +112,9 @@ def add_both(
     totals = [out.sum(dim) for _, dim in spans]
     if not min(float(total.amin()) for total in totals) >= LEAST_SUM:  # or NaN
         for side, (span, dim) in zip(sides, spans, strict=True):
-            side.add(span, logits, dim, values, out, own)
+            side.add(span, logits, dim, values, out, entropy)
         return
-    owned = [(out * logits).sum(dim) for _, dim in spans] if own else [None, None]
+    owned = [(out * logits).sum(dim) for _, dim in spans] if entropy else [None, None]
     weighted: list[Tensor | None] = [None, None]
     if values is not None:
         out.mul_(values)
@@ -159,9 +166,9 @@ class Term(NamedTuple):
     ) -> None:
         """Add the term to ``dS``, which is overwritten if ``fresh``, but at some places."""
         r, c = slice(*rows), slice(*cols)
-        own = (self.rows[r, None], self.d_rows[r, None]), (self.cols[c], self.d_cols[c])
+        sides = (self.rows[r, None], self.d_rows[r, None]), (self.cols[c], self.d_cols[c])
         share = None
-        for normaliser, d in own:
+        for normaliser, d in sides:
             if share is None or self.reference is None:
                 reference = normaliser if self.reference is None else self.reference
                 share = exp_minus(logits, reference, scratch)

@@ -85,9 +85,9 @@ def add_sums(
     They are those of share, share s S and share t T: FIELDS - 1 of them count.
     """
     total = sums[0] * factor + tl.sum(share, axis)
-    weighted, own = total, total
+    weighted, self_weighted = total, total
     if FIELDS >= 3:
         weighted = sums[1] * factor + tl.sum(share * S, axis) * s
     if FIELDS == 4:
-        own = sums[2] * factor + tl.sum(share * T, axis) * t
-    return total, weighted, own
+        self_weighted = sums[2] * factor + tl.sum(share * T, axis) * t
+    return total, weighted, self_weighted

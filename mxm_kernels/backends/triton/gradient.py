@@ -94,8 +94,8 @@ def gradient_kernel(
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
     grad = tl.where(same | ~inside, 0.0, grad)
-    own = tl.sum(grad * S, axis=1)  # of u dS times the logits
-    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), own)
+    by_row = tl.sum(grad * S, axis=1)  # of u dS times the logits
+    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), by_row)
     if TEACHER:
         T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
         grad += two_sided(

@@ -12,20 +12,20 @@ from mxm_kernels.backends.triton.exponentials import LOWEST
 def load_sums(state, length, index, known, FIELDS: tl.constexpr):
     """The sums of each index; 0 where not ``known``."""
     total = tl.load(state + length + index, mask=known, other=0.0)
-    weighted, own = total, total
+    weighted, self_weighted = total, total
     if FIELDS >= 3:
         weighted = tl.load(state + 2 * length + index, mask=known, other=0.0)
     if FIELDS == 4:
-        own = tl.load(state + 3 * length + index, mask=known, other=0.0)
-    return total, weighted, own
+        self_weighted = tl.load(state + 3 * length + index, mask=known, other=0.0)
+    return total, weighted, self_weighted
 
 
 @triton.jit
 def load_partial(state, length, index, known, FIELDS: tl.constexpr):
     """The partial statistics of each index; the neutral values where not ``known``."""
     reference = tl.load(state + index, mask=known, other=LOWEST)
-    total, weighted, own = load_sums(state, length, index, known, FIELDS)
-    return reference, total, weighted, own
+    total, weighted, self_weighted = load_sums(state, length, index, known, FIELDS)
+    return reference, total, weighted, self_weighted
 
 
 @triton.jit

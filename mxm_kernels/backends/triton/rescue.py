@@ -2,7 +2,7 @@
 
 ``statistics`` sums against one reference for many rows, so a row whose greatest logit is 55
 nats below the greatest of all has sums that vanish, and a row without an entry has none. The
-program that merges such a row walks its whole width, each row against its own maximum.
+program that merges such a row walks its whole width, each row against its self_weighted maximum.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def _add(top, sums, values, weights, FIELDS: tl.constexpr):
     factor = tl.exp2(top - safe)
     share = tl.exp2(values - safe[:, None])
     total = sums[0] * factor + tl.sum(share, 1)
-    weighted, own = total, total
+    weighted, self_weighted = total, total
     if FIELDS >= 3:
         weighted = sums[1] * factor + tl.sum(share * weights, 1)
     if FIELDS == 4:
-        own = sums[2] * factor + tl.sum(share * values, 1)
-    return new, (total, weighted, own)
+        self_weighted = sums[2] * factor + tl.sum(share * values, 1)
+    return new, (total, weighted, self_weighted)
 
 
 @triton.jit

@@ -35,8 +35,8 @@ def _resume(state, length, index, known, reference, FIELDS: tl.constexpr):
     before = tl.load(state + index, mask=known, other=LOWEST)
     reference = tl.maximum(reference, tl.max(before, 0))
     factor = tl.exp2(before - reference)
-    total, weighted, own = load_sums(state, length, index, known, FIELDS)
-    return reference, (total * factor, weighted * factor, own * factor)
+    total, weighted, self_weighted = load_sums(state, length, index, known, FIELDS)
+    return reference, (total * factor, weighted * factor, self_weighted * factor)
 
 
 @triton.jit
