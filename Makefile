@@ -59,14 +59,14 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/finetune/results
-	$(BIN)/python -m examples.finetune.compare
+compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into examples/studies/compare
+	$(BIN)/python -m examples.studies.compare
 
-cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/cma_clip/results
-	$(BIN)/python -m examples.cma_clip.study
+cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/studies/cma_clip
+	$(BIN)/python -m examples.studies.cma_clip.study
 
-ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/ablation/results (minutes)
-	$(BIN)/python -m examples.ablation
+ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/studies/ablation (minutes)
+	$(BIN)/python -m examples.studies.ablation
 
 # Needs apt-get and dpkg (Debian, Ubuntu) and 0.6 GB; the models are CC-BY 3.0 and CC0.
 FURNITURE := runs/furniture
@@ -76,7 +76,7 @@ $(FURNITURE)/usr:
 
 furniture: $(INSTALLED) $(FURNITURE)/usr ## the ablation on 820 rendered 3D models; downloads 120 MB with apt-get
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[furniture]'
-	$(BIN)/python -m examples.ablation --data furniture --data_root $(FURNITURE) --epochs 40
+	$(BIN)/python -m examples.studies.ablation --data furniture --data_root $(FURNITURE) --epochs 40
 
 machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, and what an H100 could do
 	$(BIN)/python -m bench.models.machine_code --out bench/results/machine_code.json

@@ -6,7 +6,8 @@ TREE is a folder with another ``mxm_kernels`` and its extension, such as what ``
 --no-deps --no-build-isolation --target TREE CHECKOUT`` leaves. A step is forward and backward of
 MFH on the native backend, with 10 rounds and a teacher. The processes time blocks of steps in
 turn, so a machine that slows down slows both; a run's ratio is this checkout's median step over
-TREE's. They call public functions alone, whatever lies behind them. FILE is the table in Markdown.
+TREE's. "Of all turns" is the median ratio of two blocks in a row, which a busy machine disturbs
+least. The processes call public functions alone, whatever lies behind them. FILE is Markdown.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from bench.cases import LARGE, Case, paper
 from bench.markdown import seconds, table
 
 ROOT = Path(__file__).parents[1]
-HEAD = ["case", "this / TREE, each run", "median", "this", "TREE"]
+HEAD = ["case", "this / TREE, each run", "median", "of all turns", "this", "TREE"]
+Turn = list[list[float]]  # the seconds of a block's steps, this checkout's and TREE's
 BLOCK_SECONDS, MOST_STEPS = 0.1, 100  # of a block
 # The package comes from the path that is given, this file and bench/ from this checkout.
 _START = (
@@ -101,22 +103,22 @@ def _time(step: Callable[[], None]) -> float:
     return perf_counter() - start
 
 
-def compare(workers: list[Worker], case: Case, repeats: int, turns: int) -> list[list[float]]:
-    """The median seconds of a step of each worker, in each run."""
+def compare(workers: list[Worker], case: Case, repeats: int, turns: int) -> list[list[Turn]]:
+    """The turns of every run."""
     warm = [worker.seconds(case, 3) for worker in workers]
     steps = int(min(max(BLOCK_SECONDS / min(map(min, warm)), 1), MOST_STEPS))
-    runs = []
-    for _ in range(repeats):
-        blocks = [[worker.seconds(case, steps) for worker in workers] for _ in range(turns)]
-        runs.append([median(chain(*own)) for own in zip(*blocks, strict=True)])
-    return runs
+    turn = range(turns)
+    return [[[w.seconds(case, steps) for w in workers] for _ in turn] for _ in range(repeats)]
 
 
-def row(case: Case, runs: list[list[float]]) -> list[str]:
-    """What the table says: the ratio of every run, their median, and the seconds behind it."""
-    ratios = [this / other for this, other in runs]
-    steps = [seconds(median(own)) for own in zip(*runs, strict=True)]
-    return [case.name, ", ".join(f"{r:.3f}" for r in ratios), f"{median(ratios):.3f}", *steps]
+def row(case: Case, runs: list[list[Turn]]) -> list[str]:
+    """What the table says: ratios of every run and of neighbouring blocks, and the seconds."""
+    medians = [[median(chain(*own)) for own in zip(*turns, strict=True)] for turns in runs]
+    ratios = [this / other for this, other in medians]
+    of_turns = median(median(this) / median(other) for this, other in chain(*runs))
+    steps = [seconds(median(own)) for own in zip(*medians, strict=True)]
+    each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    return [case.name, each, f"{median(ratios):.3f}", f"{of_turns:.3f}", *steps]
 
 
 def _case(text: str) -> Case:

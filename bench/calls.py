@@ -28,7 +28,7 @@ ALLOCATIONS = ("aten::empty", "aten::empty_strided")
 
 # Calls that make a tensor without computing an element of it, or read one on the host.
 _LAUNCH_NOTHING = re.compile(
-    "aten::(empty.*|new_empty.*|resize_|as_strided|view|_unsafe_view|reshape|select|slice|narrow|"
+    "aten::(empty.*|new_empty.*|resize_|as_strided|view|view_as|_unsafe_view|reshape|select|slice|narrow|"
     "split.*|unbind|t|transpose|permute|expand.*|unsqueeze|squeeze|detach_?|alias|to|item|"
     "_local_scalar_dense|contiguous|result_type|is_nonzero|lift_fresh|set_|resolve_conj|resolve_neg|numpy_T)"
 )
@@ -157,7 +157,7 @@ def main() -> None:
     """Print a table of the backends that run here."""
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     lines = []
-    for device, name in product(devices, backends.NAMES):
+    for device, name in product(devices, backends.REGISTRY):
         if backends.load(name).unavailable(torch.device(device), torch.float32) is not None:
             continue
         run = step(name, device=device)

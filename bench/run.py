@@ -17,7 +17,7 @@ from bench.providers import Provider, matching
 from bench.providers.dense import DENSE
 from bench.results_file import Record
 from bench.timing import PHASES, Entry, measure, ratios, summary
-from mxm_kernels.backends import NAMES
+from mxm_kernels.backends import REGISTRY
 
 
 def prepare(
@@ -78,7 +78,7 @@ def broken(records: list[Record]) -> list[str]:
     return [
         f"{r['provider']} on {r['case']['name']}: {r['refused']}"
         for r in records
-        if r["provider"] in NAMES and is_fault(r.get("refused", ""))
+        if r["provider"] in REGISTRY and is_fault(r.get("refused", ""))
     ]
 
 

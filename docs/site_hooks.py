@@ -70,7 +70,7 @@ def studies() -> dict[Path, str]:
     return {
         path: f"found/{example}/{path.name}"
         for example, pages in STUDIES.items()
-        for path in sorted((ROOT / "examples" / example / "results").iterdir())
+        for path in sorted((ROOT / "examples" / "studies" / example / "results").iterdir())
         if path.suffix == ".svg" or path.name in pages
     }
 

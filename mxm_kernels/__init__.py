@@ -4,6 +4,7 @@ from mxm_kernels.aggregate import fold_mean
 from mxm_kernels.backends import BackendUnavailableError
 from mxm_kernels.core.diagnostics import Diagnostics
 from mxm_kernels.core.options import Options, Queue
+from mxm_kernels.core.rows import Rows
 from mxm_kernels.folds import Folds
 from mxm_kernels.gradient_cache import GradientCache
 from mxm_kernels.losses import (
@@ -18,6 +19,7 @@ from mxm_kernels.losses import (
     SigLipLoss,
     SoftLoss,
     SupConLoss,
+    contrastive_rows,
     draw_selection,
     fused_cwcl_loss,
     fused_debiased_loss,
@@ -48,10 +50,12 @@ __all__ = [
     "MFHLoss",
     "Options",
     "Queue",
+    "Rows",
     "SelfDistillationLoss",
     "SigLipLoss",
     "SoftLoss",
     "SupConLoss",
+    "contrastive_rows",
     "draw_selection",
     "fold_mean",
     "fused_cwcl_loss",

@@ -7,25 +7,12 @@ def advise_large_pages(address: int, size: int, /) -> None: ...
 def units() -> list[str]: ...
 def exponential(level: str, source: int, target: int, length: int, /) -> None: ...
 def softplus(level: str, source: int, target: int, length: int, /) -> None: ...
-def mixed_rows(
-    problem: list[int],
-    slots: int,
-    losses: list[int],
-    rows: int,
-    form: str,
-    prior: float,
-    hard: float,
-    soft: float,
-    columns: int,
-    threads: int,
-    /,
-) -> None: ...
 def drawn_weights(
     seed: int,
-    offsets: list[int],
-    lengths: list[int],
+    offsets: int,
+    rows: int,
     rounds: int,
-    weights: list[int],
+    weights: int,
     threads: int,
     /,
 ) -> None: ...
@@ -65,13 +52,7 @@ class BackwardPass:
     unit: float
     dscale: float
     def __init__(
-        self,
-        level: str,
-        problem: Problem,
-        statistics: list[int],
-        upstream: list[int],
-        factor: float,
-        /,
+        self, level: str, problem: Problem, statistics: list[int], upstream: list[int], /
     ) -> None: ...
     def sweep(self, *tile: int) -> None: ...
     def sweep_to(

@@ -113,8 +113,8 @@ def retrieval_metrics(
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     x, y = image_features.to(dtype), text_features.to(dtype)
     directions = (
-        _Queries(x, y, t.image_offsets, t.pair_texts),
-        _Queries(y, x, t.text_offsets, t.pair_images[t.text_slots]),
+        _Queries(x, y, t.offsets[: t.images + 1], t.pair_texts),
+        _Queries(y, x, t.offsets[t.images :] - t.pairs, t.pair_images[t.text_slots]),
     )
     return Retrieval(*(_metrics(d, recall_at, ndcg_at, workspace_bytes) for d in directions))
 

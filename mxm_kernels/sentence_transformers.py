@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mxm_kernels.distributed.ranks import Ranks, SharedErrors
 from mxm_kernels.folds import Folds, as_ids
 from mxm_kernels.losses import MFHLoss
-from mxm_kernels.distributed.ranks import Ranks, SharedErrors
 
 __all__ = ["MultifoldLoss"]
 

@@ -10,6 +10,7 @@ has loss 0. Written to be read; shares no code with mxm_kernels.
 from __future__ import annotations
 
 import torch
+from einops import einsum, reduce
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ def paired(positives: Tensor) -> Tensor:
 
 def alike(positives: Tensor) -> Tensor:
     """Every positive of a row weighs the same, together 1."""
-    counts = positives.sum(1, keepdim=True).clamp(min=1)
+    counts = reduce(positives.double(), "row column -> row 1", "sum").clamp(min=1)
     return positives.double() / counts
 
 
@@ -121,7 +122,8 @@ def debiased(
 def continuously_weighted(S: Tensor, similarity: Tensor) -> Tensor:
     """CWCL: -sum_j w_ij log softmax_ij / sum_j w_ij with w = (1 + similarity) / 2."""
     w = (1 + similarity) / 2
-    return -(w * torch.log_softmax(S, dim=1)).sum(1) / w.sum(1)
+    weighted = einsum(w, torch.log_softmax(S, dim=1), "row column, row column -> row")
+    return -weighted / reduce(w, "row column -> row", "sum")
 
 
 def soft(S: Tensor, T: Tensor, kept: Tensor) -> Tensor:

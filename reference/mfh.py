@@ -15,6 +15,7 @@ that have a positive, and a row whose denominator is its positive alone has loss
 from __future__ import annotations
 
 import torch
+from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 
@@ -25,7 +26,7 @@ def similarity(x: Tensor, y: Tensor, scale: Tensor | float) -> Tensor:
 
 def group_matrix(image_ids: Tensor, text_ids: Tensor) -> Tensor:
     """Equation 4: True where image i and text j observe the same instance, (M, N)."""
-    return image_ids[:, None] == text_ids[None, :]
+    return rearrange(image_ids, "m -> m 1") == rearrange(text_ids, "n -> 1 n")
 
 
 def masked_info_nce(S: Tensor, positives: Tensor, selected: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def hard_rows(S: Tensor, positives: Tensor, selections: Tensor) -> Tensor:
     ``selections`` is (R, M): the text drawn for each image in each round.
     """
     rounds = [masked_info_nce(S, positives, selected) for selected in selections]
-    return torch.stack(rounds).mean(dim=0)
+    return reduce(rounds, "rounds m -> m", "mean")
 
 
 def hard_rows_expected(S: Tensor, positives: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ def hard_rows_expected(S: Tensor, positives: Tensor) -> Tensor:
 
 def soft_rows(S: Tensor, T: Tensor) -> Tensor:
     """Equation 8: cross-entropy of each row of S against the teacher's softmax, (M,)."""
-    return -(torch.softmax(T, dim=1).detach() * torch.log_softmax(S, dim=1)).sum(dim=1)
+    target = torch.softmax(T, dim=1).detach()
+    return -einsum(target, torch.log_softmax(S, dim=1), "m n, m n -> m")
 
 
 def mfh_rows(

@@ -10,19 +10,17 @@ import mxm_kernels
 
 PACKAGE = Path(mxm_kernels.__file__).parent
 LAYERS = (
-    ("fold_tables", "segments", "_native"),
-    ("folds", "checks"),
+    ("folds", "checks", "_native"),
     ("backends",),
-    ("diagnostics", "options"),
-    ("operators",),
-    ("parallel",),
-    ("algebra",),
-    ("functional",),
-    ("modules",),
+    ("ops",),
+    ("distributed",),
+    ("core",),
+    ("losses",),
+    ("functional", "modules"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 EXTERNAL = {  # who may import it
-    "torch.distributed": {"parallel/distributed.py", "open_clip/captions.py"},
+    "torch.distributed": {"distributed/ranks.py", "open_clip/captions.py"},
     "triton": {"backends/triton"},
     "mxm_kernels._native": {"backends/native/extension.py", "environment/report.py"},
 }

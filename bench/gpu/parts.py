@@ -27,6 +27,7 @@ PARTS = {
     "pair_gradient_kernel": "positives of dS",
     "sigmoid_pairs_kernel": "positives of dS",
     "scale_gradient_kernel": "gradient of the scale",
+    "raise_kernel": "upstream gradients raised",
 }
 # PyTorch's calls that add one product to another or change a product's dtype.
 ADDITIONS = ("add_", "copy_", "_to_copy", "div_", "mul_")

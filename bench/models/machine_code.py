@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import triton
@@ -28,22 +28,25 @@ from bench.models.instructions import mix
 from bench.models.machine_code_page import markdown
 from bench.models.occupancy import occupancy
 from bench.models.resources import amd_usage, cuda_code
-from mxm_kernels.backends.interface import FormName
 from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
+from mxm_kernels.backends.triton.rows import (
+    BACKWARD_BLOCK,
+    FORMULAS,
+    row_losses_backward_kernel,
+    row_losses_kernel,
+)
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
-from mxm_kernels.backends.triton.rows import mixed_loss_kernel, mixed_rows_kernel
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
 from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
 from mxm_kernels.backends.triton.sigmoid_gradient import (
-    TIMES_BLOCK,
     sigmoid_gradient_kernel,
     sigmoid_pairs_kernel,
-    times_kernel,
 )
+from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
 from mxm_kernels.backends.triton.statistics import statistics_kernel
 
 TARGETS = {
@@ -71,27 +74,38 @@ _FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy
 _INT_POINTERS = {
     "image_groups": "*i32",
     "text_groups": "*i32",
-    "pair_images": "*i64",
+    "owners": "*i64",
     "pair_texts": "*i64",
+    "slot_places": "*i64",
     "offsets": "*i64",
-    "image_offsets": "*i64",
-    "text_offsets": "*i64",
-    "text_slots": "*i64",
     "seed": "*i64",
     "lowered": "*i32",
 }
-_NUMBERS = {"hard", "soft", "hard_rows", "soft_rows", "hard_cols", "soft_cols", "prior"}
+_NUMBERS = {"hard", "soft", "constant"}
 # Multiples of 16 for the fast dimensions.
 _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
-    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "parts", "rows", "cols",
-    "tiles", "sums", "rounds", "hard_weighted", "soft_weighted", "rows_weighted", "cols_weighted",
-    "first_row", "last_row", "first_col", "last_col", "columns", "group", "length",
-    "l0", "l1", "l2", "l3", "l4",
+    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
+    "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
+    "length", "l0", "l1", "l2",
 } | _DIVISIBLE  # fmt: skip
+# Numbers of a kernel whose names stand for something else in the others.
+_OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
-
-FORMS = get_args(FormName)  # of the kernels of the rows
+# A formula's parameter, none, one number or one for each row, by what the kernel's name says of it.
+_PARAMETERS = {"": 0, ", a parameter": 1, ", a parameter a row": 2}
+_WITH_PARAMETER = {"debiased"}  # the formulas that have one
+# Constants of the kernels of the rows, by their names in the table.
+ROW_LOSSES: dict[str, dict[str, Any]] = {
+    f"row_losses, {formula}{words}": {"FORMULA": formula, "PARAMETER": kind, "BLOCK": ROW_BLOCK}
+    for formula in sorted(FORMULAS)
+    for words, kind in _PARAMETERS.items()
+    if (kind > 0) == (formula in _WITH_PARAMETER)
+}
+ROW_LOSSES_BACKWARD: dict[str, dict[str, Any]] = {
+    f"row_losses_backward{words}": {"PARAMETER": kind, "BLOCK": BACKWARD_BLOCK}
+    for words, kind in _PARAMETERS.items()
+}
 KERNELS = {
     "statistics": statistics_kernel,
     "merge": merge.merge_kernel,
@@ -101,8 +115,8 @@ KERNELS = {
     "sigmoid_gradient": sigmoid_gradient_kernel,
     "sigmoid_pairs": sigmoid_pairs_kernel,
     "times": times_kernel,
-    **{f"mixed_rows, {form}": mixed_rows_kernel for form in FORMS},
-    **{f"mixed_loss, {form}": mixed_loss_kernel for form in FORMS},
+    **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
+    **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
     "scale_gradient": scale_gradient_kernel,
     "raise": unit.raise_kernel,
@@ -110,11 +124,11 @@ KERNELS = {
 }
 # Those that read no features, with the constants of their launch.
 _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
-    **{f"mixed_rows, {form}": {"BLOCK": ROW_BLOCK, "FORM": form} for form in FORMS},
-    **{f"mixed_loss, {form}": {"BLOCK": ROW_BLOCK, "FORM": form} for form in FORMS},
+    **ROW_LOSSES,
+    **ROW_LOSSES_BACKWARD,
     "drawn_weights": DRAW,
     "scale_gradient": {"BLOCK": SUM_BLOCK},
-    "raise": {"BLOCK": unit.RAISE_BLOCK, "FACTORS": True},
+    "raise": {"BLOCK": unit.RAISE_BLOCK},
 }
 _EIGHT_WARPS = {"scale_gradient", "raise", "lower"}
 # The kernels that multiply matrices.
@@ -129,7 +143,8 @@ _SWITCH_NAMES = ("teacher", "diagnostics", "float8")
 _NEITHER, _TEACHER = (False, False, False), (True, False, False)
 _DIAGNOSED = (False, True, False), (True, True, False)
 _FLOAT8 = (True, False, True)
-_MIXED = (_NEITHER, _TEACHER), (_TEACHER,)  # the soft loss alone has a teacher
+# Formulas that are never mixed with the soft loss: one has no teacher, the other is that loss.
+_ALONE = {"logsumexp": (_NEITHER,), "soft": (_TEACHER,)}
 SWITCHES = {
     "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
     "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
@@ -139,8 +154,8 @@ SWITCHES = {
     "sigmoid_gradient": (_NEITHER,),
     "sigmoid_pairs": (_NEITHER,),
     "times": (_NEITHER,),
-    **{f"mixed_rows, {form}": _MIXED[form == "none"] for form in FORMS},
-    **{f"mixed_loss, {form}": _MIXED[form == "none"] for form in FORMS},
+    **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
+    **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
     "raise": (_NEITHER,),
@@ -166,7 +181,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     diagnostics = config["diagnostics"]
     constants: dict[str, Any] = {
         "TEACHER": teacher,
-        "SOFT": teacher,
+        "SOFT": teacher and name != "row_losses, soft",
         "WEIGHED": True,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
@@ -194,11 +209,12 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         options = {"num_warps": 8}
     constants |= PAIR_BLOCK
     features = "fp32" if dtype == "tf32" else dtype
+    integers = _INTEGERS | (other := _OTHER_INTEGERS.get(name.partition(",")[0], set()))
     signature, attributes = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
             kind = "constexpr"
-        elif argument in _INTEGERS:
+        elif argument in integers:
             kind = "i32"
         elif argument in _NUMBERS:
             kind = "fp32"
@@ -209,7 +225,7 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
             if config["float8"] and argument.startswith("teacher") and argument in _FEATURES:
                 kind = "*u8"
         signature[argument] = kind
-        if kind.startswith("*") or argument in _DIVISIBLE:
+        if kind.startswith("*") or argument in _DIVISIBLE - other:
             attributes[(place,)] = [["tt.divisibility", 16]]
     constants = {key: constants[key] for key in constants if key in kernel.arg_names}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)

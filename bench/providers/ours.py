@@ -89,7 +89,7 @@ PROVIDERS = [
         draws_outside=False,
         refuses=partial(refuses, name),
     )
-    for name in backends.NAMES
+    for name in backends.REGISTRY
 ] + [
     GraphedProvider(
         "triton, CUDA graph",

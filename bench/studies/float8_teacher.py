@@ -75,12 +75,12 @@ def results(student: Pair, teacher: Pair, t: float, dtype: torch.dtype | None) -
 
 
 def targets(student: Pair, teacher: Pair, t: float) -> dict[str, Tensor]:
-    """T and u of a teacher as it is read."""
+    """T, and u of the images, of a teacher as it is read."""
     x, y = student
     tables = Folds.uniform(VIEWS, VIEWS).tables(len(x), len(y), x.device)
     s, scale = (torch.tensor(v, dtype=torch.float64) for v in (STUDENT_SCALE, t))
     made = statistics(x, y, teacher, s, scale, tables, "blocked")
-    return {"T": t * teacher[0] @ teacher[1].T, "u": made.u_rows}
+    return {"T": t * teacher[0] @ teacher[1].T, "u": made.teacher_mean[: len(x)]}
 
 
 def in_float8(features: Tensor) -> Tensor:

@@ -69,20 +69,20 @@ def check(batch: Batch) -> dict[str, tuple[float, float]]:
     tables = Folds.uniform(1, 1).tables(len(x), len(y), x.device)
     name = backends.choose(None, x.device, x.dtype)  # as the step did
     found = statistics(x, y, None, s, None, tables, name)
-    own = found.positives.double()
-    of_rows = torch.logaddexp(found.n_rows.double(), own)
-    of_cols = torch.logaddexp(found.n_cols.double(), own)
+    # Each row has one positive: the list of the positives is that of the rows.
+    lse = torch.logaddexp(found.neg_lse.double(), found.positives.double())
+    of_images, of_texts = lse[: len(x)], lse[len(x) :]
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(x), generator=generator)[:SAMPLE].to(x.device)
     assert batch.x.grad is not None and batch.y.grad is not None
     errors = {}
-    for side, lse, other, a, b, grad in (
-        ("image", of_rows, of_cols, x, y, batch.x.grad),
-        ("text", of_cols, of_rows, y, x, batch.y.grad),
+    for side, own, others, a, b, grad in (
+        ("image", of_images, of_texts, x, y, batch.x.grad),
+        ("text", of_texts, of_images, y, x, batch.y.grad),
     ):
-        exact, expected = _sampled(a, b, s.double(), rows, other)
+        exact, expected = _sampled(a, b, s.double(), rows, others)
         for what, got, want, dtype in (
-            ("log-sum-exp", lse[rows], exact, torch.float32),
+            ("log-sum-exp", own[rows], exact, torch.float32),
             ("gradient", grad[rows], expected, x.dtype),
         ):
             wrong, limit = error(got, want), allowed(dtype, float(want.norm()), 0.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -196,6 +196,51 @@ class Counted(NamedTuple):
     readings: int  # of matrices as large as S, by eager
 
 
+def _options() -> dict[str, dict[str, Any]]:
+    """One option each, and for those that need another run of the operator, what they need."""
+    rows, queue = len(IDS), normalize(torch.randn(5, D))
+    weights, alike = torch.rand(rows), torch.rand(int(SAME.sum()))
+    return {
+        "image_weights": {"image_weights": weights},
+        "image_weights and text_weights": {"image_weights": weights, "text_weights": weights},
+        "pair_weights": {"pair_weights": (alike, alike)},
+        "image_to_text_weight": {"image_to_text_weight": 0.75},
+        "teacher_logit_scale": {"teacher_logit_scale": 5.0},
+        "teacher_dtype": {"teacher_dtype": torch.float8_e4m3fn},
+        'reduction="none"': {"reduction": "none"},
+        "diagnostics": {"diagnostics": mxm.Diagnostics()},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "a scale for each row": {"logit_scale": (torch.rand(rows) + 9, torch.rand(rows) + 9)},
+        "text_queue": {"text_queue": queue},
+        "both queues": {"text_queue": queue, "image_queue": queue},
+        "rounds=10": {"rounds": 10},
+    }
+
+
+def option_counts(backend: str = "triton") -> dict[str, int]:
+    """Launches of a step of MFH in expectation, alone and with each option."""
+    torch.manual_seed(0)
+    x, y, a, b = (normalize(torch.randn(len(IDS), D)) for _ in range(4))
+    s = torch.tensor(SCALE)
+    leaves = [v.requires_grad_() for v in (x, y, s)]
+    given = {"teacher_image_features": a, "teacher_text_features": b, "rounds": None}
+
+    def step(options: dict[str, Any]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            for leaf in leaves:
+                leaf.grad = None
+            call = {"logit_scale": s, "backend": backend, **given, **options}
+            losses = mxm.fused_mfh_loss(x, y, FOLDS, **call)
+            value = losses if isinstance(losses, Tensor) else torch.cat(losses).sum()
+            value.backward()
+            return value.detach()
+
+        return run
+
+    found = {"none": launches(step({}))}
+    return found | {name: launches(step(options)) for name, options in _options().items()}
+
+
 def counts(backend: str = "triton") -> dict[str, Counted]:
     """Launches of a step of each loss, ours and eager, and what eager reads."""
     found = {}
@@ -220,15 +265,17 @@ def crossover(c: Counted) -> int | None:
     return int(((c.ours - c.eager) * LAUNCH_SECONDS / saved) ** 0.5)
 
 
-def page(found: dict[str, Counted]) -> str:
-    """The table."""
+def page(found: dict[str, Counted], options: dict[str, int]) -> str:
+    """The tables: of every loss, and of every option."""
     heads = ["loss", "launches, fused", "launches, eager", "readings of S, eager", "crossover"]
     rows = []
     for name, c in found.items():
         at = crossover(c)
         crossed = "none" if at is None else f"{round(at, -2):,} x {round(at, -2):,}"
         rows.append([name, str(c.ours), str(c.eager), str(c.readings), crossed])
-    return table(heads, rows) + "\n"
+    of_options = [[name, str(n), str(n - options["none"])] for name, n in options.items()]
+    heads_of_options = ["MFH in expectation, with the option", "launches", "added"]
+    return f"{table(heads, rows)}\n\n{table(heads_of_options, of_options)}\n"
 
 
 def main() -> None:
@@ -236,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     arguments = parser.parse_args()
-    text = page(counts())
+    text = page(counts(), option_counts())
     if arguments.out:
         arguments.out.write_text(text)
     print(text)

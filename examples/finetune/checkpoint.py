@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are whole or do not count.
 
-Accelerate writes model, optimiser and scheduler, and we the teacher and the progress, into a
-folder with a temporary name. Its files are flushed to the disk, and only then is it renamed to its
-final name, which is atomic: a crash at any moment leaves the last good one.
+Accelerate writes model, teacher, optimiser and schedule into `checkpoints/checkpoint_STEP`, and
+removes the oldest folder. The file `run.json`, with what the run has done, is written last, after
+the others are on the disk: a folder without it is unfinished, and the next start removes it.
 
 No file of a checkpoint can run code when it is loaded: weights are safetensors, the progress is
 JSON, and Accelerate reads the rest with `weights_only`. (What is registered with Accelerate's
@@ -10,27 +10,23 @@ JSON, and Accelerate reads the rest with `weights_only`. (What is registered wit
 """
 
 import json
-import os
+import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
 
-from .config import Config, OptionError
+from ..files import flush, write_whole
+from ..options import OptionError
+from .config import CheckpointError, Config
 from .retrieval import Metrics
 
-PREFIX, TEMPORARY = "step_", ".writing_"
-OPTIONS_FILE, PROGRESS_FILE, TEACHER_FILE = "options.json", "progress.json", "teacher.safetensors"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names it and says why."""
+RUN_FILE = "run.json"
+# Accelerate would warn of every old checkpoint that it removes.
+logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
 
 
 @dataclass
@@ -44,109 +40,64 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `checkpoints/` of its output folder.
+    """The checkpoints of a run; `progress` is what they keep beside Accelerate's state."""
 
-    Args:
-        accelerator: holds the model, the optimiser and the scheduler, prepared.
-        config: options of the run; a checkpoint of other options is refused.
-        progress: what the run has done; restoring changes it in place.
-        teacher: the momentum model, if there is one.
-        keep: number of the newest checkpoints that are kept.
-
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        config: Config,
-        progress: Progress,
-        teacher: nn.Module | None = None,
-        keep: int = 2,
-    ) -> None:
-        self.accelerator, self.config, self.keep = accelerator, config, keep
-        self.progress, self.teacher = progress, teacher
+    def __init__(self, accelerator: Accelerator, config: Config, progress: Progress) -> None:
+        self.accelerator, self.config, self.progress = accelerator, config, progress
         self.folder = config.output_path / "checkpoints"
 
     def complete(self) -> list[Path]:
         """Folders of the complete checkpoints, oldest first."""
-        return sorted(self.folder.glob(f"{PREFIX}*"))
+        folders = [path.parent for path in self.folder.glob(f"checkpoint_*/{RUN_FILE}")]
+        return sorted(folders, key=lambda folder: int(folder.name.rpartition("_")[2]))
 
-    def save(self, step: int) -> Path:
-        """Write the checkpoint of a step, then remove those that are not kept.
-
-        Raises:
-            CheckpointError: it cannot be written, for example because the disk is full. What was
-                written of it is removed, and the last complete checkpoint is still there.
-
-        """
-        final = self.folder / f"{PREFIX}{step:08d}"
-        temporary = self.folder / f"{TEMPORARY}{final.name}"
+    def save(self) -> None:
+        """Write a checkpoint; where this fails, remove what was written of it and say why."""
+        folder = self.folder / f"checkpoint_{self.progress.step}"
+        self.accelerator.project_configuration.iteration = self.progress.step
         try:
-            self._write(temporary, final)
-        # What PyTorch's writer, safetensors and the rest raise when a write fails.
+            self.accelerator.save_state()
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                for path in (*folder.iterdir(), self.folder):
+                    flush(path)
+                run = {"options": self.config.numeric_options(), "progress": asdict(self.progress)}
+                write_whole(folder / RUN_FILE, lambda path: path.write_text(json.dumps(run)))
+        # PyTorch's writer, safetensors and the rest raise these; some do not name a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
-            # PyTorch's writer does not say that the disk is full.
             free = shutil.disk_usage(self.config.output_path).free
-            shutil.rmtree(temporary, ignore_errors=True)
-            complete = self.complete()
+            shutil.rmtree(folder, ignore_errors=True)
+            last = self.complete()[-1] if self.complete() else "none"
             raise CheckpointError(
-                f"cannot write checkpoint {final}: {error} ({free:,} bytes were free; the last "
-                f"complete checkpoint is {complete[-1] if complete else 'none'})"
+                f"cannot write checkpoint {folder}: {error} ({free:,} bytes were free; the last "
+                f"complete checkpoint is {last})"
             ) from error
-        return final
+        self.accelerator.wait_for_everyone()
 
-    def _write(self, temporary: Path, final: Path) -> None:
+    def restore(self) -> None:
+        """Load the newest checkpoint, if there is one and the user wants to go on from it."""
         if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            kept = self.complete() if self.config.resume else []
+            for folder in set(self.folder.glob("checkpoint_*")) - set(kept):
+                shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            options = json.dumps(self.config.numeric_options(), indent=2)
-            (temporary / OPTIONS_FILE).write_text(options)
-            (temporary / PROGRESS_FILE).write_text(json.dumps(vars(self.progress)))
-            if self.teacher is not None:
-                save_model(self.teacher, str(temporary / TEACHER_FILE))
-            publish(temporary, final)
-            for old in self.complete()[: -self.keep]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def restore(self) -> bool:
-        """Load the newest checkpoint; False if there is none or the user wants a fresh start.
-
-        Raises:
-            OptionError: it belongs to a run with other options.
-            CheckpointError: it is damaged.
-
-        """
-        if self.accelerator.is_main_process:
-            self.remove(self.folder.glob(f"{TEMPORARY}*"))
-            if not self.config.resume:
-                self.remove(self.complete())
-        self.accelerator.wait_for_everyone()
-        checkpoints = self.complete()
-        if not checkpoints:
-            return False
-        newest = checkpoints[-1]
+        if not (complete := self.complete()):
+            return
+        newest = complete[-1]
         try:
-            self.require_same_options(newest)
+            run = json.loads((newest / RUN_FILE).read_text())
+            self.require_same_options(newest, run["options"])
             self.accelerator.load_state(str(newest))
-            vars(self.progress).update(json.loads((newest / PROGRESS_FILE).read_text()))
-            if self.teacher is not None:
-                load_model(self.teacher, str(newest / TEACHER_FILE))
-        except OptionError:
-            raise
+            vars(self.progress).update(run["progress"])
         except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+            if isinstance(error, OptionError):
+                raise
             raise CheckpointError(
                 f"cannot read checkpoint {newest}: {error}. Remove it to go on from the one before."
             ) from error
-        return True
 
-    def require_same_options(self, checkpoint: Path) -> None:
+    def require_same_options(self, checkpoint: Path, stored: dict) -> None:
         """Refuse a checkpoint of a run with other options, and name them."""
-        stored = json.loads((checkpoint / OPTIONS_FILE).read_text())
         wanted = self.config.numeric_options()
         differences = [
             f"--{name} {stored.get(name)!r} there, {wanted.get(name)!r} now"
@@ -158,36 +109,3 @@ class Checkpoints:
                 f"{checkpoint} belongs to a run with other options ({'; '.join(differences)}). "
                 "Name another --output_dir, or start over with --resume false."
             )
-
-    @staticmethod
-    def remove(folders) -> None:
-        """Remove some folders."""
-        for folder in folders:
-            shutil.rmtree(folder)
-
-
-def write_whole(final: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file under a temporary name, then give it its final name."""
-    temporary = final.with_name(f"{TEMPORARY}{final.name}")
-    try:
-        write(temporary)
-        publish(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Flush a file or a folder to the disk and give it its final name."""
-    for path in [*temporary.rglob("*"), temporary]:
-        flush(path)
-    os.replace(temporary, final)
-    flush(final.parent)
-
-
-def flush(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,23 +1,22 @@
-"""Every option of a run, parsed to a command line by transformers.HfArgumentParser."""
+"""Every option of a run, and the errors that end one."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from transformers import HfArgumentParser
+from ..options import OptionError, option
 
-# Options that change where or how often things are written, or how fast, never the numbers.
-# A checkpoint may be resumed under other values of these, and of no other option.
+# These options change where or how often things are written, or how fast, never the numbers. A
+# checkpoint may be resumed under other values of these, and of no other option.
 NEUTRAL_OPTIONS = frozenset({"output_dir", "resume", "checkpoint_every", "num_workers"})
 
 
-class OptionError(ValueError):
-    """An option that cannot be met; the message names it."""
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names it and says why."""
 
 
-def option(default: Any, help_text: str) -> Any:
-    """Dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": help_text})
+class InterruptedRunError(Exception):
+    """The user stopped the run; its last step is in a checkpoint."""
 
 
 @dataclass
@@ -29,11 +28,11 @@ class Config:
     instances is their (420, 350). The learning rates are not: the paper starts from CLIP, whose
     towers agree already, while the packaged encoders have never seen each other and their fresh
     projections start from noise. They are the best of those tried on the validation split of the
-    emoji set, for both losses (results/emoji_tuning.md).
+    emoji set, for both losses (examples/studies/compare/results/emoji_tuning.md).
     """
 
     data: Literal["emoji", "flickr30k", "coco"] = option("emoji", "data set")
-    data_root: str = option("", "folder of Flickr30K or COCO (see the loaders' docstrings)")
+    data_root: str = option("", "folder of Flickr30K or COCO (see examples/data/captions.py)")
     output_dir: str = option("runs/emoji", "folder of checkpoints, metrics and the figure")
 
     model: str = option(
@@ -95,14 +94,3 @@ class Config:
     def numeric_options(self) -> dict[str, Any]:
         """Options that the numbers of a run depend on."""
         return {k: v for k, v in asdict(self).items() if k not in NEUTRAL_OPTIONS}
-
-
-def parse(
-    arguments: list[str] | None, types: list[type], prog: str, description: str | None
-) -> Any:
-    """Parse a command line, of this process if it is None, to instances of dataclasses."""
-    parser = HfArgumentParser(cast(Any, types), prog=prog, description=description)
-    *options, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options

@@ -8,35 +8,51 @@ epoch; equal numbers of rows would mean unequal numbers of instances or of steps
 """
 
 import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed, tqdm
 from safetensors.torch import save_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
-from .checkpoint import write_whole
-from .config import Config
-from .data import load_splits
-from .dual_encoder import Encoders
-from .observations import Material, observe
-from .retrieval import Metrics, average
-from .towers import build_encoders
-from .trainer import Trainer
+from mxm_kernels import GradientCache, fused_mfh_loss
+from mxm_kernels.data import (
+    MultifoldBatch,
+    MultifoldBatchSampler,
+    MultifoldDataset,
+    collate_multifold,
+)
+
+from ..data.multifold import pad_texts
+from ..encoders.dual import DualEncoder, Encoders
+from ..files import write_whole
+from .checkpoint import Checkpoints, Progress
+from .config import Config, InterruptedRunError
+from .inputs import Material, build_encoders, load_instances, observe, run_images, run_texts
+from .retrieval import Metrics, average, evaluate
 
 
 @dataclass
 class Result:
-    """Outcome of a run, with what its figure shows."""
+    """Outcome of a run, with the features (M, D) and (N, D) that its figure shows."""
 
     before: Metrics
     after: Metrics
     losses: list[float]
+    seconds: float
     images: Tensor
     texts: Tensor
     material: Material
-    seconds: float
     is_main_process: bool
 
     def summary(self) -> dict[str, Any]:
@@ -48,27 +64,6 @@ class Result:
             "losses": self.losses,
             "training_seconds": self.seconds,
         }
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Accelerate, with a batch shared between processes rather than one batch for each."""
-    return Accelerator(
-        mixed_precision=config.precision,
-        cpu=config.cpu,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
-
-
-def make_material(config: Config, encoders: Encoders, accelerator: Accelerator) -> Material:
-    """Load the data and run the frozen trunks over it."""
-    splits = load_splits(config)
-    instances = getattr(splits, config.eval_split)
-    shown = accelerator.is_local_main_process
-    return Material(
-        instances,
-        observe(splits.train, encoders, accelerator.device, shown),
-        observe(instances, encoders, accelerator.device, shown),
-    )
 
 
 def run(config: Config, material: Material | None = None, progress_bar: bool = True) -> Result:
@@ -85,28 +80,196 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     encoders = build_encoders(config)
     material = material or make_material(config, encoders, accelerator)
     trainer = Trainer(config, accelerator, encoders.model, material)
+    progress = trainer.progress
     trainer.checkpoints.restore()
-    if trainer.progress.before is None:
-        trainer.progress.before, *_ = trainer.evaluate()
+    if progress.before is None:
+        progress.before, *_ = trainer.evaluate()
     trainer.train(progress_bar)
     after, images, texts = trainer.evaluate()
-    result = Result(
-        before=trainer.progress.before,
-        after=after,
-        losses=trainer.progress.losses,
-        images=images,
-        texts=texts,
-        material=material,
-        seconds=trainer.progress.seconds,
-        is_main_process=accelerator.is_main_process,
-    )
-    if accelerator.is_main_process:
-        weights, metrics = (
-            config.output_path / "model.safetensors",
-            config.output_path / "metrics.json",
-        )
+    numbers = progress.before, after, progress.losses, progress.seconds
+    result = Result(*numbers, images, texts, material, accelerator.is_main_process)
+    if result.is_main_process:
+        weights, metrics = (config.output_path / n for n in ("model.safetensors", "metrics.json"))
         write_whole(weights, lambda path: save_model(trainer.student, str(path)))
         text = json.dumps(result.summary(), indent=2)
         write_whole(metrics, lambda path: path.write_text(text))
     accelerator.free_memory()
     return result
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate: a batch is shared between the processes, and two checkpoints are kept."""
+    loaders = DataLoaderConfiguration(split_batches=True)
+    folder = config.output_dir
+    project = ProjectConfiguration(folder, automatic_checkpoint_naming=True, total_limit=2)
+    return Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.precision,
+        dataloader_config=loaders,
+        project_config=project,
+    )
+
+
+def make_material(config: Config, encoders: Encoders, accelerator: Accelerator) -> Material:
+    """Load the data and run the frozen trunk over it."""
+    train, shown = load_instances(config)
+    seen, evaluated = (observe(part, encoders, accelerator.device) for part in (train, shown))
+    return Material(shown, seen, evaluated)
+
+
+class Trainer:
+    """Student, teacher, optimiser and schedule over the training instances."""
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: DualEncoder, material: Material
+    ) -> None:
+        self.config, self.accelerator, self.material = config, accelerator, material
+        data, drawn = material.train, 1 if config.loss == "clip" else None
+        self.dataset = MultifoldDataset(
+            data.images, data.texts, data.image_ids, data.text_ids, views=drawn, captions=drawn
+        )
+        batch_size = min(config.batch_size, len(self.dataset))
+        # One sampler for all processes: Accelerate shares its batches out.
+        self.sampler = MultifoldBatchSampler(len(self.dataset), batch_size, seed=config.seed)
+        steps = config.epochs * self.sampler.batches_per_epoch
+        self.steps = min(steps, config.max_steps or steps)
+
+        self.student = model.to(accelerator.device)
+        teacher = make_teacher(model, config.teacher_decay) if config.loss == "mfh" else None
+        groups = model.parameter_groups(config.lr, config.head_lr)
+        optimizer = torch.optim.Adam(groups, eps=1e-4, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
+        self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
+        self.teacher: AveragedModel | None = None
+        if teacher is not None:
+            self.teacher = accelerator.prepare_model(teacher, evaluation_mode=True)
+        self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
+        self.progress = Progress()
+        self.checkpoints = Checkpoints(accelerator, config, self.progress)
+
+    def batches(self) -> Iterator[MultifoldBatch]:
+        """Batches of the steps that are left; a resumed run sees those of an uninterrupted one."""
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler,
+            collate_fn=partial(collate_multifold, collate_texts=pad_texts),
+            num_workers=self.config.num_workers,
+            persistent_workers=self.config.num_workers > 0,
+        )
+        loader = self.accelerator.prepare_data_loader(loader)
+        epoch, start_batch = divmod(self.progress.step, self.sampler.batches_per_epoch)
+        self.sampler.resume(epoch, start_batch)
+        while self.progress.step < self.steps:
+            self.sampler.set_epoch(epoch)
+            # Accelerate counts epochs too, and passes its count on where it does not wrap.
+            loader.set_epoch(epoch)
+            for batch in loader:
+                if self.progress.step == self.steps:
+                    break  # --max_steps ends within the epoch
+                yield batch
+            epoch += 1
+
+    def train(self, progress_bar: bool = True) -> None:
+        """Run the steps that are left, with a checkpoint now and then, and before stopping."""
+        self.model.train()
+        done, every, accelerator = self.progress, self.config.checkpoint_every, self.accelerator
+        bar = tqdm(
+            total=self.steps, initial=done.step, desc=self.config.loss, disable=not progress_bar
+        )
+        with stop_on_signal(accelerator.set_trigger), bar:
+            start = time.perf_counter()
+            for batch in self.batches():
+                loss = self.train_step(batch)
+                now = time.perf_counter()
+                done.seconds, start = done.seconds + now - start, now
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+                # All processes stop at the same step, whichever of them got the signal first.
+                stopping = accelerator.check_trigger()
+                if stopping or done.step == self.steps or done.step % every == 0:
+                    self.checkpoints.save()
+                if stopping and done.step < self.steps:
+                    raise InterruptedRunError(f"stopped after step {done.step} of {self.steps}")
+
+    def train_step(self, batch: MultifoldBatch) -> float:
+        """One optimiser step and one update of the teacher; returns the loss."""
+        # Dropout and pair selection depend on the step alone, not on what was drawn before it,
+        # so a resumed run needs no generator's state.
+        words = self.config.seed, self.progress.step, self.accelerator.process_index
+        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+        torch.manual_seed(seed)
+        loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
+        self.accelerator.backward(loss)
+        if self.cache is not None:
+            self.cache.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.student)
+        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+        self.progress.losses.append(value)
+        self.progress.step += 1
+        return value
+
+    def loss(self, batch: MultifoldBatch, generator: torch.Generator) -> Tensor:
+        """MFH over all observations, or CLIP's loss over one pair per instance."""
+        images, texts, scale = self.encode(self.model, batch)
+        if self.teacher is None:
+            return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
+        with torch.no_grad():
+            teacher_images, teacher_texts, _ = self.encode(self.teacher, batch)
+        return fused_mfh_loss(
+            images,
+            texts,
+            batch.folds,
+            logit_scale=scale,
+            teacher_image_features=teacher_images,
+            teacher_text_features=teacher_texts,
+            hard_weight=self.config.hard_weight,
+            rounds=self.config.rounds or None,
+            generator=generator,
+        )
+
+    def encode(self, model: nn.Module, batch: MultifoldBatch) -> tuple[Tensor, ...]:
+        """Features of all rows and the scale, in micro-batches if the configuration has them."""
+        inputs = batch.images, *batch.texts
+        return model(*inputs) if self.cache is None else self.cache.encode(model, *inputs)
+
+    def evaluate(self) -> tuple[Metrics, Tensor, Tensor]:
+        """Metrics of the student, with its image features (M, D) and caption features (N, D)."""
+        data, device, student = self.material.evaluation, self.accelerator.device, self.student
+        student.eval()
+        with self.accelerator.autocast():
+            images = torch.stack(run_images(student.encode_images, data.images, device))
+            texts = torch.stack(run_texts(student.encode_texts, data.texts, device))
+        return evaluate(images, texts, data), images, texts
+
+
+def make_teacher(student: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of the student's parameters, in evaluation mode for good.
+
+    Batch norm's statistics are not averaged, as they never change (see DualEncoder.train).
+    """
+    teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    # The first update of an AveragedModel copies; this makes the first optimiser step count as an
+    # update of the average instead.
+    teacher.update_parameters(student)
+    return teacher.eval().requires_grad_(False)
+
+
+@contextmanager
+def stop_on_signal(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` at the first SIGINT or SIGTERM within the block; the second interrupts it."""
+
+    def handle(number: int, frame: object) -> None:
+        for name in before:
+            signal.signal(name, signal.default_int_handler)
+        stop()
+
+    before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -29,8 +29,8 @@ def load(name: str) -> Backend:
 
 
 @torch.compiler.assume_constant_result
-def has_formula(name: str, formula: str) -> bool:
-    """Whether that backend has a formula of ``core.formulas`` in a kernel."""
+def fuses(name: str, formula: str) -> bool:
+    """Whether the backend has a formula of ``core.formulas`` in a kernel."""
     return formula in load(name).fused_formulas
 
 
@@ -53,9 +53,10 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         BackendUnavailableError: the named backend cannot run; the message says why.
     """
     if name is None:
-        of_device = (n for n, kind in REGISTRY.items() if kind == device.type)
-        able = (n for n in of_device if load(n).unavailable(device, dtype) is None)
-        return next(able, "blocked")
+        for candidate, kind in REGISTRY.items():
+            if kind == device.type and load(candidate).unavailable(device, dtype) is None:
+                return candidate
+        return "blocked"
     check_name(name)
     reason = load(name).unavailable(device, dtype)
     if reason is not None:

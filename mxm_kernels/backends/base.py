@@ -26,8 +26,10 @@ from mxm_kernels.backends.interface import (
 class Backend:
     """One implementation of the operators; a new one writes ``forward`` and ``backward``."""
 
-    # Formulas of core.formulas, by name, that ``row_losses`` computes in one kernel.
-    fused_formulas: frozenset[str] = frozenset()
+    @property
+    def fused_formulas(self) -> frozenset[str]:
+        """Formulas of ``core.formulas``, by name, that ``row_losses`` computes in one kernel."""
+        return frozenset()
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""

@@ -94,29 +94,24 @@ class Problem(NamedTuple):
 
     def to_list(self, slots: Tensor) -> Tensor:
         """(P,) in slot order -> (2 P,), in slot order and then in text-major order."""
-        made = slots.new_empty(2 * self.pairs)
-        made[: self.pairs] = slots
-        made[self.pairs :].index_copy_(0, self.slot_places, slots)
+        pairs = len(slots)
+        made = slots.new_empty(2 * pairs)
+        made[:pairs] = slots
+        made[pairs:].index_copy_(0, self.slot_places, slots)
         return made
 
     def from_list(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""
-        return positives[: self.pairs] + positives[self.pairs :][self.slot_places]
+        slots, again = positives.tensor_split(2)
+        return slots + again[self.slot_places]
 
     def allocate(self, diagnostics: bool) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""
-        rows = self.x.shape[0] + self.y.shape[0]
-        taught = rows if self.has_teacher else 0
-        sizes = (
-            rows,
-            2 * self.pairs,
-            taught,
-            taught,
-            rows if diagnostics else 0,
-            taught if diagnostics else 0,
-            0,
-        )
-        return Statistics(*(self.x.new_empty(n, dtype=self.accumulator) for n in sizes))
+        rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
+        taught = 0 if self.teacher_x is None else rows
+        sizes = [rows, len(self.owners), taught, taught]
+        sizes += [rows, taught, 0] if diagnostics else [0, 0, 0]
+        return Statistics(*[self.x.new_empty(size, dtype=dtype) for size in sizes])
 
     def contiguous(self) -> Problem:
         """The same problem with every feature matrix laid out row after row."""
@@ -127,6 +122,16 @@ class Problem(NamedTuple):
             teacher_x=None if teacher_x is None else teacher_x.contiguous(),
             teacher_y=None if teacher_y is None else teacher_y.contiguous(),
         )
+
+    def has_negative(self) -> Tensor:
+        """(R,) whether a row has one: a column of another group."""
+        images, texts = self.image_groups.long(), self.text_groups.long()
+        groups = int(torch.cat([images, texts]).max()) + 1
+        same = (
+            torch.bincount(texts, minlength=groups)[images],
+            torch.bincount(images, minlength=groups)[texts],
+        )
+        return torch.cat([same[0] < len(texts), same[1] < len(images)])
 
     def with_valid_scales(self) -> Problem:
         """The same problem, in which a scale that is not positive is NaN, as is then the loss."""
@@ -164,9 +169,7 @@ class Statistics(NamedTuple):
         if not bool(torch.isfinite(S.sum())):
             S = S.masked_fill(S.isinf(), torch.nan)
         if bool(n.min() == -torch.inf):
-            columns = torch.full_like(p.offsets[1:], len(p.y))
-            columns[len(p.x) :] = len(p.x)
-            n = n.masked_fill((n == -torch.inf) & (p.offsets.diff() < columns), torch.nan)
+            n = n.masked_fill((n == -torch.inf) & p.has_negative(), torch.nan)
         return self._replace(neg_lse=n, positives=S)
 
 

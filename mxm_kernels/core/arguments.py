@@ -1,35 +1,19 @@
-"""The tensor arguments of the losses: each is read, cast and checked here, once.
-
-``torch.autocast`` casts features as it casts the factors of a matrix product. A tensor made in
-``torch.inference_mode`` is copied where gradients are wanted, since autograd cannot save it.
-"""
+"""The tensor arguments of the losses: each is read, cast and checked here, once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
 
 from mxm_kernels import checks
-from mxm_kernels.core.options import Queue, Resolved, Scale
-from mxm_kernels.folds import Folds
-from mxm_kernels.folds.tables import FoldTables, tables_without_pairs
+from mxm_kernels.core.features import as_features, refuse_transforms
+from mxm_kernels.core.options import Resolved, Scale
+from mxm_kernels.core.queues import QueuedRows, as_queued
 
-_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 Teacher = tuple[Tensor, Tensor]
-
-
-class QueuedRows(NamedTuple):
-    """A queue as the rows of one side see it."""
-
-    name: str  # of the option
-    features: Tensor  # (K, D), detached
-    tables: FoldTables  # the side's rows against the queue: its pairs are no negatives
 
 
 class Arguments(NamedTuple):
@@ -55,8 +39,11 @@ def read(
         TypeError, ValueError: one is not as described.
         RuntimeError: a feature carries a derivative that is not in reverse.
     """
-    pair = isinstance(logit_scale, (tuple, list))
-    refuse_transforms(image_features, text_features, *(logit_scale if pair else (logit_scale,)))
+    refuse_transforms(
+        image_features,
+        text_features,
+        *(logit_scale if isinstance(logit_scale, (tuple, list)) else (logit_scale,)),
+    )
     x, y = as_features(image_features), as_features(text_features)
     checks.check_features(x, y, may_be_empty=o.process_group is not None)
     taught = as_features(o.teacher_image_features), as_features(o.teacher_text_features)
@@ -69,8 +56,8 @@ def read(
         scales,
         _teacher_scales(o.teacher_logit_scale, scales, x, dtype),
         (
-            _queue("text_queue", o.text_queue, x, "image_features"),
-            _queue("image_queue", o.image_queue, y, "text_features"),
+            as_queued("text_queue", o.text_queue, x, "image_features"),
+            as_queued("image_queue", o.image_queue, y, "text_features"),
         ),
         (
             as_row_weights("image_weights", o.image_weights, x, dtype),
@@ -79,50 +66,6 @@ def read(
         _soft_weights(o.soft_weight, x, y, dtype),
         dtype,
     )
-
-
-def refuse_transforms(*tensors: object) -> None:
-    """Forward-mode derivatives, which would silently be zero, and those of torch.func.
-
-    Raises:
-        RuntimeError: a tensor carries one.
-    """
-    if torch.compiler.is_compiling():
-        return
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            continue
-        tangent = forward_ad.unpack_dual(tensor).tangent
-        if tangent is not None or _functorch.is_gradtrackingtensor(tensor):
-            raise RuntimeError(
-                "mxm_kernels losses have reverse-mode derivatives only: use backward() or "
-                "torch.autograd.grad, not torch.func or forward-mode AD"
-            )
-
-
-def as_features(features: _MaybeTensor) -> _MaybeTensor:
-    """Features as the operator reads and autograd saves them."""
-    return _out_of_inference(autocast(features))
-
-
-def autocast(features: _MaybeTensor) -> _MaybeTensor:
-    """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
-    if not isinstance(features, Tensor) or features.is_meta:
-        return features
-    device = features.device.type
-    if not torch.is_autocast_enabled(device):
-        return features
-    if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
-        return features
-    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
-
-
-def _out_of_inference(features: _MaybeTensor) -> _MaybeTensor:
-    if not isinstance(features, Tensor) or torch.compiler.is_compiling():
-        return features
-    if not features.is_inference() or not torch.is_grad_enabled():
-        return features
-    return features.clone()
 
 
 def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) -> Teacher | None:
@@ -139,7 +82,7 @@ def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) 
                 "teacher_image_features and teacher_text_features go together, "
                 f"got {name}=None beside the other"
             )
-    first, second = (check_teacher_rows(*given) for given in named)
+    first, second = check_teacher_rows(*named[0]), check_teacher_rows(*named[1])
     if first.shape[1] != second.shape[1] or first.shape[1] == 0:
         raise ValueError(
             "teacher_image_features and teacher_text_features must have the same dimension D "
@@ -175,19 +118,18 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
             raise TypeError(f"{name} must be a floating-point tensor, got {scale.dtype}")
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(scale).__name__}")
-    made = as_0d_tensor(name, scale, like, dtype)
-    value = scale
-    if isinstance(scale, Tensor):
-        # NaN passes: it came from training, and the loss shows it.
-        value = float(scale.detach()) if checks.can_look(scale) else torch.nan
-    if value == value:
-        checks.check_positive(name, cast(float, value))
+    given = cast("float | Tensor", scale)
+    if not isinstance(given, Tensor):
+        checks.check_positive(name, given)  # an integer may be too large for a float
+    made = as_0d_tensor(name, given, like, dtype)
+    if isinstance(given, Tensor) and checks.can_look(given):
+        value = float(given.detach())
+        if value == value:  # NaN passes: it came from training, and the loss shows it
+            checks.check_positive(name, value)
     return made
 
 
-def as_0d_tensor(
-    name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype
-) -> Tensor:
+def as_0d_tensor(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """A number, or a 0-d or [1] tensor, as a 0-d tensor of ``dtype`` beside ``like``."""
     if not isinstance(value, Tensor):
         return torch.full((), float(value), dtype=dtype, device=like.device)
@@ -233,43 +175,6 @@ def _teacher_scales(
     return first, first if scales[0] is scales[1] else scales[1].detach()
 
 
-def _queue(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedRows | None:
-    """``text_queue`` beside the images (M, D), or ``image_queue`` beside the texts (N, D)."""
-    if queue is None:
-        return None
-    given = _as_queue(name, queue)
-    features = as_features(given.features)
-    checks.check_matrix(name, features)
-    if features.shape[1] != rows.shape[1]:
-        raise ValueError(
-            f"{name} must have the dimension D of the features, {rows.shape[1]}, "
-            f"got {features.shape[1]}"
-        )
-    checks.check_alike(name, features, "image_features", rows)
-    if given.folds is None:
-        tables = tables_without_pairs(len(rows), len(features), rows.device)
-    else:
-        names = name, rows_name, "the queue"
-        tables = given.folds.tables(len(rows), len(features), rows.device, names)
-    return QueuedRows(name, features.detach(), tables)
-
-
-def _as_queue(name: str, queue: object) -> Queue:
-    """A queue in one of its forms."""
-    if isinstance(queue, Tensor):
-        return Queue(queue)
-    if isinstance(queue, Sequence) and len(queue) == 2 and isinstance(queue[0], Tensor):
-        features, folds = cast(tuple[Tensor, object], tuple(queue))
-        if folds is None or isinstance(folds, Folds):
-            return Queue(features, folds)
-        raise TypeError(
-            f"{name}: the folds of a queue must be Folds or None, got {type(folds).__name__}"
-        )
-    raise TypeError(
-        f"{name} must be a tensor of features or Queue(features, folds), got {type(queue).__name__}"
-    )
-
-
 def as_row_vector(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """A floating-point vector with a number for each of ``rows`` (rows, D), in ``dtype``.
 
@@ -311,8 +216,9 @@ def _soft_weights(
         return None
     vectors = []
     for k, (given, rows) in enumerate(zip(value, (x, y), strict=True)):
-        vector = as_row_vector(f"soft_weight[{k}]", given, rows, dtype)
+        name = f"soft_weight[{k}]"
+        vector = as_row_vector(name, given, rows, dtype)
         if checks.can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
-            raise ValueError(f"soft_weight[{k}] must be between 0 and 1")
+            raise ValueError(f"{name} must be between 0 and 1")
         vectors.append(vector)
     return vectors[0], vectors[1]

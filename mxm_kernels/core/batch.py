@@ -12,14 +12,16 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.core import arguments
-from mxm_kernels.core.arguments import QueuedRows, Teacher
+from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.options import FoldsLike, Options, Resolved, Scale, resolve
+from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.distributed.agreement import facts_of
 from mxm_kernels.distributed.ranks import Ranks
 from mxm_kernels.distributed.shards import Shard
 from mxm_kernels.folds import Folds, Ids
+from mxm_kernels.folds.make import tables_without_pairs
 from mxm_kernels.folds.segments import Segments
-from mxm_kernels.folds.tables import FoldTables, tables_without_pairs
+from mxm_kernels.folds.tables import FoldTables
 
 SIDES = ("image_features", "text_features")
 

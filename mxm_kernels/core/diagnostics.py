@@ -73,9 +73,12 @@ class Diagnostics:
         sums = [*(half.sum(0) for half in halves), cosines.sum()[None]]
         *sides, cosine = batch.sum(torch.cat(sums)).split([len(of_rows)] * 2 + [1])
         tables = batch.tables
-        counts = (tables.images, tables.images_with_positive), (
-            tables.texts,
-            tables.texts_with_positive,
+        counts = (
+            (tables.images, tables.images_with_positive),
+            (
+                tables.texts,
+                tables.texts_with_positive,
+            ),
         )
         self.positive_similarity = cosine[0] / (2 * tables.pairs) if tables.pairs else None
         for name, side, (every, paired) in zip(

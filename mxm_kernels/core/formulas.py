@@ -152,6 +152,4 @@ soft = Formula("soft", _soft, weighs=False, of_every_row=True)
 
 def debiased(prior: float) -> Formula:
     """The debiased loss for one prior, in [0, 1)."""
-    return Formula(
-        "debiased", _debiased, prior, parameter="logit_scale", reads_negatives=True
-    )
+    return Formula("debiased", _debiased, prior, parameter="logit_scale", reads_negatives=True)

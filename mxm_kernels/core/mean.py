@@ -28,17 +28,27 @@ def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
     For ``reduction="none"`` they are the rows' weights alone. Otherwise the sum over all ranks of
     factors times losses is the loss. ``of_every_row``: rows without a positive count.
     """
-    o = batch.options
+    o, tables, dtype = batch.options, batch.tables, batch.dtype
     if o.reduction == "none":
-        return _weights(batch)
-    share = o.image_to_text_weight
-    factors = batch.local_rows(_plain_factors(batch.tables, share, of_every_row, batch.dtype))
+        factors = batch.local_rows(_ones(tables, dtype))
+    else:
+        factors = batch.local_rows(
+            _plain_factors(tables, o.image_to_text_weight, of_every_row, dtype)
+        )
     if batch.row_weights == (None, None):
         return factors
-    halves = []
-    for side, (weights, plain) in enumerate(zip(batch.row_weights, halves_of(batch, factors))):
-        halves.append(plain if weights is None else _weighted(batch, side, weights, plain))
-    return torch.cat(halves)
+    if o.reduction == "none":
+        sides = zip(batch.row_weights, halves_of(batch, factors), strict=True)
+        return torch.cat([f if w is None else w for w, f in sides])
+    sides = zip((0, 1), batch.row_weights, halves_of(batch, factors), strict=True)
+    return torch.cat(
+        [plain if w is None else _weighted(batch, k, w, plain) for k, w, plain in sides]
+    )
+
+
+@kept_with_tables
+def _ones(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+    return torch.ones(tables.images + tables.texts, dtype=dtype, device=tables.device)
 
 
 @kept_with_tables
@@ -63,7 +73,7 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     share = (batch.options.image_to_text_weight, 1 - batch.options.image_to_text_weight)[side]
     if not share:
         return weights * 0
-    counted = weights * (plain > 0)
+    counted = weights * (plain > 0) if batch.has_unpaired_rows else weights
     total = batch.sum(counted.sum())
     # Over ranks those of this one may all weigh nothing.
     if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
@@ -72,16 +82,10 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     return counted / total * share
 
 
-def _weights(batch: Batch) -> Tensor:
-    """(R,) weights of the rows."""
-    one = batch.x.new_ones(len(batch.x) + len(batch.y), dtype=batch.dtype)
-    halves = zip(batch.row_weights, halves_of(batch, one), strict=True)
-    return torch.cat([ones if w is None else w for w, ones in halves])
-
-
 def halves_of(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(R,) -> (M,) of the images and (N,) of the texts."""
-    return rows[: len(batch.x)], rows[len(batch.x) :]
+    images, texts = rows.split([len(batch.x), len(batch.y)])
+    return images, texts
 
 
 def reduced(batch: Batch, losses: Tensor) -> Tensor:

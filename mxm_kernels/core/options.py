@@ -5,7 +5,7 @@ One list: public functions pass ``**options`` on, and only ``resolve`` fills in 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class Resolved(NamedTuple):
     reduction: Reduction = "mean"
     teacher_dtype: torch.dtype | None = None
     backend: str | None = None
-    process_group: ProcessGroup | None = None
+    process_group: Any = None  # of a call, with the wrapper's Ranks around it
     gather: Literal["all", "ring"] = "all"
 
     @property
@@ -147,8 +147,8 @@ class Resolved(NamedTuple):
 
 def has_teacher(options: Options) -> bool:
     """Whether any teacher features were given."""
-    names = ("teacher_image_features", "teacher_text_features")
-    return any(options.get(name) is not None for name in names)
+    images = options.get("teacher_image_features")
+    return images is not None or options.get("teacher_text_features") is not None
 
 
 def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
@@ -170,16 +170,17 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         raise TypeError(
             f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
         )
-    if o.has_soft and not o.has_teacher:
+    taught, soft = o.has_teacher, o.has_soft
+    if soft and not taught:
         share = "a pair" if isinstance(o.soft_weight, (tuple, list)) else o.soft_weight
         raise ValueError(
             f"soft_weight={share} needs teacher_image_features and teacher_text_features"
         )
-    if o.teacher_logit_scale is not None and not o.has_teacher:
+    if o.teacher_logit_scale is not None and not taught:
         raise ValueError("teacher_logit_scale was given without teacher features")
-    if o.teacher_dtype is not None and not o.has_teacher:
+    if o.teacher_dtype is not None and not taught:
         raise ValueError("teacher_dtype was given without teacher features")
-    if o.has_teacher and not o.has_soft and not reads_teacher:
+    if taught and not soft and not reads_teacher:
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )

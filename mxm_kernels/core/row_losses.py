@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | Non
     ``pair_weights`` (L,) are those of the positives of this process's rows; without a formula the
     loss is the soft loss alone, whose share is then 1.
     """
-    rows = rows_of(batch)
+    rows = rows_of(batch, reads_teacher=batch.options.has_soft)
     if batch.options.diagnostics is not None:
         batch.options.diagnostics.measure(rows)
     return mixed(rows, formula, pair_weights)
@@ -39,19 +40,20 @@ def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | Non
 
 def mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None = None) -> Tensor:
     """The loss of a list of rows, as :func:`loss_of`."""
-    batch, soft = rows.batch, rows.batch.options.soft_weight
+    batch = rows.batch
     of_every_row = getattr(formula, "of_every_row", False)
     hard_factors = row_factors(batch, of_every_row=of_every_row)
     soft_factors = hard_factors
-    if batch.options.has_soft and not of_every_row:
+    if batch.options.has_soft and not of_every_row and batch.has_unpaired_rows:
         soft_factors = row_factors(batch, of_every_row=True)
-    if batch.soft_weights is None:
-        hard, soft = 1 - soft, soft
-    else:
+    hard = soft = 1.0
+    if batch.soft_weights is not None:
         shares = torch.cat(batch.soft_weights)
         hard_factors = torch.addcmul(hard_factors, hard_factors, shares, value=-1)
         soft_factors = soft_factors * shares
-        hard = soft = 1.0
+    else:
+        soft = cast(float, batch.options.soft_weight)
+        hard = 1 - soft
     if formula is None:
         formula, hard_factors, hard, soft = formulas.soft, soft_factors, soft, 0.0
     losses = row_losses(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
@@ -68,7 +70,9 @@ def row_losses(
     soft: float,
 ) -> Tensor:
     """(R,) losses by the formula times hard and its factors, plus the soft losses alike."""
-    if _can_fuse(rows, formula, pair_weights, hard_factors, soft_factors):
+    if isinstance(formula, Formula) and _can_fuse(
+        rows, formula, pair_weights, hard_factors, soft_factors
+    ):
         return _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
     losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
@@ -97,7 +101,7 @@ READ = (
 
 def _can_fuse(
     rows: Rows,
-    formula: AnyFormula,
+    formula: Formula,
     pair_weights: Tensor | None,
     *factors: Tensor,
 ) -> bool:
@@ -106,9 +110,7 @@ def _can_fuse(
     It does where no field of the list is set that it does not read, and where nothing wants a
     gradient beside n, S, u and the formula's parameter.
     """
-    if not isinstance(formula, Formula):
-        return False
-    if not backends.has_formula(rows.batch.backend, formula.name):
+    if not backends.fuses(rows.batch.backend, formula.name):
         return False
     if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
         return False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.mean import halves_of, reduced, row_factors
 from mxm_kernels.folds.segments import (
     Segments,
     segment_logsumexp,
@@ -26,24 +27,37 @@ from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of S and of its transpose, images first: R rows with L positives.
+    """The rows of S and of its transpose, images first: R = M + N rows with L positives.
 
-    A field that is None does not take part. Only the first four carry gradients.
+    Over ranks these are the rows of this process, M and N its own numbers. A field that is None
+    takes no part. ``neg_lse``, ``positives``, ``teacher_mean``, ``negative_sum`` and
+    ``excluded_lse`` are differentiable, once; what is of more than one tensor is in float32
+    (float64 for float64 features).
 
     Attributes:
         neg_lse: (R,) n, log-sum-exp of S over the negatives of each row; -inf without one.
-        positives: (L,) S of the positives, row after row.
-        teacher_mean: (R,) u, S averaged with the teacher's softmax over the row.
+        positives: (L,) S of the positives, row after row; a positive pair is in it twice.
+        teacher_mean: (R,) u, S averaged with the teacher's softmax over the whole row.
         logit_scale: () or (R,) s.
-        negative_sum: (R,) sum of S over the negatives, for label smoothing.
+        segments: which positives are whose; see :meth:`sum` and :meth:`spread`.
+        batch: the features and options that the rows were computed from.
+        negative_sum: (R,) sum of S over the negatives, where ``label_smoothing`` is not 0.
         excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives.
-        queued_negatives: (R,) number of the queue's rows that are negatives.
+        queued_negatives: (R,) how many of a queue's rows are negatives.
         label_smoothing: e in [0, 1).
-        teacher_lse: (R,) log-sum-exp of the teacher's similarities over the row.
-        hardest: (R,) greatest S over the negatives, for diagnostics.
-        entropy: (R,) of the teacher's softmax, for diagnostics.
-        segments: which positives are whose.
-        batch: what the rows were computed from.
+        teacher_lse: (R,) log-sum-exp of the teacher's similarities over the row; no gradient.
+        hardest: (R,) greatest S over the negatives, for diagnostics; no gradient.
+        entropy: (R,) of the teacher's softmax in nats, for diagnostics; no gradient.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize, softplus
+        >>> from mxm_kernels import contrastive_rows, fused_info_nce_loss
+        >>> x, y = normalize(torch.randn(8, 4)), normalize(torch.randn(8, 4))
+        >>> rows = contrastive_rows(x, y, (1, 1), logit_scale=9.0)
+        >>> loss = rows.mean(rows.sum(softplus(rows.spread(rows.neg_lse) - rows.positives)))
+        >>> bool(torch.isclose(loss, fused_info_nce_loss(x, y, (1, 1), logit_scale=9.0)))
+        True
     """
 
     neg_lse: Tensor
@@ -62,8 +76,7 @@ class Rows:
 
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(R,) -> (M,) of the images and (N,) of the texts."""
-        images = self.batch.x.shape[0]
-        return rows[:images], rows[images:]
+        return halves_of(self.batch, rows)
 
     @property
     def counts(self) -> Tensor:
@@ -85,6 +98,16 @@ class Rows:
         """(R,) number of negatives of each row, as numbers of the dtype of the loss."""
         made = self.batch.local_rows(_num_negatives(self.batch.tables, self.batch.dtype))
         return made if self.queued_negatives is None else made + self.queued_negatives
+
+    def mean(self, losses: Tensor, *, of_every_row: bool = False) -> Tensor:
+        """() the loss from the losses (R,) of the rows: l times the images' mean plus the texts'.
+
+        The mean of a side is over its rows that have a positive, or ``of_every_row``, of all
+        ranks, weighted by ``image_weights`` and ``text_weights``; l is ``image_to_text_weight``.
+        Every rank gets the loss of the whole batch, and gradients that DDP or FSDP average to
+        those of one process.
+        """
+        return reduced(self.batch, losses * row_factors(self.batch, of_every_row=of_every_row))
 
     def spread(self, rows: Tensor) -> Tensor:
         """(R,) -> (L,): every positive gets the value of its row."""

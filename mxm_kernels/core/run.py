@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.interface import Statistics
-from mxm_kernels.core.arguments import QueuedRows, Teacher
+from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
@@ -18,9 +19,9 @@ from mxm_kernels.ops.float8 import float8_teacher, largest_of
 from mxm_kernels.ops.statistics import statistics
 
 
-def rows_of(batch: Batch) -> Rows:
-    """The list of rows, with the teacher's averages where the soft loss has a share."""
-    teacher = batch.teacher if batch.options.has_soft else None
+def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
+    """The list of rows, with the teacher's averages where they are read."""
+    teacher = batch.teacher if reads_teacher else None
     if batch.one_scale:
         made = _run(batch, batch.x, batch.y, teacher, batch.scales[0], batch.teacher_scales[0])
         scale = batch.scales[0]
@@ -33,19 +34,18 @@ def rows_of(batch: Batch) -> Rows:
 
 
 def _as_rows(batch: Batch, made: Statistics, scale: Tensor) -> Rows:
-    def present(vector: Tensor) -> Tensor | None:
-        return vector if len(vector) else None
-
+    """The list, without the vectors that there are not."""
+    u, t, hardest, entropy = [v if len(v) else None for v in made[2:6]]
     return Rows(
         made.neg_lse,
         made.positives,
-        present(made.teacher_mean),
+        u,
         scale,
         batch.segments,
         batch,
-        teacher_lse=present(made.teacher_lse),
-        hardest=present(made.hardest),
-        entropy=present(made.entropy),
+        teacher_lse=t,
+        hardest=hardest,
+        entropy=entropy,
     )
 
 
@@ -83,7 +83,7 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
 
 
 def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
-    """Two runs, in which the features of one side carry its scales, each for the rows of its side."""
+    """Two runs; in each the features of one side carry its scales, and it gives their rows."""
     one = b.x.new_ones((), dtype=b.dtype)
     t = b.teacher_scales
     of_images = None if teacher is None else (scaled(teacher[0], t[0]), teacher[1])
@@ -99,14 +99,17 @@ def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
         cut = pairs if name == "positives" else images
         return torch.cat([a[:cut], z[cut:]])
 
-    return Statistics(*map(join, Statistics._fields[:-1]), kept=first.kept)
+    return Statistics._make([*map(join, Statistics._fields[:-1]), first.kept])
 
 
 def _with_negative_sum(rows: Rows) -> Rows:
     """The rows with the sums of S over their negatives: no matrix, S of the operator's features."""
     b = rows.batch
     sums = b.sum(torch.stack([b.x.sum(0, dtype=b.dtype), b.y.sum(0, dtype=b.dtype)]))
-    totals = [_row_sums(f, total, s) for f, total, s in zip((b.x, b.y), (sums[1], sums[0]), b.scales, strict=True)]
+    totals = [
+        _row_sums(f, total, s)
+        for f, total, s in zip((b.x, b.y), (sums[1], sums[0]), b.scales, strict=True)
+    ]
     negative_sum = torch.cat(totals) - rows.sum(rows.positives)
     return replace(rows, negative_sum=negative_sum, label_smoothing=b.options.label_smoothing)
 
@@ -135,7 +138,7 @@ def _with_queues(rows: Rows) -> Rows:
     """Merge queues into the list: more negatives, and what their folds leave out."""
     b = rows.batch
     sides = [
-        _neutral(b, side) if queue is None else _queued(b, side, queue)
+        _neutral(b, side) if queue is None else _queued(rows, side, queue)
         for side, queue in enumerate(b.queues)
     ]
     more = _Queued(*(torch.cat(pair) for pair in zip(*sides, strict=True)))
@@ -176,22 +179,25 @@ def _neutral(b: Batch, side: int) -> _Queued:
     return _Queued(nothing, zero, zero, nothing, zero, nothing, nothing, zero)
 
 
-def _queued(b: Batch, side: int, queue: QueuedRows) -> _Queued:
+def _queued(rows: Rows, side: int, queue: QueuedRows) -> _Queued:
     """Run the operator for the rows of one side and the queue that they see."""
-    x, own = (b.x, b.y)[side], None if b.teacher is None else b.teacher[side]
+    b = rows.batch
+    x, taught = (b.x, b.y)[side], b.teacher is not None and rows.teacher_mean is not None
+    teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
     s, t = b.scales[side], b.teacher_scales[side]
-    if own is not None and own.shape[1] != x.shape[1]:
+    if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
         raise ValueError(
             f"{queue.name} stands in the teacher's matrix too: the teacher's features must have "
-            f"its dimension {x.shape[1]}, got {own.shape[1]}"
+            f"its dimension {x.shape[1]}, got {teacher_rows.shape[1]}"
         )
     if s.ndim:  # a scale for each row: the features carry it
-        x, own = scaled(x, s), None if own is None else scaled(own, t)
+        x = scaled(x, s)
+        teacher_rows = None if teacher_rows is None else scaled(teacher_rows, t)
         s = t = b.x.new_ones((), dtype=b.dtype)
-    teacher = None if own is None or not b.options.has_soft else (own, queue.features)
+    teacher = None if teacher_rows is None else (teacher_rows, queue.features)
     made = _run(replace(b, shard=None, tables=queue.tables), x, queue.features, teacher, s, t)
-    rows, tables = len(x), queue.tables
-    segments = Segments(tables.offsets[: rows + 1], tables.pair_images)
+    length, tables = len(x), queue.tables
+    segments = Segments(tables.offsets[: length + 1], tables.pair_images)
     excluded = made.positives[: tables.pairs]
     # A feature of -inf in the queue makes terms vanish: 0 times a sum that is not finite is NaN.
     total = queue.features.sum(dtype=b.dtype)
@@ -199,7 +205,7 @@ def _queued(b: Batch, side: int, queue: QueuedRows) -> _Queued:
 
     def of_rows(name: str) -> Tensor:
         value = getattr(made, name)
-        return value[:rows] if len(value) else getattr(neutral, name)
+        return value[:length] if len(value) else getattr(neutral, name)
 
     negative_sum = neutral.negative_sum
     if b.options.label_smoothing:

@@ -63,7 +63,7 @@ def statistics_over_ranks(
     outputs = function(
         shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
-    return Statistics(*outputs, kept=x.new_empty(0))
+    return Statistics._make([*outputs, x.new_empty(0)])
 
 
 class _ShardStatistics(torch.autograd.Function):
@@ -158,9 +158,7 @@ class _ShardSigmoid(torch.autograd.Function):
         shard = ctx.shard
         x, every_y, scale, bias, positives = ctx.saved_tensors
         every = shard.from_columns(dr[len(x) :].expand(shard.ranks.world, -1))
-        upstream = SigmoidStatistics(
-            torch.cat([dr[: len(x)], every]), shard.slot_gradients(dS)
-        )
+        upstream = SigmoidStatistics(torch.cat([dr[: len(x)], every]), shard.slot_gradients(dS))
         needs = list(ctx.needs_input_grad[2:6])
         dx, dy, ds, db = sigmoid_statistics_backward(
             x, every_y, scale, bias, shard.row_tables, positives, upstream, needs, ctx.backend

@@ -158,9 +158,7 @@ class _RingSigmoid(torch.autograd.Function):
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
-            upstream = SigmoidStatistics(
-                torch.cat([dr[:images], down[owner]]), _listed(dS[places])
-            )
+            upstream = SigmoidStatistics(torch.cat([dr[:images], down[owner]]), _listed(dS[places]))
             return sigmoid_statistics_backward(
                 x,
                 block[0],

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxm_kernels.folds.segments import Segments
-from mxm_kernels.folds.tables import FoldTables, PairTables, tables_from_ids, tables_without_pairs
 from mxm_kernels.distributed.ranks import Ranks, bounds
+from mxm_kernels.folds.make import tables_from_ids, tables_without_pairs
+from mxm_kernels.folds.segments import Segments
+from mxm_kernels.folds.tables import FoldTables, PairTables
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class Shard:
         )
 
     def block(self, rank: int) -> tuple[PairTables, Tensor]:
-        """The tables of this rank's images with the texts of ``rank``, and the slots of the pairs."""
+        """The tables of this rank's images with the texts of ``rank``, and the pairs' slots."""
         texts, mine = bounds(self.texts, rank), self.row_tables
         slots = self.sent_slots.split(self.send)[rank]
         images = mine.owners[slots]
@@ -137,7 +138,6 @@ class Shard:
         back = torch.empty_like(came)
         back[self.sent_slots] = came
         return back
-
 
     def slot_gradients(self, dS: Tensor) -> Tensor:
         """(P_r + P'_r,) of this rank's rows -> (2 P_r,), as the operator of its images takes them.

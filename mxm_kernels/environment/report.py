@@ -6,9 +6,7 @@ words them for a person.
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -20,37 +18,13 @@ import torch
 import mxm_kernels
 from mxm_kernels import backends
 from mxm_kernels.environment import self_check
+from mxm_kernels.environment.machine import cores, cpu_model, devices
 
 if TYPE_CHECKING:
     from mxm_kernels.backends.triton.tuned import Loaded
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PACKAGES = ("torch", "triton", "numpy")
-
-
-def devices() -> list[torch.device]:
-    """The CPU, and every accelerator that torch sees."""
-    found = [torch.device("cpu")]
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is not None:
-        count = torch.accelerator.device_count()
-        found += [torch.device(accelerator.type, index) for index in range(count)]
-    return found
-
-
-def cpu_model() -> str:
-    """The processor's own name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -68,7 +42,7 @@ def gather(check: bool = True) -> dict:
     candidates = [
         (name, device, dtype)
         for device in here
-        for name in backends.NAMES
+        for name in backends.REGISTRY
         for dtype in DTYPES
         if unavailable(name, device, dtype) is None
     ]
@@ -76,7 +50,7 @@ def gather(check: bool = True) -> dict:
     return {
         "versions": _versions(),
         "devices": [_device(device) for device in here],
-        "backends": [_availability(name, device) for device in here for name in backends.NAMES],
+        "backends": [_availability(name, device) for device in here for name in backends.REGISTRY],
         "chosen": [_choice(device) for device in here],
         "native": _native(),
         "triton": [_launches(device) for device in here],

@@ -166,8 +166,8 @@ def _fused(batch: _Batch, features: list[Tensor], ids, selection, backend: str) 
         bias = torch.tensor(_BIAS, dtype=wide, device=x.device, requires_grad=True)
         tables = Folds.from_ids(*ids).to(x.device).tables(len(x), len(y), x.device)
         r = sigmoid_statistics(x, y, scale, bias, tables, backend)
-        loss = (r.r_rows.sum() + r.r_cols.sum()) / 2 + softplus(-(r.positives + bias)).sum()
-        loss = loss / len(x)
+        # Every negative and every positive has a place in a row and one in a column.
+        loss = (r.softplus_sum.sum() + softplus(-(r.positives + bias)).sum()) / 2 / len(x)
         return [loss, *torch.autograd.grad(loss, (x, y, scale, bias))]
     loss = fused_mfh_loss(
         x,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mxm_kernels.folds.tables import FoldTables, tables_from_counts, tables_from_ids
+from mxm_kernels.folds.make import tables_from_counts, tables_from_ids
+from mxm_kernels.folds.tables import FoldTables
 
 Ids = Tensor | np.ndarray | Sequence[int]
 

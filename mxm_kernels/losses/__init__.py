@@ -5,6 +5,7 @@ its hyper-parameters fixed by the constructor, which also takes those of :class:
 ``forward`` takes the tensors and the options of :class:`Inputs`.
 """
 
+from mxm_kernels.losses.contrastive_rows import contrastive_rows
 from mxm_kernels.losses.cwcl import CWCLLoss, fused_cwcl_loss
 from mxm_kernels.losses.info_nce import (
     DebiasedLoss,
@@ -43,6 +44,7 @@ __all__ = [
     "SigLipLoss",
     "SoftLoss",
     "SupConLoss",
+    "contrastive_rows",
     "draw_selection",
     "fused_cwcl_loss",
     "fused_debiased_loss",

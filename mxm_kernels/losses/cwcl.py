@@ -11,7 +11,7 @@ from mxm_kernels.core.mean import row_factors
 from mxm_kernels.core.options import HyperParameters, Inputs, Options, Scale, has_teacher
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.losses.cwcl_targets import is_linear, mean_target, row_targets
+from mxm_kernels.losses.cwcl_targets import is_linear, row_targets, with_target
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import Loss
 
@@ -44,8 +44,6 @@ def fused_cwcl_loss(
     encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
     (1, a_i), which costs (M + N) D D' operations; where w is cheaper it is made, of at most 16 MiB.
     A row whose weights are all 0 has target 0.
-    The gradients of 16-bit features by the logarithm and by the target are rounded before they are
-    added: where they cancel, a rounding of either part remains.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -80,7 +78,8 @@ def fused_cwcl_loss(
     )
     factors = row_factors(batch, of_every_row=True)
     if is_linear(batch, factors):
-        return loss_of(batch, logsumexp) - mean_target(batch, factors)
+        batch, target = with_target(batch, factors)
+        return loss_of(batch, logsumexp) - target
     targets = row_targets(batch)
 
     def weighted(rows: Rows, weights: object) -> Tensor:

@@ -13,7 +13,7 @@ target 0.
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -67,11 +67,17 @@ def is_linear(batch: Batch, factors: Tensor) -> bool:
     return alone and batch.one_scale and not factors.requires_grad
 
 
-def mean_target(batch: Batch, factors: Tensor) -> Tensor:
-    """() the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`."""
-    x, y, a, b = _features(batch)
-    with torch.autocast(x.device.type, enabled=False):
-        return cast(Tensor, _MeanTarget.apply(x, y, batch.scales[0], a, b, factors))
+def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
+    """() the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`.
+
+    And the same batch, whose gradients of features and scale bring those of the sum with them, so
+    that both are added before they are rounded.
+    """
+    assert batch.teacher is not None
+    with torch.autocast(batch.x.device.type, enabled=False):
+        given = batch.x, batch.y, batch.scales[0], *batch.teacher, factors
+        x, y, s, target = _WithTarget.apply(*given)
+    return replace(batch, x=x, y=y, scales=(s, s)), target
 
 
 # Numbers of a matrix that may be made where that is cheaper: 16 MiB.
@@ -87,7 +93,7 @@ def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
     return pairs <= _SMALL and pairs * (teacher_D + 2 * D) <= by_rank
 
 
-class _MeanTarget(torch.autograd.Function):
+class _WithTarget(torch.autograd.Function):
     """s <x, K y>, with K_ij = (1 + <a_i, b_j>) (r_i + c_j), linear in x and in y.
 
     r and c are the factors of the rows and columns over their sums of w.
@@ -95,19 +101,24 @@ class _MeanTarget(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, s, a, b, factors):
-        dense = _is_cheaper_by_matrix(x, y, a)
+        wide = [f.to(s.dtype) for f in (x, y, a, b)]
+        dense = _is_cheaper_by_matrix(*wide[:3])
         products = _products_by_matrix if dense else _products_by_rank
-        Ky, Kx = products(x, y, a, b, factors)
-        ds = (x * Ky).sum()
-        ctx.save_for_backward(s, Ky, Kx, ds)
-        return s * ds
+        Ky, Kx = products(*wide, factors)
+        product = (wide[0] * Ky).sum()
+        ctx.save_for_backward(s, Ky, Kx, product)
+        return x.view_as(x), y.view_as(y), s.view_as(s), s * product
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        s, Ky, Kx, ds = ctx.saved_tensors
+    def backward(ctx, dx, dy, ds, grad):
+        s, Ky, Kx, product = ctx.saved_tensors
         scaled_grad = grad * s
-        return scaled_grad * Ky, scaled_grad * Kx, grad * ds, None, None, None
+        dx, dy = (
+            torch.addcmul(d.to(s.dtype), of_target, scaled_grad).to(d.dtype) if need else None
+            for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad, strict=False)
+        )
+        return dx, dy, torch.addcmul(ds, grad, product), None, None, None
 
 
 def _products_by_matrix(
@@ -115,7 +126,10 @@ def _products_by_matrix(
 ) -> tuple[Tensor, Tensor]:
     """K y and K^T x from K: M N (D' + 2 D) products."""
     w = (a @ b.T).add_(1)
-    shares = _over(factors, torch.cat([w.sum(1), w.sum(0)]))
+    totals = torch.empty_like(factors)
+    torch.sum(w, 1, out=totals[: len(x)])
+    torch.sum(w, 0, out=totals[len(x) :])
+    shares = _over(factors, totals)
     K = torch.add(shares[: len(x), None], shares[len(x) :]).mul_(w)
     return K @ y, K.T @ x
 
@@ -134,7 +148,7 @@ def _products_by_rank(
 
 
 def _over(factors: Tensor, total: Tensor) -> Tensor:
-    """factors / total, 0 where that is infinite."""
+    """Factors / total, 0 where that is infinite."""
     return (factors / total).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
 
 

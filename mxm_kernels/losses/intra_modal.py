@@ -9,14 +9,15 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core import formulas, pair_weights
-from mxm_kernels.core.arguments import as_row_weights, autocast, check_teacher_rows
+from mxm_kernels.core.arguments import as_row_weights, check_teacher_rows
 from mxm_kernels.core.batch import Batch, make_batch
+from mxm_kernels.core.features import autocast
 from mxm_kernels.core.mean import row_factors
 from mxm_kernels.core.options import HyperParameters, Options, Reduction
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.folds import Folds, Ids, as_one_side
+from mxm_kernels.folds.make import without_itself
 from mxm_kernels.folds.segments import Segments
-from mxm_kernels.folds.tables import without_itself
 from mxm_kernels.losses.intra_modal_soft import soft_losses
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import Loss
@@ -230,7 +231,11 @@ class IntraModalLoss(Loss):
         process_group: ProcessGroup | None = None,
         gather: Literal["all", "ring"] = "all",
     ) -> None:
-        hyper_parameters = {"mask_positives": mask_positives, "rounds": rounds, "soft_weight": soft_weight}
+        hyper_parameters = {
+            "mask_positives": mask_positives,
+            "rounds": rounds,
+            "soft_weight": soft_weight,
+        }
         shared: HyperParameters = {
             "reduction": reduction,
             "backend": backend,

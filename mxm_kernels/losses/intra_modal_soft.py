@@ -38,11 +38,12 @@ def _by_operator(batch: Batch) -> Tensor:
     assert batch.teacher is not None
     a, t, rows = batch.teacher[0], batch.teacher_scales[0], len(batch.x)
     with torch.no_grad():
-        T = rows_of(replace(batch, x=a, y=a, scales=(t, t), teacher_scales=(t, t)))
+        alone = replace(batch, x=a, y=a, scales=(t, t), teacher_scales=(t, t))
+        T = rows_of(alone, reads_teacher=False)
         joint = logsumexp(T, None)
         negatives = (T.neg_lse - joint).exp()[:rows]
         positives = (T.positives - T.spread(joint)).exp()
-    S, z = rows_of(batch), batch.x.to(batch.dtype)
+    S, z = rows_of(batch, reads_teacher=False), batch.x.to(batch.dtype)
     m = average_over_negatives(batch, z, a.to(batch.dtype), t, T.neg_lse[:rows])
     of_positives = S.sum(positives * S.positives)[:rows]
     u = negatives * batch.scales[0] * (z * m).sum(1) + of_positives

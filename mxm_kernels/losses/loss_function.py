@@ -41,7 +41,7 @@ def loss_function(
         def run(positional: tuple[Any, ...], given: dict[str, Any]) -> Any:
             refuse(function.__name__, refused, given)
             if check is not None:
-                check(**{name: given[name] for name in checked if name in given})
+                check(**{name: given[name] for name in given if name in checked})
             return function(*positional, **given)
 
         @wraps(function)
@@ -69,5 +69,7 @@ def refuse(loss: str, refused: Mapping[str, str], given: Mapping[str, Any]) -> N
         TypeError: one was given; the message names it and the loss.
     """
     for name, instead in refused.items():
+        if name in given and instead:
+            raise TypeError(f"{loss} takes {instead}")
         if name in given:
-            raise TypeError(f"{loss} takes {instead or f'no {name}'}")
+            raise TypeError(f"{loss} takes no {name}")

@@ -31,9 +31,7 @@ def check_drawn(
         raise TypeError("selection and pair_weights both say what was drawn: give one")
 
 
-@loss_function(
-    check_drawn, not_taken={"soft_weight": "hard_weight, which is 1 - soft_weight"}
-)
+@loss_function(check_drawn, not_taken={"soft_weight": "hard_weight, which is 1 - soft_weight"})
 def fused_mfh_loss(
     image_features: Tensor,
     text_features: Tensor,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,7 @@ class Loss(nn.Module):
     ``hyper_parameters`` of the constructor are the loss's own, ``options`` the shared ones.
     """
 
-    function: ClassVar[Callable[..., Any]]
+    function: ClassVar[Any]  # a loss, wrapped by loss_function
 
     def __init__(self, hyper_parameters: dict[str, Any], options: HyperParameters) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core import pair_weights
-from mxm_kernels.core.arguments import autocast
 from mxm_kernels.core.batch import Batch, resolve_folds
+from mxm_kernels.core.features import autocast
 from mxm_kernels.core.options import FoldsLike
 
 
@@ -61,9 +61,7 @@ def draw_selection(
     return torch.where(slots < 0, -1, texts), torch.where(crossed < 0, -1, images)
 
 
-def weights_of(
-    batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def weights_of(batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None) -> Tensor:
     """(L,) how much each positive of a row weighs: drawn, given or expected."""
     tables, dtype, given = batch.tables, batch.dtype, batch.options.pair_weights
     if given is not None:

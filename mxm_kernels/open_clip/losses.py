@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mxm_kernels.distributed.ranks import SharedErrors, world_group
 from mxm_kernels.losses import (
     fused_info_nce_loss,
     fused_mfh_loss,
@@ -28,7 +29,6 @@ from mxm_kernels.losses import (
 )
 from mxm_kernels.losses.mfh import check_drawn
 from mxm_kernels.open_clip.gathered import Gathered, check_teacher, no_gradient
-from mxm_kernels.distributed.ranks import SharedErrors, world_group
 
 
 class ClipLoss(Gathered):

@@ -106,7 +106,8 @@ def _of_no_entries(problem: Problem, diagnostics: bool) -> Statistics:
 
 def pack_saved(statistics: Statistics) -> tuple[Tensor, ...]:
     """What backward reads of the statistics: no diagnostics."""
-    return tuple(getattr(statistics, name) for name in _SAVED)
+    s = statistics
+    return s.neg_lse, s.positives, s.teacher_mean, s.teacher_lse, s.kept
 
 
 def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
@@ -133,16 +134,10 @@ def _fake_forward(*arguments):
 @torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     problem, rest = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
-    saved, upstream = rest[: len(_SAVED)], rest[len(_SAVED) : -2]
+    saved, upstream = _unpack_saved(rest[: len(_SAVED)]), rest[len(_SAVED) : -2]
     with no_graph(problem.x):
-        return tuple(
-            backends.load(rest[-1]).backward(
-                problem,
-                _unpack_saved(saved),
-                Upstream(*(g.contiguous() for g in upstream)),
-                Needs(*rest[-2]),
-            )
-        )
+        given = Upstream(*[g.contiguous() for g in upstream])
+        return tuple(backends.load(rest[-1]).backward(problem, saved, given, Needs(*rest[-2])))
 
 
 @torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from mxm_kernels.backends import load
 from mxm_kernels.backends.triton import launch, tuned
 from mxm_kernels.backends.triton.candidates import GROUPS, candidates
 from mxm_kernels.backends.triton.settings import KINDS, Cell, Launch
+from mxm_kernels.environment.machine import cores
 from mxm_kernels.tuning import check
 from mxm_kernels.tuning.compile import LATE, Job, Outcome, compile_all
 from mxm_kernels.tuning.race import race
@@ -76,8 +76,7 @@ def jobs(cells: list[Cell], device: torch.device) -> list[Job]:
 
 def workers() -> int:
     """Processes that compile side by side: each has its own share of the GPU's memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, 14))
+    return min(cores(), 14)
 
 
 def compiled(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mxm_kernels.backends import load
+from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
-    Backend,
     Needs,
     Problem,
     SigmoidStatistics,
@@ -88,8 +88,8 @@ def _workload(cell: Cell, problem: Problem, source: str) -> Workload:
         upstream = SigmoidStatistics(*map(shares, saved))
     else:
         saved = load(source).forward(wide)
-        n_rows, n_cols, positives, u_rows, u_cols = map(shares, saved[:5])
-        upstream = Upstream(n_rows, n_cols, -positives[None], u_rows, u_cols)
+        neg_lse, positives, teacher_mean = map(shares, saved[: len(Upstream._fields)])
+        upstream = Upstream(neg_lse, -positives, teacher_mean)
     saved = type(saved)(*(numbers.float() for numbers in saved))
     return Workload(cell, problem, bias, saved, upstream)
 
@@ -106,8 +106,7 @@ def _statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
 
 
 def _gradient(w: Any, backend: Backend, needs: Needs) -> Any:
-    factor = torch.ones_like(w.problem.scale)  # as a loss gives it, which needs no launch for it
-    return backend.backward(w.problem, w.saved, w.upstream, needs, factor)
+    return backend.backward(w.problem, w.saved, w.upstream, needs)
 
 
 def _sigmoid_statistics(w: Workload, backend: Backend, needs: Needs) -> Any:

@@ -10,7 +10,7 @@ from mxm_kernels import BackendUnavailableError, backends
 
 
 def test_every_name_loads():
-    for name in backends.NAMES:
+    for name in backends.REGISTRY:
         assert hasattr(backends.load(name), "forward")
 
 

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
-from mxm_kernels.backends.native import plane
 from mxm_kernels.backends.interface import (
     Needs,
     Problem,
@@ -19,6 +18,7 @@ from mxm_kernels.backends.interface import (
     Statistics,
     Upstream,
 )
+from mxm_kernels.backends.native import plane
 
 CPU = torch.device("cpu")
 extension = pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
@@ -41,8 +41,7 @@ def _problem(
     t = Folds.from_ids(*ids).tables(rows, cols, CPU)
     teacher = (tx, ty) if with_teacher else (None, None)
     scales = torch.tensor(scale), torch.tensor(scale) if with_teacher else None
-    tables = t.image_groups, t.text_groups, t.image_offsets, t.pair_images, t.pair_texts
-    return Problem(x, y, *teacher, *scales, *tables)
+    return Problem(x, y, *teacher, *scales, *t.pair_tables())
 
 
 def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
@@ -53,9 +52,8 @@ def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
 
 def _upstream(statistics: Statistics) -> Upstream:
     g = torch.Generator().manual_seed(1)
-    drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:5])
-    upstream = Upstream(*(d.to(statistics.n_rows.dtype) for d in drawn))
-    return upstream._replace(positives=upstream.positives[None])
+    drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:3])
+    return Upstream(*(d.to(statistics.neg_lse.dtype) for d in drawn))
 
 
 def _run(backend, problem: Problem) -> list[torch.Tensor]:
@@ -77,8 +75,7 @@ def _run_sigmoid(backend, problem: Problem) -> list[torch.Tensor]:
 
 def _run_sigmoid_loss(backend, problem: Problem, weighted: bool) -> list[torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    pairs = len(problem.pair_images) if weighted else 0
-    sizes = len(problem.x), len(problem.y), pairs, pairs
+    sizes = len(problem.x) + len(problem.y), problem.pairs if weighted else 0
     weights = SigmoidWeights(*(torch.rand(n, generator=g).to(problem.scale) for n in sizes))
     needs = Needs(True, True, True, True)
     return list(backend.sigmoid_loss(problem, problem.scale * 0 - 3, weights, needs))
@@ -181,12 +178,14 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     p = _double(problem)
     S = (p.scale * p.x @ p.y.T).requires_grad_()
     negatives = S.masked_fill(p.image_groups[:, None] == p.text_groups, -torch.inf)
-    statistics = [negatives.logsumexp(1), negatives.logsumexp(0), S[p.pair_images, p.pair_texts]]
+    statistics = [
+        torch.cat([negatives.logsumexp(1), negatives.logsumexp(0)]),
+        p.to_list(S[p.pair_images, p.pair_texts]),
+    ]
     if p.has_teacher:
         T = p.teacher_scale * p.teacher_x @ p.teacher_y.T
-        statistics += [(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]
+        statistics.append(torch.cat([(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]))
     upstream = _upstream(native.backend.forward(problem))
-    upstream = upstream._replace(positives=upstream.positives[0])
     (dS,) = torch.autograd.grad(statistics, S, [u.double() for u in upstream[: len(statistics)]])
     return p.scale * dS.abs() @ p.y.abs(), p.scale * dS.abs().T @ p.x.abs()
 
@@ -204,7 +203,7 @@ def test_units_for_bfloat16_agree_with_widened_features(unit, rows, cols, D, wit
         pytest.skip(f"no {unit} on this machine")
     problem = _problem(rows, cols, D, with_teacher=with_teacher)
     problem = _cast(problem, torch.bfloat16)
-    apart, fused = native._Native(LEVELS[0]), native._Native(unit=unit)
+    apart, fused = native._Native(LEVELS[0]), native._Native(isa=unit)
     assert fused._fuses(problem) and not apart._fuses(problem)
     *results, dx, dy, dscale = _run(fused, problem)
     *expected, expected_dx, expected_dy, expected_dscale = _run(apart, problem)
@@ -236,8 +235,9 @@ def test_only_the_gradients_that_are_wanted(needs, dtype):
 @extension
 def test_a_wide_range_is_not_shared():
     """The third case above takes the other path: its normalisers are more than 40 apart."""
-    n_rows = native.backend.forward(_problem(scale=100.0, spread=4.0)).n_rows
-    assert n_rows.max() - n_rows.min() > 40
+    problem = _problem(scale=100.0, spread=4.0)
+    of_images, _ = problem.halves(native.backend.forward(problem).neg_lse)
+    assert of_images.max() - of_images.min() > 40
 
 
 @extension
@@ -306,7 +306,7 @@ def test_an_unknown_level_is_an_error():
 @extension
 def test_an_unknown_unit_is_an_error():
     with pytest.raises(ValueError, match="no unit abacus"):
-        native._Native(unit="abacus").forward(_cast(_problem(), torch.bfloat16))
+        native._Native(isa="abacus").forward(_cast(_problem(), torch.bfloat16))
 
 
 @extension

@@ -25,26 +25,24 @@ def test_a_factor_without_an_exponent_ends(factor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ordinary_upstream_gradients_carry_nothing(dtype):
-    assert unit_of(1 / 65536, 1.0, 100.0, dtype) == 1
-    assert unit_of(0.5, 65536.0, 33.0, dtype) == 1  # a loss scale of torch.amp
+    assert unit_of(1 / 65536, 100.0, dtype) == 1
+    assert unit_of(32768.0, 33.0, dtype) == 1  # a loss scale of torch.amp
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1.0, 3e38])
-@pytest.mark.parametrize("factor", [1e-45, 1e-30, 1e30, 1e38])
-@pytest.mark.parametrize("largest", [1e-45, 1e-20, 1.0, 1e38])
-def test_others_are_brought_to_an_ordinary_size(largest, factor, scale):
-    unit = unit_of(largest, factor, scale, torch.float32)
+@pytest.mark.parametrize("largest", [1e-45, 1e-30, 1e-20, 1.0, 1e20, 1e38])
+def test_others_are_brought_to_an_ordinary_size(largest, scale):
+    unit = unit_of(largest, scale, torch.float32)
     assert math.frexp(unit)[0] == 0.5  # a power of two
-    size = math.log2(largest) + math.log2(factor) + math.log2(unit)
+    size = math.log2(largest) + math.log2(unit)
     assert -42 <= size <= 62
     assert -90 <= size + math.log2(scale) <= 110  # dS times a logit
 
 
 @pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
 def test_what_has_no_size_carries_nothing(value):
-    assert unit_of(value, 1.0, 1e38, torch.float32) == 1
-    assert unit_of(1.0, value, 1e38, torch.float32) == 1
-    assert unit_of(1.0, 1e38, value, torch.float32) == 1
+    assert unit_of(value, 1e38, torch.float32) == 1
+    assert unit_of(1e38, value, torch.float32) == 1
 
 
 def test_the_largest_of_some_vectors():

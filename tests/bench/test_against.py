@@ -38,10 +38,10 @@ def test_a_tree_against_its_copy(tree, tmp_path):
     assert packages == [str(Path(mxm_kernels.__file__).parent), str(tree / "mxm_kernels")]
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines()[2:]]
     assert [row[0].partition(",")[0] for row in rows] == ["24 x 20 x 16", "4 x 20 x 16"]
-    for _, ratios, middle, *_ in rows:
+    for _, ratios, middle, of_turns, *_ in rows:
         numbers = [float(ratio) for ratio in ratios.split(", ")]
         assert len(numbers) == 2
-        assert all(isfinite(n) and n > 0 for n in (*numbers, float(middle)))
+        assert all(isfinite(n) and n > 0 for n in (*numbers, float(middle), float(of_turns)))
 
 
 def test_a_tree_without_an_extension(tree):
@@ -55,6 +55,14 @@ def test_a_worker_that_cannot_start(tree):
     done = run(tree)
     assert done.returncode == 1
     assert "a broken tree" in done.stderr and "a worker ended" in done.stderr
+
+
+def test_the_row_of_a_case():
+    run = [[[2.0, 2.0, 8.0], [1.0, 1.0, 1.0]], [[2.0, 4.0, 4.0], [4.0, 4.0, 4.0]]]
+    other = [[[1.0], [1.0]], [[3.0], [1.0]]]
+    _, each, *rest = against.row(against.LARGE, [run, other])
+    assert each == "1.200, 2.000"  # 3 s over 2.5, 2 over 1
+    assert rest == ["1.600", "1.500", "2.5 s", "1.75 s"]  # turns: 2, 1, 1, 3
 
 
 def test_the_cases_are_the_papers_and_a_large_one():

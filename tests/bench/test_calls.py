@@ -6,7 +6,7 @@ import torch
 from bench.calls import count, launches, step
 from mxm_kernels import backends
 
-MOST = {"native": (110, 35), "blocked": (475, 130)}  # calls, allocations; torch 2.11 makes 2 more
+MOST = {"native": (142, 38), "blocked": (460, 114)}  # calls, allocations; torch 2.11 makes 2 more
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +26,12 @@ def test_calls_of_a_step(name):
 
 
 def test_launches_of_a_step():
-    """The draw 2, statistics 2, losses 2, and back: autograd 1, dS 2, products 2, the scale 1."""
+    """Forward: the draw 2, statistics 2, losses 2. Backward 8.
+
+    Those are autograd's 1, losses 1, upstream gradients raised 1, dS 2, products 2, the scale 1.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
         pytest.skip("no Triton here")
     small = {} if device == "cuda" else {"rows": (42, 35), "dimension": 16}
-    assert launches(step("triton", device=device, **small), device) == 12
+    assert launches(step("triton", device=device, **small), device) == 14

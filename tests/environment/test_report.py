@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_fails_the_check_and_is_still_json(monkeypatch
 
     def wrong(self, *arguments):
         result = right(self, *arguments)
-        return result._replace(n_rows=result.n_rows * torch.nan)
+        return result._replace(neg_lse=result.neg_lse * torch.nan)
 
     monkeypatch.setattr(blocked._Blocked, "forward", wrong)
     (first, *_) = self_check.run([("blocked", CPU, torch.float64)])
@@ -133,7 +133,7 @@ def test_an_error_in_a_backend_is_a_failure_with_its_words(monkeypatch, capsys):
         raise RuntimeError("no more tiles")
 
     monkeypatch.setattr(blocked._Blocked, "forward", broken)
-    monkeypatch.setattr(report.backends, "NAMES", ("blocked",))
+    monkeypatch.setattr(report.backends, "REGISTRY", {"blocked": None})
     assert __main__.main([]) == 1
     printed = capsys.readouterr().out
     assert "blocked on cpu, float32" in printed

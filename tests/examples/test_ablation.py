@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from examples.ablation import __main__ as command
-from examples.ablation import features as frozen
-from examples.ablation.contrasts import contrast
-from examples.ablation.experiment import (
+from examples.data.instances import Instance
+from examples.studies.ablation import __main__ as command
+from examples.studies.ablation import features as frozen
+from examples.studies.ablation.contrasts import contrast
+from examples.studies.ablation.experiment import (
     BOUNDS,
     Outcome,
     Plan,
@@ -24,11 +25,10 @@ from examples.ablation.experiment import (
     time_ratio,
     trial_points,
 )
-from examples.ablation.features import FeatureSet, cached_features, read_features
-from examples.ablation.report import summary, tables
-from examples.ablation.rows import ROWS, TABLE_5, Row, aggregated, loss_of
-from examples.ablation.training import Hyperparameters, Schedule, batches, evaluate, train
-from examples.finetune.data.instances import Instance
+from examples.studies.ablation.features import FeatureSet, cached_features, read_features
+from examples.studies.ablation.report import summary, tables
+from examples.studies.ablation.rows import ROWS, TABLE_5, Row, aggregated, loss_of
+from examples.studies.ablation.training import Hyperparameters, Schedule, batches, evaluate, train
 from mxm_kernels.data import MultifoldDataset, collate_multifold
 
 HYPERPARAMETERS = Hyperparameters(lr=3e-3, temperature=0.1, soft_weight=0.4, teacher_decay=0.9)

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from examples.finetune.compare import main, pair, summarise
+from examples.studies.compare.__main__ import main, pair, summarise
 
 
 def metrics(value):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from examples.finetune.config import Config
-from examples.finetune.data import load_splits
-from examples.finetune.data.emoji import load_emoji, make_captions, readable
-from examples.finetune.data.instances import random_splits
-from examples.finetune.data.multifold import LazyInputs, pad_texts
+from examples.data import load_splits
+from examples.data.emoji import load_emoji, make_captions, readable
+from examples.data.instances import random_splits
+from examples.data.multifold import LazyInputs, pad_texts
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_captions_differ_and_deal_the_keywords():
 
 
 def test_splits_share_no_instance():
-    splits = load_splits(Config())
+    splits = load_splits("emoji")
     names = [{i.name for i in part} for part in (splits.train, splits.val, splits.test)]
     assert sum(map(len, names)) == len(set.union(*names))
     assert len(names[0]) > 6 * len(names[1])

@@ -12,10 +12,10 @@ from PIL import Image
 pytest.importorskip("pyvista", reason="the furniture extra is not installed")
 pytest.importorskip("javaproperties", reason="the furniture extra is not installed")
 
-from examples.ablation import furniture, rendering
-from examples.ablation.furniture import find_models, load_furniture, looks, nearest_colour
-from examples.ablation.rendering import FAILURES, VIEWS, render
-from examples.finetune.config import OptionError
+from examples.options import OptionError
+from examples.studies.ablation import furniture, rendering
+from examples.studies.ablation.furniture import find_models, load_furniture, looks, nearest_colour
+from examples.studies.ablation.rendering import FAILURES, VIEWS, render
 
 # A box whose front (towards +z) is red wood; the other sides are blue metal, a colour of
 # ambient 1 as some exporters write it. The last face has two corners, a property comes before the

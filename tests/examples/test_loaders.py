@@ -3,10 +3,11 @@ import json
 import pytest
 from PIL import Image
 
-from examples.finetune.config import Config, OptionError
-from examples.finetune.data import load_splits
-from examples.finetune.data.coco import load_coco
-from examples.finetune.data.flickr30k import load_flickr30k
+from examples.data import load_splits
+from examples.data.captions import load_coco, load_flickr30k
+from examples.finetune.config import Config
+from examples.finetune.inputs import load_instances
+from examples.options import OptionError
 
 
 def draw(folder, *names):
@@ -95,18 +96,18 @@ def test_coco_with_karpathys_splits(tmp_path):
     splits = load_coco(str(tmp_path))
     assert len(splits.train[0].captions) == 5
     assert splits.test[0].images[0].open().size == (12, 10)
-    limited = load_splits(Config(data="coco", data_root=str(tmp_path), limit=1))
-    assert len(limited.train) == 1
+    config = Config(data="coco", data_root=str(tmp_path), limit=1)
+    assert [len(part) for part in load_instances(config)] == [1, 1]
 
 
 @pytest.mark.parametrize("data", ["flickr30k", "coco"])
 def test_errors_name_the_argument(data, tmp_path):
     with pytest.raises(OptionError, match="--data_root"):
-        load_splits(Config(data=data))
+        load_splits(data)
     with pytest.raises(OptionError, match=r"--data_root: .*nowhere"):
-        load_splits(Config(data=data, data_root=str(tmp_path / "nowhere")))
+        load_splits(data, str(tmp_path / "nowhere"))
     with pytest.raises(OptionError, match=r"--data_root: .* has none of"):
-        load_splits(Config(data=data, data_root=str(tmp_path)))
+        load_splits(data, str(tmp_path))
 
 
 def test_broken_files_are_named(tmp_path):
@@ -123,4 +124,4 @@ def test_broken_files_are_named(tmp_path):
         load_flickr30k(str(tmp_path))
     file.write_text(json.dumps(karpathy([("1.jpg", "train", 5)])))
     with pytest.raises(OptionError, match="test split is empty"):
-        load_splits(Config(data="flickr30k", data_root=str(tmp_path)))
+        load_instances(Config(data="flickr30k", data_root=str(tmp_path)))

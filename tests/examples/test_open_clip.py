@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from examples.finetune.config import Config
-from examples.finetune.towers import build_encoders
+from examples.finetune.inputs import build_encoders
 from examples.finetune.train import run
 
 TINY = {
@@ -71,6 +71,6 @@ def test_frozen_features_are_kept_by_the_first_heads(tiny, model):
     config = tiny_config(tiny, model, unfreeze="heads")
     encoders = build_encoders(config)
     tokens = encoders.tokenize("a red apple")[None]
-    features = encoders.text_trunk(tokens, torch.tensor([len(tokens)]))
+    features = encoders.trunk.text_tower(tokens, torch.tensor([len(tokens)]))
     head = encoders.model.encode_texts(features, torch.tensor([16]))
     torch.testing.assert_close(head, torch.nn.functional.normalize(features, dim=-1))

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg
 
-from examples.finetune.data.multifold import Observations
+from examples.data.multifold import Observations
 from examples.finetune.retrieval import average, evaluate, metrics_table
 
 

@@ -12,26 +12,24 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from examples.finetune.__main__ import main
-from examples.finetune.checkpoint import CheckpointError
-from examples.finetune.config import Config, OptionError
-from examples.finetune.interrupt import InterruptedRunError
-from examples.finetune.towers import build_encoders
-from examples.finetune.train import make_accelerator, make_material, run
-from examples.finetune.trainer import Trainer
+from examples.finetune.config import CheckpointError, Config, InterruptedRunError
+from examples.finetune.inputs import build_encoders
+from examples.finetune.train import Trainer, make_accelerator, make_material, run
+from examples.options import OptionError
 
 ROOT = Path(__file__).parents[2]
 
 CRASH_AT_STEP = """
 import os, signal, sys, torch
-from examples.finetune import trainer
+from examples.finetune import train
 from examples.finetune.__main__ import main
 torch.set_num_threads(1)
-step = trainer.Trainer.train_step
+step = train.Trainer.train_step
 def crash(self, batch):
     if self.progress.step == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch)
-trainer.Trainer.train_step = crash
+train.Trainer.train_step = crash
 main(sys.argv[1:])
 """
 
@@ -42,7 +40,7 @@ from examples.finetune.__main__ import main
 torch.set_num_threads(1)
 flush = checkpoint.flush
 def crash(path):
-    if "step_00000004" in str(path):
+    if "checkpoint_4" in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
     flush(path)
 checkpoint.flush = crash
@@ -58,8 +56,15 @@ def weights(options):
     return load_file(Path(options["output_dir"]) / "model.safetensors")
 
 
-def steps(options):
+def folders(options):
+    """Names of the checkpoints, finished or not."""
     return sorted(p.name for p in (Path(options["output_dir"]) / "checkpoints").iterdir())
+
+
+def complete(options):
+    """Names of the checkpoints that a run goes on from."""
+    files = (Path(options["output_dir"]) / "checkpoints").glob("*/run.json")
+    return sorted(p.parent.name for p in files)
 
 
 def assert_same(a, b):
@@ -83,10 +88,11 @@ def test_a_crash_at_any_step_changes_no_number(loss, tiny, tmp_path, material):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    # Steps 2 and, where the crash was in writing step 4, a part of that one.
-    assert [name for name in steps(crashed) if name.startswith("step")] == ["step_00000002"]
+    # Step 2 and, where the crash was in writing step 4, a part of that one.
+    assert complete(crashed) == ["checkpoint_2"]
+    assert folders(crashed) == ["checkpoint_2", *["checkpoint_4"] * (loss == "clip")]
     got = run(Config(**crashed), material)
-    assert steps(crashed) == ["step_00000004", "step_00000005"]
+    assert folders(crashed) == complete(crashed) == ["checkpoint_4", "checkpoint_5"]
     assert got.losses == want.losses
     assert got.before == want.before
     assert got.after == want.after
@@ -103,14 +109,16 @@ def test_a_failed_save_leaves_the_last_good_checkpoint(tiny, material, monkeypat
     run(Config(**{**tiny, "checkpoint_every": 5}), material)
     accelerator = make_accelerator(config)
     trainer = Trainer(config, accelerator, build_encoders(config).model, material)
-    assert trainer.checkpoints.restore()
+    trainer.checkpoints.restore()
     assert trainer.progress.step == 5
+    trainer.progress.step = 6
     with monkeypatch.context() as patch:
         patch.setattr(publish, full)
-        with pytest.raises(CheckpointError, match=r"00000006: No space.*complete.*00000005\)"):
-            trainer.checkpoints.save(6)
-    assert steps(tiny) == ["step_00000005"]
-    assert trainer.checkpoints.restore()
+        with pytest.raises(CheckpointError, match=r"_6: No space.*complete.*checkpoint_5\)"):
+            trainer.checkpoints.save()
+    assert folders(tiny) == complete(tiny) == ["checkpoint_5"]
+    trainer.checkpoints.restore()
+    assert trainer.progress.step == 5
 
 
 def test_sigint_finishes_the_step_and_says_how_to_resume(tiny, material, monkeypatch, capsys):
@@ -125,7 +133,7 @@ def test_sigint_finishes_the_step_and_says_how_to_resume(tiny, material, monkeyp
         patch.setattr(Trainer, "train_step", interrupt)
         with pytest.raises(InterruptedRunError, match="after step 3 of 5"):
             run(Config(**tiny), material)
-        assert steps(tiny)[-1] == "step_00000003"
+        assert complete(tiny)[-1] == "checkpoint_3"
         # A second run of the same command, interrupted again at once, through the command line.
         patch.setattr("examples.finetune.train.run", raise_interrupted)
         assert main(arguments(tiny)) == 130
@@ -143,8 +151,8 @@ def test_other_options_are_refused_unless_told_to_start_over(tiny, material):
     with pytest.raises(OptionError, match=r"--lr 0.* there, 0.001 now.*--resume false"):
         run(Config(**other), material)
     assert len(run(Config(**other, resume=False), material).losses) == 5
-    checkpoint = Path(other["output_dir"]) / "checkpoints" / "step_00000005"
-    assert json.loads((checkpoint / "options.json").read_text())["lr"] == 1e-3
+    checkpoint = Path(other["output_dir"]) / "checkpoints" / "checkpoint_5"
+    assert json.loads((checkpoint / "run.json").read_text())["options"]["lr"] == 1e-3
 
 
 def test_command_line_writes_figure_table_and_metrics(tiny, capsys):
@@ -190,7 +198,7 @@ def test_two_processes_share_the_batches(tiny):
     assert done.stdout.count("| text to image | after |") == 1
     metrics = json.loads((Path(tiny["output_dir"]) / "metrics.json").read_text())
     assert len(metrics["losses"]) == 5
-    assert steps(tiny) == ["step_00000004", "step_00000005"]
+    assert folders(tiny) == complete(tiny) == ["checkpoint_4", "checkpoint_5"]
 
 
 def test_help_lists_the_options():
@@ -220,7 +228,7 @@ def test_user_errors_name_the_argument(options, message, tmp_path, capsys):
 def test_micro_batches_give_the_same_run(tiny, material, tmp_path, monkeypatch):
     """Gradient caching, with dropout off: cut or whole, a row's dropout draws differently."""
     eval_mode = lambda self, mode=True: torch.nn.Module.train(self, False)  # noqa: E731
-    monkeypatch.setattr("examples.finetune.dual_encoder.DualEncoder.train", eval_mode)
+    monkeypatch.setattr("examples.encoders.dual.DualEncoder.train", eval_mode)
     whole = {**tiny, "output_dir": str(tmp_path / "whole")}
     want = run(Config(**whole), material)
     got = run(Config(**tiny, micro_batch=4), material)

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from mxm_kernels import Folds
-from mxm_kernels.folds.tables import tables_without_pairs
+from mxm_kernels.folds.make import tables_without_pairs
 
 CPU = torch.device("cpu")
 ids = st.lists(st.integers(0, 5), max_size=12)

@@ -129,13 +129,13 @@ def record_backward(
         patch.setattr(gradient, "gradient_kernel", recorder.kernel("gradient"))
         patch.setattr(gradient, "scale_gradient_kernel", recorder.kernel("scale"))
         patch.setattr(positives, "pair_gradient_kernel", recorder.kernel("positives"))
+        patch.setattr(unit, "raise_kernel", recorder.kernel("raise"))
         patch.setattr(unit, "lower_kernel", recorder.kernel("lower"))
         with FakeTensorMode():
             arguments = _fake_batch(rows, cols, D, dtype)
-            factor = torch.empty((), device="cuda")
-            recorder.given((arguments, factor))
+            recorder.given(arguments)
             with recorder:
-                gradient.backward(*arguments, needs or Needs(True, True, True), factor)
+                gradient.backward(*arguments, needs or Needs(True, True, True))
     return recorder
 
 
@@ -147,8 +147,9 @@ def _fake_batch(
 
     x, y, tx, ty = (numbers(n, D, dtype=dtype) for n in (rows, cols, rows, cols))
     groups = [numbers(n, dtype=torch.int32) for n in (rows, cols)]
-    offsets, *pairs = (numbers(n, dtype=torch.int64) for n in (rows + 1, rows, rows))
-    problem = Problem(x, y, tx, ty, numbers(), numbers(), *groups, offsets, *pairs)
-    both = numbers(rows), numbers(cols)
-    statistics = Statistics(*both, numbers(rows), *both * 4, numbers(0))
-    return problem, statistics, Upstream(*both, numbers(2, rows), *both)
+    # Offsets, owners, texts and places of a positive in each row of x.
+    lengths = rows + cols + 1, 2 * rows, rows, rows
+    pairs = (numbers(n, dtype=torch.int64) for n in lengths)
+    problem = Problem(x, y, tx, ty, numbers(), numbers(), *groups, *pairs)
+    statistics = problem.allocate(diagnostics=False)
+    return problem, statistics, Upstream(*statistics[: len(Upstream._fields)])

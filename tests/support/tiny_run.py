@@ -127,21 +127,21 @@ def tiny_encoders(config):
     """Linear towers with dropout over numbers."""
     from torch import nn
 
-    from examples.finetune.dual_encoder import Encoders
-    from examples.finetune.towers import MeanPool, TextProjection, TextStages, TwoTowers
+    from examples.encoders.dual import Encoders, TwoTowers
+    from examples.encoders.packaged import MeanPool, TextProjection, TextStages
 
     image = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.Linear(16, 8))
     text = TextStages([MeanPool(), TextProjection(5, 8)])
     model = TwoTowers(image, text, config.temperature, fresh={"image_tower.", "text_tower."})
-    return Encoders(model, None, None, None, None)  # type: ignore[arg-type]
+    return Encoders(model, None, None)  # type: ignore[arg-type]
 
 
 def tiny_material(config, encoders, accelerator):
     """Twelve instances with two to four images and one to three captions."""
     import torch
 
-    from examples.finetune.data.multifold import Observations, flatten
-    from examples.finetune.observations import Material
+    from examples.data.multifold import Observations, flatten
+    from examples.finetune.inputs import Material
 
     generator = torch.Generator().manual_seed(0)
 

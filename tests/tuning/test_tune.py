@@ -63,18 +63,22 @@ def test_the_sample_of_a_large_batch_sees_what_is_wrong(phase, teacher, monkeypa
     got = w.run(tune.load("triton"), check.EVERYTHING)
     sample = check.Sample(w)
     assert sample.wrong(got) is None
-    for name, side in check_names(got):
+    for name, side, first in check_names(got, len(w.problem.x)):
         bad = getattr(got, name).clone()
-        bad[sample.rows[0] if side == "rows" else sample.columns[0]] *= 1.05
+        bad[first + getattr(sample, side)[0]] *= 1.05
         fault = sample.wrong(got._replace(**{name: bad}))
         assert fault is not None and fault.startswith(f"{side} of a sample: ")
 
 
-def check_names(got):
-    """The results of rows and of columns that are there."""
+def check_names(got, images):
+    """The results that are there of images and of texts, and where those begin."""
     for name, value in got._asdict().items():
-        if value.numel() and (name in ("x", "y") or name.endswith(("_rows", "_cols"))):
-            yield name, "rows" if name == "x" or name.endswith("_rows") else "columns"
+        if name in ("x", "y"):
+            yield name, "images" if name == "x" else "texts", 0
+        elif value.ndim and len(value) == 2 * images:
+            yield name, "images", 0
+            if name != "positives":  # of images and of texts, whose samples have both places
+                yield name, "texts", images
 
 
 @pytest.mark.parametrize("place", [1, 2], ids=["the table's own", "another"])
@@ -84,14 +88,14 @@ def test_a_launch_that_the_sample_shows_wrong_is_named_and_not_raced(two, monkey
 
     def one_is_wrong(self, got):
         seen.append(1)
-        return "n_rows is off by 1" if len(seen) == place else right(self, got)
+        return "neg_lse is off by 1" if len(seen) == place else right(self, got)
 
     monkeypatch.setattr(check.Sample, "wrong", one_is_wrong)
     launches = candidates.candidates(CELL, "interpreter", 1 << 20)
     found = tune.Found(CELL, launches[0], 2, launches)
     tune.raced(found, CPU, 30.0, quiet)
     wrong, other = launches[place - 1], launches[2 - place]
-    assert found.faults == [(wrong, "n_rows is off by 1")]
+    assert found.faults == [(wrong, "neg_lse is off by 1")]
     assert list(found.races[0]) == [other] and found.best == other
     assert (found.milliseconds[1] is None) == (place == 1)
     assert found.entry(CPU).launch == other
@@ -165,8 +169,8 @@ def test_the_small_batch_sees_a_wrong_launch(monkeypatch):
     wanted = check.expected(w)
     got = w.run(tune.load("triton"), check.EVERYTHING)
     assert check.wrong(w, got, wanted) is None
-    assert check.wrong(w, got._replace(n_cols=got.n_cols * torch.nan), wanted) == (
-        "n_cols is off by inf, allowed 1e-05"
+    assert check.wrong(w, got._replace(neg_lse=got.neg_lse * torch.nan), wanted) == (
+        "neg_lse is off by inf, allowed 1e-05"
     )
 
 

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.native.extension import cpp, features_of
 from mxm_kernels.backends.interface import Gradients, Needs, Problem
+from mxm_kernels.backends.native.extension import cpp, features_of
 from mxm_kernels.backends.tiles import GradientSum, Span, split
 from mxm_kernels.backends.units import multiply
 

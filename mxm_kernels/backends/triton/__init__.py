@@ -71,7 +71,7 @@ class _Triton(Backend):
     sigmoid_forward = _launched("sigmoid", "forward")
     sigmoid_backward = _launched("sigmoid_gradient", "backward")
     sigmoid_loss = _launched("sigmoid_gradient", "loss")
-    sigmoid_loss_backward = _launched("sigmoid_gradient", "loss_backward")
+    sigmoid_loss_backward = _launched("sigmoid_scaling", "loss_backward")
     row_losses = _launched("rows", "row_losses")
     row_losses_backward = _launched("rows", "row_losses_backward")
     drawn_weights = _launched("draw", "drawn_weights")

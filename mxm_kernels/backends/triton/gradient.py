@@ -210,8 +210,8 @@ def backward(
             p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
             p.image_groups, p.text_groups,
             statistics.neg_lse, statistics.teacher_lse, upstream.neg_lse, upstream.teacher_mean,
-            workspace, partial, p.x.shape[0], p.x.shape[1], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-            setting.group, TEACHER=teacher, UNIT=unit.kind, **setting.tile(),
+            workspace, partial, p.x.shape[0], p.x.shape[1], teacher_x.shape[1], *rows, *cols,
+            workspace.stride(0), setting.group, TEACHER=teacher, UNIT=unit.kind, **setting.tile(),
             **launch.product_options(dtype, device), **setting.options(),
         )  # fmt: skip
         terms = statistics.teacher_lse, upstream.teacher_mean

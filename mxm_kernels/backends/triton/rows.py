@@ -105,7 +105,7 @@ def row_losses_kernel(
     count = tl.load(offsets + row + 1, mask=inside, other=0) - first
     N = tl.load(n + row, mask=inside, other=0.0)
     # What the row's loss may not read: NaN shows, and -inf does not.
-    loss = tl.where((count == 0) & (N != float("-inf")), N * 0.0, 0.0)
+    loss = tl.where((count == 0) & (float("-inf") != N), N * 0.0, 0.0)
     by_n, by_p, by_parameter, level, factor = loss, loss, tl.zeros_like(loss), N, hard
     if FORMULA == "decoupled":  # without a negative the loss is 0
         level = tl.where(float("-inf") == N, 0.0, N)

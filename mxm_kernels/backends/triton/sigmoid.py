@@ -97,8 +97,8 @@ def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
         col_state = p.x.new_empty((P, last - first), dtype=torch.float32)
         sigmoid_statistics_kernel[(P, Q)](
             p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, p.owners, p.pair_texts,
-            p.slot_places, row_state, col_state, out.positives, rows, cols, p.x.shape[1], first, last - first,
-            p.pairs if last == cols else 0, **setting.tile(),
+            p.slot_places, row_state, col_state, out.positives, rows, cols, p.x.shape[1],
+            first, last - first, p.pairs if last == cols else 0, **setting.tile(),
             **launch.product_options(p.x.dtype, p.x.device), **positives.BLOCK, **setting.options(),
         )  # fmt: skip
         torch.sum(col_state, 0, out=out.softplus_sum[rows + first : rows + last])

@@ -44,7 +44,9 @@ from mxm_kernels.backends.triton.unit import (
 from mxm_kernels.backends.triton.workspace import shape, walk
 
 
-@triton.jit(do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "sums", "group"])
+@triton.jit(
+    do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "sums", "group"]
+)
 def sigmoid_gradient_kernel(
     x,  # (M, D)
     y,  # (N, D)
@@ -257,51 +259,3 @@ def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) 
     # is NaN.
     value = torch.add(totals[2], totals[0], alpha=0)
     return SigmoidLoss(value, gradients.x, gradients.y, totals[:2])
-
-
-@triton.jit
-def _times(a, out, block, length, grad, BLOCK: tl.constexpr):
-    """A block of a, times grad."""
-    place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(a + place, mask=place < length, other=0.0).to(tl.float32) * grad
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < length)
-
-
-@triton.jit
-def times_kernel(
-    grad,  # ()
-    dx,  # (x_length,)
-    dy,  # (y_length,)
-    dscalars,  # (2,)
-    dx_out,  # (x_length,) out
-    dy_out,  # (y_length,) out
-    dscalars_out,  # (2,) out
-    x_length,
-    y_length,
-    BLOCK: tl.constexpr,
-):
-    """The gradients times grad, rounded once: PyTorch would round grad to 16 bits first."""
-    block, g = tl.program_id(0), tl.load(grad)
-    x_blocks, y_blocks = tl.cdiv(x_length, BLOCK), tl.cdiv(y_length, BLOCK)
-    if block < x_blocks:
-        _times(dx, dx_out, block, x_length, g, BLOCK)
-    elif block < x_blocks + y_blocks:
-        _times(dy, dy_out, block - x_blocks, y_length, g, BLOCK)
-    else:
-        _times(dscalars, dscalars_out, block - x_blocks - y_blocks, 2, g, BLOCK)
-
-
-TIMES_BLOCK = 1024
-
-
-def loss_backward(
-    grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One launch for all of them."""
-    stored = launch.workspace_dtype(dtype, dx.device)
-    out = (*(torch.empty_like(d, dtype=stored) for d in (dx, dy)), torch.empty_like(dscalars))
-    programs = triton.cdiv(dx.numel(), TIMES_BLOCK) + triton.cdiv(dy.numel(), TIMES_BLOCK) + 1
-    times_kernel[(programs,)](
-        grad, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
-    )
-    return out[0].to(dtype), out[1].to(dtype), out[2]

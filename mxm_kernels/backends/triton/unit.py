@@ -30,6 +30,7 @@ RAISED = tl.constexpr(2)  # for float16: 2^10 to 2^11, four terms of size 2 time
 # exp(-40) = 2^-58 (``exponentials.GRADIENT_RANGE``).
 ORDINARY = tl.constexpr(40)
 TOP = tl.constexpr(10)
+RAISE = tl.constexpr(2.0**10)  # 2^TOP, which ``power_of_two`` does not make of a constant
 MOST = tl.constexpr(252)  # a power of two beyond it takes every float32 to 0 or to infinity
 
 
@@ -62,7 +63,7 @@ def factor_of(s, UNIT: tl.constexpr):
         shift = exponent_of(s)
         mantissa = s * power_of_two(-shift)
         if UNIT == RAISED:
-            u = mantissa * power_of_two(TOP)
+            u = mantissa * RAISE
             R = shift - TOP
         else:
             ordinary = (shift >= -ORDINARY) & (shift <= ORDINARY)
@@ -117,9 +118,7 @@ def raise_kernel(
 RAISE_BLOCK = 4096
 
 
-def raise_vectors(
-    vectors: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], Tensor]:
+def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Up to three vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
     given = [*vectors, *[vectors[0].new_empty(0)] * (3 - len(vectors))]
     lengths = [v.numel() for v in given]

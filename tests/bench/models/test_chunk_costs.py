@@ -56,7 +56,9 @@ def test_costs_are_those_of_the_recorded_backward(rows, D, workspace, accumulate
     row_spans, col_spans = spans(rows, costs.height), spans(rows, costs.width)
     assert recorded.products == _products(row_spans, col_spans, D)
     assert recorded.added_bytes == costs.added_bytes
-    assert recorded.launches == {"gradient": costs.chunks, "positives": costs.chunks, "scale": 1}
+    assert recorded.launches == {
+        "raise": 1, "gradient": costs.chunks, "positives": costs.chunks, "scale": 1
+    }  # fmt: skip
     _assert_full(recorded.products, costs)
     gradients = 2 * rows * D * 2
     promise = backward_bytes(rows, rows, D, 2, workspace, accumulates)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.studies.loss_launches import LOSSES, counts, page, steps
+from bench.studies.loss_launches import LOSSES, counts, option_counts, page, steps
 from mxm_kernels import backends
 
 COMMITTED = Path(__file__).parents[3] / "bench" / "results" / "loss_launches.md"
@@ -28,4 +28,4 @@ def test_the_committed_counts():
         pytest.skip("counted from the calls on a CPU, under Triton's interpreter")
     if backends.load("triton").unavailable(torch.device("cpu"), torch.float32) is not None:
         pytest.skip("no Triton here")
-    assert page(counts()) == COMMITTED.read_text()
+    assert page(counts(), option_counts()) == COMMITTED.read_text()

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from examples.cma_clip.data import PairSplit
-from examples.cma_clip.encoders import OpenClipTokens
-from examples.cma_clip.model import CMAClip
-from examples.cma_clip.noise import Noise
-from examples.cma_clip.study import main
-from examples.finetune.open_clip_towers import OpenClipEncoder
+from examples.encoders.open_clip import OpenClipEncoder
+from examples.studies.cma_clip.data import PairSplit
+from examples.studies.cma_clip.encoders import OpenClipTokens
+from examples.studies.cma_clip.model import CMAClip
+from examples.studies.cma_clip.noise import Noise
+from examples.studies.cma_clip.study import main
 
 from .tiny import CLASSES, TINY, command, make_clip, make_labels, observations
 

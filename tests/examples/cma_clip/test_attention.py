@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from examples.cma_clip.attention import (
+from examples.studies.cma_clip.attention import (
     ClassTokens,
     EqualWeights,
     KeylessAttention,
     SequenceAttention,
 )
-from examples.cma_clip.tokens import Tokens
+from examples.studies.cma_clip.tokens import Tokens
 
 
 def tokens(batch, length, width, padding=0):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from examples.cma_clip.data import PairSplit, emoji_labels, label
-from examples.cma_clip.noise import Noise
-from examples.finetune.config import OptionError
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
+from examples.options import OptionError
+from examples.studies.cma_clip.data import PairSplit, emoji_labels, label
+from examples.studies.cma_clip.noise import Noise
 
 from .tiny import make_labels
 

@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from examples.cma_clip.encoders import OpenClipTokens, PackagedTokens, token_encoder
-from examples.finetune.config import Config, OptionError
-from examples.finetune.dual_encoder import DualEncoder
-from examples.finetune.open_clip_towers import OpenClipEncoder
-from examples.finetune.towers import build_encoders
+from examples.encoders.dual import DualEncoder
+from examples.encoders.open_clip import OpenClipEncoder
+from examples.finetune.config import Config
+from examples.finetune.inputs import build_encoders
+from examples.options import OptionError
+from examples.studies.cma_clip.encoders import OpenClipTokens, PackagedTokens, token_encoder
 
 from .tiny import END, caption, make_clip
 

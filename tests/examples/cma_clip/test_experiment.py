@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from examples.cma_clip import experiment as module
-from examples.cma_clip.config import Config
-from examples.cma_clip.data import Pairs
-from examples.cma_clip.evaluate import Evaluation
-from examples.cma_clip.experiment import Experiment, summarise
-from examples.cma_clip.prepare import DataSet
-from examples.finetune.data.instances import Instance
-from examples.finetune.open_clip_towers import OpenClipEncoder
+from examples.data.instances import Instance
+from examples.encoders.open_clip import OpenClipEncoder
+from examples.studies.cma_clip import experiment as module
+from examples.studies.cma_clip.config import Config
+from examples.studies.cma_clip.data import Pairs
+from examples.studies.cma_clip.evaluate import Evaluation
+from examples.studies.cma_clip.experiment import Experiment, summarise
+from examples.studies.cma_clip.prepare import DataSet
 
 from .tiny import make_clip, make_labels, observations
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from examples.cma_clip.metrics import accuracy, recall_at_precision
+from examples.studies.cma_clip.metrics import accuracy, recall_at_precision
 
 
 def brute_force(logits, labels, precision):

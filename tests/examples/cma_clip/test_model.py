@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from examples.cma_clip.attention import ClassTokens, EqualWeights
-from examples.cma_clip.model import PARTS, CMAClip
-from examples.cma_clip.sources import LiveTokens
+from examples.studies.cma_clip.attention import ClassTokens, EqualWeights
+from examples.studies.cma_clip.model import PARTS, CMAClip
+from examples.studies.cma_clip.sources import LiveTokens
 
 from .tiny import CLASSES
 

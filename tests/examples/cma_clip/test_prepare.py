@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from examples.cma_clip import prepare
-from examples.cma_clip.config import Config
-from examples.cma_clip.noise import Noise
-from examples.cma_clip.prepare import DataSet, aligned_encoders
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
+from examples.studies.cma_clip import prepare
+from examples.studies.cma_clip.config import Config
+from examples.studies.cma_clip.noise import Noise
+from examples.studies.cma_clip.prepare import DataSet, aligned_encoders
 
 from .tiny import make_labels, observations
 

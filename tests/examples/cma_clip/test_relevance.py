@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from examples.cma_clip import relevance
-from examples.cma_clip.attention import SequenceAttention
-from examples.cma_clip.config import Config
-from examples.cma_clip.data import PairSplit
-from examples.cma_clip.prepare import DataSet
-from examples.cma_clip.relevance import is_word, relevance_maps, token_names
-from examples.finetune.config import OptionError
-from examples.finetune.data.instances import Instance
+from examples.data.instances import Instance
+from examples.options import OptionError
+from examples.studies.cma_clip import relevance
+from examples.studies.cma_clip.attention import SequenceAttention
+from examples.studies.cma_clip.config import Config
+from examples.studies.cma_clip.data import PairSplit
+from examples.studies.cma_clip.prepare import DataSet
+from examples.studies.cma_clip.relevance import is_word, relevance_maps, token_names
 
 from .tiny import make_labels, observations
 

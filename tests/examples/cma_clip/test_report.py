@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from examples.cma_clip.differences import encoder_text
-from examples.cma_clip.report import markdown
-from examples.cma_clip.study import FULL, NO_MA, RESULTS
-from examples.cma_clip.summary import PM, Mean, Runs
+from examples.studies.cma_clip.differences import encoder_text
+from examples.studies.cma_clip.report import markdown
+from examples.studies.cma_clip.study import FULL, NO_MA, RESULTS
+from examples.studies.cma_clip.summary import PM, Mean, Runs
 
 
 def test_the_report_says_what_is_in_the_json(study):

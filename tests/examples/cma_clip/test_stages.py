@@ -3,10 +3,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, softplus
 
-from examples.cma_clip import stages
-from examples.cma_clip.model import PARTS
-from examples.cma_clip.sources import LiveTokens
-from examples.cma_clip.stages import Checkpoint, Stage, Training, three_stages, train
+from examples.studies.cma_clip import stages
+from examples.studies.cma_clip.model import PARTS
+from examples.studies.cma_clip.sources import LiveTokens
+from examples.studies.cma_clip.stages import Checkpoint, Stage, Training, three_stages, train
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ import time
 import open_clip
 import pytest
 
-from examples.cma_clip import prepare
-from examples.cma_clip import study as study_module
-from examples.cma_clip.__main__ import main as classify
-from examples.cma_clip.config import Config, StudyConfig
-from examples.cma_clip.experiment import Experiment
-from examples.cma_clip.stages import StageResult, epoch_line
-from examples.cma_clip.study import FULL, main, processes
-from examples.finetune.checkpoint import CheckpointError
-from examples.finetune.config import OptionError
-from examples.finetune.interrupt import InterruptedRunError
+from examples.finetune.config import CheckpointError, InterruptedRunError
+from examples.options import OptionError
+from examples.studies.cma_clip import prepare
+from examples.studies.cma_clip import study as study_module
+from examples.studies.cma_clip.__main__ import main as classify
+from examples.studies.cma_clip.config import Config, StudyConfig
+from examples.studies.cma_clip.experiment import Experiment
+from examples.studies.cma_clip.stages import StageResult, epoch_line
+from examples.studies.cma_clip.study import FULL, main, processes
 
 from .tiny import TEXT, TINY, VISION, command
 

@@ -5,8 +5,8 @@ import json
 import open_clip
 import torch
 
-from examples.cma_clip.data import Labels
-from examples.finetune.data.multifold import Observations, flatten
+from examples.data.multifold import Observations, flatten
+from examples.studies.cma_clip.data import Labels
 
 VISION = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 12, "vocab_size": 64, "width": 24, "heads": 2, "layers": 2}

@@ -1,0 +1,1 @@
+"""Experiments whose results are in the documentation; each says how it is run."""

@@ -1,0 +1,59 @@
+"""Features as the operator reads them: cast by autocast, free of other modes of PyTorch.
+
+``torch.autocast`` casts features as it casts the factors of a matrix product. A tensor made in
+``torch.inference_mode`` is copied where gradients are wanted, since autograd cannot save it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from mxm_kernels import checks
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
+
+
+def refuse_transforms(*tensors: object) -> None:
+    """Forward-mode derivatives, which would silently be zero, and those of torch.func.
+
+    Raises:
+        RuntimeError: a tensor carries one.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        tangent = forward_ad.unpack_dual(tensor).tangent
+        if tangent is not None or _functorch.is_gradtrackingtensor(tensor):
+            raise RuntimeError(
+                "mxm_kernels losses have reverse-mode derivatives only: use backward() or "
+                "torch.autograd.grad, not torch.func or forward-mode AD"
+            )
+
+
+def as_features(features: _MaybeTensor) -> _MaybeTensor:
+    """Features as the operator reads and autograd saves them."""
+    if not isinstance(features, Tensor):
+        return features
+    features = autocast(features)
+    if torch.compiler.is_compiling() or not features.is_inference():
+        return features
+    return features.clone() if torch.is_grad_enabled() else features
+
+
+def autocast(features: _MaybeTensor) -> _MaybeTensor:
+    """Cast as torch.autocast casts the factors of a matrix product; float64 stays."""
+    if not isinstance(features, Tensor) or features.is_meta:
+        return features
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return features
+    if features.dtype not in checks.FEATURE_DTYPES or features.dtype == torch.float64:
+        return features
+    return cast(_MaybeTensor, features.to(torch.get_autocast_dtype(device)))
