@@ -17,9 +17,9 @@ from mxm_kernels.losses import (
     fused_supcon_loss,
 )
 
-# Modules that were saved whole name their function by its file.
+# Modules that were saved whole name their function by the file that version 0.1 had it in.
 for _name in ("cwcl", "info_nce", "intra_modal", "mfh", "siglip", "supcon"):
-    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"mxm_kernels.losses.{_name}"]
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[__name__]
 
 __all__ = [
     "draw_selection",

@@ -16,9 +16,9 @@ from mxm_kernels.losses import (
     SupConLoss,
 )
 
-# A module that was saved whole names its class by its file.
+# A module that was saved whole names its class by the file that version 0.1 had it in.
 for _name in ("cwcl", "info_nce", "intra_modal", "mfh", "siglip", "supcon"):
-    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"mxm_kernels.losses.{_name}"]
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[__name__]
 
 __all__ = [
     "CWCLLoss",
