@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 import mxm_kernels as mxm
 
@@ -99,6 +99,17 @@ def inputs(layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 FLOAT8 = {"teacher_dtype": torch.float8_e4m3fn}
+
+
+def _of_rows(*features: Any, **options: Any) -> Tensor:
+    """A loss that the package does not have: InfoNCE with a margin and the soft loss."""
+    rows = mxm.contrastive_rows(*features, **options)
+    n, S, s = rows.neg_lse, rows.positives, rows.logit_scale
+    margin = rows.sum(softplus(rows.spread(n) - S + 0.1 * s)) / rows.counts.clamp(min=1)
+    joint = torch.logaddexp(n, rows.logsumexp(S))
+    return rows.mean(margin) + rows.mean(joint - rows.teacher_mean, of_every_row=True)
+
+
 # name -> (function, options); "teacher", "weights" and the like stand for tensors of the batch.
 LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mfh": (mxm.fused_mfh_loss, {"rounds": 5, "teacher": True}),
@@ -131,6 +142,7 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
         {"rounds": None, "soft_weight": 0.5},
     ),
     "cwcl": (mxm.fused_cwcl_loss, {"teacher": True}),
+    "rows": (_of_rows, {"teacher": True, "image_to_text_weight": 0.3}),
     "weighted": (
         mxm.fused_mfh_loss,
         {"rounds": 2, "teacher": True, "weights": True, "image_to_text_weight": 0.3},
