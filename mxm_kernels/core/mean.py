@@ -37,13 +37,13 @@ def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
         )
     if batch.row_weights == (None, None):
         return factors
-    if o.reduction == "none":
-        sides = zip(batch.row_weights, halves_of(batch, factors), strict=True)
-        return torch.cat([f if w is None else w for w, f in sides])
-    sides = zip((0, 1), batch.row_weights, halves_of(batch, factors), strict=True)
-    return torch.cat(
-        [plain if w is None else _weighted(batch, k, w, plain) for k, w, plain in sides]
-    )
+    halves = list(halves_of(batch, factors))
+    for side, weights in enumerate(batch.row_weights):
+        if weights is not None and o.reduction == "none":
+            halves[side] = weights
+        elif weights is not None:
+            halves[side] = _weighted(batch, side, weights, halves[side])
+    return torch.cat(halves)
 
 
 @kept_with_tables

@@ -14,6 +14,7 @@ target 0.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -75,8 +76,8 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
     """
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
-        given = batch.x, batch.y, batch.scales[0], *batch.teacher, factors
-        x, y, s, target = _WithTarget.apply(*given)
+        tensors = [batch.x, batch.y, batch.scales[0], *batch.teacher, factors]
+        x, y, s, target = cast(tuple[Tensor, ...], _WithTarget.apply(*tensors))
     return replace(batch, x=x, y=y, scales=(s, s)), target
 
 
@@ -104,7 +105,8 @@ class _WithTarget(torch.autograd.Function):
         wide = [f.to(s.dtype) for f in (x, y, a, b)]
         dense = _is_cheaper_by_matrix(*wide[:3])
         products = _products_by_matrix if dense else _products_by_rank
-        Ky, Kx = products(*wide, factors)
+        x_wide, y_wide, a_wide, b_wide = wide
+        Ky, Kx = products(x_wide, y_wide, a_wide, b_wide, factors)
         product = (wide[0] * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
         return x.view_as(x), y.view_as(y), s.view_as(s), s * product
