@@ -16,7 +16,8 @@ from reference.mfh import group_matrix
 from tests.support.backend import BackendUnderTest
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.compare import allowed
-from tests.support.family import LOSSES, Choice, Given, call, dense
+from tests.support.family import LOSSES, Given, call, dense
+from tests.support.options import Choice
 
 UPSTREAM = (1e-45, 1e-40, 1e-38, 1e-30, 1e-10, 1.0, 1e10, 1e30, 1e38)
 PLAIN = Choice()
@@ -89,17 +90,17 @@ DENSE = {"info_nce": _masked, "hard": _masked, "debiased": _debiased}
 def _family(name: str, choice: Choice, case: Case, dtype: torch.dtype, device=None, backend=None):
     loss, given = replace(LOSSES[name], dense=DENSE[name]), Given(case, choice, dtype)
     if backend:
-        return call(loss, given, dtype, device, backend)
-    return dense(loss, given, torch.float64)
+        return call(loss, given, dtype, device, backend)[:2]
+    return dense(loss, given, torch.float64)[:2]
 
 
 # (case, dtype, [device, backend]) -> the loss and its leaves; without a backend dense in float64.
 RUNS = {
     "info_nce": partial(_family, "info_nce", PLAIN),
     "info_nce, rows": partial(_family, "info_nce", replace(PLAIN, reduction="none")),
-    "weights of the rows": partial(_family, "info_nce", replace(PLAIN, row_weights=True)),
-    "mfh": partial(_family, "hard", replace(PLAIN, soft="number")),
-    "mfh, rows": partial(_family, "hard", replace(PLAIN, soft="number", reduction="none")),
+    "weights of the rows": partial(_family, "info_nce", replace(PLAIN, image_weights=True, text_weights=True)),
+    "mfh": partial(_family, "hard", replace(PLAIN, soft_weight="number")),
+    "mfh, rows": partial(_family, "hard", replace(PLAIN, soft_weight="number", reduction="none")),
     "mfh without a teacher": partial(_family, "hard", PLAIN),
     "debiased": partial(_family, "debiased", PLAIN),
     "siglip": partial(_siglip, reduction="mean"),

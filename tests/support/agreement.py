@@ -1,0 +1,71 @@
+"""A loss of the family held to its dense form in float64: value, gradients and diagnostics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.backend import BackendUnderTest
+from tests.support.cases import Case
+from tests.support.compare import assert_as_good
+from tests.support.family import Given, Loss, Made, call, dense
+
+
+def _differentiated(made: Made) -> tuple[Tensor, list[Tensor], float]:
+    """The value, its gradients by the leaves, and the norm of the upstream gradient."""
+    value = torch.cat(tuple(made.value)) if isinstance(made.value, tuple) else made.value
+    generator = torch.Generator().manual_seed(3)
+    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+    assert all(leaf.is_leaf for leaf in made.leaves)
+    value.backward(upstream)
+    zeros = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in made.leaves]
+    return value.detach(), zeros, float(upstream.norm())
+
+
+def check(
+    loss: Loss, case: Case, choice: Any, dtype: torch.dtype, backend: BackendUnderTest
+) -> None:
+    """Hold what the loss takes of the choice to float64."""
+    choice = loss.taken(choice)
+    given = Given(case, choice, dtype)
+    exact = dense(loss, given, torch.float64)
+    expected, wanted, size = _differentiated(exact)
+    naive, naive_grads = expected, wanted  # which float64 is held to a bound without
+    if dtype != torch.float64:
+        naive, naive_grads, _ = _differentiated(dense(loss, given, dtype))
+    made = call(loss, given, dtype, backend.device, backend.name)
+    actual, got, _ = _differentiated(made)
+    s = 1 / case.temperature
+    # Terms of a loss: similarities, at most 2 s each. Terms of a gradient: probabilities of a
+    # row, which sum to at most 2, times s; each as far off as exp makes of S's rounding.
+    assert_as_good("loss", actual, expected, naive, dtype, magnitude=4 * s * size)
+    rounding = 4 + s
+    # Gradients that were rounded to 16 bits before they are summed: those of the two ways that
+    # features go, to S and beside it, which may cancel; and with a scale for each row that of the
+    # features times it, of which the scale's is a sum. In one dimension the texts of a row are
+    # alike but for the sign, and its whole dS may cancel. One rounding of the largest they can be.
+    queued = choice.text_queue != "none" or choice.image_queue != "none"
+    two_ways = loss.two_ways or queued or choice.label_smoothing > 0 or loss.one_modality
+    own_scales = choice.logit_scale == "rows"
+    early = dtype.itemsize == 2 and (two_ways or own_scales or case.dimension == 1)
+    ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    own = ratio / rounding if early else 0.0
+    for k, (a, e, n) in enumerate(zip(got, wanted, naive_grads, strict=True)):
+        largest = 4 * size * (s if e.ndim == 2 else 1)
+        assert_as_good(
+            f"gradient {k}",
+            a,
+            e,
+            n,
+            dtype,
+            magnitude=(1 + own) * largest,
+            rounding=rounding,
+            largest=largest,
+        )
+    if case.dimension > 1 and dtype.itemsize > 2:  # else similarities tie
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+        close = pytest.approx(exact.diagnostics, rel=tolerance, abs=tolerance, nan_ok=True)
+        assert made.diagnostics == close
