@@ -50,6 +50,14 @@ def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
     return candidate
 
 
+@pytest.fixture
+def fusing(backend: BackendUnderTest) -> BackendUnderTest:
+    """Every backend that has formulas in a kernel."""
+    if not backends.load(backend.name).fused_formulas:
+        pytest.skip(f"{backend}: it has no formula in a kernel")
+    return backend
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fill every empty allocation with NaN, so that an unwritten output cannot pass."""

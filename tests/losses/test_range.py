@@ -98,7 +98,9 @@ def _family(name: str, choice: Choice, case: Case, dtype: torch.dtype, device=No
 RUNS = {
     "info_nce": partial(_family, "info_nce", PLAIN),
     "info_nce, rows": partial(_family, "info_nce", replace(PLAIN, reduction="none")),
-    "weights of the rows": partial(_family, "info_nce", replace(PLAIN, image_weights=True, text_weights=True)),
+    "weights of the rows": partial(
+        _family, "info_nce", replace(PLAIN, image_weights=True, text_weights=True)
+    ),
     "mfh": partial(_family, "hard", replace(PLAIN, soft_weight="number")),
     "mfh, rows": partial(_family, "hard", replace(PLAIN, soft_weight="number", reduction="none")),
     "mfh without a teacher": partial(_family, "hard", PLAIN),

@@ -33,14 +33,6 @@ FORMULAS = {
 UNPAIRED = NAMED_CASES["rows without positives"]
 
 
-@pytest.fixture
-def fusing(backend):
-    """Every backend that has formulas in a kernel."""
-    if not backends.load(backend.name).fused_formulas:
-        pytest.skip(f"{backend}: it has no formula in a kernel")
-    return backend
-
-
 def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64):
     """A list of rows with random n, S, u and scale, and random weights of its positives."""
     g = torch.Generator().manual_seed(case.seed)

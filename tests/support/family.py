@@ -241,9 +241,7 @@ def _frequencies(drawn: Tensor, columns: int) -> Tensor:
     return weights
 
 
-def call(
-    loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, backend: str
-) -> Made:
+def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, backend: str) -> Made:
     """The fused loss."""
     c, case = given.choice, given.case
     wide = torch.float64 if dtype == torch.float64 else torch.float32
