@@ -55,7 +55,6 @@ def again(
         S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, False) * s
         kept = (cols < N)[None, :] & (group[:, None] != tl.load(y_groups + col)[None, :])
         negatives = tl.where(kept, S * LOG2E, float("-inf"))
-        negatives_met = tl.maximum(negatives_met, tl.max(kept.to(tl.float32), 1))
         S_top, sums = _add(S_top, (S_total, S_total, S_total), negatives, S, 2)
         S_total = sums[0]
         if T_FIELDS:
@@ -66,6 +65,11 @@ def again(
             T = tl.where((cols < N)[None, :], T, NOTHING)  # -inf times a share of 0 is NaN
             T_top, sums = _add(T_top, (T_total, T_weighted, T_own), T, S, T_FIELDS)
             T_total, T_weighted, T_own = sums
+    for col_block in range(tl.cdiv(N, BLOCK_N)):  # apart from the products, beside which it spilled
+        cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        others = tl.load(y_groups + tl.minimum(cols, N - 1))
+        kept = (cols < N)[None, :] & (group[:, None] != others[None, :])
+        negatives_met = tl.maximum(negatives_met, tl.max(kept.to(tl.float32), 1))
     n = (S_top + tl.log2(S_total)) * LN2
     # A row with a negative whose sum is 0 has a feature that is not finite; so has a row whose T
     # is nowhere above the number that stands for the columns beyond the last.

@@ -40,9 +40,10 @@ def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def _debiased(N, margin, count, negatives, scale, prior):
-    """What n is without the positives expected among the negatives, whether that is the floor.
+    """What n is without the positives expected among the negatives, and its derivatives by n and p.
 
-    And its derivatives by n and p. Divisions are of logarithms: one that calls a function spills.
+    That by n is 0 on the floor, and nowhere else. Divisions are of logarithms: one that calls a
+    function spills.
     """
     share = tl.log(prior * negatives) - tl.log(tl.maximum(count, 1).to(tl.float32))
     taken = tl.exp(share - margin)  # NaN without a negative
@@ -53,7 +54,7 @@ def _debiased(N, margin, count, negatives, scale, prior):
     on_floor = (taken >= 1.0) | (level <= floor) | lone
     by_n = tl.where(on_floor, 0.0, tl.exp(-left))
     by_p = tl.where(on_floor, 0.0, tl.exp(share - margin - left))
-    return tl.where(on_floor, floor, level), on_floor, by_n, by_p
+    return tl.where(on_floor, floor, level), by_n, by_p
 
 
 @triton.jit
@@ -138,11 +139,13 @@ def row_losses_kernel(
         if FORMULA == "debiased":
             s = tl.load(parameter + (row if PARAMETER == 2 else row * 0), mask=inside, other=1.0)
             negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
-            level, on_floor, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
+            level, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
             pull = _pull(level, S, weights, first, count, hard)
-            by_parameter = tl.where(on_floor, -pull, by_parameter)
+            by_parameter = tl.where(more_n == 0, -pull, 0.0)
             by_n += pull * more_n
             by_p -= pull * less_p
+    if WHOLE:
+        by_p /= total  # of each exp(S - top): two numbers for three in the loop, which spilled
     for k in range(tl.max(count, axis=0)):
         here = k < count
         value = tl.load(S + first + k, mask=here, other=0.0)
@@ -159,7 +162,7 @@ def row_losses_kernel(
                 by_n += tl.where(here, pull, 0.0)
             by_S -= pull
         if WHOLE:
-            by_S += by_p * (tl.exp(value - top) / total)
+            by_S += by_p * tl.exp(value - top)
         tl.store(dS + first + k, by_S, mask=here)
     tl.store(losses + row, loss, mask=inside)
     tl.store(dn + row, by_n, mask=inside)
