@@ -83,8 +83,8 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
 
 # Numbers of a matrix that may be made where that is cheaper: 16 MiB.
 _SMALL = 1 << 22
-# Multiply-adds that a GPU does in float32, 20e12 a second, while 15 launches of 5 us are made.
-_LAUNCHES = 1_500_000_000
+# Multiply-adds that a GPU does in float32, 20e12 a second, while 20 launches of 5 us are made.
+_LAUNCHES = 2_000_000_000
 
 
 def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
