@@ -1,4 +1,4 @@
-"""What the operators hand to a backend, and what they want back.
+"""The arguments and results of a backend.
 
 Symbols as in the operator: x (M, D) image features, y (N, D) text features, X and Y those of
 their momentum teacher, s and t the two scales, P positive pairs.
@@ -143,7 +143,7 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What forward returns: O(R + P) numbers.
+    """The result of forward: O(R + P) numbers.
 
     Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty; so are
     ``hardest`` and ``entropy`` where no diagnostics are wanted. ``kept`` is bounded by a constant
@@ -182,7 +182,7 @@ class Upstream(NamedTuple):
 
 
 class SigmoidStatistics(NamedTuple):
-    """What the forward of the sigmoid statistics returns, and their upstream gradients."""
+    """The result of the sigmoid statistics' forward, and its upstream gradients."""
 
     softplus_sum: Tensor  # (R,) sum of softplus(S + b) over the negatives of each row
     positives: Tensor  # (2 P,) S of every positive pair, as in Statistics
@@ -222,7 +222,7 @@ class RowLosses(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What decides which positives are drawn, the same on every backend: see ``draws``."""
+    """The arguments of a draw; ``draws`` says which positives they draw, on every backend."""
 
     seed: Tensor  # () int64
     offsets: Tensor  # (R + 1,) int64
@@ -240,7 +240,7 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What backward returns; empty where not wanted."""
+    """The result of backward; empty where a gradient is not wanted."""
 
     x: Tensor  # (M, D), dtype of the features
     y: Tensor  # (N, D)
@@ -248,7 +248,7 @@ class Gradients(NamedTuple):
 
 
 class SigmoidGradients(NamedTuple):
-    """What the backward of the sigmoid statistics returns; empty where not wanted."""
+    """The result of the sigmoid statistics' backward; empty where not wanted."""
 
     x: Tensor  # (M, D), dtype of the features
     y: Tensor  # (N, D)
@@ -257,7 +257,7 @@ class SigmoidGradients(NamedTuple):
 
 
 class SigmoidWeights(NamedTuple):
-    """What the terms of the sigmoid loss are multiplied with."""
+    """The weights of the terms of the sigmoid loss."""
 
     rows: Tensor  # (R,) a: a term of a negative has a_i + a_j
     pairs: Tensor  # (P,) of the positives in slot order, or empty: a_i + a_j too

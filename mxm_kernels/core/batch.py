@@ -70,11 +70,11 @@ class Batch:
         return t.images_with_positive < t.images or t.texts_with_positive < t.texts
 
     def local_rows(self, rows: Tensor) -> Tensor:
-        """Of a number for every row of all ranks, those of this process's rows (R,)."""
+        """(R,) the numbers of this process's rows, from numbers of the rows of all ranks."""
         return rows if self.shard is None else self.shard.local_rows(rows)
 
     def local_positives(self, positives: Tensor) -> Tensor:
-        """Of a number for every positive of all ranks, those of this process's rows."""
+        """(L,) the numbers of this process's positives, from those of all ranks."""
         return positives if self.shard is None else self.shard.local_positives(positives)
 
     def sum(self, value: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _row_sums(x: Tensor, total: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Queued(NamedTuple):
-    """What queues bring to the rows, (R,) each, or to those of one side; neutral without one."""
+    """Statistics of the rows over their queues, (R,) each; neutral numbers without a queue."""
 
     neg_lse: Tensor  # log-sum-exp over the queue's negatives
     num_negatives: Tensor
@@ -173,7 +173,7 @@ def _with_queues(rows: Rows) -> Rows:
 
 
 def _neutral(b: Batch, side: int) -> _Queued:
-    """Of a side that sees no queue."""
+    """Neutral numbers for the rows of a side without a queue."""
     zero = b.x.new_zeros(len((b.x, b.y)[side]), dtype=b.dtype)
     nothing = torch.full_like(zero, -torch.inf)
     return _Queued(nothing, zero, zero, nothing, zero, nothing, nothing, zero)

@@ -34,7 +34,7 @@ _OF_ROWS = (
 
 
 def facts_of(arguments: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What every rank has to have alike of the arguments of its call, in words and numbers.
+    """The arguments that must be the same on every rank, in words and numbers.
 
     ``device`` is that of the features.
     """

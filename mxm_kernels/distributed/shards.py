@@ -122,7 +122,7 @@ class Shard:
         return self.to_columns(parts).sum(0, dtype=dtype).to(parts.dtype)
 
     def from_columns(self, parts: Tensor) -> Tensor:
-        """Its inverse: (W, N_r, k) -> (N, k)."""
+        """The inverse of :meth:`to_columns`: (W, N_r, k) -> (N, k)."""
         mine = self.texts[self.ranks.rank]
         return self.ranks.exchange(parts.flatten(0, 1), (mine,) * self.ranks.world, self.texts)
 
@@ -131,7 +131,7 @@ class Shard:
         return self.ranks.exchange(pairs[self.sent_slots], self.send, self.receive)[self.came_from]
 
     def pairs_from_columns(self, pairs: Tensor) -> Tensor:
-        """Its inverse."""
+        """The inverse of :meth:`pairs_to_columns`."""
         leaving = torch.empty_like(pairs)
         leaving[self.came_from] = pairs
         came = self.ranks.exchange(leaving, self.receive, self.send)

@@ -112,7 +112,7 @@ class FoldTables:
         return Segments(self.offsets, self.owners)
 
     def pair_tables(self) -> PairTables:
-        """What the operator reads."""
+        """The tables that the operator reads."""
         return PairTables(
             self.image_groups,
             self.text_groups,
@@ -176,7 +176,7 @@ def lasts(device: torch.device) -> bool:
 def kept_with_tables(
     make: Callable[Concatenate[FoldTables, _P], _T],
 ) -> Callable[Concatenate[FoldTables, _P], _T]:
-    """Have what follows from tables alone be kept with those that are: up to 16 launches less."""
+    """Keep a function's results for tables that are kept, which saves up to 16 launches a step."""
     remembered: Any = lru_cache(maxsize=SIZES)(torch.inference_mode(False)(make))
 
     @wraps(make)

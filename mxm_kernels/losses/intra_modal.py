@@ -33,7 +33,7 @@ def check_intra_modal(
     generator: object = None,
     logit_scale: object = 1.0,
 ) -> None:
-    """What can be said of the arguments without the features."""
+    """The checks of the arguments that need no features."""
     checks.check_rounds(rounds)
     checks.check_draw(generator, None)
     checks.check_flag("mask_positives", mask_positives)

@@ -1,4 +1,4 @@
-"""What the modules have in common: a function, its hyper-parameters, and the kinds of calls."""
+"""The base classes of the modules: a function, its hyper-parameters, and the kinds of calls."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _NOT_TAKEN = (
 
 
 def check_bias(logit_bias: object = 0.0) -> None:
-    """What can be said of the bias without the features."""
+    """The checks of the bias that need no features."""
     if isinstance(logit_bias, Tensor):
         if logit_bias.numel() != 1 or logit_bias.ndim > 1:
             raise ValueError(

@@ -38,7 +38,7 @@ def make_problem(
     teacher_scale: Tensor | None,
     tables: FoldTables | PairTables,
 ) -> Problem:
-    """What the operators take, from what the losses have."""
+    """The arguments of the operators, from features, scales and tables."""
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     return Problem(x, y, teacher_x, teacher_y, scale, teacher_scale, *pair_tables(tables))
 

@@ -105,13 +105,13 @@ def _of_no_entries(problem: Problem, diagnostics: bool) -> Statistics:
 
 
 def pack_saved(statistics: Statistics) -> tuple[Tensor, ...]:
-    """What backward reads of the statistics: no diagnostics."""
+    """The fields of the statistics that backward reads: all but the diagnostics."""
     s = statistics
     return s.neg_lse, s.positives, s.teacher_mean, s.teacher_lse, s.kept
 
 
 def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
-    """Its inverse, with empty diagnostics."""
+    """The statistics from what :func:`pack_saved` gave; the diagnostics are empty."""
     nothing = saved[0].new_empty(0)
     return Statistics(hardest=nothing, entropy=nothing, **dict(zip(_SAVED, saved, strict=True)))
 

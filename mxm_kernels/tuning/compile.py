@@ -22,7 +22,7 @@ LATE = "the time was up"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate."""
+    """The result of compiling and checking a candidate."""
 
     cell: Cell
     launch: Launch

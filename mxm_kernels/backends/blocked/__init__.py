@@ -262,7 +262,7 @@ def _bounded(problem: Problem, upstream: _Upstream) -> tuple[_Upstream, float]:
 
 
 def _by_scale(problem: Problem, unit: float) -> Callable[[Tensor], Tensor]:
-    """What makes sums over unit times dS, without the scale, gradients."""
+    """A function that multiplies sums over unit times dS by the scale over the unit."""
     return partial(multiply, factor=float(problem.scale) / unit)
 
 

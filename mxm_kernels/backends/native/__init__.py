@@ -211,7 +211,7 @@ def _addresses(problem: Problem, rows: Tensor) -> tuple[int, int]:
 
 
 def _scale_of(problem: Problem) -> float:
-    """The scale, which the upstream gradients carry; NaN for 0, by which Python does not divide."""
+    """The scale as a number; NaN for 0, since Python raises on a division by 0."""
     return problem.scale.item() or math.nan
 
 

@@ -40,7 +40,7 @@ def threads(elements: int) -> int:
 
 
 def features_of(p: Problem):
-    """Its features, where the extension multiplies them itself."""
+    """The features of a problem as the extension takes them where it multiplies them itself."""
     assert (p.teacher_x is None) == (p.teacher_y is None)
     if p.teacher_x is None or p.teacher_y is None:
         return cpp.Features.make(p.x.data_ptr(), p.y.data_ptr(), p.x.shape[1], 0, 0, 0)

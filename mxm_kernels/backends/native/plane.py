@@ -104,7 +104,7 @@ def tiled_gradients(
 
 
 def _without_unit(sweep) -> Callable[[Tensor], Tensor] | None:
-    """What takes out of a sum the factor that dS carries, where it carries one."""
+    """A function that divides a sum by the unit that dS carries; None where it is 1."""
     return None if sweep.unit == 1 else partial(multiply, factor=1 / sweep.unit)
 
 

@@ -42,7 +42,7 @@ class _Triton(Backend):
 
     @property
     def fused_formulas(self) -> frozenset[str]:
-        """What ``rows`` computes."""
+        """The formulas of the kernel in ``rows``."""
         from mxm_kernels.backends.triton import rows
 
         return rows.FORMULAS

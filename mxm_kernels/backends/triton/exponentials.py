@@ -40,7 +40,7 @@ def exp(x):
 
 @triton.jit
 def _exp_at_most(bound, x):
-    """exp(x) of exponents above ``bound`` by rounding alone: that of a logit of 1e9 is 64."""
+    """exp(min(x, bound)). Only rounding takes x above: a logit of 1e9 is rounded by 64."""
     return exp(tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL))
 
 

@@ -22,7 +22,7 @@ FORMULAS = frozenset(
 
 @triton.jit
 def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the positives of each lane's row: the greatest, the sum relative to it, their weight."""
+    """For each lane's row: its greatest positive, their sum relative to it, their weight."""
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     weighed = tl.zeros((BLOCK,), tl.float32)
@@ -40,7 +40,7 @@ def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def _debiased(N, margin, count, negatives, scale, prior):
-    """What n is without the positives expected among the negatives, and its derivatives by n and p.
+    """n without the positives expected among the negatives, and its derivatives by n and p.
 
     That by n is 0 on the floor, and nowhere else. Divisions are of logarithms: one that calls a
     function spills.
@@ -59,7 +59,7 @@ def _debiased(N, margin, count, negatives, scale, prior):
 
 @triton.jit
 def _pull(level, S, weights, first, count, hard):
-    """Of each lane's row the derivative of softplus(level - S) by the level."""
+    """For each lane's row: the derivative of its softplus(level - S) by the level."""
     total = tl.zeros_like(level)
     for k in range(tl.max(count, axis=0)):
         here = k < count

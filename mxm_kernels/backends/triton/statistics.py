@@ -31,7 +31,7 @@ from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments
 
 @triton.jit
 def _resume(state, length, index, known, reference, FIELDS: tl.constexpr):
-    """The greater reference, and against it the sums of a block, 0 where nothing is ``known``."""
+    """Load a block's sums (0 where not ``known``) and the greater of two references for them."""
     before = tl.load(state + index, mask=known, other=LOWEST)
     reference = tl.maximum(reference, tl.max(before, 0))
     factor = tl.exp2(before - reference)
@@ -41,7 +41,7 @@ def _resume(state, length, index, known, reference, FIELDS: tl.constexpr):
 
 @triton.jit
 def _raise_line(line, index, inside, known, top):
-    """Raise a line of maxima, starting it where nothing is ``known``."""
+    """Raise a line of maxima to ``top``; where not ``known`` it begins with ``top``."""
     before = tl.load(line + index, mask=known, other=float("-inf"))
     tl.store(line + index, tl.maximum(before, top), mask=inside)
 

@@ -57,7 +57,7 @@ def times_power(a, e):
 
 @triton.jit
 def factor_of(s, UNIT: tl.constexpr):
-    """What upstream gradients are multiplied by, and R."""
+    """u and R with s = u 2^R: the kernels multiply upstream gradients by u."""
     u, R = s, 0
     if UNIT != KEPT:
         shift = exponent_of(s)
@@ -160,7 +160,7 @@ LOWER_BLOCK = 4096
 
 
 class Unit(NamedTuple):
-    """What dS carries: the arguments of the kernels that put it there and take it out."""
+    """The power of two that dS carries, as arguments of the kernels that multiply by it."""
 
     scale: Tensor  # ()
     kind: int  # KEPT, BOUNDED or RAISED
@@ -172,7 +172,7 @@ class Unit(NamedTuple):
         return self.scale, self.scale if self.lowered is None else self.lowered
 
     def constants(self) -> dict[str, int | bool]:
-        """What the kernels are compiled for."""
+        """The constexpr arguments of these kernels."""
         return {"UNIT": self.kind, "LOWERED": self.lowered is not None}
 
     def lower(self, total: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _kind(dtype: torch.dtype) -> int:
 
 
 def unit_for(x: Tensor, scale: Tensor, lowered: Tensor | None) -> Unit:
-    """What dS of features x (M, D) carries.
+    """The unit of dS for features x (M, D).
 
     It is taken out early, before sums are rounded, in two cases. float16 is too narrow for sums
     that carry it. The interpreter does not round bfloat16 (``launch.workspace_dtype``).
