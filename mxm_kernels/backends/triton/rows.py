@@ -40,7 +40,7 @@ def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def _debiased(N, margin, count, negatives, scale, prior):
-    """n without the positives expected among the negatives, and its derivatives by n and p.
+    """N without the positives expected among the negatives, and its derivatives by n and p.
 
     That by n is 0 on the floor, and nowhere else. Divisions are of logarithms: one that calls a
     function spills.

@@ -57,7 +57,7 @@ def times_power(a, e):
 
 @triton.jit
 def factor_of(s, UNIT: tl.constexpr):
-    """u and R with s = u 2^R: the kernels multiply upstream gradients by u."""
+    """U and R with s = u 2^R: the kernels multiply upstream gradients by u."""
     u, R = s, 0
     if UNIT != KEPT:
         shift = exponent_of(s)
