@@ -2,7 +2,7 @@
 
 ``statistics`` sums against one reference for many rows, so a row whose greatest logit is 55
 nats below the greatest of all has sums that vanish, and a row without an entry has none. The
-program that merges such a row walks its whole width, each row against its self_weighted maximum.
+program that merges such a row walks its whole width, each row against its own maximum.
 """
 
 from __future__ import annotations
