@@ -5,8 +5,8 @@
 #
 # The first part takes 420 seconds at most, the second (memory checker, hardware counters) 150; without
 # a choice both run, in 570. Needed are this checkout, python3 (or $PYTHON) with torch, triton, numpy,
-# pytest, pytest-benchmark, psutil and hypothesis; nothing is installed. Peers are measured where they
-# import.
+# pytest, pytest-benchmark, psutil, einops and hypothesis; nothing is installed. Peers are measured
+# where they import.
 # OUT gets at most 8 files, each rewritten by rename as results come: ceilings.json, right.json,
 # headline.json, sweep.json, again.json, peers.json, tune.json, all.log. bench/gpu has the phases.
 #

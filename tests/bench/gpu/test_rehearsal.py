@@ -15,7 +15,7 @@ FILES = {f"{n}.json" for n in ("ceilings", "right", "headline", "sweep", "again"
 LACKING = (
     *("sybil", "open_clip", "accelerate", "transformers", "datasets", "sentence_transformers"),
     *("pytorch_lightning", "lightning", "torchmetrics", "pytorch_metric_learning", "lightly"),
-    *("matplotlib", "scipy", "PIL", "tqdm", "einops", "pytest_timeout", "mxm_kernels._native"),
+    *("matplotlib", "scipy", "PIL", "tqdm", "pytest_timeout", "mxm_kernels._native"),
     *("memeff", "inf_cl", "cut_cross_entropy", "liger_kernel", "siglip_kernel"),
 )
 BLOCKER = """
