@@ -109,7 +109,7 @@ class Problem(NamedTuple):
         """Uninitialised statistics; those that do not exist here have no element."""
         rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
         taught = 0 if self.teacher_x is None else rows
-        sizes = [rows, len(self.owners), taught, taught]
+        sizes = [rows, self.owners.shape[0], taught, taught]  # not len, which torch.compile fixes
         sizes += [rows, taught, 0] if diagnostics else [0, 0, 0]
         return Statistics(*[self.x.new_empty(size, dtype=dtype) for size in sizes])
 

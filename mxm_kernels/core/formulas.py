@@ -86,7 +86,7 @@ def _decoupled(rows: Rows, weights: Tensor) -> Tensor:
         target = torch.lerp(S, rows.spread(mean), rows.label_smoothing)
     n = rows.neg_lse.masked_fill(~rows.has_negative, 0)
     losses = rows.sum(weights * (rows.spread(n) - target))
-    return losses.masked_fill(~rows.has_negative, 0)
+    return torch.where(rows.has_negative, losses, losses * 0)  # 0, or NaN where a positive is
 
 
 def _debiased(rows: Rows, weights: Tensor, prior: float) -> Tensor:
@@ -110,7 +110,8 @@ def _debiased(rows: Rows, weights: Tensor, prior: float) -> Tensor:
         g = torch.where(usable, g, floor)
     else:
         g = torch.maximum(n, floor)
-    return rows.sum(weights * _against(rows, g)).masked_fill(~rows.has_negative, 0)
+    losses = rows.sum(weights * _against(rows, g))
+    return torch.where(rows.has_negative, losses, losses * 0)  # 0, or NaN where a positive is
 
 
 def _logsumexp(rows: Rows, weights: object) -> Tensor:

@@ -47,7 +47,7 @@ def _forward(*arguments):
 def _fake_forward(*arguments):
     rows = RowProblem(*arguments[:_COUNT])
     n, S = rows.neg_lse, rows.positives
-    d_parameter = n.new_empty(len(n) if rows.parameter.numel() else 0)
+    d_parameter = n.new_empty(n.shape[0] if rows.parameter.numel() else 0)
     return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S), d_parameter
 
 

@@ -472,6 +472,8 @@ def _mixed(side: Side) -> Tensor:
 def _mean(side: Side) -> Tensor:
     hard, soft = (1 - side.share) * side.hard, side.share * side.soft
     every = torch.ones_like(side.counted)
+    if isinstance(side.share, float) and side.share == 1:  # no row need have a positive
+        return family.mean(soft, every, side.weights)
     return family.mean(hard, side.counted, side.weights) + family.mean(soft, every, side.weights)
 
 
