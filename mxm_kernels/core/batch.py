@@ -16,8 +16,8 @@ from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.options import FoldsLike, Options, Resolved, Scale, resolve
 from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.distributed.agreement import facts_of
-from mxm_kernels.distributed.ranks import Ranks
-from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.distributed.ranks import Agreement, Ranks
+from mxm_kernels.distributed.shards import Shard, tables_over_ranks
 from mxm_kernels.folds import Folds, Ids
 from mxm_kernels.folds.make import tables_without_pairs
 from mxm_kernels.folds.segments import Segments
@@ -69,6 +69,11 @@ class Batch:
         t = self.tables
         return t.images_with_positive < t.images or t.texts_with_positive < t.texts
 
+    def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) -> (M,) of the images and (N,) of the texts."""
+        images, texts = rows.split([len(self.x), len(self.y)])
+        return images, texts
+
     def local_rows(self, rows: Tensor) -> Tensor:
         """(R,) the numbers of this process's rows, from numbers of the rows of all ranks."""
         return rows if self.shard is None else self.shard.local_rows(rows)
@@ -98,7 +103,7 @@ def make_batch(
 
     ``reads_teacher``: the loss reads the teacher whatever ``soft_weight`` is. ``names`` are those
     of the features in errors about their rows. ``change_tables`` is applied to the pairs of all
-    ranks' rows.
+    ranks' rows; whoever gives it also checks that there are pairs.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -109,20 +114,23 @@ def make_batch(
     checked = arguments.read(image_features, text_features, logit_scale, o)
     x, y = checked.x, checked.y
     backend = backends.choose(o.backend, x.device, x.dtype)
-    made, shard = None if folds is None else as_folds(folds, x.device), None
+    made, agreed = None if folds is None else as_folds(folds, x.device), None
     if o.process_group is not None:
-        generator, shard = _sharded(
-            o.process_group, x, y, made, logit_scale, o, generator, names, change_tables
-        )
-        tables = shard.tables
+        agreed, tables = _agree(o.process_group, x, y, made, logit_scale, o, generator, names)
+        if generator is None:
+            generator = torch.Generator(x.device).manual_seed(agreed.seed)
     elif made is None:
         tables = tables_without_pairs(len(x), len(y), x.device)
     else:
         tables = made.tables(len(x), len(y), x.device, ("folds", *names))
-    if shard is None and change_tables is not None:
+    if change_tables is not None:
         tables = change_tables(tables)
     elif made is not None:
         _require_pairs(tables)
+    shard = None
+    if agreed is not None:
+        ring = o.gather == "ring"
+        shard = Shard.of(o.process_group, agreed.images, agreed.texts, tables, ring=ring)
     return Batch(
         **checked._asdict(),
         options=o,
@@ -134,14 +142,13 @@ def make_batch(
 
 
 def with_soft_weights(batch: Batch, shares: Tensor) -> Batch:
-    """The same batch, of which each row (R,) has a share of the soft loss of its own."""
-    images = len(batch.x)
-    halves = shares[:images], shares[images:]
+    """The same batch with another ``soft_weight``: ``shares`` (R,), one for each row."""
+    halves = batch.halves(shares)
     options = batch.options._replace(soft_weight=halves)
     return replace(batch, soft_weights=halves, options=options)
 
 
-def _sharded(
+def _agree(
     ranks: Ranks,
     x: Tensor,
     y: Tensor,
@@ -150,9 +157,8 @@ def _sharded(
     o: Resolved,
     generator: torch.Generator | None,
     names: tuple[str, str],
-    change_tables: Callable[[FoldTables], FoldTables] | None,
-) -> tuple[torch.Generator, Shard]:
-    """Agree with the other ranks on the call; the source of every draw, and this rank's part."""
+) -> tuple[Agreement, FoldTables]:
+    """Agree with the other ranks on the call; the tables of the rows of all ranks."""
     ids = None if folds is None else folds.ids(len(x), len(y), x.device, ("folds", *names))
     given = {
         **ranks.arguments,
@@ -168,24 +174,13 @@ def _sharded(
     # Drawn from the CPU's default generator, which this advances on every rank alike.
     seed = int(torch.randint(2**62, (), device="cpu")) if generator is None else 0
     agreed = ranks.agree(facts_of(given, x.device), (len(x), len(y)), seed, x.device)
-    if generator is None:
-        generator = torch.Generator(x.device).manual_seed(agreed.seed)
     for name, rows in zip(names, (agreed.images, agreed.texts), strict=True):
         if not sum(rows):
             raise ValueError(f"{name} must have at least one row on some rank, got none")
     if ids is not None and folds is not None and folds.is_uniform:
         first = sum(m // folds.views for m in agreed.images[: ranks.rank])
         ids = ids[0] + first, ids[1] + first
-    shard = Shard.of(
-        ranks,
-        agreed.images,
-        agreed.texts,
-        ids,
-        x.device,
-        ring=o.gather == "ring",
-        change_tables=change_tables,
-    )
-    return generator, shard
+    return agreed, tables_over_ranks(ranks, agreed.images, agreed.texts, ids, x.device)
 
 
 def require_folds(folds: object) -> None:

@@ -75,10 +75,7 @@ class Diagnostics:
         tables = batch.tables
         counts = (
             (tables.images, tables.images_with_positive),
-            (
-                tables.texts,
-                tables.texts_with_positive,
-            ),
+            (tables.texts, tables.texts_with_positive),
         )
         self.positive_similarity = cosine[0] / (2 * tables.pairs) if tables.pairs else None
         for name, side, (every, paired) in zip(

@@ -37,7 +37,7 @@ def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
         )
     if batch.row_weights == (None, None):
         return factors
-    halves = list(halves_of(batch, factors))
+    halves = list(batch.halves(factors))
     for side, weights in enumerate(batch.row_weights):
         if weights is not None and o.reduction == "none":
             halves[side] = weights
@@ -82,14 +82,8 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     return counted / total * share
 
 
-def halves_of(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) -> (M,) of the images and (N,) of the texts."""
-    images, texts = rows.split([len(batch.x), len(batch.y)])
-    return images, texts
-
-
 def reduced(batch: Batch, losses: Tensor) -> Tensor:
     """The result from the losses (R,) with their factors: their sum, or the halves of the list."""
     if batch.options.reduction == "none":
-        return cast(Tensor, halves_of(batch, losses))  # iterates as a Tensor does
+        return cast(Tensor, batch.halves(losses))  # iterates as a Tensor does
     return batch.sum(losses.sum())

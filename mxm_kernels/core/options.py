@@ -135,11 +135,6 @@ class Resolved(NamedTuple):
     gather: Literal["all", "ring"] = "all"
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether any teacher features were given."""
-        return self.teacher_image_features is not None or self.teacher_text_features is not None
-
-    @property
     def has_soft(self) -> bool:
         """Whether the soft loss has a share."""
         return isinstance(self.soft_weight, (tuple, list)) or self.soft_weight != 0
@@ -170,7 +165,7 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         raise TypeError(
             f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
         )
-    taught, soft = o.has_teacher, o.has_soft
+    taught, soft = has_teacher(options), o.has_soft
     if soft and not taught:
         share = "a pair" if isinstance(o.soft_weight, (tuple, list)) else o.soft_weight
         raise ValueError(

@@ -7,6 +7,8 @@ the order of the list of 2 P positives: slot order, then text-major order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,16 @@ def paired_weights(tables: FoldTables, dtype: torch.dtype) -> Tensor:
     rows = text_position == image_position[tables.slot_places] % row_counts
     cols = image_position == text_position[tables.text_slots] % col_counts
     return torch.cat([rows, cols]).to(dtype)
+
+
+def local_weights(batch: Batch, own: Callable[[FoldTables, torch.dtype], Tensor]) -> Tensor:
+    """(L,) weights of this process's positives: those that the caller gave, else the loss's own.
+
+    ``own`` makes (2 P,) weights of the positives of all ranks.
+    """
+    tables, dtype, given = batch.tables, batch.dtype, batch.options.pair_weights
+    made = own(tables, dtype) if given is None else given_pair_weights(tables, given, dtype)
+    return batch.local_positives(made)
 
 
 def given_pair_weights(

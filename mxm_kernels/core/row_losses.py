@@ -35,10 +35,10 @@ def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | Non
     rows = rows_of(batch, reads_teacher=batch.options.has_soft)
     if batch.options.diagnostics is not None:
         batch.options.diagnostics.measure(rows)
-    return mixed(rows, formula, pair_weights)
+    return _mixed(rows, formula, pair_weights)
 
 
-def mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None = None) -> Tensor:
+def _mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None) -> Tensor:
     """The loss of a list of rows, as :func:`loss_of`."""
     batch = rows.batch
     of_every_row = getattr(formula, "of_every_row", False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.core.batch import Batch
-from mxm_kernels.core.mean import halves_of, reduced, row_factors
+from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.folds.segments import (
     Segments,
     segment_logsumexp,
@@ -76,7 +76,7 @@ class Rows:
 
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(R,) -> (M,) of the images and (N,) of the texts."""
-        return halves_of(self.batch, rows)
+        return self.batch.halves(rows)
 
     @property
     def counts(self) -> Tensor:

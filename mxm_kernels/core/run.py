@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Statistics
+from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.queues import QueuedRows
@@ -82,24 +83,39 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
     return (features.to(scale.dtype) * rows).to(features.dtype)
 
 
-def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
-    """Two runs; in each the features of one side carry its scales, and it gives their rows."""
-    one = b.x.new_ones((), dtype=b.dtype)
-    t = b.teacher_scales
-    of_images = None if teacher is None else (scaled(teacher[0], t[0]), teacher[1])
-    of_texts = None if teacher is None else (teacher[0], scaled(teacher[1], t[1]))
-    first = _run(b, scaled(b.x, b.scales[0]), b.y, of_images, one, one)
-    second = _run(b, b.x, scaled(b.y, b.scales[1]), of_texts, one, one)
+_Made = TypeVar("_Made", Statistics, SigmoidStatistics)
+
+
+def with_row_scales(b: Batch, run: Callable[[int, Tensor, Tensor], _Made]) -> _Made:
+    """Two runs; in each the features of one side carry its scales, and it gives their rows.
+
+    ``run`` takes the side (0 or 1), x (M, D) and y (N, D), for a scale of 1.
+    """
+    first = run(0, scaled(b.x, b.scales[0]), b.y)
+    second = run(1, b.x, scaled(b.y, b.scales[1]))
     images, pairs = len(b.x), b.image_positives
 
     def join(name: str) -> Tensor:
         a, z = getattr(first, name), getattr(second, name)
-        if not len(a):
+        if name == "kept" or not len(a):  # of no row
             return a
         cut = pairs if name == "positives" else images
         return torch.cat([a[:cut], z[cut:]])
 
-    return Statistics._make([*map(join, Statistics._fields[:-1]), first.kept])
+    return first._replace(**{name: join(name) for name in first._fields})
+
+
+def _with_row_scales(b: Batch, teacher: Teacher | None) -> Statistics:
+    """The operator with a scale for each row, in the teacher's features too."""
+    one = b.x.new_ones((), dtype=b.dtype)
+
+    def run(side: int, x: Tensor, y: Tensor) -> Statistics:
+        if teacher is None:
+            return _run(b, x, y, None, one, one)
+        own = scaled(teacher[side], b.teacher_scales[side])
+        return _run(b, x, y, (teacher[0], own) if side else (own, teacher[1]), one, one)
+
+    return with_row_scales(b, run)
 
 
 def _with_negative_sum(rows: Rows) -> Rows:

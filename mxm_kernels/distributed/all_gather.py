@@ -40,7 +40,8 @@ from torch.autograd.function import once_differentiable
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
 from mxm_kernels.distributed.merging import column_parts, joined, merge, of_rows, shares_of
 from mxm_kernels.distributed.ring import ring_sigmoid, ring_statistics
-from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.distributed.shards import Shard, at_first_places
+from mxm_kernels.ops.library import wanted
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
 from mxm_kernels.ops.statistics import statistics, statistics_backward
 
@@ -105,7 +106,7 @@ class _ShardStatistics(torch.autograd.Function):
         every = shard.from_columns(torch.stack(down, -1))
         upstream = Upstream(
             torch.cat([dn[:images], every[:, 0]]),
-            shard.slot_gradients(dS),
+            at_first_places(shard.slot_gradients(dS)),
             torch.cat([du[:images], every[:, 1]]) if taught else du,
         )
         needs = list(ctx.needs_input_grad[3:6])
@@ -124,8 +125,7 @@ class _ShardStatistics(torch.autograd.Function):
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dn.dtype)
-        grads = [g if need else None for g, need in zip((dx, dy, ds), needs, strict=True)]
-        return (None, None, None, *grads, None, None, None)
+        return (None, None, None, *wanted((dx, dy, ds), needs), None, None, None)
 
 
 def sigmoid_over_ranks(
@@ -158,12 +158,13 @@ class _ShardSigmoid(torch.autograd.Function):
         shard = ctx.shard
         x, every_y, scale, bias, positives = ctx.saved_tensors
         every = shard.from_columns(dr[len(x) :].expand(shard.ranks.world, -1))
-        upstream = SigmoidStatistics(torch.cat([dr[: len(x)], every]), shard.slot_gradients(dS))
+        upstream = SigmoidStatistics(
+            torch.cat([dr[: len(x)], every]), at_first_places(shard.slot_gradients(dS))
+        )
         needs = list(ctx.needs_input_grad[2:6])
         dx, dy, ds, db = sigmoid_statistics_backward(
             x, every_y, scale, bias, shard.row_tables, positives, upstream, needs, ctx.backend
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dr.dtype)
-        grads = (g if need else None for g, need in zip((dx, dy, ds, db), needs, strict=True))
-        return (None, None, *grads)
+        return (None, None, *wanted((dx, dy, ds, db), needs))

@@ -29,7 +29,7 @@ from mxm_kernels.distributed.merging import (
     row_parts,
     shares_of,
 )
-from mxm_kernels.distributed.shards import Shard
+from mxm_kernels.distributed.shards import Shard, at_first_places
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
 from mxm_kernels.ops.statistics import statistics, statistics_backward
 
@@ -85,7 +85,7 @@ class _RingStatistics(torch.autograd.Function):
             down.append(du[images:] * shares_of(parts[..., 2], of_cols.teacher_lse))
         down = shard.from_columns(torch.stack(down, -1)).split(shard.texts)
         every = every.split(shard.texts)  # (N_r, k) of each rank
-        dS = shard.slot_gradients(dS)[: len(slots)]
+        dS = shard.slot_gradients(dS)
         needs = list(ctx.needs_input_grad[3:6])
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
@@ -97,7 +97,7 @@ class _RingStatistics(torch.autograd.Function):
                 u = of_block[1] * shares_of(of_block[2], of_rows.teacher_lse)
             saved = Statistics(
                 neg_lse=torch.cat([of_rows.neg_lse, s[0]]),
-                positives=_listed(slots[places]),
+                positives=at_first_places(slots[places]),
                 teacher_mean=torch.cat([u, s[1]]) if taught else du,
                 teacher_lse=torch.cat([of_rows.teacher_lse, s[2]]) if taught else du,
                 hardest=du.new_empty(0),
@@ -106,7 +106,7 @@ class _RingStatistics(torch.autograd.Function):
             )
             upstream = Upstream(
                 torch.cat([dn[:images], d[:, 0]]),
-                _listed(dS[places]),
+                at_first_places(dS[places]),
                 torch.cat([du[:images], d[:, 1]]) if taught else du,
             )
             return statistics_backward(
@@ -153,19 +153,21 @@ class _RingSigmoid(torch.autograd.Function):
         x, y, scale, bias, slots = ctx.saved_tensors
         images, world = len(x), shard.ranks.world
         down = shard.from_columns(dr[images:].expand(world, -1)).split(shard.texts)
-        dS = shard.slot_gradients(dS)[: len(slots)]
+        dS = shard.slot_gradients(dS)
         needs = list(ctx.needs_input_grad[2:6])
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
-            upstream = SigmoidStatistics(torch.cat([dr[:images], down[owner]]), _listed(dS[places]))
+            upstream = SigmoidStatistics(
+                torch.cat([dr[:images], down[owner]]), at_first_places(dS[places])
+            )
             return sigmoid_statistics_backward(
                 x,
                 block[0],
                 scale,
                 bias,
                 tables,
-                _listed(slots[places]),
+                at_first_places(slots[places]),
                 upstream,
                 needs,
                 ctx.backend,
@@ -173,11 +175,6 @@ class _RingSigmoid(torch.autograd.Function):
 
         grads = _around(shard, (y,), block_gradient, (x, y, scale, bias), needs)
         return (None, None, *grads)
-
-
-def _listed(slots: Tensor) -> Tensor:
-    """(P,) in slot order -> (2 P,), of which the columns' half counts for nothing."""
-    return torch.cat([slots, torch.zeros_like(slots)])
 
 
 def _around(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,21 +36,11 @@ class Shard:
         ranks: Ranks,
         images: tuple[int, ...],
         texts: tuple[int, ...],
-        ids: tuple[Tensor, Tensor] | None,
-        device: torch.device,
+        tables: FoldTables,
         *,
         ring: bool = False,
-        change_tables: Callable[[FoldTables], FoldTables] | None = None,
     ) -> Shard:
-        """Gather the ids of this rank's rows, (M_r,) and (N_r,), and find all pairs.
-
-        Without ids no pair is positive.
-        """
-        tables = tables_without_pairs(sum(images), sum(texts), device)
-        if ids is not None:
-            tables = tables_from_ids(*_gather_ids(ranks, images, texts, ids))
-        if change_tables is not None:
-            tables = change_tables(tables)
+        """From the rows of each rank and the tables of the whole batch; it sends nothing."""
         rows, cols = bounds(images, ranks.rank), bounds(texts, ranks.rank)
         row_tables, row_places = tables.rows(rows)
         columns, column_places = tables.columns(cols)
@@ -96,11 +85,6 @@ class Shard:
         )
         return tables, slots
 
-    @property
-    def first_image(self) -> int:
-        """Which row of the batch this rank's first image is."""
-        return bounds(self.images, self.ranks.rank).start
-
     def local_rows(self, rows: Tensor) -> Tensor:
         """(M + N,) -> (M_r + N_r,): the entries of this rank's rows."""
         rank, images = self.ranks.rank, sum(self.images)
@@ -140,13 +124,36 @@ class Shard:
         return back
 
     def slot_gradients(self, dS: Tensor) -> Tensor:
-        """(P_r + P'_r,) of this rank's rows -> (2 P_r,), as the operator of its images takes them.
+        """(P_r + P'_r,) of this rank's positives -> (P_r,) of its images' pairs, in slot order.
 
-        Those of other ranks' texts are added to their pairs; the second half, of the same pairs
-        in text-major order, is 0.
+        A pair's gradient is the sum over its two places, of which one may be on another rank.
         """
-        slots = dS[: len(self.sent_slots)] + self.pairs_from_columns(dS[len(self.sent_slots) :])
-        return torch.cat([slots, torch.zeros_like(slots)])
+        pairs = len(self.sent_slots)
+        return dS[:pairs] + self.pairs_from_columns(dS[pairs:])
+
+
+def at_first_places(slots: Tensor) -> Tensor:
+    """(P,) in slot order -> (2 P,): the list of positives, with 0 at the second place of a pair.
+
+    The operator's backward adds up the upstream gradients of a pair's two places.
+    """
+    return torch.cat([slots, torch.zeros_like(slots)])
+
+
+def tables_over_ranks(
+    ranks: Ranks,
+    images: tuple[int, ...],
+    texts: tuple[int, ...],
+    ids: tuple[Tensor, Tensor] | None,
+    device: torch.device,
+) -> FoldTables:
+    """The tables of the whole batch, from the ids of this rank's rows, (M_r,) and (N_r,).
+
+    Without ids no pair is positive, and nothing is sent.
+    """
+    if ids is None:
+        return tables_without_pairs(sum(images), sum(texts), device)
+    return tables_from_ids(*_gather_ids(ranks, images, texts, ids))
 
 
 def _joined(rows: PairTables, columns: Segments) -> Segments:

@@ -76,9 +76,8 @@ def fused_cwcl_loss(
     batch = make_batch(
         image_features, text_features, None, logit_scale, options, reads_teacher=True
     )
-    factors = row_factors(batch, of_every_row=True)
-    if is_linear(batch, factors):
-        batch, target = with_target(batch, factors)
+    if is_linear(batch):
+        batch, target = with_target(batch, row_factors(batch, of_every_row=True))
         return loss_of(batch, logsumexp) - target
     targets = row_targets(batch)
 

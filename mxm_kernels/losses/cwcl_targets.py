@@ -62,10 +62,11 @@ def _weighted_average(
     return (x @ y_mean + more).masked_fill(none, 0)
 
 
-def is_linear(batch: Batch, factors: Tensor) -> bool:
+def is_linear(batch: Batch) -> bool:
     """Whether the loss is one sum over one matrix S, in which the targets are linear."""
     alone = batch.shard is None and batch.options.reduction == "mean"
-    return alone and batch.one_scale and not factors.requires_grad
+    constant = not any(w is not None and w.requires_grad for w in batch.row_weights)
+    return alone and batch.one_scale and constant
 
 
 def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
@@ -102,12 +103,11 @@ class _WithTarget(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, s, a, b, factors):
-        wide = [f.to(s.dtype) for f in (x, y, a, b)]
-        dense = _is_cheaper_by_matrix(*wide[:3])
+        x_wide, y_wide, a_wide, b_wide = (f.to(s.dtype) for f in (x, y, a, b))
+        dense = _is_cheaper_by_matrix(x, y, a)
         products = _products_by_matrix if dense else _products_by_rank
-        x_wide, y_wide, a_wide, b_wide = wide
         Ky, Kx = products(x_wide, y_wide, a_wide, b_wide, factors)
-        product = (wide[0] * Ky).sum()
+        product = (x_wide * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
         return x.view_as(x), y.view_as(y), s.view_as(s), s * product
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels.core import formulas, pair_weights
-from mxm_kernels.core.batch import Batch, make_batch
+from mxm_kernels.core import formulas
+from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.formulas import Formula
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Options, Scale
+from mxm_kernels.core.pair_weights import local_weights, paired_weights
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import PairedLoss
@@ -175,17 +176,7 @@ def _paired(
 ) -> Tensor:
     folds = (1, 1) if folds is None else folds
     batch = make_batch(image_features, text_features, folds, logit_scale, options)
-    return loss_of(batch, formula, paired_weights(batch))
-
-
-def paired_weights(batch: Batch) -> Tensor:
-    """(L,) 1 for the paired positive of each row, or the weights that the caller gave."""
-    given = batch.options.pair_weights
-    if given is not None:
-        weights = pair_weights.given_pair_weights(batch.tables, given, batch.dtype)
-    else:
-        weights = pair_weights.paired_weights(batch.tables, batch.dtype)
-    return batch.local_positives(weights)
+    return loss_of(batch, formula, local_weights(batch, paired_weights))
 
 
 class InfoNCELoss(PairedLoss):

@@ -10,6 +10,7 @@ from mxm_kernels.core import pair_weights
 from mxm_kernels.core.batch import Batch, resolve_folds
 from mxm_kernels.core.features import autocast
 from mxm_kernels.core.options import FoldsLike
+from mxm_kernels.folds.tables import FoldTables
 
 
 def draw_selection(
@@ -63,14 +64,13 @@ def draw_selection(
 
 def weights_of(batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None) -> Tensor:
     """(L,) how much each positive of a row weighs: drawn, given or expected."""
-    tables, dtype, given = batch.tables, batch.dtype, batch.options.pair_weights
-    if given is not None:
-        weights = pair_weights.given_pair_weights(tables, given, dtype)
-    elif selection is not None:
-        weights = pair_weights.selected_weights(tables, selection, dtype)
-    elif rounds is None:
-        weights = pair_weights.expected_weights(tables, dtype)
-    else:
+
+    def own(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+        if selection is not None:
+            return pair_weights.selected_weights(tables, selection, dtype)
+        if rounds is None:
+            return pair_weights.expected_weights(tables, dtype)
         segments, positives = tables.segments, 2 * tables.pairs
-        weights = pair_weights.drawn_weights(batch, segments, positives, int(rounds))
-    return batch.local_positives(weights)
+        return pair_weights.drawn_weights(batch, segments, positives, int(rounds))
+
+    return pair_weights.local_weights(batch, own)

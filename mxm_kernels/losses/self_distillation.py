@@ -7,7 +7,6 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels.core import pair_weights
 from mxm_kernels.core.batch import make_batch, with_soft_weights
 from mxm_kernels.core.formulas import info_nce
 from mxm_kernels.core.options import (
@@ -18,8 +17,8 @@ from mxm_kernels.core.options import (
     Scale,
     has_teacher,
 )
+from mxm_kernels.core.pair_weights import draw_rows, local_weights, paired_weights
 from mxm_kernels.core.row_losses import loss_of
-from mxm_kernels.losses.info_nce import paired_weights
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import Loss
 
@@ -89,8 +88,8 @@ def fused_self_distillation_loss(
         reads_teacher=True,
         generator=generator,
     )
-    shares = pair_weights.draw_rows(batch, float(soft_share))
-    return loss_of(with_soft_weights(batch, shares), info_nce, paired_weights(batch))
+    batch = with_soft_weights(batch, draw_rows(batch, float(soft_share)))
+    return loss_of(batch, info_nce, local_weights(batch, paired_weights))
 
 
 class SelfDistillationLoss(Loss):

@@ -16,7 +16,7 @@ from mxm_kernels.core.arguments import as_0d_tensor
 from mxm_kernels.core.batch import Batch, make_batch
 from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
-from mxm_kernels.core.run import scaled
+from mxm_kernels.core.run import scaled, with_row_scales
 from mxm_kernels.distributed.all_gather import sigmoid_over_ranks
 from mxm_kernels.folds.segments import segment_sum
 from mxm_kernels.losses.loss_function import loss_function
@@ -126,11 +126,9 @@ def _row_losses(b: Batch, bias: Tensor) -> Tensor:
     """(R,) losses of the rows."""
     if b.one_scale:
         made = _run(b, b.x, b.y, b.scales[0], bias)
-    else:  # two runs, in which the features of one side carry its scales
+    else:
         one = b.x.new_ones((), dtype=b.dtype)
-        first = _run(b, scaled(b.x, b.scales[0]), b.y, one, bias)
-        second = _run(b, b.x, scaled(b.y, b.scales[1]), one, bias)
-        made = _joined(b, first, second)
+        made = with_row_scales(b, lambda _, x, y: _run(b, x, y, one, bias))
     terms = -logsigmoid(made.positives + bias)
     given = b.options.pair_weights
     if given is not None:
@@ -146,15 +144,6 @@ def _run(b: Batch, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Sigmoid
     if b.shard is not None:
         return sigmoid_over_ranks(b.shard, x, y, scale, bias, b.backend)
     return sigmoid_statistics(x, y, scale, bias, b.tables, b.backend)
-
-
-def _joined(b: Batch, first: SigmoidStatistics, second: SigmoidStatistics) -> SigmoidStatistics:
-    """The images' half of the first list and the texts' half of the second."""
-    images, pairs = len(b.x), b.image_positives
-    return SigmoidStatistics(
-        torch.cat([first.softplus_sum[:images], second.softplus_sum[images:]]),
-        torch.cat([first.positives[:pairs], second.positives[pairs:]]),
-    )
 
 
 def _of_queue(b: Batch, side: int, bias: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels import checks
-from mxm_kernels.core import formulas, pair_weights
+from mxm_kernels.core import formulas
 from mxm_kernels.core.batch import make_batch, require_folds
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
+from mxm_kernels.core.pair_weights import expected_weights, local_weights
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import Loss
@@ -66,12 +67,7 @@ def fused_supcon_loss(
     batch = make_batch(image_features, text_features, folds, logit_scale, options)
     if positives == "in":
         return loss_of(batch, formulas.supcon_in)
-    given = batch.options.pair_weights
-    if given is not None:
-        weights = pair_weights.given_pair_weights(batch.tables, given, batch.dtype)
-    else:
-        weights = pair_weights.expected_weights(batch.tables, batch.dtype)
-    return loss_of(batch, formulas.supcon_out, batch.local_positives(weights))
+    return loss_of(batch, formulas.supcon_out, local_weights(batch, expected_weights))
 
 
 class SupConLoss(Loss):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
-from mxm_kernels.ops.library import is_differentiated_once, library, schema
+from mxm_kernels.ops.library import is_differentiated_once, library, schema, wanted
 
 _ROWS = schema(*RowProblem._fields)
 library.define(
@@ -81,9 +81,8 @@ def _differentiate(ctx, grad, *_):
     du, dn, dS, d_parameter = torch.ops.mxm_kernels.row_losses_backward(
         grad, *ctx.saved_tensors, *ctx.formula
     )
-    gradients = (dn, dS, du, d_parameter)
-    given = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-    return *given, *[None] * (_COUNT - 4 + 5)
+    gradients = wanted((dn, dS, du, d_parameter), ctx.needs_input_grad[:4])
+    return *gradients, *[None] * (_COUNT - 4 + 5)
 
 
 torch.library.register_autograd(

@@ -21,7 +21,14 @@ from torch import Tensor
 from mxm_kernels import backends
 from mxm_kernels.backends.interface import Needs, SigmoidLoss, SigmoidWeights
 from mxm_kernels.folds.tables import FoldTables
-from mxm_kernels.ops.library import is_differentiated_once, library, no_graph, pair_tables, schema
+from mxm_kernels.ops.library import (
+    is_differentiated_once,
+    library,
+    no_graph,
+    pair_tables,
+    schema,
+    wanted,
+)
 from mxm_kernels.ops.sigmoid_statistics import INPUT_COUNT, INPUTS, problem_of
 
 _WEIGHTS = len(SigmoidWeights._fields)
@@ -105,8 +112,7 @@ def _differentiate(ctx, grad, *_):
         grad, *ctx.saved_tensors, ctx.backend
     )
     gradients = dx, dy, dscalars[0], dscalars[1]
-    wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-    return *wanted, *nothing
+    return *wanted(gradients, ctx.needs_input_grad[:4]), *nothing
 
 
 torch.library.register_autograd(

@@ -9,7 +9,13 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from bench.models.traffic import bytes_sent
-from mxm_kernels import Diagnostics, Folds, fused_info_nce_loss, fused_mfh_loss
+from mxm_kernels import (
+    Diagnostics,
+    Folds,
+    fused_info_nce_loss,
+    fused_intra_modal_loss,
+    fused_mfh_loss,
+)
 from tests.support.distributed import (
     LOSSES,
     Towers,
@@ -120,6 +126,26 @@ def uniform_folds(rank, world):
 
 def test_uniform_folds_number_the_instances_of_each_rank():
     results(3, uniform_folds)
+
+
+def rows_alone_in_their_instance(rank, world):
+    g = torch.Generator().manual_seed(3)
+    x, a = (normalize(torch.randn(3 * world, 8, generator=g), dim=1) for _ in range(2))
+    own, options = slice(3 * rank, 3 * rank + 3), {"logit_scale": 9.0, "soft_weight": 1.0}
+    expected = fused_intra_modal_loss(x, 1, teacher_features=a, **options)
+    options |= {"teacher_features": a[own], "process_group": dist.group.WORLD}
+    for gather in ("all", "ring"):
+        ours = fused_intra_modal_loss(x[own], 1, gather=gather, **options)
+        torch.testing.assert_close(ours, expected)
+    try:
+        fused_intra_modal_loss(x[own], 1, **(options | {"soft_weight": 0.5}))
+    except ValueError as error:
+        return str(error)
+
+
+def test_the_soft_loss_of_one_modality_needs_no_pair():
+    message = "folds: expected an instance with at least two rows, got one row in every instance"
+    assert results(3, rows_alone_in_their_instance) == [message] * 3
 
 
 def drawn_without_generator(rank, world):

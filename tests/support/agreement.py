@@ -53,10 +53,11 @@ def check(
     # row, which sum to at most 2, times s; each as far off as exp makes of S's rounding.
     assert_as_good("loss", actual, expected, naive, dtype, magnitude=4 * s * size)
     rounding = 4 + s
-    # Gradients that were rounded to 16 bits before they are summed: those of the two ways that
-    # features go, to S and beside it, which may cancel; and with a scale for each row that of the
-    # features times it, of which the scale's is a sum. In one dimension the texts of a row are
-    # alike but for the sign, and its whole dS may cancel. One rounding of the largest they can be.
+    # Some gradients are rounded to 16 bits before they are summed, and the sum may cancel. Then
+    # the bound has one rounding of the largest gradient more. This happens in three cases. The
+    # features go into S and into something beside it, and autograd adds up both gradients. Each
+    # row has a scale, whose gradient is a sum over the gradient of the scaled features. D is 1,
+    # where the texts of a row differ in their sign alone.
     queued = choice.text_queue != "none" or choice.image_queue != "none"
     two_ways = loss.two_ways or queued or choice.label_smoothing > 0 or loss.one_modality
     own_scales = choice.logit_scale == "rows"
