@@ -14,9 +14,11 @@ from torch.nn.functional import logsigmoid
 from mxm_kernels import fused_info_nce_loss, fused_siglip_loss
 from reference.mfh import group_matrix
 from tests.support.backend import BackendUnderTest
+from tests.support.calls import Given, call
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.compare import allowed
-from tests.support.family import LOSSES, Given, call, dense
+from tests.support.dense import dense
+from tests.support.family import LOSSES
 from tests.support.options import Choice
 
 UPSTREAM = (1e-45, 1e-40, 1e-38, 1e-30, 1e-10, 1.0, 1e10, 1e30, 1e38)

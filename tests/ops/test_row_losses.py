@@ -146,7 +146,7 @@ def _of_every_row(rows, weights, formula, backend, soft=0.0):
 def test_rows_without_positives(name, fusing):
     """Their loss is 0, but for what a target is yet to be taken from."""
     rows, weights = _rows(UNPAIRED, 2.0, dtype=torch.float32)
-    losses, n, alone = _of_every_row(rows, weights, FORMULAS[name], fusing), rows.neg_lse, None
+    losses, n = _of_every_row(rows, weights, FORMULAS[name], fusing), rows.neg_lse
     alone = rows.counts == 0
     assert bool(alone.any()) and not bool(alone.all())
     expected = {"logsumexp": n, "soft": n - rows.teacher_mean}.get(name, torch.zeros_like(n))

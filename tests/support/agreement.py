@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.support.backend import BackendUnderTest
+from tests.support.calls import Given, Made, call
 from tests.support.cases import Case
 from tests.support.compare import assert_as_good
-from tests.support.family import Given, Loss, Made, call, dense
+from tests.support.dense import dense
+from tests.support.family import Loss
 
 
 def _differentiated(made: Made) -> tuple[Tensor, list[Tensor], float]:
