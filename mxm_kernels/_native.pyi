@@ -1,6 +1,7 @@
 """The C++ extension; mxm_kernels/csrc/module.cpp says what the numbers are."""
 
 CHUNK: int  # columns that the fused forward pass has at hand
+FORMULAS: list[str]  # that row_losses knows
 
 def levels() -> list[str]: ...
 def advise_large_pages(address: int, size: int, /) -> None: ...
@@ -13,6 +14,20 @@ def drawn_weights(
     rows: int,
     rounds: int,
     weights: int,
+    threads: int,
+    /,
+) -> None: ...
+def row_losses(
+    level: str,
+    formula: str,
+    constant: float,
+    hard: float,
+    soft: float,
+    arrays: list[int],
+    rows: int,
+    positives: int,
+    parameter_stride: int,
+    made: list[int],
     threads: int,
     /,
 ) -> None: ...

@@ -96,7 +96,16 @@ class Backend:
         The first field of the result is the gradient by ``teacher_mean``, the last has the shape
         of the parameter.
         """
-        raise NotImplementedError
+        weights, factor = rows.soft_weights, formula.soft
+        if formula.name == "soft":  # whose own weights are the soft loss's
+            weights, factor = rows.hard_weights, formula.hard
+        by_parameter = grad * made.d_parameter if rows.parameter.numel() else grad.new_empty(0)
+        return RowLosses(
+            grad * weights * -factor if len(rows.teacher_mean) else grad.new_empty(0),
+            grad * made.d_neg_lse,
+            grad.index_select(0, rows.owners) * made.d_positives,
+            by_parameter.sum() if rows.parameter.ndim == 0 else by_parameter,
+        )
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""

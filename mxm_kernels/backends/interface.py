@@ -31,6 +31,7 @@ and the sigmoid loss has weights a of the R rows and w of the P pairs; z is 1 at
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ class Problem(NamedTuple):
     def from_list(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""
         slots, again = positives.tensor_split(2)
-        return slots + again[self.slot_places]
+        return slots + again.index_select(0, self.slot_places)
 
     def allocate(self, diagnostics: bool) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""
@@ -166,9 +167,9 @@ class Statistics(NamedTuple):
         drop out of every sum. It makes a positive infinite, or leaves a row with nothing.
         """
         n, S = self.neg_lse, self.positives
-        if not bool(torch.isfinite(S.sum())):
+        if not math.isfinite(S.sum().item()):
             S = S.masked_fill(S.isinf(), torch.nan)
-        if bool(n.min() == -torch.inf):
+        if n.min().item() == -math.inf:
             n = n.masked_fill((n == -torch.inf) & p.has_negative(), torch.nan)
         return self._replace(neg_lse=n, positives=S)
 

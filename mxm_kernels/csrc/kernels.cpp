@@ -4,6 +4,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "row_losses.h"
 #include "sigmoid.h"
 
 namespace mxm {
@@ -25,6 +26,7 @@ const Kernels kernels = {MXM_NAME(MXM_LEVEL),
                          sigmoid_forward_tile,
                          sigmoid_backward_tile,
                          sigmoid_loss_tile,
+                         row_losses,
                          each<exponential>,
                          each<softplus>};
 

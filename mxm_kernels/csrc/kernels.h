@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "passes.h"
+#include "rows.h"
 
 namespace mxm {
 
@@ -20,6 +21,7 @@ struct Kernels {
   void (*sigmoid_forward_tile)(SigmoidForward& pass, const Tile& tile);
   void (*sigmoid_backward_tile)(SigmoidBackward& pass, const Tile& tile);
   void (*sigmoid_loss_tile)(SigmoidLoss& pass, const Tile& tile);
+  void (*row_losses)(const RowList& list, const RowFormula& formula, const RowLosses& made);
   void (*exponential)(const float* from, float* to, std::int64_t length);
   void (*softplus)(const float* from, float* to, std::int64_t length);
 };

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "draw.h"
 #include "fused.h"
@@ -179,6 +180,21 @@ void run_drawn_weights(std::int64_t seed, std::uintptr_t offsets, std::int64_t r
   drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads);
 }
 
+// `arrays`: n, S, u, parameter, the three weights, the numbers of negatives, offsets, 0 for one that
+// there is not; `made`: the losses, their derivatives by n, by S and by the parameter.
+void run_row_losses(const std::string& level, const std::string& formula, float constant,
+                    float hard, float soft, const std::vector<std::uintptr_t>& arrays,
+                    std::int64_t rows, std::int64_t positives, std::int64_t parameter_stride,
+                    const std::vector<std::uintptr_t>& made, int threads) {
+  const auto array = [&](std::size_t k) { return at<const float>(arrays.at(k)); };
+  const RowList list{rows,     positives, array(0), array(1), array(2),
+                     array(3), array(4),  array(5), array(6), array(7),
+                     at<const std::int64_t>(arrays.at(8)),    parameter_stride, threads};
+  kernels(level).row_losses(list, {formula_of(formula), constant, hard, soft},
+                            {at<float>(made.at(0)), at<float>(made.at(1)), at<float>(made.at(2)),
+                             at<float>(made.at(3))});
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -196,6 +212,8 @@ NB_MODULE(_native, m) {
     kernels(level).softplus(at<const float>(from), at<float>(to), length);
   });
   m.def("drawn_weights", run_drawn_weights, Release());
+  m.attr("FORMULAS") = std::vector<std::string>(std::begin(kFormulas), std::end(kFormulas));
+  m.def("row_losses", run_row_losses, Release());
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")

@@ -29,7 +29,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets, owners):
         ctx.save_for_backward(offsets)
-        return values[owners]
+        return values.index_select(0, owners)
 
     @staticmethod
     def backward(ctx, grad):
@@ -46,14 +46,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (owners,) = ctx.saved_tensors
-        return grad[owners], None, None
+        return grad.index_select(0, owners), None, None
 
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets, owners):
         top = _reduce(values, offsets, "max", -torch.inf)
-        share = (values - top[owners]).exp()
+        share = (values - top.index_select(0, owners)).exp()
         total = _reduce(share, offsets, "sum", 0.0)
         # Not from the rounded result: exp(values - result) is off by its last place, times it.
         ctx.save_for_backward(share, total, owners)
@@ -62,7 +62,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         share, total, owners = ctx.saved_tensors
-        return share * (grad[owners] / total[owners]), None, None
+        return share * (grad.index_select(0, owners) / total.index_select(0, owners)), None, None
 
 
 class _Take(torch.autograd.Function):
@@ -70,7 +70,7 @@ class _Take(torch.autograd.Function):
     def forward(ctx, values, places):
         ctx.save_for_backward(places)
         ctx.length = values.shape[0]
-        return values[places]
+        return values.index_select(0, places)
 
     @staticmethod
     def backward(ctx, grad):
@@ -82,12 +82,12 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, order, inverse):
         ctx.save_for_backward(inverse)
-        return values[order]
+        return values.index_select(0, order)
 
     @staticmethod
     def backward(ctx, grad):
         (inverse,) = ctx.saved_tensors
-        return grad[inverse], None, None
+        return grad.index_select(0, inverse), None, None
 
 
 def spread(rows: Tensor, segments: Segments) -> Tensor:

@@ -3,8 +3,8 @@
     losses_r = hard h_r l_r + soft q_r (logaddexp(n_r, logsumexp_k S_rk) - u_r)
 
 with l_r a formula of ``core.formulas`` that the backend has in a kernel, h and q the weights of
-the rows. It computes what the formulas compute in PyTorch, in one launch for a dozen, and one
-launch more in backward. ``core.row_losses`` decides where it may stand for them.
+the rows. It computes what the formulas compute in PyTorch, in one kernel for a dozen, and one
+more in backward. ``core.row_losses`` decides where it may stand for them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from mxm_kernels import backends
 from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
-from mxm_kernels.ops.library import is_differentiated_once, library, schema, wanted
+from mxm_kernels.ops.library import (
+    is_differentiated_once,
+    library,
+    register_autograd,
+    schema,
+    wanted,
+)
 
 _ROWS = schema(*RowProblem._fields)
 library.define(
@@ -85,7 +91,5 @@ def _differentiate(ctx, grad, *_):
     return *gradients, *[None] * (_COUNT - 4 + 5)
 
 
-torch.library.register_autograd(
-    "mxm_kernels::row_losses", _differentiate, setup_context=_setup_context, lib=library
-)
+register_autograd("row_losses", _differentiate, _setup_context)
 is_differentiated_once("mxm_kernels::row_losses_backward")

@@ -26,6 +26,7 @@ from mxm_kernels.ops.library import (
     library,
     no_graph,
     pair_tables,
+    register_autograd,
     schema,
     wanted,
 )
@@ -115,7 +116,5 @@ def _differentiate(ctx, grad, *_):
     return *wanted(gradients, ctx.needs_input_grad[:4]), *nothing
 
 
-torch.library.register_autograd(
-    "mxm_kernels::sigmoid_loss", _differentiate, setup_context=_setup_context, lib=library
-)
+register_autograd("sigmoid_loss", _differentiate, _setup_context)
 is_differentiated_once("mxm_kernels::sigmoid_loss_backward")

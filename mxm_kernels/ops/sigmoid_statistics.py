@@ -29,6 +29,7 @@ from mxm_kernels.ops.library import (
     library,
     no_graph,
     pair_tables,
+    register_autograd,
     schema,
     wanted,
 )
@@ -146,7 +147,5 @@ def _differentiate(ctx, *grads):
     return *wanted(gradients, needs), *[None] * (INPUT_COUNT - 3)
 
 
-torch.library.register_autograd(
-    "mxm_kernels::sigmoid_statistics", _differentiate, setup_context=_setup_context, lib=library
-)
+register_autograd("sigmoid_statistics", _differentiate, _setup_context)
 is_differentiated_once("mxm_kernels::sigmoid_statistics_backward")

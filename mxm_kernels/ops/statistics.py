@@ -33,6 +33,7 @@ from mxm_kernels.ops.library import (
     library,
     make_problem,
     no_graph,
+    register_autograd,
     schema,
     wanted,
 )
@@ -40,7 +41,7 @@ from mxm_kernels.ops.library import (
 _SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "kept")  # what backward reads
 _UPSTREAM = schema(*(f"d_{name}" for name in Upstream._fields))
 library.define(
-    f"statistics({INPUTS}, str backend, bool diagnostics=False) -> ({schema(*Statistics._fields)})"
+    f"statistics({INPUTS}, str backend, bool diagnostics) -> ({schema(*Statistics._fields)})"
 )
 library.define(
     f"statistics_backward({INPUTS}, {schema(*_SAVED)}, {_UPSTREAM}, bool[] needs, str backend) -> "
@@ -117,15 +118,17 @@ def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
 
 @torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    problem, (backend, *rest) = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
+    *inputs, backend, diagnostics = arguments
+    problem = Problem(*inputs)
     with no_graph(problem.x):
-        return tuple(backends.load(backend).forward(problem, *rest))
+        return tuple(backends.load(backend).forward(problem, diagnostics))
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
-    problem, (backend, *rest) = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
-    made = problem.allocate(*rest or [False])
+    *inputs, backend, diagnostics = arguments
+    problem = Problem(*inputs)
+    made = problem.allocate(diagnostics)
     kept = made.kept.new_empty(backends.load(backend).kept_shape(problem))
     return tuple(made._replace(kept=kept))
 
@@ -170,10 +173,8 @@ def _differentiate(ctx, *grads):
         *ctx.saved_tensors, *upstream, needs, ctx.backend
     )
     dx, dy, ds = wanted(gradients, needs)
-    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 3)
+    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 2)
 
 
-torch.library.register_autograd(
-    "mxm_kernels::statistics", _differentiate, setup_context=_setup_context, lib=library
-)
+register_autograd("statistics", _differentiate, _setup_context)
 is_differentiated_once("mxm_kernels::statistics_backward")

@@ -18,7 +18,7 @@ def test_opcheck(with_teacher, dtype, backend):
     x, y, (tx, ty), s, t = batch(backend, dtype)
     teacher = (tx, ty) if with_teacher else (None, None)
     of_teacher = s.detach() if with_teacher else None
-    arguments = (x, y, *teacher, s, of_teacher, *t.pair_tables(), backend.name)
+    arguments = (x, y, *teacher, s, of_teacher, *t.pair_tables(), backend.name, False)
     torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 
@@ -27,7 +27,7 @@ def test_opcheck_of_the_backward(needs, backend):
     x, y, (tx, ty), s, t = batch(backend)
     x, y, s = x.detach(), y.detach(), s.detach()
     problem = (x, y, tx, ty, s, s.clone(), *t.pair_tables())
-    outputs = torch.ops.mxm_kernels.statistics(*problem, backend.name)
+    outputs = torch.ops.mxm_kernels.statistics(*problem, backend.name, False)
     upstream = [torch.randn_like(output) for output in outputs[:3]]
     torch.library.opcheck(
         torch.ops.mxm_kernels.statistics_backward.default,

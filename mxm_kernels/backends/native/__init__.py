@@ -19,9 +19,12 @@ from torch import Tensor
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
     Draw,
+    FusedFormula,
     Gradients,
     Needs,
     Problem,
+    RowLosses,
+    RowProblem,
     SigmoidGradients,
     SigmoidLoss,
     SigmoidStatistics,
@@ -38,6 +41,7 @@ from mxm_kernels.backends.native.plane import (
     packed,
     tiled_gradients,
 )
+from mxm_kernels.backends.native.rows import row_losses
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,6 +54,11 @@ class _Native(Backend):
         levels, units = ([], []) if cpp is None else (cpp.levels(), cpp.units())
         self.level = level or next(iter(levels), "")
         self.isa = isa or next(iter(units if level is None else []), "")
+
+    @property
+    def fused_formulas(self) -> frozenset[str]:
+        """The formulas of the extension, which works in float32."""
+        return frozenset() if cpp is None else frozenset(cpp.FORMULAS)
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if cpp is None:
@@ -183,6 +192,9 @@ class _Native(Backend):
         # What is not finite among the features may vanish from the loss, but not from dS S.
         loss = bias.new_tensor(sweep.loss / scale + 0 * dscale)
         return SigmoidLoss(loss, gradients.x, gradients.y, bias.new_tensor([dscale, dbias]))
+
+    def row_losses(self, rows: RowProblem, formula: FusedFormula) -> RowLosses:
+        return row_losses(self.level, rows, formula)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         assert dtype == torch.float32, "the backend takes no float64"

@@ -1,0 +1,28 @@
+"""The losses of the rows and their derivatives in C++, one sweep over the list."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.native.extension import cpp, threads
+
+
+def row_losses(level: str, problem: RowProblem, formula: FusedFormula) -> RowLosses:
+    """Losses of the rows and their derivatives, by the instructions of ``level``."""
+    n, S, parameter = problem.neg_lse, problem.positives, problem.parameter
+    made = RowLosses(
+        torch.empty_like(n),
+        torch.empty_like(n),
+        torch.empty_like(S),
+        n.new_empty(len(n) if parameter.numel() else 0),
+    )
+    arrays, results = ([_address(v) for v in vs] for vs in (problem[:-1], made))
+    sizes, used = (len(n), len(S), parameter.ndim), threads(16 * (len(n) + len(S)))
+    cpp.row_losses(level, *formula, arrays, *sizes, results, used)
+    return made
+
+
+def _address(values: Tensor) -> int:
+    return values.data_ptr() if values.numel() else 0
