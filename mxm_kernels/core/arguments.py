@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from mxm_kernels import checks
 from mxm_kernels.core.features import as_features, refuse_transforms
@@ -161,7 +162,7 @@ def _positive(name: str, scales: Tensor) -> Tensor:
     """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
     if checks.can_look(scales) and scales.numel():
         checks.check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
-    return torch.where(scales > 0, scales, torch.nan)
+    return threshold(scales, 0, torch.nan)
 
 
 def _teacher_scales(
@@ -201,7 +202,7 @@ def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -
         return None
     vector = as_row_vector(name, value, rows, dtype)
     if not checks.can_look(vector):
-        return torch.where(vector >= 0, vector, torch.nan)
+        return threshold(vector, -torch.finfo(dtype).smallest_normal, torch.nan)
     if not bool((vector >= 0).all()):
         wrong = float(vector.detach()[~(vector >= 0)][0])
         raise ValueError(f"{name} must not be negative or NaN, got {wrong}")

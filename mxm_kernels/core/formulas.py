@@ -15,6 +15,10 @@ with sum_k w_ik = 1:
 
 A row without a positive has loss 0 in all but the last two, a row without a negative in
 ``info_nce``, ``supcon_in``, ``decoupled`` and ``debiased``; neither gives NaN.
+
+Label smoothing gives a share e of each target evenly to all the similarities in its denominator.
+A loss is linear in its targets, so smoothing adds e times a difference, that of the positives from
+the mean of those similarities (Szegedy et al., arXiv 1512.00567, section 7).
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ class Formula:
 
     name: str
     losses: Callable[..., Tensor]  # (rows, weights[, constant]) -> (R,)
+    smoothing: Callable[[Rows, Any], Tensor] | None = None  # what label smoothing adds, over e
     constant: float | None = None
     parameter: str | None = None  # field of the list, beside n and S, that has a derivative
     reads_negatives: bool = False  # whether it reads the number of negatives
@@ -51,7 +56,14 @@ class Formula:
     def __call__(self, rows: Rows, weights: Tensor | None) -> Tensor:
         """(R,) losses of the rows."""
         given: tuple[Any, ...] = () if self.constant is None else (self.constant,)
-        return self.losses(rows, weights, *given)
+        losses, excess = self.losses(rows, weights, *given), self.smoothed(rows, weights)
+        return losses if excess is None else losses + rows.label_smoothing * excess
+
+    def smoothed(self, rows: Rows, weights: Tensor | None) -> Tensor | None:
+        """(R,) what label smoothing adds, over e; None where it adds nothing."""
+        if self.smoothing is None or rows.negative_sum is None:
+            return None
+        return self.smoothing(rows, weights)
 
 
 def _info_nce(rows: Rows, weights: Tensor) -> Tensor:
@@ -62,30 +74,19 @@ def _info_nce(rows: Rows, weights: Tensor) -> Tensor:
 def _supcon_out(rows: Rows, weights: Tensor) -> Tensor:
     """Each positive against everything: SupCon's L_out (arXiv 2004.11362, eq. 2)."""
     S = rows.positives
-    target = S
-    if rows.negative_sum is not None:
-        target = torch.lerp(S, rows.spread(_mean_of_all(rows)), rows.label_smoothing)
-    return rows.sum(weights * (rows.spread(add_log(rows.neg_lse, rows.logsumexp(S))) - target))
+    return rows.sum(weights * (rows.spread(add_log(rows.neg_lse, rows.logsumexp(S))) - S))
 
 
 def _supcon_in(rows: Rows, weights: object) -> Tensor:
     """All positives summed inside the logarithm: SupCon's L_in (arXiv 2004.11362, eq. 3)."""
     p = rows.logsumexp(rows.positives).masked_fill(~rows.has_positive, 0)
-    losses = -logsigmoid(p - rows.neg_lse)
-    if rows.negative_sum is not None:
-        losses = losses + rows.label_smoothing * (p - _mean_of_all(rows))
-    return losses.masked_fill(~rows.has_positive, 0)
+    return -logsigmoid(p - rows.neg_lse).masked_fill(~rows.has_positive, 0)
 
 
 def _decoupled(rows: Rows, weights: Tensor) -> Tensor:
     """Decoupled contrastive learning (arXiv 2110.06848, eq. 6): negatives only below."""
-    S = rows.positives
-    target = S
-    if rows.negative_sum is not None:
-        mean = rows.negative_sum / rows.num_negatives.clamp(min=1)
-        target = torch.lerp(S, rows.spread(mean), rows.label_smoothing)
     n = rows.neg_lse.masked_fill(~rows.has_negative, 0)
-    losses = rows.sum(weights * (rows.spread(n) - target))
+    losses = rows.sum(weights * (rows.spread(n) - rows.positives))
     return torch.where(rows.has_negative, losses, losses * 0)  # 0, or NaN where a positive is
 
 
@@ -127,14 +128,37 @@ def _soft(rows: Rows, weights: object) -> Tensor:
 
 
 def _against(rows: Rows, n: Tensor) -> Tensor:
-    """(L,) softplus(n_i - S_ik), each target smoothed over its positive and the negatives."""
-    S = rows.positives
+    """(L,) softplus(n_i - S_ik)."""
     # softplus multiplies the upstream gradient by an exponential up to exp(threshold) in backward.
-    losses = -logsigmoid(S - rows.spread(n))
-    if rows.negative_sum is None:
-        return losses
-    mean = (rows.spread(rows.negative_sum) + S) / rows.spread(rows.num_negatives + 1)
-    return losses + rows.label_smoothing * (S - mean)
+    return -logsigmoid(rows.positives - rows.spread(n))
+
+
+def _over_mean(rows: Rows, weights: Tensor, mean: Tensor) -> Tensor:
+    """(R,) sum_k w_ik (S_ik - mean_i)."""
+    return rows.sum(weights * (rows.positives - rows.spread(mean)))
+
+
+def _over_negatives(rows: Rows, weights: Tensor) -> Tensor:
+    """The positives less the mean of the negatives; 0 without one."""
+    assert rows.negative_sum is not None
+    excess = _over_mean(rows, weights, rows.negative_sum / rows.num_negatives.clamp(min=1))
+    return torch.where(rows.has_negative, excess, excess * 0)
+
+
+def _over_one_and_negatives(rows: Rows, weights: Tensor) -> Tensor:
+    """Each positive less the mean of itself and the negatives."""
+    return _over_negatives(rows, weights) * (rows.num_negatives / (rows.num_negatives + 1))
+
+
+def _over_all(rows: Rows, weights: Tensor) -> Tensor:
+    """The positives less the mean of the row."""
+    return _over_mean(rows, weights, _mean_of_all(rows))
+
+
+def _sum_over_all(rows: Rows, weights: object) -> Tensor:
+    """The log-sum-exp of the positives less the mean of the row; 0 without a positive."""
+    excess = rows.logsumexp(rows.positives) - _mean_of_all(rows)
+    return excess.masked_fill(~rows.has_positive, 0)
 
 
 def _mean_of_all(rows: Rows) -> Tensor:
@@ -143,14 +167,21 @@ def _mean_of_all(rows: Rows) -> Tensor:
     return (rows.negative_sum + rows.sum(rows.positives)) / (rows.num_negatives + rows.counts)
 
 
-info_nce = Formula("info_nce", _info_nce)
-supcon_out = Formula("supcon_out", _supcon_out)
-supcon_in = Formula("supcon_in", _supcon_in, weighs=False)
-decoupled = Formula("decoupled", _decoupled)
+info_nce = Formula("info_nce", _info_nce, _over_one_and_negatives)
+supcon_out = Formula("supcon_out", _supcon_out, _over_all)
+supcon_in = Formula("supcon_in", _supcon_in, _sum_over_all, weighs=False)
+decoupled = Formula("decoupled", _decoupled, _over_negatives)
 logsumexp = Formula("logsumexp", _logsumexp, weighs=False, of_every_row=True)
 soft = Formula("soft", _soft, weighs=False, of_every_row=True)
 
 
 def debiased(prior: float) -> Formula:
     """The debiased loss for one prior, in [0, 1)."""
-    return Formula("debiased", _debiased, prior, parameter="logit_scale", reads_negatives=True)
+    return Formula(
+        "debiased",
+        _debiased,
+        _over_one_and_negatives,
+        prior,
+        parameter="logit_scale",
+        reads_negatives=True,
+    )

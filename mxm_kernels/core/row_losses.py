@@ -73,7 +73,11 @@ def row_losses(
     if isinstance(formula, Formula) and _can_fuse(
         rows, formula, pair_weights, hard_factors, soft_factors
     ):
-        return _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
+        losses = _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
+        excess = formula.smoothed(rows, pair_weights)  # which is no part of the kernel
+        if excess is None:
+            return losses
+        return torch.addcmul(losses, excess, hard_factors, value=hard * rows.label_smoothing)
     losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
         # The formula may not read n of a row without a positive; NaN there has to show.
@@ -84,7 +88,7 @@ def row_losses(
     return losses
 
 
-# The fields of the list that the fused formulas read, or that no formula reads.
+# The fields of the list that the fused formulas read, that are added to them, or that none reads.
 READ = (
     "neg_lse",
     "positives",
@@ -92,6 +96,8 @@ READ = (
     "logit_scale",
     "segments",
     "queued_negatives",
+    "negative_sum",
+    "label_smoothing",
     "batch",
     "teacher_lse",
     "hardest",

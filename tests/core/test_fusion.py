@@ -81,11 +81,19 @@ def test_a_field_that_the_kernel_does_not_read_is_left_to_pytorch(fields, kernel
     assert launched == ["info_nce"] * (2 if kernel else 1)
 
 
-@pytest.mark.parametrize("name", ["negative_sum", "excluded_lse"])
-def test_what_label_smoothing_and_queues_add_is_left_to_pytorch(name, fusing, launched):
+def test_what_a_queue_leaves_out_is_left_to_pytorch(fusing, launched):
     rows, weights = _rows(fusing)
-    _losses(replace(rows, **{name: torch.zeros_like(rows.neg_lse)}), weights)
+    _losses(replace(rows, excluded_lse=torch.zeros_like(rows.neg_lse)), weights)
     assert launched == []
+
+
+def test_label_smoothing_is_added_to_the_kernel(fusing, launched, monkeypatch):
+    rows, weights = _rows(fusing)
+    smoothed = replace(rows, negative_sum=torch.randn_like(rows.neg_lse), label_smoothing=0.3)
+    losses = _losses(smoothed, weights)
+    assert launched == ["info_nce"]
+    assert not torch.allclose(losses, _losses(rows, weights))
+    torch.testing.assert_close(losses, formulas.info_nce(smoothed, weights))
 
 
 def test_queued_negatives_are_the_kernels(fusing, launched):
