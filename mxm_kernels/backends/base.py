@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import draws, tiles
+from mxm_kernels.backends import draws, queues, tiles
 from mxm_kernels.backends.interface import (
     Draw,
     FusedFormula,
     Gradients,
     Needs,
     Problem,
+    QueuePlace,
     RowLosses,
     RowProblem,
+    RowSums,
     SigmoidGradients,
     SigmoidLoss,
     SigmoidStatistics,
@@ -106,6 +108,18 @@ class Backend:
             grad.index_select(0, rows.owners) * made.d_positives,
             by_parameter.sum() if rows.parameter.ndim == 0 else by_parameter,
         )
+
+    def merge_queue(
+        self, rows: RowSums, queue: RowSums, total: Tensor, place: QueuePlace
+    ) -> RowSums:
+        """(R,) each: the sums of all rows with a queue's columns; see ``queues``."""
+        return queues.merged(rows, queue, total, place)
+
+    def merge_queue_backward(
+        self, dn: Tensor, du: Tensor, rows: RowSums, queue: RowSums, place: QueuePlace
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients by n and u of the rows, and by those of the queue's list."""
+        return queues.gradients(dn, du, rows, queue, place)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""

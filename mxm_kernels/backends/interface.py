@@ -222,6 +222,21 @@ class RowLosses(NamedTuple):
     d_parameter: Tensor  # (R,), or empty where the formula has no parameter
 
 
+class RowSums(NamedTuple):
+    """What a queue adds to: the log-sum-exps of some rows; the teacher's are empty without one."""
+
+    neg_lse: Tensor  # (rows,)
+    teacher_mean: Tensor  # (rows,)
+    teacher_lse: Tensor  # (rows,)
+
+
+class QueuePlace(NamedTuple):
+    """Which rows of the list see a queue."""
+
+    first: int  # row that sees it
+    length: int  # how many do, which come first in the queue's own list
+
+
 class Draw(NamedTuple):
     """The arguments of a draw; ``draws`` says which positives they draw, on every backend."""
 

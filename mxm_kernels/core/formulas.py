@@ -140,14 +140,18 @@ def _over_mean(rows: Rows, weights: Tensor, mean: Tensor) -> Tensor:
 
 def _over_negatives(rows: Rows, weights: Tensor) -> Tensor:
     """The positives less the mean of the negatives; 0 without one."""
-    assert rows.negative_sum is not None
-    excess = _over_mean(rows, weights, rows.negative_sum / rows.num_negatives.clamp(min=1))
-    return torch.where(rows.has_negative, excess, excess * 0)
+    return _over_mean_of_negatives(rows, weights) * rows.num_negatives.clamp(max=1)
 
 
 def _over_one_and_negatives(rows: Rows, weights: Tensor) -> Tensor:
     """Each positive less the mean of itself and the negatives."""
-    return _over_negatives(rows, weights) * (rows.num_negatives / (rows.num_negatives + 1))
+    share = rows.num_negatives / (rows.num_negatives + 1)
+    return _over_mean_of_negatives(rows, weights) * share
+
+
+def _over_mean_of_negatives(rows: Rows, weights: Tensor) -> Tensor:
+    assert rows.negative_sum is not None
+    return _over_mean(rows, weights, rows.negative_sum / rows.num_negatives.clamp(min=1))
 
 
 def _over_all(rows: Rows, weights: Tensor) -> Tensor:

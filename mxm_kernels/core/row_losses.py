@@ -18,9 +18,9 @@ from mxm_kernels.backends.interface import FusedFormula, RowProblem
 from mxm_kernels.core import formulas
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.formulas import Formula
+from mxm_kernels.core.make_rows import rows_of
 from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import rows_of
 from mxm_kernels.ops.row_losses import row_losses as fused_row_losses
 
 AnyFormula = Formula | Callable[[Rows, Tensor | None], Tensor]

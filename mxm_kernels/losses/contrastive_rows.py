@@ -6,9 +6,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mxm_kernels.core.batch import make_batch, require_folds
+from mxm_kernels.core.make_rows import rows_of
 from mxm_kernels.core.options import FoldsLike, Options, Scale, has_teacher
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import rows_of
 from mxm_kernels.losses.loss_function import loss_function
 
 # What belongs to a formula or to what becomes of its losses.

@@ -18,7 +18,7 @@ from torch.nn.functional import threshold
 
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.formulas import logsumexp
-from mxm_kernels.core.run import rows_of
+from mxm_kernels.core.make_rows import rows_of
 from mxm_kernels.losses.averages import average_over_negatives
 
 SMALL = 1 << 23  # numbers of a matrix: 32 MiB

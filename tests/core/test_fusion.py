@@ -12,10 +12,10 @@ from mxm_kernels import backends
 from mxm_kernels.core import formulas
 from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.formulas import Formula
+from mxm_kernels.core.make_rows import rows_of
 from mxm_kernels.core.pair_weights import expected_weights
 from mxm_kernels.core.row_losses import row_losses
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import rows_of
 from tests.support.cases import NAMED_CASES
 
 CASE = NAMED_CASES["rows without positives"]

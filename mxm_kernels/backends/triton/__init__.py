@@ -74,6 +74,8 @@ class _Triton(Backend):
     sigmoid_loss_backward = _launched("sigmoid_scaling", "loss_backward")
     row_losses = _launched("rows", "row_losses")
     row_losses_backward = _launched("rows", "row_losses_backward")
+    merge_queue = _launched("queues", "merge_queue")
+    merge_queue_backward = _launched("queues", "merge_queue_backward")
     drawn_weights = _launched("draw", "drawn_weights")
 
 

@@ -222,11 +222,7 @@ def backward(
     partials = walk(p, sums, fill)
     made = sums.finish(p.scale)
     late = [] if unit.early else [made.x, made.y]
-    if needs.scale:
-        return made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
-    for gradient in late:
-        unit.lower(gradient)
-    return made._replace(scale=torch.zeros_like(p.scale))
+    return made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
 
 
 SUM_BLOCK = 4096

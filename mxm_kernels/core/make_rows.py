@@ -1,0 +1,153 @@
+"""The list of rows of a batch: what the operator gives, and what options add to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.backends.interface import QueuePlace, RowSums, Statistics
+from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.queues import QueuedRows
+from mxm_kernels.core.rows import Rows
+from mxm_kernels.core.run import run, run_batch, scaled
+from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
+from mxm_kernels.folds.tables import FoldTables, kept_with_tables
+from mxm_kernels.ops.merge_queue import merge_queue
+
+
+def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
+    """The list of rows, with the teacher's averages where they are read."""
+    made, scale = run_batch(batch, batch.teacher if reads_teacher else None)
+    rows = _as_rows(batch, made, scale)
+    if batch.options.label_smoothing:
+        rows = _with_negative_sum(rows)
+    for side, queue in enumerate(batch.queues):
+        if queue is not None:
+            rows = _with_queue(rows, side, queue)
+    return rows
+
+
+def _as_rows(batch: Batch, made: Statistics, scale: Tensor) -> Rows:
+    """The list, without the vectors that there are not."""
+    u, t, hardest, entropy = [v if len(v) else None for v in made[2:6]]
+    return Rows(
+        made.neg_lse,
+        made.positives,
+        u,
+        scale,
+        batch.segments,
+        batch,
+        teacher_lse=t,
+        hardest=hardest,
+        entropy=entropy,
+    )
+
+
+def _with_negative_sum(rows: Rows) -> Rows:
+    """The rows with the sums of S over their negatives: no matrix, S of the operator's features."""
+    b = rows.batch
+    sums = b.sum(torch.stack([b.x.sum(0, dtype=b.dtype), b.y.sum(0, dtype=b.dtype)]))
+    of_x, of_y = (sums * b.scales[0] if b.one_scale else sums).unbind()
+    totals = [_row_sums(b, 0, of_y), _row_sums(b, 1, of_x)]
+    negative_sum = torch.cat(totals) - rows.sum(rows.positives)
+    return replace(rows, negative_sum=negative_sum, label_smoothing=b.options.label_smoothing)
+
+
+def _row_sums(b: Batch, side: int, total: Tensor) -> Tensor:
+    """(rows,) sum_j S_ij of the rows of a side, from ``total`` (D,), the sum over the other side.
+
+    ``total`` carries the scale where it is one for all rows.
+    """
+    features, scale = (b.x, b.y)[side], b.scales[side]
+    if scale.ndim:
+        features = scaled(features, scale)
+    return torch.mv(features.to(total.dtype), total)
+
+
+def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
+    """The rows, of which those of a side see a queue: more negatives, and columns of its folds."""
+    b, taught = rows.batch, rows.teacher_mean is not None
+    made = _run_queue(b, side, queue, taught)
+    nothing = made.neg_lse.new_empty(0)
+    u, t = (nothing if v is None else v for v in (rows.teacher_mean, rows.teacher_lse))
+    place = QueuePlace(len(b.x) if side else 0, len((b.x, b.y)[side]))
+    sums = merge_queue(
+        RowSums(rows.neg_lse, u, t),
+        RowSums(made.neg_lse, made.teacher_mean, made.teacher_lse),
+        queue.features.sum(dtype=b.dtype),
+        place,
+        b.backend,
+    )
+    others = len((b.y, b.x)[side])
+    more = _queued_negatives(queue.tables, side, others, b.dtype)
+    before = rows.queued_negatives
+    merged = replace(
+        rows,
+        neg_lse=sums.neg_lse,
+        queued_negatives=more if before is None else before + more,
+        teacher_mean=sums.teacher_mean if taught else None,
+        teacher_lse=sums.teacher_lse if taught else None,
+    )
+    return _with_rest(rows, merged, side, queue, made)
+
+
+def _run_queue(b: Batch, side: int, queue: QueuedRows, taught: bool) -> Statistics:
+    """The operator for the rows of a side and the queue's."""
+    x, s, t = (b.x, b.y)[side], b.scales[side], b.teacher_scales[side]
+    teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
+    if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{queue.name} stands in the teacher's matrix too: the teacher's features must have "
+            f"its dimension {x.shape[1]}, got {teacher_rows.shape[1]}"
+        )
+    if s.ndim:  # a scale for each row: the features carry it
+        x = scaled(x, s)
+        teacher_rows = None if teacher_rows is None else scaled(teacher_rows, t)
+        s = t = b.x.new_ones((), dtype=b.dtype)
+    teacher = None if teacher_rows is None else (teacher_rows, queue.features)
+    return run(replace(b, shard=None, tables=queue.tables), x, queue.features, teacher, s, t)
+
+
+@kept_with_tables
+def _queued_negatives(tables: FoldTables, side: int, others: int, dtype: torch.dtype) -> Tensor:
+    """(R,) how many of a queue's rows are negatives; 0 for the ``others``, which do not see it."""
+    own = (tables.texts - tables.offsets.diff()[: tables.images]).to(dtype)
+    return _padded(own, side, others, 0.0)
+
+
+def _padded(own: Tensor, side: int, others: int, value: float) -> Tensor:
+    """(R,) the numbers of the rows of a side, and a value for the others."""
+    rest = own.new_full((others,), value)
+    return torch.cat([rest, own] if side else [own, rest])
+
+
+def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: Statistics) -> Rows:
+    """What else the list has, or gets from the queue's folds; ``rows`` has no such queue yet."""
+    b, tables = rows.batch, queue.tables
+    count, others = tables.images, len((b.y, b.x)[side])
+    segments = Segments(tables.offsets[: count + 1], tables.pair_images)
+    excluded = made.positives[: tables.pairs]
+    if rows.negative_sum is not None:
+        total = queue.features.sum(0, dtype=b.dtype)
+        sums = _row_sums(b, side, total * b.scales[0] if b.one_scale else total)
+        own = sums - segment_sum(excluded, segments)
+        merged = replace(merged, negative_sum=rows.negative_sum + _padded(own, side, others, 0.0))
+    if merged.teacher_lse is not None and tables.pairs:
+        own = _padded(segment_logsumexp(excluded, segments), side, others, -torch.inf)
+        before = rows.excluded_lse
+        own = own if before is None else torch.maximum(own, before)  # one of them is -inf
+        merged = replace(merged, excluded_lse=own)
+    if rows.hardest is not None:
+        own = _padded(made.hardest[:count], side, others, -torch.inf)
+        merged = replace(merged, hardest=torch.maximum(rows.hardest, own))
+    if rows.entropy is None or rows.teacher_lse is None or merged.teacher_lse is None:
+        return merged
+    # The teacher's mean of its own similarities is its log-sum-exp minus the entropy.
+    lse = _padded(made.teacher_lse[:count], side, others, -torch.inf)
+    mean = _padded((made.teacher_lse - made.entropy)[:count], side, others, 0.0)
+    joint = merged.teacher_lse
+    ours = (rows.teacher_lse - joint).exp() * (rows.teacher_lse - rows.entropy)
+    theirs = (lse - joint).exp() * mean
+    return replace(merged, entropy=joint - ours - theirs)
