@@ -52,7 +52,7 @@ sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and Unde
 	  { { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "heap-buffer-overflow" || \
 	    { echo "make sanitize: a deliberate overrun went unseen"; exit 1; }; } && \
 	  $$python -m pytest -q -p no:cacheprovider -m "not new_process" -k native \
-	    tests/backends/test_native.py tests/ops/test_draw.py
+	    tests/backends/test_native.py tests/backends/test_native_rows.py tests/ops/test_draw.py
 
 lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff check .
