@@ -222,6 +222,18 @@ class RowLosses(NamedTuple):
     d_parameter: Tensor  # (R,), or empty where the formula has no parameter
 
 
+class DiagnosedRows(NamedTuple):
+    """The list of rows, as the diagnostics take it."""
+
+    neg_lse: Tensor  # (R,)
+    positives: Tensor  # (L,) sorted by row
+    hardest: Tensor  # (R,)
+    entropy: Tensor | None  # (R,), None without a teacher
+    scale: Tensor  # () or (R,)
+    offsets: Tensor  # (R + 1,) int64
+    images: int  # M: the first M rows are images
+
+
 class Draw(NamedTuple):
     """The arguments of a draw; ``draws`` says which positives they draw, on every backend."""
 

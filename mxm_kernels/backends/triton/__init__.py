@@ -75,6 +75,7 @@ class _Triton(Backend):
     row_losses = _launched("rows", "row_losses")
     row_losses_backward = _launched("rows", "row_losses_backward")
     drawn_weights = _launched("draw", "drawn_weights")
+    diagnostic_sums = _launched("diagnostics", "diagnostic_sums")
 
 
 @cache
