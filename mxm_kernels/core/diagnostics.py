@@ -20,7 +20,8 @@ class Diagnostics:
     """Filled in by the loss that it is given to: 0-d tensors without gradients, or None.
 
     They cost no further matrix product. Similarities are cosines: S divided by its scale. With
-    a queue its rows count as negatives.
+    a queue its rows count as negatives. A feature that is not finite makes all that is read of its
+    tower, or of its teacher, NaN.
 
     Attributes:
         image_to_text_accuracy: share of the images with a positive whose most similar positive
