@@ -29,6 +29,8 @@ from bench.models.machine_code_page import markdown
 from bench.models.occupancy import occupancy
 from bench.models.resources import amd_usage, cuda_code
 from mxm_kernels.backends.triton import launch, merge, unit
+from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
+from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
@@ -87,7 +89,7 @@ _DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
-    "length", "l0", "l1", "l2",
+    "length", "l0", "l1", "l2", "images", "scale_stride",
 } | _DIVISIBLE  # fmt: skip
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
@@ -118,6 +120,7 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
+    "diagnostic_sums": diagnostic_sums_kernel,
     "scale_gradient": scale_gradient_kernel,
     "raise": unit.raise_kernel,
     "lower": unit.lower_kernel,
@@ -127,6 +130,7 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     **ROW_LOSSES,
     **ROW_LOSSES_BACKWARD,
     "drawn_weights": DRAW,
+    "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
     "raise": {"BLOCK": unit.RAISE_BLOCK},
 }
@@ -157,6 +161,7 @@ SWITCHES = {
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
+    "diagnostic_sums": (_NEITHER, _TEACHER),
     "scale_gradient": (_NEITHER, _TEACHER),
     "raise": (_NEITHER,),
     "lower": (_NEITHER,),

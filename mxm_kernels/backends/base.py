@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import draws, queues, tiles
+from mxm_kernels.backends import diagnostics, draws, queues, tiles
 from mxm_kernels.backends.interface import (
+    DiagnosedRows,
     Draw,
     FusedFormula,
     Gradients,
@@ -124,6 +125,10 @@ class Backend:
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""
         return draws.drawn_weights(draw, dtype)
+
+    def diagnostic_sums(self, rows: DiagnosedRows) -> Tensor:
+        """(2, F) sums of the diagnostics, and how many numbers each is of; see ``diagnostics``."""
+        return diagnostics.diagnostic_sums(rows)
 
 
 def _blocked() -> Backend:

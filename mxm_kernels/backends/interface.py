@@ -149,7 +149,8 @@ class Statistics(NamedTuple):
     Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty; so are
     ``hardest`` and ``entropy`` where no diagnostics are wanted. ``kept`` is bounded by a constant
     of the backend. A row that has a negative and ``neg_lse`` -inf, and a positive that is
-    infinite, come from features that are not finite: both are NaN here (:meth:`checked`).
+    infinite, come from features that are not finite: both are NaN here, and ``hardest`` is where
+    ``neg_lse`` is (:meth:`checked`).
     """
 
     neg_lse: Tensor  # (R,) n, -inf without a negative
@@ -171,7 +172,10 @@ class Statistics(NamedTuple):
             S = S.masked_fill(S.isinf(), torch.nan)
         if n.min().item() == -math.inf:
             n = n.masked_fill((n == -torch.inf) & p.has_negative(), torch.nan)
-        return self._replace(neg_lse=n, positives=S)
+        hardest = self.hardest
+        if len(hardest):  # a maximum leaves NaN out
+            hardest = hardest.masked_fill(n.isnan(), torch.nan)
+        return self._replace(neg_lse=n, positives=S, hardest=hardest)
 
 
 class Upstream(NamedTuple):
@@ -235,6 +239,18 @@ class QueuePlace(NamedTuple):
 
     first: int  # row that sees it
     length: int  # how many do, which come first in the queue's own list
+
+
+class DiagnosedRows(NamedTuple):
+    """The list of rows, as the diagnostics take it."""
+
+    neg_lse: Tensor  # (R,)
+    positives: Tensor  # (L,) sorted by row
+    hardest: Tensor  # (R,)
+    entropy: Tensor | None  # (R,), None without a teacher
+    scale: Tensor  # () or (R,)
+    offsets: Tensor  # (R + 1,) int64
+    images: int  # M: the first M rows are images
 
 
 class Draw(NamedTuple):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.ops.diagnostics import diagnostic_sums
+
 if TYPE_CHECKING:
     from mxm_kernels.core.rows import Rows
 
@@ -17,7 +20,8 @@ class Diagnostics:
     """Filled in by the loss that it is given to: 0-d tensors without gradients, or None.
 
     They cost no further matrix product. Similarities are cosines: S divided by its scale. With
-    a queue its rows count as negatives.
+    a queue its rows count as negatives. A feature that is not finite makes all that is read of its
+    tower, or of its teacher, NaN.
 
     Attributes:
         image_to_text_accuracy: share of the images with a positive whose most similar positive
@@ -57,31 +61,20 @@ class Diagnostics:
     @torch.no_grad()
     def measure(self, rows: Rows) -> None:
         """Fill in every field from the list of rows, summed over the ranks."""
-        batch, hardest = rows.batch, rows.hardest
+        batch, tables, hardest = rows.batch, rows.batch.tables, rows.hardest
         assert hardest is not None
-        scale = rows.logit_scale
-        cosines = rows.positives / (rows.spread(scale) if scale.ndim else scale)
-        found = rows.has_negative
-        of_rows = [
-            (rows.max(rows.positives) > hardest).to(batch.dtype),  # -inf without a positive
-            found.to(batch.dtype),
-            (hardest / scale).masked_fill(~found, 0),
-        ]
-        if rows.entropy is not None:
-            of_rows.append(rows.entropy)
-        halves = rows.halves(torch.stack(of_rows, 1))
-        sums = [*(half.sum(0) for half in halves), cosines.sum()[None]]
-        *sides, cosine = batch.sum(torch.cat(sums)).split([len(of_rows)] * 2 + [1])
-        tables = batch.tables
-        counts = (
-            (tables.images, tables.images_with_positive),
-            (tables.texts, tables.texts_with_positive),
-        )
-        self.positive_similarity = cosine[0] / (2 * tables.pairs) if tables.pairs else None
-        for name, side, (every, paired) in zip(
-            ("image_to_text", "text_to_image"), sides, counts, strict=True
-        ):
-            hits, with_negative, similarity, *entropy = side.unbind()
-            setattr(self, f"{name}_accuracy", hits / paired if paired else None)
-            setattr(self, f"{name}_hardest_negative", similarity / with_negative)
-            setattr(self, f"{name}_teacher_entropy", entropy[0] / every if entropy else None)
+        diagnosed = DiagnosedRows(
+            rows.neg_lse, rows.positives, hardest, rows.entropy, rows.logit_scale,
+            rows.segments.offsets, len(batch.x),
+        )  # fmt: skip
+        sums, counts = batch.sum(diagnostic_sums(diagnosed, batch.backend)).unbind()
+        for field, mean in zip(fields(self), (sums / counts).unbind(), strict=False):
+            setattr(self, field.name, mean)
+        if not tables.images_with_positive:
+            self.image_to_text_accuracy = None
+        if not tables.texts_with_positive:
+            self.text_to_image_accuracy = None
+        if not tables.pairs:
+            self.positive_similarity = None
+        if rows.entropy is None:
+            self.image_to_text_teacher_entropy = self.text_to_image_teacher_entropy = None

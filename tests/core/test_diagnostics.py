@@ -1,5 +1,7 @@
 """Diagnostics against the matrices, without changing the loss."""
 
+import math
+
 import pytest
 import torch
 
@@ -69,6 +71,22 @@ def test_without_teacher_and_without_positives():
     )
     assert seen.image_to_text_accuracy is None
     assert float(seen.text_to_image_hardest_negative) == 1.0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_features_that_are_not_finite_show_in_every_field_that_reads_them(side, bad, backend):
+    """Of one sign, so that -inf makes similarities that are -inf, which a maximum leaves out."""
+    x, y, tx, ty = (torch.rand(12, 4, device=backend.device) for _ in range(4))
+    (x if side == "student" else tx)[5, 1] = bad
+    seen = Diagnostics()
+    fused_mfh_loss(
+        x, y, (3, 3), logit_scale=9.0, rounds=None, teacher_image_features=tx,
+        teacher_text_features=ty, backend=backend.name, diagnostics=seen,
+    )  # fmt: skip
+    for name, value in seen.numbers().items():
+        of_teacher = name.endswith("teacher_entropy")
+        assert math.isnan(value) == (of_teacher == (side == "teacher")), name
 
 
 def test_something_else_is_an_error():

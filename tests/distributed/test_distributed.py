@@ -112,6 +112,28 @@ def test_rows_and_diagnostics():
     results(3, rows_of_ranks)
 
 
+def a_rank_without_rows(rank, world):
+    g = torch.Generator().manual_seed(2)
+    x, y, tx, ty = (normalize(torch.randn(6, 8, generator=g)) for _ in range(4))
+    ids = [0, 1, 1, 2, 3, 3]
+    own, seen, wanted = slice(0 if rank else 6), Diagnostics(), Diagnostics()
+
+    def run(rows, **options):
+        return fused_mfh_loss(
+            x[rows], y[rows], (ids[rows], ids[rows]), logit_scale=9.0, rounds=None,
+            teacher_image_features=tx[rows], teacher_text_features=ty[rows], **options,
+        )  # fmt: skip
+
+    ours = run(own, diagnostics=seen, process_group=dist.group.WORLD)
+    torch.testing.assert_close(ours, run(slice(6), diagnostics=wanted))
+    assert seen.numbers() == pytest.approx(wanted.numbers(), rel=1e-5)
+    assert len(seen.numbers()) == 7
+
+
+def test_diagnostics_of_a_rank_without_rows():
+    results(2, a_rank_without_rows)
+
+
 def uniform_folds(rank, world):
     g = torch.Generator().manual_seed(2)
     x = normalize(torch.randn(6 * world, 8, generator=g), dim=1)

@@ -39,13 +39,30 @@ def fresh():
         "modules": modules,
         "state_dict": modules["mfh"].state_dict(),
         "queue": mxm.Queue(queued, mxm.Folds.from_ids(IDS[0], [3, 9, 1])),
+        "diagnostics": {"measured": measured(), "empty": mxm.Diagnostics()},
     }
+
+
+def features():
+    """x, y and the teacher's, (7, 4) and (9, 4)."""
+    g = torch.Generator().manual_seed(0)
+    return [normalize(torch.randn(n, 4, generator=g)) for n in (7, 9, 7, 9)]
+
+
+def measured():
+    """What a step of the soft loss measures."""
+    x, y, tx, ty = features()
+    seen = mxm.Diagnostics()
+    mxm.fused_soft_loss(
+        x, y, mxm.Folds.from_ids(*IDS), teacher_image_features=tx, teacher_text_features=ty,
+        diagnostics=seen, backend="blocked", **SCALE,
+    )  # fmt: skip
+    return seen
 
 
 def losses_of(made):
     """A loss of every saved module and folds; rows one after the other where there is no mean."""
-    g = torch.Generator().manual_seed(0)
-    x, y, tx, ty = (normalize(torch.randn(n, 4, generator=g)) for n in (7, 9, 7, 9))
+    x, y, tx, ty = features()
     teacher = {"teacher_image_features": tx, "teacher_text_features": ty}
     more = {
         "mfh": teacher,
@@ -86,7 +103,7 @@ assert "mxm_kernels" in sys.modules or sys.argv[1] == "state_dict.pt"
 
 
 @pytest.mark.new_process
-@pytest.mark.parametrize("name", ["folds", "modules", "state_dict", "queue"])
+@pytest.mark.parametrize("name", ["folds", "modules", "state_dict", "queue", "diagnostics"])
 def test_a_process_that_has_imported_only_torch_loads_it(name):
     command = [sys.executable, "-c", LOAD, f"{name}.pt"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -122,3 +139,11 @@ def test_folds_keep_their_pairs_and_their_ids():
         assert found.keys() == wanted.keys()
         for field, value in wanted.items():
             assert torch.equal(torch.as_tensor(found[field]), torch.as_tensor(value)), field
+
+
+def test_diagnostics_have_the_same_numbers():
+    now = fresh()["diagnostics"]
+    loaded = torch.load(SAVED / "diagnostics.pt", weights_only=False)
+    for name, seen in now.items():
+        assert type(loaded[name]) is type(seen)
+        assert loaded[name].numbers() == pytest.approx(seen.numbers(), rel=1e-5)

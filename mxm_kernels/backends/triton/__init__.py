@@ -77,6 +77,7 @@ class _Triton(Backend):
     merge_queue = _launched("queues", "merge_queue")
     merge_queue_backward = _launched("queues", "merge_queue_backward")
     drawn_weights = _launched("draw", "drawn_weights")
+    diagnostic_sums = _launched("diagnostics", "diagnostic_sums")
 
 
 @cache

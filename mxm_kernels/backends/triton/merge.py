@@ -95,7 +95,9 @@ def _merge_block(
             tl.store(h + row, tl.where(h_value < 0, 0.0, h_value), mask=inside)
     if DIAGNOSTICS:
         tops = state + (FIELDS - 1) * length
-        tl.store(m + row, _greatest(tops, lines, FIELDS * length, index, inside), mask=inside)
+        top = _greatest(tops, lines, FIELDS * length, index, inside)
+        # A maximum leaves NaN out.
+        tl.store(m + row, tl.where(n_value != n_value, n_value, top), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "N", "row_lines", "rows", "col_lines", "first", "width"])
