@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import draws, tiles
+from mxm_kernels.backends import draws, float8, tiles
 from mxm_kernels.backends.interface import (
     Draw,
     FusedFormula,
@@ -110,6 +110,12 @@ class Backend:
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""
         return draws.drawn_weights(draw, dtype)
+
+    def float8_teacher(
+        self, a: Tensor, b: Tensor, t: Tensor, largest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (M, D'), (N, D') rounded to float8, and () their scale; see ``float8``."""
+        return float8.float8_teacher(a, b, t, largest)
 
 
 def _blocked() -> Backend:

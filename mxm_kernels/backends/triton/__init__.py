@@ -75,6 +75,7 @@ class _Triton(Backend):
     row_losses = _launched("rows", "row_losses")
     row_losses_backward = _launched("rows", "row_losses_backward")
     drawn_weights = _launched("draw", "drawn_weights")
+    float8_teacher = _launched("float8", "float8_teacher")
 
 
 @cache
