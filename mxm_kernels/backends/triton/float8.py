@@ -28,6 +28,14 @@ def _power(largest):
 
 
 @triton.jit
+def _widened(value):
+    """Features as float32; bfloat16 by its bits, since the interpreter misreads subnormal ones."""
+    if value.dtype == tl.bfloat16:
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@triton.jit
 def _float8(value):
     """The bytes of float32 numbers in float8, ties to even; NaN's beyond its range."""
     bits = value.to(tl.int32, bitcast=True)
@@ -51,8 +59,8 @@ def _round(
     col = ((tile % across).to(tl.int64) * COLS + tl.arange(0, COLS))[None, :]
     inside = (row < rows) & (col < D)
     value = tl.load(a + row * row_stride + col * col_stride, mask=inside, other=0.0)
-    value = value.to(tl.float32) * power_of_two(power)
-    tl.store(out + row * D + col, _float8(value), mask=inside)
+    value = _float8(_widened(value) * power_of_two(power))
+    tl.store(out + row * D + col, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -98,12 +106,13 @@ def float8_teacher(
     """One launch for both matrices and the scale."""
     assert t.dtype == torch.float32, "the backend takes no float64"
     (M, D), N = a.shape, b.shape[0]
-    bytes_of = [f.new_empty(f.shape, dtype=torch.uint8) for f in (a, b)]
+    rounded = [f.new_empty(f.shape, dtype=torch.uint8) for f in (a, b)]
     folded = torch.empty_like(t)
-    tiles = (triton.cdiv(M, TILE["ROWS"]) + triton.cdiv(N, TILE["ROWS"])) * triton.cdiv(
-        D, TILE["COLS"]
+    high, across = (
+        (triton.cdiv(rows, TILE["ROWS"]) for rows in (M, N)),
+        triton.cdiv(D, TILE["COLS"]),
     )
-    float8_teacher_kernel[(tiles + 1,)](
-        a, b, t, largest, *bytes_of, folded, M, N, D, *a.stride(), *b.stride(), **TILE
+    float8_teacher_kernel[(sum(high) * across + 1,)](
+        a, b, t, largest, *rounded, folded, M, N, D, *a.stride(), *b.stride(), **TILE
     )
-    return bytes_of[0].view(FLOAT8), bytes_of[1].view(FLOAT8), folded
+    return rounded[0].view(FLOAT8), rounded[1].view(FLOAT8), folded
