@@ -30,6 +30,8 @@ from bench.models.occupancy import occupancy
 from bench.models.resources import amd_usage, cuda_code
 from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
+from mxm_kernels.backends.triton.float8 import TILE as FLOAT8_TILE
+from mxm_kernels.backends.triton.float8 import float8_teacher_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
@@ -70,8 +72,10 @@ DTYPES = {
     "tf32": torch.float32,
 }
 
-_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a"}
+_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a", "b"}
 _INT_POINTERS = {
+    "a_out": "*u8",
+    "b_out": "*u8",
     "image_groups": "*i32",
     "text_groups": "*i32",
     "owners": "*i64",
@@ -83,7 +87,7 @@ _INT_POINTERS = {
 }
 _NUMBERS = {"hard", "soft", "constant"}
 # Multiples of 16 for the fast dimensions.
-_DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
+_DIVISIBLE = {"D", "TEACHER_D", "stride", "a_stride", "b_stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
@@ -118,6 +122,7 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
+    "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
     "raise": unit.raise_kernel,
     "lower": unit.lower_kernel,
@@ -157,6 +162,7 @@ SWITCHES = {
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
+    "float8_teacher": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
     "raise": (_NEITHER,),
     "lower": (_NEITHER,),
@@ -190,6 +196,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "FLOAT8": launch.multiplies_float8(config["target"], DTYPES[dtype]),
         "UNIT": (unit.RAISED if dtype == "fp16" else unit.BOUNDED).value,
         "LOWERED": True,
+        "a_step": 1,
+        "b_step": 1,
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
@@ -203,6 +211,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants |= _FLOAT32_ONLY[name]
     elif name == "times":
         constants["BLOCK"] = TIMES_BLOCK
+    elif name == "float8_teacher":
+        constants |= FLOAT8_TILE
     elif name == "lower":
         constants["BLOCK"] = unit.LOWER_BLOCK
     if name in _EIGHT_WARPS:

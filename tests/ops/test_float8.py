@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -113,6 +114,21 @@ def test_views_and_tails_are_rounded_as_defined(backend):
     ]
     for a, b in pairs:
         hold(backend, a, b, torch.tensor(2.0), largest_of(a, b, torch.float32))
+
+
+def test_rows_and_columns_that_lie_far_apart(backend):
+    """2^31 numbers, which the system gives without memory behind those that are not written."""
+    if backend.device.type != "cpu":
+        pytest.skip("a GPU has the memory that it gives")
+    far = 2**31
+    numbers = torch.from_numpy(np.zeros(far + 40, dtype=np.float16))
+    for start in (0, far):
+        numbers[start : start + 40] = torch.randn(40)
+    rows, columns = (
+        numbers.as_strided(*view) for view in (((2, 40), (far, 1)), ((40, 2), (1, far)))
+    )
+    for f in (rows, columns):
+        hold(backend, f, f[:1], torch.tensor(2.0), largest_of(f, f[:1], torch.float32))
 
 
 @pytest.mark.parametrize("rows", [(0, 5), (3, 0), (0, 0)], ids=str)

@@ -50,15 +50,13 @@ def _float8(value):
 
 
 @triton.jit
-def _round(
-    a, out, tile, rows, D, row_stride, col_stride, power, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """A tile of a (rows, D), times 2^power, as float8."""
+def _round(a, out, tile, rows, D, stride, step, power, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A tile of a (rows, D), whose strides are ``stride`` and ``step``, times 2^power in float8."""
     across = tl.cdiv(D, COLS)
     row = ((tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     col = ((tile % across).to(tl.int64) * COLS + tl.arange(0, COLS))[None, :]
     inside = (row < rows) & (col < D)
-    value = tl.load(a + row * row_stride + col * col_stride, mask=inside, other=0.0)
+    value = tl.load(a + row * stride + col * step, mask=inside, other=0.0)
     value = _float8(_widened(value) * power_of_two(power))
     tl.store(out + row * D + col, value, mask=inside)
 
@@ -75,10 +73,10 @@ def float8_teacher_kernel(
     M,
     N,
     D,
-    a_row_stride,
-    a_col_stride,
-    b_row_stride,
-    b_col_stride,
+    a_stride,  # from row to row
+    a_step,  # from column to column
+    b_stride,
+    b_step,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -88,9 +86,9 @@ def float8_teacher_kernel(
     a_largest, b_largest = tl.load(largest), tl.load(largest + 1)
     p, q = _power(a_largest), _power(b_largest)
     if tile < a_tiles:
-        _round(a, a_out, tile, M, D, a_row_stride, a_col_stride, p, ROWS, COLS)
+        _round(a, a_out, tile, M, D, a_stride, a_step, p, ROWS, COLS)
     elif tile < a_tiles + b_tiles:
-        _round(b, b_out, tile - a_tiles, N, D, b_row_stride, b_col_stride, q, ROWS, COLS)
+        _round(b, b_out, tile - a_tiles, N, D, b_stride, b_step, q, ROWS, COLS)
     else:
         scale = tl.load(t)
         # In float64, since the power may be as large as t is small, or the other way.
@@ -108,11 +106,9 @@ def float8_teacher(
     (M, D), N = a.shape, b.shape[0]
     rounded = [f.new_empty(f.shape, dtype=torch.uint8) for f in (a, b)]
     folded = torch.empty_like(t)
-    high, across = (
-        (triton.cdiv(rows, TILE["ROWS"]) for rows in (M, N)),
-        triton.cdiv(D, TILE["COLS"]),
-    )
-    float8_teacher_kernel[(sum(high) * across + 1,)](
+    high = sum(triton.cdiv(rows, TILE["ROWS"]) for rows in (M, N))
+    tiles = high * triton.cdiv(D, TILE["COLS"])
+    float8_teacher_kernel[(tiles + 1,)](
         a, b, t, largest, *rounded, folded, M, N, D, *a.stride(), *b.stride(), **TILE
     )
     return rounded[0].view(FLOAT8), rounded[1].view(FLOAT8), folded
