@@ -32,9 +32,13 @@ from mxm_kernels.backends.triton import launch, merge, unit
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
+from mxm_kernels.backends.triton.float8 import TILE as FLOAT8_TILE
+from mxm_kernels.backends.triton.float8 import float8_teacher_kernel
 from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
+from mxm_kernels.backends.triton.queues import BLOCK as QUEUE_BLOCK
+from mxm_kernels.backends.triton.queues import merge_queue_backward_kernel, merge_queue_kernel
 from mxm_kernels.backends.triton.rows import (
     BACKWARD_BLOCK,
     FORMULAS,
@@ -72,8 +76,10 @@ DTYPES = {
     "tf32": torch.float32,
 }
 
-_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a"}
+_FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a", "b"}
 _INT_POINTERS = {
+    "a_out": "*u8",
+    "b_out": "*u8",
     "image_groups": "*i32",
     "text_groups": "*i32",
     "owners": "*i64",
@@ -85,11 +91,11 @@ _INT_POINTERS = {
 }
 _NUMBERS = {"hard", "soft", "constant"}
 # Multiples of 16 for the fast dimensions.
-_DIVISIBLE = {"D", "TEACHER_D", "stride", "x_length", "y_length"}
+_DIVISIBLE = {"D", "TEACHER_D", "stride", "a_stride", "b_stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
-    "length", "l0", "l1", "l2", "images", "scale_stride",
+    "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
 } | _DIVISIBLE  # fmt: skip
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
@@ -120,7 +126,10 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
+    "merge_queue": merge_queue_kernel,
+    "merge_queue_backward": merge_queue_backward_kernel,
     "diagnostic_sums": diagnostic_sums_kernel,
+    "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
     "raise": unit.raise_kernel,
     "lower": unit.lower_kernel,
@@ -130,6 +139,7 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     **ROW_LOSSES,
     **ROW_LOSSES_BACKWARD,
     "drawn_weights": DRAW,
+    **dict.fromkeys(("merge_queue", "merge_queue_backward"), {"BLOCK": QUEUE_BLOCK}),
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
     "raise": {"BLOCK": unit.RAISE_BLOCK},
@@ -161,7 +171,10 @@ SWITCHES = {
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
+    "merge_queue": (_NEITHER, _TEACHER),
+    "merge_queue_backward": (_NEITHER, _TEACHER),
     "diagnostic_sums": (_NEITHER, _TEACHER),
+    "float8_teacher": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
     "raise": (_NEITHER,),
     "lower": (_NEITHER,),
@@ -195,6 +208,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "FLOAT8": launch.multiplies_float8(config["target"], DTYPES[dtype]),
         "UNIT": (unit.RAISED if dtype == "fp16" else unit.BOUNDED).value,
         "LOWERED": True,
+        "a_step": 1,
+        "b_step": 1,
     }
     options: dict[str, int] = {}
     if name in PRODUCTS:
@@ -208,6 +223,8 @@ def _source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants |= _FLOAT32_ONLY[name]
     elif name == "times":
         constants["BLOCK"] = TIMES_BLOCK
+    elif name == "float8_teacher":
+        constants |= FLOAT8_TILE
     elif name == "lower":
         constants["BLOCK"] = unit.LOWER_BLOCK
     if name in _EIGHT_WARPS:

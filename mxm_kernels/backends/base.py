@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import diagnostics, draws, queues, tiles
+from mxm_kernels.backends import diagnostics, draws, float8, queues, tiles
 from mxm_kernels.backends.interface import (
     DiagnosedRows,
     Draw,
@@ -129,6 +129,12 @@ class Backend:
     def diagnostic_sums(self, rows: DiagnosedRows) -> Tensor:
         """(2, F) sums of the diagnostics, and how many numbers each is of; see ``diagnostics``."""
         return diagnostics.diagnostic_sums(rows)
+
+    def float8_teacher(
+        self, a: Tensor, b: Tensor, t: Tensor, largest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (M, D'), (N, D') rounded to float8, and () their scale; see ``float8``."""
+        return float8.float8_teacher(a, b, t, largest)
 
 
 def _blocked() -> Backend:

@@ -40,7 +40,7 @@ def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher
     largest = largest_of(*teacher, b.dtype)
     if b.shard is not None:
         largest = b.shard.ranks.greatest(largest)
-    return float8_teacher(teacher, t, largest)
+    return float8_teacher(teacher, t, largest, b.backend)
 
 
 def scaled(features: Tensor, scale: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class _Triton(Backend):
     merge_queue_backward = _launched("queues", "merge_queue_backward")
     drawn_weights = _launched("draw", "drawn_weights")
     diagnostic_sums = _launched("diagnostics", "diagnostic_sums")
+    float8_teacher = _launched("float8", "float8_teacher")
 
 
 @cache

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[3] / "bench" / "results"
 def test_it_rounds_as_the_package_does(kind):
     _, (a, b) = batch(kind, 256)
     t = torch.tensor(2.0, dtype=torch.float64)
-    (c, d), folded = float8_teacher((a, b), t, largest_of(a, b, torch.float64))
+    (c, d), folded = float8_teacher((a, b), t, largest_of(a, b, torch.float64), "blocked")
     T = folded * c.double() @ d.double().T
     torch.testing.assert_close(T, 2 * in_float8(a) @ in_float8(b).T, rtol=1e-12, atol=0)
 
