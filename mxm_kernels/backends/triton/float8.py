@@ -37,7 +37,7 @@ def _widened(value):
 
 @triton.jit
 def _float8(value):
-    """The bytes of float32 numbers in float8, ties to even; NaN's beyond its range."""
+    """The bytes of float32 numbers in float8, ties to even; none may exceed 448."""
     bits = value.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     # Float8 keeps 20 bits less, and its exponent has a bias of 7 instead of 127.
@@ -45,7 +45,7 @@ def _float8(value):
     byte = (magnitude - ((120 << 23) - 0x7FFFF) + odd) >> 20
     # Below 2^-6 its steps are 2^-9, as are those of float32 from 2^14 on.
     small = (tl.abs(value) + 16384.0).to(tl.int32, bitcast=True) - (141 << 23)
-    byte = tl.minimum(tl.where(magnitude < (121 << 23), small, byte), 0x7F)
+    byte = tl.where(magnitude < (121 << 23), small, byte)
     return (byte | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
