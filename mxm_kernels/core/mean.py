@@ -52,6 +52,11 @@ def _ones(tables: FoldTables, dtype: torch.dtype) -> Tensor:
 
 
 @kept_with_tables
+def _zero(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=tables.device)
+
+
+@kept_with_tables
 def _plain_factors(
     tables: FoldTables, share: float, of_every_row: bool, dtype: torch.dtype
 ) -> Tensor:
@@ -79,7 +84,8 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
         name = ("image_weights", "text_weights")[side]
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
-    return counted / total * share
+    zero = _zero(batch.tables, batch.dtype)  # one launch for a division and a product
+    return torch.addcdiv(zero, counted, total, value=share)
 
 
 def reduced(batch: Batch, losses: Tensor) -> Tensor:

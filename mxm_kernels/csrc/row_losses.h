@@ -58,16 +58,16 @@ inline void add_softmax(const Segment& row, const Sum& p, float by_p, float* by_
   }
 }
 
-// n - p, log(exp(n) + exp(p)), and the derivatives of that by n and by p.
-struct Both {
-  float margin;
+// The log-sum-exp of the whole row, log(exp(n) + exp(p)), and its derivatives by n and by p.
+struct Whole {
+  float margin;  // n - p
   float lse;
   float by_n;
   float by_p;
   float excess;  // lse - p
 };
 
-inline Both both_of(float n, const Sum& p) {
+inline Whole whole_of(float n, const Sum& p) {
   const float margin = n - p.top - std::log(p.total);
   const float e = std::exp(-std::abs(margin)), more = std::log1p(e);
   const float greater = 1 / (1 + e), less = e / (1 + e);
@@ -129,7 +129,7 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
   const float unread = row.count == 0 && !alone ? n * 0 : 0;
   float loss = unread, by_n = unread, by_p = 0, by_lse = 0, by_parameter = 0;
   const Sum p = sum_of(row);
-  const Both both = both_of(n, p);
+  const Whole whole = whole_of(n, p);
   Term term;
   std::fill_n(by_S, row.count, 0.0f);
   switch (formula.formula) {
@@ -138,14 +138,14 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       by_n += term.by_level;
       break;
     case Formula::kSupconOut:
-      term = against<false>(both.lse, hard, row, by_S);
+      term = against<false>(whole.lse, hard, row, by_S);
       by_lse += term.by_level;
       break;
     case Formula::kSupconIn:
       if (row.count == 0) break;
-      loss += hard * both.excess;
-      by_n += hard * both.by_n;
-      by_p -= hard * both.by_n;
+      loss += hard * whole.excess;
+      by_n += hard * whole.by_n;
+      by_p -= hard * whole.by_n;
       break;
     case Formula::kDecoupled:  // without a negative the loss is 0
       term = alone ? against<false>(0, 0, row, by_S) : against<false>(n, hard, row, by_S);
@@ -153,7 +153,7 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       break;
     case Formula::kDebiased: {
       const float scale = list.parameter[r * list.parameter_stride];
-      const Level level = debiased(n, both.margin, row.count, list.num_negatives[r], scale, formula.constant);
+      const Level level = debiased(n, whole.margin, row.count, list.num_negatives[r], scale, formula.constant);
       term = against<true>(level.value, hard, row, by_S);
       by_n += term.by_level * level.by_n;
       by_p += term.by_level * level.by_p;
@@ -161,23 +161,23 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       break;
     }
     case Formula::kLogsumexp:
-      loss += hard * both.lse;
+      loss += hard * whole.lse;
       by_lse += hard;
       break;
     case Formula::kSoft:
-      loss += hard * (both.lse - list.u[r]);
+      loss += hard * (whole.lse - list.u[r]);
       by_lse += hard;
       break;
   }
   loss += term.loss;
   if (formula.soft != 0) {
     const float soft = formula.soft * list.soft_weights[r];
-    loss += soft * (both.lse - list.u[r]);
+    loss += soft * (whole.lse - list.u[r]);
     by_lse += soft;
   }
   if (by_lse != 0) {  // NaN is
-    by_n += by_lse * both.by_n;
-    by_p += by_lse * both.by_p;
+    by_n += by_lse * whole.by_n;
+    by_p += by_lse * whole.by_p;
   }
   if (by_p != 0) add_softmax(row, p, by_p, by_S);
   made.losses[r] = loss;
