@@ -13,7 +13,8 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import torch
 
-from bench.models.machine_code import TARGETS, TUNED_FOR, configurations, faults
+from bench.models.machine_code import TUNED_FOR, faults
+from bench.models.shipped_kernels import TARGETS, configurations
 
 # One test waits for all to be compiled: two minutes, more where other work takes the cores.
 pytestmark = pytest.mark.timeout(3600)
