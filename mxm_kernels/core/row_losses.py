@@ -118,9 +118,10 @@ def _can_fuse(
     """
     if not backends.fuses(rows.batch.backend, formula.name):
         return False
-    if any(v is not None and v.requires_grad for v in (pair_weights, *factors)):
-        return False
-    return all(f.name in READ or _is_unset(getattr(rows, f.name), f.default) for f in fields(rows))
+    learned = [v for v in (pair_weights, *factors) if v is not None and v.requires_grad]
+    others = [f for f in fields(rows) if f.name not in READ]
+    unread = [f.name for f in others if not _is_unset(getattr(rows, f.name), f.default)]
+    return not learned and not unread
 
 
 def _is_unset(value: object, default: object) -> bool:

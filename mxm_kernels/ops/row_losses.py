@@ -42,7 +42,7 @@ def row_losses(rows: RowProblem, formula: FusedFormula, backend: str) -> Tensor:
 @torch.library.impl(library, "row_losses", "CompositeExplicitAutograd")
 def _forward(*arguments):
     # Backends read them by address, and a caller's weights may be a strided view.
-    rows = RowProblem(*(v.contiguous() for v in arguments[:_COUNT]))
+    rows = RowProblem(*[v.contiguous() for v in arguments[:_COUNT]])
     with torch.no_grad():
         return tuple(
             backends.load(arguments[-1]).row_losses(rows, FusedFormula(*arguments[_COUNT:-1]))

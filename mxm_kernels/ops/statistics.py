@@ -107,7 +107,7 @@ def _of_no_entries(problem: Problem, diagnostics: bool) -> Statistics:
 
 def pack_saved(statistics: Statistics) -> tuple[Tensor, ...]:
     """The fields of the statistics that backward reads: all but the diagnostics."""
-    return tuple(getattr(statistics, name) for name in _SAVED)
+    return tuple([getattr(statistics, name) for name in _SAVED])
 
 
 def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:

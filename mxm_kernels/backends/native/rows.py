@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
 from mxm_kernels.backends.native.extension import cpp, threads
@@ -18,11 +17,8 @@ def row_losses(level: str, problem: RowProblem, formula: FusedFormula) -> RowLos
         torch.empty_like(S),
         n.new_empty(len(n) if parameter.numel() else 0),
     )
-    arrays, results = ([_address(v) for v in vs] for vs in (problem[:-1], made))
+    arrays = [v.data_ptr() if v.numel() else 0 for v in problem[:-1]]
+    results = [v.data_ptr() if v.numel() else 0 for v in made]
     sizes, used = (len(n), len(S), parameter.ndim), threads(16 * (len(n) + len(S)))
     cpp.row_losses(level, *formula, arrays, *sizes, results, used)
     return made
-
-
-def _address(values: Tensor) -> int:
-    return values.data_ptr() if values.numel() else 0
