@@ -34,13 +34,16 @@ def check(case: Case, dtype: torch.dtype, backend) -> None:
     for name, value in actual.named():
         # S is rounded to s units, which exp turns into s units of each term of dS.
         rounding = 4 if name == "loss" else 4 + 1 / case.temperature
+        # In one dimension texts differ in their sign alone, and dS, rounded to 16 bits, cancels.
+        early = name != "loss" and dtype.itemsize == 2 and case.dimension == 1
+        units = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps if early else 0.0
         assert_as_good(
             name,
             value,
             getattr(expected, name),
             getattr(naive, name),
             dtype,
-            magnitude=sizes[name],
+            magnitude=(1 + units / rounding) * sizes[name],
             rounding=rounding,
             largest=largest,
         )
