@@ -99,9 +99,7 @@ class Backend:
         The first field of the result is the gradient by ``teacher_mean``, the last has the shape
         of the parameter.
         """
-        weights, factor = rows.soft_weights, formula.soft
-        if formula.name == "soft":  # whose own weights are the soft loss's
-            weights, factor = rows.hard_weights, formula.hard
+        weights, factor = formula.target_weights(rows)
         by_parameter = grad * made.d_parameter if rows.parameter.numel() else grad.new_empty(0)
         return RowLosses(
             grad * weights * -factor if len(rows.teacher_mean) else grad.new_empty(0),

@@ -201,6 +201,12 @@ class FusedFormula(NamedTuple):
     hard: float  # factor of the formula
     soft: float  # factor of the soft loss
 
+    def target_weights(self, rows: RowProblem) -> tuple[Tensor, float]:
+        """(R,) weights of the soft losses and their factor, also where one is the formula."""
+        if self.name == "soft":
+            return rows.hard_weights, self.hard
+        return rows.soft_weights, self.soft
+
 
 class RowProblem(NamedTuple):
     """The list of rows, as a fused formula takes it."""
@@ -216,6 +222,21 @@ class RowProblem(NamedTuple):
     offsets: Tensor  # (R + 1,) int64
     owners: Tensor  # (L,) int64
 
+    def allocate(self) -> RowLosses:
+        """Uninitialised losses and derivatives."""
+        n, parameter = self.neg_lse, self.parameter
+        return RowLosses(
+            torch.empty_like(n),
+            torch.empty_like(n),
+            torch.empty_like(self.positives),
+            n.new_empty(n.shape[0] if parameter.numel() else 0),  # not len: see Problem.allocate
+        )
+
+    def allocate_gradients(self) -> RowLosses:
+        """Uninitialised results of backward: by u, n, S and the parameter."""
+        read = self.teacher_mean, self.neg_lse, self.positives, self.parameter
+        return RowLosses(*map(torch.empty_like, read))
+
 
 class RowLosses(NamedTuple):
     """Losses of the rows, with their weights, and their derivatives."""
@@ -227,7 +248,7 @@ class RowLosses(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """What a queue adds to: the log-sum-exps of some rows; the teacher's are empty without one."""
+    """The sums of rows that a queue's columns are added to; without a teacher two are empty."""
 
     neg_lse: Tensor  # (rows,)
     teacher_mean: Tensor  # (rows,)

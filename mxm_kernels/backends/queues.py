@@ -25,7 +25,7 @@ def merged(rows: RowSums, queue: RowSums, total: Tensor, place: QueuePlace) -> R
     n0.copy_(torch.logaddexp(n0, n1) + 0 * total)
     if len(t):
         (t0, t1), (u0, u1) = (_both(*v, place) for v in ((t, queue[2]), (u, queue[1])))
-        u0.copy_(_share(t0, t1) * u0 + _share(t1, t0) * u1)
+        u0.copy_(share(t0, t1) * u0 + share(t1, t0) * u1)
         t0.copy_(torch.logaddexp(t0, t1))
     return RowSums(n, u, t)
 
@@ -45,8 +45,8 @@ def _split(grad: Tensor, a: Tensor, b: Tensor, place: QueuePlace) -> tuple[Tenso
     """A gradient (R,), shared out between log-sum-exps a (R,) and b of the queue's list."""
     own, queued = grad.clone(), torch.zeros_like(b)
     (g0, g1), (a, b) = _both(own, queued, place), _both(a, b, place)
-    g1.copy_(g0 * _share(b, a))
-    g0.mul_(_share(a, b))
+    g1.copy_(g0 * share(b, a))
+    g0.mul_(share(a, b))
     return own, queued
 
 
@@ -55,7 +55,7 @@ def _both(rows: Tensor, queue: Tensor, place: QueuePlace) -> tuple[Tensor, Tenso
     return rows.narrow(0, place.first, place.length), queue[: place.length]
 
 
-def _share(a: Tensor, b: Tensor) -> Tensor:
+def share(a: Tensor, b: Tensor) -> Tensor:
     """exp(a) / (exp(a) + exp(b)), a half where neither is anything."""
     nothing = (a == -torch.inf) & (b == -torch.inf)
     return torch.sigmoid((a - b).masked_fill(nothing, 0))

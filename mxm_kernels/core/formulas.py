@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mxm_kernels.backends.queues import share
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import add_log
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _info_nce(rows: Rows, weights: Tensor) -> Tensor:
 def _supcon_out(rows: Rows, weights: Tensor) -> Tensor:
     """Each positive against everything: SupCon's L_out (arXiv 2004.11362, eq. 2)."""
     S = rows.positives
-    return rows.sum(weights * (rows.spread(add_log(rows.neg_lse, rows.logsumexp(S))) - S))
+    return rows.sum(weights * (rows.spread(_add_log(rows.neg_lse, rows.logsumexp(S))) - S))
 
 
 def _supcon_in(rows: Rows, weights: object) -> Tensor:
@@ -117,14 +117,34 @@ def _debiased(rows: Rows, weights: Tensor, prior: float) -> Tensor:
 
 def _logsumexp(rows: Rows, weights: object) -> Tensor:
     """Log-sum-exp of the whole row: negatives, positives, and what a queue leaves out."""
-    everything = add_log(rows.neg_lse, rows.logsumexp(rows.positives))
-    return everything if rows.excluded_lse is None else add_log(everything, rows.excluded_lse)
+    everything = _add_log(rows.neg_lse, rows.logsumexp(rows.positives))
+    return everything if rows.excluded_lse is None else _add_log(everything, rows.excluded_lse)
 
 
 def _soft(rows: Rows, weights: object) -> Tensor:
     """Cross-entropy against the teacher's row (MXM-CLR, arXiv 2303.10839, eq. 8)."""
     assert rows.teacher_mean is not None
     return _logsumexp(rows, weights) - rows.teacher_mean
+
+
+class _AddLog(torch.autograd.Function):
+    """log(exp(a) + exp(b)); where both are -inf its gradient is 0, not NaN."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return torch.logaddexp(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        of_a = grad * share(a, b)
+        return of_a, grad - of_a
+
+
+def _add_log(a: Tensor, b: Tensor) -> Tensor:
+    """(rows,) log(exp(a) + exp(b)), -inf where both are."""
+    return _AddLog.apply(a, b)
 
 
 def _against(rows: Rows, n: Tensor) -> Tensor:
@@ -150,6 +170,7 @@ def _over_one_and_negatives(rows: Rows, weights: Tensor) -> Tensor:
 
 
 def _over_mean_of_negatives(rows: Rows, weights: Tensor) -> Tensor:
+    """The positives less the mean of the negatives, or less 0 without one."""
     assert rows.negative_sum is not None
     return _over_mean(rows, weights, rows.negative_sum / rows.num_negatives.clamp(min=1))
 

@@ -68,7 +68,7 @@ def _row_sums(b: Batch, side: int, total: Tensor) -> Tensor:
 
 
 def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
-    """The rows, of which those of a side see a queue: more negatives, and columns of its folds."""
+    """The list after the rows of one side have seen a queue: its columns are in their sums."""
     b, taught = rows.batch, rows.teacher_mean is not None
     made = _run_queue(b, side, queue, taught)
     nothing = made.neg_lse.new_empty(0)

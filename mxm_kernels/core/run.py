@@ -84,24 +84,3 @@ def run_batch(b: Batch, teacher: Teacher | None) -> tuple[Statistics, Tensor]:
         return run(b, x, y, (teacher[0], own) if side else (own, teacher[1]), one, one)
 
     return with_row_scales(b, run_side), torch.cat(b.scales)
-
-
-class _AddLog(torch.autograd.Function):
-    """log(exp(a) + exp(b)); where both are -inf its gradient is 0, not NaN."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.save_for_backward(a, b)
-        return torch.logaddexp(a, b)
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b = ctx.saved_tensors
-        difference = (a - b).masked_fill((a == -torch.inf) & (b == -torch.inf), 0)
-        of_a = grad * torch.sigmoid(difference)
-        return of_a, grad - of_a
-
-
-def add_log(a: Tensor, b: Tensor) -> Tensor:
-    """(rows,) log(exp(a) + exp(b)), -inf where both are."""
-    return _AddLog.apply(a, b)

@@ -126,7 +126,7 @@ class Shard:
     def slot_gradients(self, dS: Tensor) -> Tensor:
         """(P_r + P'_r,) of this rank's positives -> (P_r,) of its images' pairs, in slot order.
 
-        A pair's gradient is the sum over its two places, of which one may be on another rank.
+        A pair's gradient is the sum over its two places. The second may be on another rank.
         """
         pairs = len(self.sent_slots)
         return dS[:pairs] + self.pairs_from_columns(dS[pairs:])

@@ -51,10 +51,7 @@ def _forward(*arguments):
 
 @torch.library.register_fake("mxm_kernels::row_losses", lib=library)
 def _fake_forward(*arguments):
-    rows = RowProblem(*arguments[:_COUNT])
-    n, S = rows.neg_lse, rows.positives
-    d_parameter = n.new_empty(n.shape[0] if rows.parameter.numel() else 0)
-    return torch.empty_like(n), torch.empty_like(n), torch.empty_like(S), d_parameter
+    return tuple(RowProblem(*arguments[:_COUNT]).allocate())
 
 
 @torch.library.impl(library, "row_losses_backward", "CompositeExplicitAutograd")
@@ -67,13 +64,7 @@ def _backward(grad, d_neg_lse, d_positives, d_parameter, *rest):
 
 @torch.library.register_fake("mxm_kernels::row_losses_backward", lib=library)
 def _fake_backward(grad, d_neg_lse, d_positives, d_parameter, *rest):
-    rows = RowProblem(*rest[:_COUNT])
-    return (
-        torch.empty_like(rows.teacher_mean),
-        torch.empty_like(d_neg_lse),
-        torch.empty_like(d_positives),
-        torch.empty_like(rows.parameter),
-    )
+    return tuple(RowProblem(*rest[:_COUNT]).allocate_gradients())
 
 
 def _setup_context(ctx, inputs, output):

@@ -10,7 +10,7 @@ from mxm_kernels.backends.diagnostics import diagnostic_sums as defined
 from mxm_kernels.backends.interface import DiagnosedRows
 from mxm_kernels.ops.diagnostics import diagnostic_sums
 
-IMAGES, TEXTS = 150, 131  # more than two blocks of a kernel, of which one has both
+IMAGES, TEXTS = 150, 131  # more than two blocks of a kernel; one block has images and texts
 
 
 def _made(images=IMAGES, texts=TEXTS, *, entropy=True, row_scales=False, dtype=torch.float32):

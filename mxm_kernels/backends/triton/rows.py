@@ -6,7 +6,6 @@ A row stands in each lane and walks its own positives. Symbols and formulas as i
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -225,13 +224,7 @@ def _parameter(problem: RowProblem) -> int:
 
 def row_losses(problem: RowProblem, formula: FusedFormula) -> RowLosses:
     """Losses of the rows and their derivatives."""
-    n, rows, kind = problem.neg_lse, len(problem.neg_lse), _parameter(problem)
-    made = RowLosses(
-        torch.empty_like(n),
-        torch.empty_like(n),
-        torch.empty_like(problem.positives),
-        n.new_empty(rows if kind else 0),
-    )
+    rows, kind, made = len(problem.neg_lse), _parameter(problem), problem.allocate()
     row_losses_kernel[(triton.cdiv(rows, BLOCK),)](
         *problem[:-1], *made, rows, formula.constant, formula.hard, formula.soft,
         FORMULA=formula.name, SOFT=formula.soft != 0, PARAMETER=kind, BLOCK=BLOCK,
@@ -247,15 +240,7 @@ def row_losses_backward(
 ) -> RowLosses:
     """Gradients by u, n, S and the parameter."""
     rows, positives = len(problem.neg_lse), len(problem.positives)
-    targets, factor = problem.soft_weights, formula.soft
-    if formula.name == "soft":  # whose own weights are the soft loss's
-        targets, factor = problem.hard_weights, formula.hard
-    out = RowLosses(
-        torch.empty_like(problem.teacher_mean),
-        torch.empty_like(made.d_neg_lse),
-        torch.empty_like(made.d_positives),
-        torch.empty_like(problem.parameter),
-    )
+    (targets, factor), out = formula.target_weights(problem), problem.allocate_gradients()
     programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)
     row_losses_backward_kernel[(programs,)](
         grad, *made[1:], problem.owners, targets, *out, rows, positives, grad.stride(0), factor,
