@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import diagnostics, draws, float8, queues, tiles
+from mxm_kernels.backends import diagnostics, draws, float8, queues, row_sums, tiles
 from mxm_kernels.backends.interface import (
     DiagnosedRows,
     Draw,
@@ -22,6 +22,7 @@ from mxm_kernels.backends.interface import (
     SigmoidStatistics,
     SigmoidWeights,
     Statistics,
+    SummedRows,
     Upstream,
 )
 
@@ -96,8 +97,8 @@ class Backend:
     ) -> RowLosses:
         """Multiply the derivatives by ``grad`` (R,), that of the losses.
 
-        The first field of the result is the gradient by ``teacher_mean``, the last has the shape
-        of the parameter.
+        The first field of the result is the gradient by ``teacher_mean``; that by the parameter
+        has its shape.
         """
         weights, factor = formula.target_weights(rows)
         by_parameter = grad * made.d_parameter if rows.parameter.numel() else grad.new_empty(0)
@@ -106,6 +107,7 @@ class Backend:
             grad * made.d_neg_lse,
             grad.index_select(0, rows.owners) * made.d_positives,
             by_parameter.sum() if rows.parameter.ndim == 0 else by_parameter,
+            grad * made.d_row_sum if len(rows.row_sum) else grad.new_empty(0),
         )
 
     def merge_queue(
@@ -119,6 +121,26 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients by n and u of the rows, and by those of the queue's list."""
         return queues.gradients(dn, du, rows, queue, place)
+
+    def feature_sums(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """(2, D) sums of the rows of x (M, D) and of y (N, D), weighted by the (M + N,) or not.
+
+        They are in the dtype of ``weights``, which are empty where nothing is weighted.
+        """
+        return row_sums.feature_sums(x, y, weights)
+
+    def row_sums(self, x: Tensor, y: Tensor, scale: Tensor, sums: Tensor) -> Tensor:
+        """(M + N,) sums of S over whole rows, from the sums (2, D) of the features."""
+        return row_sums.row_sums(x, y, scale, sums)
+
+    def row_sums_backward(
+        self, made: Gradients, rows: SummedRows, grad: Tensor, weighted: Tensor
+    ) -> Gradients:
+        """Add the gradients of the sums to ``made``, whose features are empty where not wanted.
+
+        ``grad`` (M + N,) are those by the sums, ``weighted`` (2, D) the features' sums with them.
+        """
+        return row_sums.add_gradients(made, rows, grad, weighted)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""

@@ -20,17 +20,17 @@ from mxm_kernels.ops.merge_queue import merge_queue
 def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
     """The list of rows, with the teacher's averages where they are read."""
     teacher = batch.teacher if reads_teacher else None
-    made, scale = run_batch(batch, teacher)
-    rows = _as_rows(batch, made, scale, taught=teacher is not None)
-    if batch.options.label_smoothing:
-        rows = _with_negative_sum(rows)
+    made, scale, row_sum = run_batch(batch, teacher)
+    rows = _as_rows(batch, made, scale, row_sum, taught=teacher is not None)
     for side, queue in enumerate(batch.queues):
         if queue is not None:
             rows = _with_queue(rows, side, queue)
     return rows
 
 
-def _as_rows(batch: Batch, made: Statistics, scale: Tensor, *, taught: bool) -> Rows:
+def _as_rows(
+    batch: Batch, made: Statistics, scale: Tensor, row_sum: Tensor | None, *, taught: bool
+) -> Rows:
     """The list, without the vectors that there are not; a rank may have no row in any of them."""
     diagnosed = batch.options.diagnostics is not None
     return Rows(
@@ -40,37 +40,18 @@ def _as_rows(batch: Batch, made: Statistics, scale: Tensor, *, taught: bool) -> 
         scale,
         batch.segments,
         batch,
+        row_sum=row_sum,
+        label_smoothing=batch.options.label_smoothing,
         teacher_lse=made.teacher_lse if taught else None,
         hardest=made.hardest if diagnosed else None,
         entropy=made.entropy if diagnosed and taught else None,
     )
 
 
-def _with_negative_sum(rows: Rows) -> Rows:
-    """The rows with the sums of S over their negatives: no matrix, S of the operator's features."""
-    b = rows.batch
-    sums = b.sum(torch.stack([b.x.sum(0, dtype=b.dtype), b.y.sum(0, dtype=b.dtype)]))
-    of_x, of_y = (sums * b.scales[0] if b.one_scale else sums).unbind()
-    totals = [_row_sums(b, 0, of_y), _row_sums(b, 1, of_x)]
-    negative_sum = torch.cat(totals) - rows.sum(rows.positives)
-    return replace(rows, negative_sum=negative_sum, label_smoothing=b.options.label_smoothing)
-
-
-def _row_sums(b: Batch, side: int, total: Tensor) -> Tensor:
-    """(rows,) sum_j S_ij of the rows of a side, from ``total`` (D,), the sum over the other side.
-
-    ``total`` carries the scale where it is one for all rows.
-    """
-    features, scale = (b.x, b.y)[side], b.scales[side]
-    if scale.ndim:
-        features = scaled(features, scale)
-    return torch.mv(features.to(total.dtype), total)
-
-
 def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
     """The list after the rows of one side have seen a queue: its columns are in their sums."""
     b, taught = rows.batch, rows.teacher_mean is not None
-    made = _run_queue(b, side, queue, taught)
+    made, row_sum = _run_queue(b, side, queue, taught)
     nothing = made.neg_lse.new_empty(0)
     u, t = (nothing if v is None else v for v in (rows.teacher_mean, rows.teacher_lse))
     place = QueuePlace(len(b.x) if side else 0, len((b.x, b.y)[side]))
@@ -91,11 +72,30 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
         teacher_mean=sums.teacher_mean if taught else None,
         teacher_lse=sums.teacher_lse if taught else None,
     )
+    if rows.row_sum is not None and row_sum is not None:
+        merged = replace(merged, row_sum=rows.row_sum + _queued_sums(b, side, queue, made, row_sum))
     return _with_rest(rows, merged, side, queue, made)
 
 
-def _run_queue(b: Batch, side: int, queue: QueuedRows, taught: bool) -> Statistics:
-    """The operator for the rows of a side and the queue's."""
+def _queued_sums(
+    b: Batch, side: int, queue: QueuedRows, made: Statistics, row_sum: Tensor
+) -> Tensor:
+    """(R,) sums of S over the queue's negatives, from those over all its rows; 0 for the others."""
+    excluded = segment_sum(made.positives[: queue.tables.pairs], _queue_segments(queue))
+    own = row_sum[: queue.tables.images] - excluded
+    return _padded(own, side, len((b.y, b.x)[side]), 0.0)
+
+
+def _queue_segments(queue: QueuedRows) -> Segments:
+    """Which rows of a queue are left out by each row of the side that sees it."""
+    tables = queue.tables
+    return Segments(tables.offsets[: tables.images + 1], tables.pair_images)
+
+
+def _run_queue(
+    b: Batch, side: int, queue: QueuedRows, taught: bool
+) -> tuple[Statistics, Tensor | None]:
+    """The operator for the rows of a side and the queue's, and the sums of S over its rows."""
     x, s, t = (b.x, b.y)[side], b.scales[side], b.teacher_scales[side]
     teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
     if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
@@ -128,15 +128,9 @@ def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: Sta
     """What else the list has, or gets from the queue's folds; ``rows`` has no such queue yet."""
     b, tables = rows.batch, queue.tables
     count, others = tables.images, len((b.y, b.x)[side])
-    segments = Segments(tables.offsets[: count + 1], tables.pair_images)
-    excluded = made.positives[: tables.pairs]
-    if rows.negative_sum is not None:
-        total = queue.features.sum(0, dtype=b.dtype)
-        sums = _row_sums(b, side, total * b.scales[0] if b.one_scale else total)
-        own = sums - segment_sum(excluded, segments)
-        merged = replace(merged, negative_sum=rows.negative_sum + _padded(own, side, others, 0.0))
     if merged.teacher_lse is not None and tables.pairs:
-        own = _padded(segment_logsumexp(excluded, segments), side, others, -torch.inf)
+        excluded = segment_logsumexp(made.positives[: tables.pairs], _queue_segments(queue))
+        own = _padded(excluded, side, others, -torch.inf)
         before = rows.excluded_lse
         own = own if before is None else torch.maximum(own, before)  # one of them is -inf
         merged = replace(merged, excluded_lse=own)

@@ -73,11 +73,7 @@ def row_losses(
     if isinstance(formula, Formula) and _can_fuse(
         rows, formula, pair_weights, hard_factors, soft_factors
     ):
-        losses = _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
-        excess = formula.smoothed(rows, pair_weights)  # which is no part of the kernel
-        if excess is None:
-            return losses
-        return torch.addcmul(losses, excess, hard_factors, value=hard * rows.label_smoothing)
+        return _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
     losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
         # The formula may not read n of a row without a positive; NaN there has to show.
@@ -96,7 +92,7 @@ READ = (
     "logit_scale",
     "segments",
     "queued_negatives",
-    "negative_sum",
+    "row_sum",
     "label_smoothing",
     "batch",
     "teacher_lse",
@@ -138,16 +134,18 @@ def _fused(
     soft: float,
 ) -> Tensor:
     nothing = rows.neg_lse.new_empty(0)
+    smoothed = formula.smoothing is not None and rows.row_sum is not None
     problem = RowProblem(
         rows.neg_lse,
         rows.positives,
         nothing if rows.teacher_mean is None else rows.teacher_mean,
         nothing if formula.parameter is None else getattr(rows, formula.parameter),
+        cast(Tensor, rows.row_sum) if smoothed else nothing,
         pair_weights if pair_weights is not None and formula.weighs else nothing,
         hard_factors,
         soft_factors,
-        rows.num_negatives if formula.reads_negatives else nothing,
+        rows.num_negatives if formula.reads_negatives or smoothed else nothing,
         *rows.segments,
     )
-    made = FusedFormula(formula.name, formula.constant or 0.0, hard, soft)
+    made = FusedFormula(formula.name, formula.constant or 0.0, hard, soft, rows.label_smoothing)
     return fused_row_losses(problem, made, rows.batch.backend)

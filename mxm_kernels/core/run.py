@@ -13,13 +13,27 @@ from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.ops.float8 import float8_teacher, largest_of
+from mxm_kernels.ops.row_sums import with_row_sums
 from mxm_kernels.ops.statistics import statistics
 
 
 def run(
     b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
+) -> tuple[Statistics, Tensor | None]:
+    """The operator, on this process or over the ranks.
+
+    And (R,) the sums of S over whole rows, where label smoothing reads them.
+    """
+    row_sum = None
+    if b.options.label_smoothing:
+        add_up = None if b.shard is None else b.shard.ranks.sum
+        x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
+    return _run(b, x, y, teacher, s, t), row_sum
+
+
+def _run(
+    b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
 ) -> Statistics:
-    """The operator, on this process or over the ranks."""
     teacher, t = _as_quantized(b, teacher, t)
     teacher_scale = None if teacher is None else t
     diagnostics = b.options.diagnostics is not None
@@ -71,16 +85,28 @@ def with_row_scales(b: Batch, run_side: Callable[[int, Tensor, Tensor], _Made]) 
     return first._replace(**{name: join(name) for name in first._fields})
 
 
-def run_batch(b: Batch, teacher: Teacher | None) -> tuple[Statistics, Tensor]:
-    """The operator for the features of a batch, and the scale of its rows, () or (R,)."""
+def run_batch(b: Batch, teacher: Teacher | None) -> tuple[Statistics, Tensor, Tensor | None]:
+    """The operator for the features of a batch, and the scale of its rows, () or (R,).
+
+    And (R,) the sums of S over whole rows, where label smoothing reads them.
+    """
     if b.one_scale:
-        return run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0]), b.scales[0]
+        made, row_sum = run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0])
+        return made, b.scales[0], row_sum
     one = b.x.new_ones((), dtype=b.dtype)
+    sums = []
 
     def run_side(side: int, x: Tensor, y: Tensor) -> Statistics:
-        if teacher is None:
-            return run(b, x, y, None, one, one)
-        own = scaled(teacher[side], b.teacher_scales[side])
-        return run(b, x, y, (teacher[0], own) if side else (own, teacher[1]), one, one)
+        given = teacher
+        if given is not None:
+            own = scaled(given[side], b.teacher_scales[side])
+            given = (given[0], own) if side else (own, given[1])
+        made, row_sum = run(b, x, y, given, one, one)
+        sums.append(row_sum)
+        return made
 
-    return with_row_scales(b, run_side), torch.cat(b.scales)
+    made = with_row_scales(b, run_side)
+    of_images, of_texts = sums
+    if of_images is not None and of_texts is not None:
+        of_images = torch.cat([of_images[: len(b.x)], of_texts[len(b.x) :]])
+    return made, torch.cat(b.scales), of_images

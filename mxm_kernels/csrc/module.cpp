@@ -180,19 +180,21 @@ void run_drawn_weights(std::int64_t seed, std::uintptr_t offsets, std::int64_t r
   drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads);
 }
 
-// `arrays`: n, S, u, parameter, the three weights, the numbers of negatives, offsets, 0 for one that
-// there is not; `made`: the losses, their derivatives by n, by S and by the parameter.
+// `arrays`: n, S, u, parameter, the sums of the rows, the three weights, the numbers of negatives,
+// offsets, 0 for one that there is not; `made`: the losses, their derivatives by n, by S, by the
+// parameter and by the sums.
 void run_row_losses(const std::string& level, const std::string& formula, float constant,
-                    float hard, float soft, const std::vector<std::uintptr_t>& arrays,
-                    std::int64_t rows, std::int64_t positives, std::int64_t parameter_stride,
+                    float hard, float soft, float smoothing,
+                    const std::vector<std::uintptr_t>& arrays, std::int64_t rows,
+                    std::int64_t positives, std::int64_t parameter_stride,
                     const std::vector<std::uintptr_t>& made, int threads) {
   const auto array = [&](std::size_t k) { return at<const float>(arrays.at(k)); };
   const RowList list{rows,     positives, array(0), array(1), array(2),
-                     array(3), array(4),  array(5), array(6), array(7),
-                     at<const std::int64_t>(arrays.at(8)),    parameter_stride, threads};
-  kernels(level).row_losses(list, {formula_of(formula), constant, hard, soft},
-                            {at<float>(made.at(0)), at<float>(made.at(1)), at<float>(made.at(2)),
-                             at<float>(made.at(3))});
+                     array(3), array(4),  array(5), array(6), array(7), array(8),
+                     at<const std::int64_t>(arrays.at(9)),    parameter_stride, threads};
+  const auto result = [&](std::size_t k) { return at<float>(made.at(k)); };
+  kernels(level).row_losses(list, {formula_of(formula), constant, hard, soft, smoothing},
+                            {result(0), result(1), result(2), result(3), result(4)});
 }
 
 }  // namespace

@@ -118,6 +118,48 @@ inline Level debiased(float n, float margin, std::int64_t count, float negatives
   return {level, 1 / (1 - taken), -taken / (1 - taken)};
 }
 
+// Adds of_weight w_k + beside to the derivatives by the positives.
+inline void add_weights(const Segment& row, float of_weight, float beside, float* by_S) {
+  for (std::int64_t k = 0; k < row.count; k += kLanes) {
+    const Floats more = row.at(row.list.pair_weights, k) * of_weight + beside;
+    store(by_S + k, load(by_S + k, row.count - k) + more, row.count - k);
+  }
+}
+
+// What label smoothing adds to the loss of a row, over e, and its derivative by the sum of the row.
+struct Smoothing {
+  float loss;
+  float by_row_sum;
+};
+
+// Adds `factor` times its derivatives by the positives. Where the formula has the positives in one
+// logarithm p, that is yet to be added.
+inline Smoothing smoothing_of(const Segment& row, Formula formula, float negatives, float row_sum,
+                              float factor, float* by_S) {
+  const bool joint = formula == Formula::kSupconIn;
+  Floats positives{}, weighed{}, weight{};
+  for (std::int64_t k = 0; k < row.count; k += kLanes) {
+    const Ints inside = row.inside(k);
+    const Floats S = row.at(row.list.S, k);
+    positives += inside ? S : Floats{};
+    if (joint) continue;
+    const Floats w = row.at(row.list.pair_weights, k);
+    weighed += inside ? w * S : Floats{};
+    weight += inside ? w : Floats{};
+  }
+  const float whole = joint ? (row.count > 0 ? 1.0f : 0.0f) : sum(weight);
+  if (joint || formula == Formula::kSupconOut) {  // from the mean of the row
+    const float pull = whole / (negatives + static_cast<float>(row.count));
+    if (!joint) add_weights(row, factor, 0, by_S);
+    return {sum(weighed) - pull * row_sum, -pull};
+  }
+  // From the mean of the negatives; where a positive is in the denominator, of it too.
+  const float share = formula == Formula::kDecoupled ? std::min(negatives, 1.0f) : negatives / (negatives + 1);
+  const float pull = whole * share / std::max(negatives, 1.0f);
+  add_weights(row, factor * share, factor * pull, by_S);
+  return {share * sum(weighed) - pull * (row_sum - sum(positives)), -pull};
+}
+
 // The loss of row r and its derivatives.
 inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_t r,
                      const RowLosses& made) {
@@ -170,6 +212,17 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       break;
   }
   loss += term.loss;
+  if (list.row_sum != nullptr) {
+    const float e = formula.smoothing * hard;
+    const Smoothing more =
+        smoothing_of(row, formula.formula, list.num_negatives[r], list.row_sum[r], e, by_S);
+    loss += e * more.loss;
+    made.by_row_sum[r] = e * more.by_row_sum;
+    if (formula.formula == Formula::kSupconIn && row.count > 0) {
+      loss += e * (p.top + std::log(p.total));
+      by_p += e;
+    }
+  }
   if (formula.soft != 0) {
     const float soft = formula.soft * list.soft_weights[r];
     loss += soft * (whole.lse - list.u[r]);

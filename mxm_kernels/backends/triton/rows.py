@@ -68,28 +68,63 @@ def _pull(level, S, weights, first, count, hard):
     return total
 
 
-@triton.jit(do_not_specialize=["rows", "constant", "hard", "soft"])
+@triton.jit
+def _smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.constexpr):
+    """What label smoothing adds to each lane's loss, over e, and its derivatives.
+
+    They are by the sum of the row, by each positive over its weight, and by each positive beside.
+    Where FORMULA has the positives in one logarithm p, that is yet to be added.
+    """
+    JOINT: tl.constexpr = FORMULA == "supcon_in"
+    positives, weighed, weight = (tl.zeros_like(row_sum),) * 3
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        value = tl.load(S + first + k, mask=here, other=0.0)
+        positives += value
+        if not JOINT:
+            w = tl.load(weights + first + k, mask=here, other=0.0)
+            weighed += w * value
+            weight += w
+    if JOINT:
+        weight = tl.where(count == 0, 0.0, 1.0)
+    if JOINT or FORMULA == "supcon_out":  # from the mean of the row
+        share = weight * 0.0 + 1.0
+        pull = weight / (negatives + count)
+        return weighed - pull * row_sum, -pull, share, share * 0.0
+    # From the mean of the negatives; where a positive is in the denominator, of it too.
+    share = tl.minimum(negatives, 1.0)
+    if FORMULA != "decoupled":
+        share = negatives / (negatives + 1.0)
+    pull = weight * share / tl.maximum(negatives, 1.0)
+    return share * weighed - pull * (row_sum - positives), -pull, share, pull
+
+
+@triton.jit(do_not_specialize=["rows", "constant", "hard", "soft", "smoothing"])
 def row_losses_kernel(
     n,  # (rows,)
     S,  # (positives,)
     u,  # (rows,), not read without SOFT
     parameter,  # () or (rows,), not read unless PARAMETER
+    row_sum,  # (rows,), not read unless SMOOTHED
     weights,  # (positives,), not read where FORMULA weighs no positive
     hard_weights,  # (rows,)
     soft_weights,  # (rows,), not read without SOFT
-    num_negatives,  # (rows,), read by "debiased"
+    num_negatives,  # (rows,), read by "debiased" and where SMOOTHED
     offsets,  # (rows + 1,) int64
     losses,  # (rows,) out
     dn,  # (rows,) out
     dS,  # (positives,) out
     d_parameter,  # (rows,) out, if PARAMETER
+    d_row_sum,  # (rows,) out, if SMOOTHED
     rows,
     constant,
     hard,
     soft,
+    smoothing,
     FORMULA: tl.constexpr,
     SOFT: tl.constexpr,
     PARAMETER: tl.constexpr,  # 0: none, 1: one for all rows, 2: one for each
+    SMOOTHED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Losses of a block of rows and their derivatives by n, by S and by the parameter."""
@@ -107,6 +142,8 @@ def row_losses_kernel(
     # What the row's loss may not read: NaN shows, and -inf does not.
     loss = tl.where((count == 0) & (float("-inf") != N), N * 0.0, 0.0)
     by_n, by_p, by_parameter, level, factor = loss, loss, tl.zeros_like(loss), N, hard
+    if SMOOTHED or FORMULA == "debiased":
+        negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
     if FORMULA == "decoupled":  # without a negative the loss is 0
         level = tl.where(float("-inf") == N, 0.0, N)
         factor = tl.where(float("-inf") == N, 0.0, hard)
@@ -137,12 +174,22 @@ def row_losses_kernel(
             by_p -= pull
         if FORMULA == "debiased":
             s = tl.load(parameter + (row if PARAMETER == 2 else row * 0), mask=inside, other=1.0)
-            negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
             level, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
             pull = _pull(level, S, weights, first, count, hard)
             by_parameter = tl.where(more_n == 0, -pull, 0.0)
             by_n += pull * more_n
             by_p -= pull * less_p
+    if SMOOTHED:
+        e = smoothing * hard
+        total_S = tl.load(row_sum + row, mask=inside, other=0.0)
+        excess, by_row_sum, of_weight, beside = _smoothing(
+            S, weights, first, count, negatives, total_S, FORMULA
+        )
+        if FORMULA == "supcon_in":
+            excess += tl.where(count == 0, 0.0, top + tl.log(total))
+            by_p += tl.where(count == 0, 0.0, e)
+        loss += e * excess
+        tl.store(d_row_sum + row, e * by_row_sum, mask=inside)
     if WHOLE:
         by_p /= total  # of each exp(S - top): two numbers for three in the loop, which spilled
     for k in range(tl.max(count, axis=0)):
@@ -150,7 +197,10 @@ def row_losses_kernel(
         value = tl.load(S + first + k, mask=here, other=0.0)
         by_S = tl.zeros_like(value)
         if WEIGHED:
-            weight = factor * tl.load(weights + first + k, mask=here, other=0.0)
+            share_k = tl.load(weights + first + k, mask=here, other=0.0)
+            weight = factor * share_k
+            if SMOOTHED:
+                by_S += e * of_weight * share_k
             if SOFTPLUS:
                 pull = weight * sigmoid(level - value)
                 loss += tl.where(here, weight * softplus(level - value), 0.0)
@@ -162,6 +212,8 @@ def row_losses_kernel(
             by_S -= pull
         if WHOLE:
             by_S += by_p * tl.exp(value - top)
+        if SMOOTHED:
+            by_S += e * beside
         tl.store(dS + first + k, by_S, mask=here)
     tl.store(losses + row, loss, mask=inside)
     tl.store(dn + row, by_n, mask=inside)
@@ -175,18 +227,21 @@ def row_losses_backward_kernel(
     dn,  # (rows,)
     dS,  # (positives,)
     d_parameter,  # (rows,)
+    d_row_sum,  # (rows,), not read unless SMOOTHED
     owners,  # (positives,) int64
     soft_weights,  # (rows,), not read without SOFT
     du_out,  # (rows,)
     dn_out,  # (rows,)
     dS_out,  # (positives,)
     d_parameter_out,  # () or (rows,)
+    d_row_sum_out,  # (rows,), if SMOOTHED
     rows,
     positives,
     stride,
     soft,
     SOFT: tl.constexpr,
     PARAMETER: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The derivatives times grad; the first programs take the rows, the others the positives."""
@@ -202,6 +257,9 @@ def row_losses_backward_kernel(
         if PARAMETER == 2:
             by_parameter = g * tl.load(d_parameter + row, mask=inside, other=0.0)
             tl.store(d_parameter_out + row, by_parameter, mask=inside)
+        if SMOOTHED:
+            by_row_sum = g * tl.load(d_row_sum + row, mask=inside, other=0.0)
+            tl.store(d_row_sum_out + row, by_row_sum, mask=inside)
     else:
         place = (program - row_blocks) * BLOCK + tl.arange(0, BLOCK)
         there = place < positives
@@ -226,8 +284,8 @@ def row_losses(problem: RowProblem, formula: FusedFormula) -> RowLosses:
     """Losses of the rows and their derivatives."""
     rows, kind, made = len(problem.neg_lse), _parameter(problem), problem.allocate()
     row_losses_kernel[(triton.cdiv(rows, BLOCK),)](
-        *problem[:-1], *made, rows, formula.constant, formula.hard, formula.soft,
-        FORMULA=formula.name, SOFT=formula.soft != 0, PARAMETER=kind, BLOCK=BLOCK,
+        *problem[:-1], *made, rows, *formula[1:], FORMULA=formula.name, SOFT=formula.soft != 0,
+        PARAMETER=kind, SMOOTHED=len(problem.row_sum) > 0, BLOCK=BLOCK,
     )  # fmt: skip
     return made
 
@@ -238,13 +296,13 @@ BACKWARD_BLOCK = 1024
 def row_losses_backward(
     grad: Tensor, made: RowLosses, problem: RowProblem, formula: FusedFormula
 ) -> RowLosses:
-    """Gradients by u, n, S and the parameter."""
+    """Gradients by u, n, S, the parameter and the sum of the row."""
     rows, positives = len(problem.neg_lse), len(problem.positives)
     (targets, factor), out = formula.target_weights(problem), problem.allocate_gradients()
     programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)
     row_losses_backward_kernel[(programs,)](
         grad, *made[1:], problem.owners, targets, *out, rows, positives, grad.stride(0), factor,
         SOFT=factor != 0 and len(problem.teacher_mean) > 0, PARAMETER=_parameter(problem),
-        BLOCK=BACKWARD_BLOCK,
+        SMOOTHED=len(problem.row_sum) > 0, BLOCK=BACKWARD_BLOCK,
     )  # fmt: skip
     return out
