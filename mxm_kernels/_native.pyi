@@ -23,6 +23,7 @@ def row_losses(
     constant: float,
     hard: float,
     soft: float,
+    smoothing: float,
     arrays: list[int],
     rows: int,
     positives: int,

@@ -21,6 +21,16 @@ from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.queues import BLOCK as QUEUE_BLOCK
 from mxm_kernels.backends.triton.queues import merge_queue_backward_kernel, merge_queue_kernel
+from mxm_kernels.backends.triton.row_sums import (
+    BLOCK as SUMMED_BLOCK,
+)
+from mxm_kernels.backends.triton.row_sums import (
+    SUM,
+    feature_sums_kernel,
+    row_sums_backward_kernel,
+    row_sums_kernel,
+)
+from mxm_kernels.backends.triton.row_sums import TILE as SUMMED_TILE
 from mxm_kernels.backends.triton.rows import (
     BACKWARD_BLOCK,
     FORMULAS,
@@ -64,30 +74,52 @@ _INT_POINTERS = {
     "seed": "*i64",
     "lowered": "*i32",
 }
-_NUMBERS = {"hard", "soft", "constant"}
+_NUMBERS = {"hard", "soft", "constant", "smoothing"}
 # Multiples of 16 for the fast dimensions.
 _DIVISIBLE = {"D", "TEACHER_D", "stride", "a_stride", "b_stride", "x_length", "y_length"}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
     "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
+    "x_rows", "y_rows",
 } | _DIVISIBLE  # fmt: skip
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
+_SWITCH_NAMES = ("teacher", "diagnostics", "float8")
+# The (teacher, diagnostics, float8 teacher) of which each kernel has a variant.
+_NEITHER, _TEACHER = (False, False, False), (True, False, False)
+_DIAGNOSED = (False, True, False), (True, True, False)
+_FLOAT8 = (True, False, True)
+# Formulas that are not mixed with the soft loss, nor smoothed: one has no teacher, the other is
+# that loss.
+_ALONE = {"logsumexp": (_NEITHER,), "soft": (_TEACHER,)}
+
 # A formula's parameter, none, one number or one for each row, by what the kernel's name says of it.
 _PARAMETERS = {"": 0, ", a parameter": 1, ", a parameter a row": 2}
 _WITH_PARAMETER = {"debiased"}  # the formulas that have one
+_SMOOTHED = {"": False, ", smoothed": True}
 # Constants of the kernels of the rows, by their names in the table.
 ROW_LOSSES: dict[str, dict[str, Any]] = {
-    f"row_losses, {formula}{words}": {"FORMULA": formula, "PARAMETER": kind, "BLOCK": ROW_BLOCK}
+    f"row_losses, {formula}{words}{more}": {
+        "FORMULA": formula,
+        "PARAMETER": kind,
+        "SMOOTHED": smoothed,
+        "BLOCK": ROW_BLOCK,
+    }
     for formula in sorted(FORMULAS)
     for words, kind in _PARAMETERS.items()
-    if (kind > 0) == (formula in _WITH_PARAMETER)
+    for more, smoothed in _SMOOTHED.items()
+    if (kind > 0) == (formula in _WITH_PARAMETER) and not (smoothed and formula in _ALONE)
 }
 ROW_LOSSES_BACKWARD: dict[str, dict[str, Any]] = {
-    f"row_losses_backward{words}": {"PARAMETER": kind, "BLOCK": BACKWARD_BLOCK}
+    f"row_losses_backward{words}{more}": {
+        "PARAMETER": kind,
+        "SMOOTHED": smoothed,
+        "BLOCK": BACKWARD_BLOCK,
+    }
     for words, kind in _PARAMETERS.items()
+    for more, smoothed in _SMOOTHED.items()
 }
 KERNELS = {
     "statistics": statistics_kernel,
@@ -101,6 +133,10 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
+    "feature_sums": feature_sums_kernel,
+    "feature_sums, weighted": feature_sums_kernel,
+    "row_sums": row_sums_kernel,
+    "row_sums_backward": row_sums_backward_kernel,
     "merge_queue": merge_queue_kernel,
     "merge_queue_backward": merge_queue_backward_kernel,
     "diagnostic_sums": diagnostic_sums_kernel,
@@ -128,13 +164,6 @@ PRODUCTS: tuple[Phase, ...] = (
     "sigmoid_statistics",
     "sigmoid_gradient",
 )
-_SWITCH_NAMES = ("teacher", "diagnostics", "float8")
-# The (teacher, diagnostics, float8 teacher) of which each kernel has a variant.
-_NEITHER, _TEACHER = (False, False, False), (True, False, False)
-_DIAGNOSED = (False, True, False), (True, True, False)
-_FLOAT8 = (True, False, True)
-# Formulas that are never mixed with the soft loss: one has no teacher, the other is that loss.
-_ALONE = {"logsumexp": (_NEITHER,), "soft": (_TEACHER,)}
 SWITCHES = {
     "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
     "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
@@ -147,6 +176,10 @@ SWITCHES = {
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
+    "feature_sums": (_NEITHER,),
+    "feature_sums, weighted": (_NEITHER,),
+    "row_sums": (_NEITHER,),
+    "row_sums_backward": (_NEITHER,),
     "merge_queue": (_NEITHER, _TEACHER),
     "merge_queue_backward": (_NEITHER, _TEACHER),
     "diagnostic_sums": (_NEITHER, _TEACHER),
@@ -202,6 +235,10 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants["BLOCK"] = TIMES_BLOCK
     elif name == "float8_teacher":
         constants |= FLOAT8_TILE
+    elif name.startswith("feature_sums"):
+        constants |= {**SUM, "WEIGHTED": "weighted" in name}
+    elif name.startswith("row_sums"):
+        constants |= {**SUMMED_TILE, "BLOCK": SUMMED_BLOCK}
     elif name == "lower":
         constants["BLOCK"] = unit.LOWER_BLOCK
     if name in _EIGHT_WARPS:

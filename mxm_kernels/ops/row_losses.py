@@ -3,8 +3,9 @@
     losses_r = hard h_r (l_r + e d_r) + soft q_r (logaddexp(n_r, logsumexp_k S_rk) - u_r)
 
 with l_r a formula of ``core.formulas`` that the backend has in a kernel and d_r what it says of
-label smoothing e; h and q are the weights of the rows. It computes what the formulas compute in PyTorch, in one kernel for a dozen, and one
-more in backward. ``core.row_losses`` decides where it may stand for them.
+label smoothing e; h and q are the weights of the rows. It computes what the formulas compute in
+PyTorch, in one kernel for a dozen, and one more in backward. ``core.row_losses`` decides where it
+may stand for them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The sums of S over whole rows, which label smoothing reads; see ``backends/row_sums.py``.
 
-Over ranks the sums of the features are of all ranks, so that no one operator has the whole. An
-autograd.Function has it, through which the features and the scale pass: its backward adds its
-gradients to those of the operator that reads them next, in one launch and before they are rounded.
+Over ranks the features of all ranks are summed, between one operator and the next. So an
+autograd.Function joins the operators. The features and the scale pass through it: its backward
+gets the gradients of whatever reads them next, and adds its own in one launch, in float32.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ AddUp = Callable[[Tensor], Tensor]  # over the ranks
 def with_row_sums(
     x: Tensor, y: Tensor, scale: Tensor, backend: str, add_up: AddUp | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x (M, D), y (N, D), scale () as they are, and (M + N,) the sums of S over the rows.
+    """Features (M, D), (N, D) and scale () as they are, and (M + N,) the sums of S over the rows.
 
-    The gradients of the first three bring those of the sums with them: what is computed from the
-    features beside the sums has to be computed from these. ``add_up`` sums a tensor over the ranks.
+    Whatever else reads the features has to read the first three results: backward adds the
+    gradients of the sums to theirs. ``add_up`` sums a tensor over the ranks.
     """
     return _WithRowSums.apply(x, y, scale, backend, add_up)
 

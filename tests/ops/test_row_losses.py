@@ -1,5 +1,6 @@
 """The operator of the fused formulas: a kernel's numbers are those of ``core/formulas.py``."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -33,8 +34,8 @@ FORMULAS = {
 UNPAIRED = NAMED_CASES["rows without positives"]
 
 
-def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64):
-    """A list of rows with random n, S, u and scale, and random weights of its positives."""
+def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64, smoothing=0.0):
+    """A list of rows with random n, S, u, scale and sums, and random weights of its positives."""
     g = torch.Generator().manual_seed(case.seed)
     x, y, *_ = case.features(torch.float64)
     options = {"backend": "blocked"}
@@ -54,26 +55,31 @@ def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64
     n[counts == columns] = -torch.inf
     if no_negative:
         n[counts > 0] = -torch.inf
-    leaves = (v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, scale))
-    return Rows(*leaves, batch.segments, batch), weights.to(dtype)
+    row_sum = columns * random(rows)
+    made = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, scale, row_sum)]
+    smoothed = {"row_sum": made[4], "label_smoothing": smoothing} if smoothing else {}
+    return Rows(*made[:4], batch.segments, batch, **smoothed), weights.to(dtype)
 
 
 def _leaves(rows):
-    return [rows.neg_lse, rows.positives, rows.teacher_mean, rows.logit_scale]
+    leaves = [rows.neg_lse, rows.positives, rows.teacher_mean, rows.logit_scale]
+    return leaves if rows.row_sum is None else [*leaves, rows.row_sum]
 
 
 def _problem(rows, weights, formula, hard_weights, soft_weights, soft, device):
     """What the operator takes of a list of rows."""
     nothing = rows.neg_lse.new_empty(0)
+    smoothed = rows.row_sum is not None and formula.smoothing is not None
     made = RowProblem(
         rows.neg_lse,
         rows.positives,
         rows.teacher_mean if soft or formula.name == "soft" else nothing,
         nothing if formula.parameter is None else rows.logit_scale,
+        rows.row_sum if smoothed else nothing,
         weights if formula.weighs else nothing,
         hard_weights,
         soft_weights,
-        rows.num_negatives if formula.reads_negatives else nothing,
+        rows.num_negatives if formula.reads_negatives or smoothed else nothing,
         *rows.segments,
     )
     return RowProblem(*(v.to(device) for v in made))
@@ -82,8 +88,8 @@ def _problem(rows, weights, formula, hard_weights, soft_weights, soft, device):
 def _fused(rows, weights, formula, hard, hard_weights, soft, soft_weights, backend):
     factors = hard_weights.to(weights), soft_weights.to(weights)
     problem = _problem(rows, weights, formula, *factors, soft, backend.device)
-    constants = FusedFormula(formula.name, formula.constant or 0.0, hard, soft)
-    return row_losses(problem, constants, backend.name)
+    constants = formula.name, formula.constant or 0.0, hard, soft, rows.label_smoothing
+    return row_losses(problem, FusedFormula(*constants), backend.name)
 
 
 def _by_pytorch(rows, weights, formula, hard, hard_weights, soft, soft_weights):
@@ -110,9 +116,13 @@ def test_every_formula_of_a_kernel_is_tested(fusing):
     factors=st.sampled_from([(1.0, 0.0), (0.6, 0.4), (0.0, 1.0), (1e-4, 2e-4)]),
     no_negative=st.booleans(),
     row_scales=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
 )
 @pytest.mark.parametrize("name", FORMULAS)
-def test_values_and_gradients(name, fusing, case, spread, factors, no_negative, row_scales):
+def test_values_and_gradients(
+    name, fusing, case, spread, factors, no_negative, row_scales, smoothing
+):
+    drawn = case, spread, no_negative, row_scales
     hard, soft = factors if name != "soft" else (sum(factors), 0.0)
     g = torch.Generator().manual_seed(case.seed + 1)
     length = len(case.image_ids) + len(case.text_ids)
@@ -120,9 +130,9 @@ def test_values_and_gradients(name, fusing, case, spread, factors, no_negative, 
     given_ = FORMULAS[name], hard, of_rows[0], soft, of_rows[1]
     results = []
     for dtype in (torch.float64, torch.float32):
-        made = _rows(case, spread, no_negative, row_scales, dtype)
+        made = _rows(*drawn, dtype, smoothing)
         results.append(_differentiated(_by_pytorch(*made, *given_), made[0]))
-    rows, weights = _rows(case, spread, no_negative, row_scales, torch.float32)
+    rows, weights = _rows(*drawn, torch.float32, smoothing)
     actual = _differentiated(_fused(rows, weights, *given_, fusing), rows)
     # An exponential is off by the rounding of its argument, which the naive one may be spared. And
     # float64's gradients are differences of numbers of the size of the factors.
@@ -131,6 +141,16 @@ def test_values_and_gradients(name, fusing, case, spread, factors, no_negative, 
         size = float(expected.norm())
         allowed = max(2 * error(naive, expected), floor * size, 1e-6 * hard, 1e-14 * soft)
         assert error(a, expected) <= allowed
+
+
+@pytest.mark.parametrize("name", ["info_nce", "supcon_out", "supcon_in", "decoupled", "debiased"])
+def test_a_sum_that_is_not_a_number_shows_in_its_row_alone(name, fusing):
+    rows, weights = _rows(UNPAIRED, 2.0, dtype=torch.float32, smoothing=0.1)
+    spoiled = int(rows.counts.argmax())
+    with torch.no_grad():
+        rows.row_sum[spoiled] = torch.nan
+    losses = _of_every_row(rows, weights, FORMULAS[name], fusing)
+    assert losses.isnan().nonzero().flatten().tolist() == [spoiled]
 
 
 def _ones(rows):
@@ -156,9 +176,16 @@ def test_rows_without_positives(name, fusing):
     assert bool((n.grad[alone] == by_n).all())
 
 
-@pytest.mark.parametrize("name", ["info_nce", "supcon_in", "decoupled", "debiased"])
-def test_rows_without_negatives_have_loss_zero(name, fusing):
-    rows, weights = _rows(NAMED_CASES["a single instance"], 2.0, True, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("name", "smoothing"),
+    [
+        *itertools.product(["info_nce", "decoupled", "debiased"], [0.0, 0.1]),
+        ("supcon_in", 0.0),
+    ],
+)
+def test_rows_without_negatives_have_loss_zero(name, smoothing, fusing):
+    case = NAMED_CASES["a single instance"]
+    rows, weights = _rows(case, 2.0, True, dtype=torch.float32, smoothing=smoothing)
     losses = _of_every_row(rows, weights, FORMULAS[name], fusing)
     losses.sum().backward()
     assert not losses.any()
@@ -201,15 +228,15 @@ def test_a_teacher_that_is_not_a_number_shows_in_its_row_alone(name, fusing):
 
 @pytest.mark.parametrize("row_scales", [False, True])
 @pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("soft", [0.0, 0.4])
-def test_contract_with_pytorch(soft, name, row_scales, fusing):
+@pytest.mark.parametrize(("soft", "smoothing"), [(0.0, 0.1), (0.4, 0.0)])
+def test_contract_with_pytorch(soft, smoothing, name, row_scales, fusing):
     if row_scales and FORMULAS[name].parameter is None:
         pytest.skip("a formula without a parameter reads no scale")
-    rows, weights = _rows(UNPAIRED, 2.0, False, row_scales, torch.float32)
+    rows, weights = _rows(UNPAIRED, 2.0, False, row_scales, torch.float32, smoothing)
     of_rows = torch.rand(2, len(rows.neg_lse))
     problem = _problem(rows, weights, FORMULAS[name], *of_rows, soft, fusing.device)
     leaves = [v.detach().requires_grad_(v.requires_grad) for v in problem]
-    constants = name, FORMULAS[name].constant or 0.0, 0.6, soft
+    constants = name, FORMULAS[name].constant or 0.0, 0.6, soft, smoothing
     arguments = (*leaves, *constants, fusing.name)
     torch.library.opcheck(torch.ops.mxm_kernels.row_losses.default, arguments)
 

@@ -45,7 +45,7 @@ def feature_sums_kernel(
     x,  # (M, D)
     y,  # (N, D)
     weights,  # (M + N,), not read unless WEIGHTED
-    sums,  # (2, D) out
+    totals,  # (2, D) out
     M,
     N,
     D,
@@ -59,10 +59,10 @@ def feature_sums_kernel(
     col = (block % blocks) * COLS + tl.arange(0, COLS)
     if block < blocks:
         total = _column_sums(x, weights, M, D, col, WEIGHTED, ROWS)
-        tl.store(sums + col, total, mask=col < D)
+        tl.store(totals + col, total, mask=col < D)
     else:
         total = _column_sums(y, weights + M, N, D, col, WEIGHTED, ROWS)
-        tl.store(sums + D + col, total, mask=col < D)
+        tl.store(totals + D + col, total, mask=col < D)
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def row_sums_kernel(
     x,  # (M, D)
     y,  # (N, D)
     scale,  # ()
-    sums,  # (2, D)
+    totals,  # (2, D)
     row_sums,  # (M + N,) out
     M,
     N,
@@ -95,9 +95,9 @@ def row_sums_kernel(
     """The rows of x, then those of y."""
     block, x_blocks, s = tl.program_id(0), tl.cdiv(M, ROWS), tl.load(scale)
     if block < x_blocks:
-        _dots(x, sums + D, s, row_sums, block, M, D, ROWS, COLS)
+        _dots(x, totals + D, s, row_sums, block, M, D, ROWS, COLS)
     else:
-        _dots(y, sums, s, row_sums + M, block - x_blocks, N, D, ROWS, COLS)
+        _dots(y, totals, s, row_sums + M, block - x_blocks, N, D, ROWS, COLS)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def row_sums_backward_kernel(
     dy,  # (y_rows, D)
     ds,  # ()
     scale,  # ()
-    sums,  # (2, D)
+    totals,  # (2, D)
     row_sums,  # (rows,)
     grad,  # (rows,)
     weighted,  # (2, D) the features' sums with the weights ``grad``
@@ -148,9 +148,9 @@ def row_sums_backward_kernel(
             total += g * tl.load(row_sums + row, mask=row < rows, other=0.0)
         tl.store(ds_out, tl.load(ds) + tl.sum(total, axis=0) / s)
     elif tile < x_tiles:
-        _add(dx, sums + D, weighted + D, grad, s, dx_out, tile, x_rows, D, ROWS, COLS)
+        _add(dx, totals + D, weighted + D, grad, s, dx_out, tile, x_rows, D, ROWS, COLS)
     else:
-        _add(dy, sums, weighted, grad + M, s, dy_out, tile - x_tiles, y_rows, D, ROWS, COLS)
+        _add(dy, totals, weighted, grad + M, s, dy_out, tile - x_tiles, y_rows, D, ROWS, COLS)
 
 
 def feature_sums(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
