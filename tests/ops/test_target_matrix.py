@@ -75,6 +75,13 @@ def test_what_is_not_finite_shows(place, value, backend):
     assert not row.isfinite().any()
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["a", "b"])
+def test_a_feature_of_nan_is_in_every_sum_of_the_other_side(place, backend):
+    given = _given((ROWS + 3, COLS + 3), dtype=torch.float32)
+    given[place][5, 0] = torch.nan
+    assert _made(given, backend).isnan().all()
+
+
 def test_two_runs_give_the_same_bits(backend):
     given = _given((3 * ROWS + 5, 2 * COLS + 9), dtype=torch.float32)
     assert torch.equal(_made(given, backend), _made(given, backend))
