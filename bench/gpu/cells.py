@@ -46,8 +46,12 @@ def faults(found: Found) -> list[dict[str, Any]]:
 
 
 def found(cell: Cell, shipped: Launch, left: dict[str, Any]) -> Found:
-    """The same, read again; the table's launch alone where the phase was cut off before."""
-    if not left:
-        return Found(cell, shipped, 0, [shipped])
-    right = [Launch(**one) for one in left["right"]]
-    return Found(cell, shipped, left["candidates"], right)
+    """The same, read again; the table's launch alone where none was compiled in time.
+
+    A table's launch that has a fault is not raced.
+    """
+    right = [Launch(**one) for one in left.get("right", [])]
+    faulty = [Launch(**one["launch"]) for one in left.get("faults", [])]
+    if not right and shipped not in faulty:
+        right = [shipped]
+    return Found(cell, shipped, left.get("candidates", 0), right)

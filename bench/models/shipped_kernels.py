@@ -46,6 +46,9 @@ from mxm_kernels.backends.triton.sigmoid_gradient import (
 )
 from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
 from mxm_kernels.backends.triton.statistics import statistics_kernel
+from mxm_kernels.backends.triton.target_matrix import PARTS as TARGET_PARTS
+from mxm_kernels.backends.triton.target_matrix import TILE as TARGET_TILE
+from mxm_kernels.backends.triton.target_matrix import target_matrix_kernel, weight_sums_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -142,6 +145,8 @@ KERNELS = {
     "diagnostic_sums": diagnostic_sums_kernel,
     "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
+    "weight_sums": weight_sums_kernel,
+    "target_matrix": target_matrix_kernel,
     "raise": unit.raise_kernel,
     "lower": unit.lower_kernel,
 }
@@ -154,6 +159,8 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
+    "weight_sums": TARGET_TILE,
+    "target_matrix": {**TARGET_TILE, "PARTS": TARGET_PARTS},
     "raise": {"BLOCK": unit.RAISE_BLOCK},
 }
 _EIGHT_WARPS = {"scale_gradient", "raise", "lower"}
@@ -185,6 +192,8 @@ SWITCHES = {
     "diagnostic_sums": (_NEITHER, _TEACHER),
     "float8_teacher": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
+    "weight_sums": (_NEITHER,),
+    "target_matrix": (_NEITHER,),
     "raise": (_NEITHER,),
     "lower": (_NEITHER,),
 }

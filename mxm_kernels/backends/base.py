@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends import diagnostics, draws, float8, queues, row_sums, tiles
+from mxm_kernels.backends import (
+    diagnostics,
+    draws,
+    float8,
+    queues,
+    row_sums,
+    target_matrix,
+    tiles,
+)
 from mxm_kernels.backends.interface import (
     DiagnosedRows,
     Draw,
@@ -155,6 +163,10 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features (M, D'), (N, D') rounded to float8, and () their scale; see ``float8``."""
         return float8.float8_teacher(a, b, t, largest)
+
+    def target_matrix(self, a: Tensor, b: Tensor, factors: Tensor) -> Tensor:
+        """(M, N) the matrix of a mean target; see ``target_matrix``."""
+        return target_matrix.target_matrix(a, b, factors)
 
 
 def _blocked() -> Backend:

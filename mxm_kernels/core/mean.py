@@ -52,7 +52,8 @@ def _ones(tables: FoldTables, dtype: torch.dtype) -> Tensor:
 
 
 @kept_with_tables
-def _zero(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+def zero(tables: FoldTables, dtype: torch.dtype) -> Tensor:
+    """() 0, for one launch where a sum has a product or a quotient."""
     return torch.zeros((), dtype=dtype, device=tables.device)
 
 
@@ -84,8 +85,7 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
         name = ("image_weights", "text_weights")[side]
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
-    zero = _zero(batch.tables, batch.dtype)  # one launch for a division and a product
-    return torch.addcdiv(zero, counted, total, value=share)
+    return torch.addcdiv(zero(batch.tables, batch.dtype), counted, total, value=share)
 
 
 def reduced(batch: Batch, losses: Tensor) -> Tensor:

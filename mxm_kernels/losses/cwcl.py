@@ -77,8 +77,8 @@ def fused_cwcl_loss(
         image_features, text_features, None, logit_scale, options, reads_teacher=True
     )
     if is_linear(batch):
-        batch, target = with_target(batch, row_factors(batch, of_every_row=True))
-        return loss_of(batch, logsumexp) - target
+        batch, minus_target = with_target(batch, row_factors(batch, of_every_row=True))
+        return loss_of(batch, logsumexp) + minus_target
     targets = row_targets(batch)
 
     def weighted(rows: Rows, weights: object) -> Tensor:

@@ -21,8 +21,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from mxm_kernels.backends.target_matrix import over
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.mean import zero
 from mxm_kernels.core.run import scaled
+from mxm_kernels.ops.target_matrix import target_matrix
 
 
 def row_targets(batch: Batch) -> Tensor:
@@ -70,7 +73,7 @@ def is_linear(batch: Batch) -> bool:
 
 
 def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
-    """() the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`.
+    """() minus the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`.
 
     And the same batch, whose gradients of features and scale bring those of the sum with them, so
     that both are added before they are rounded.
@@ -78,14 +81,16 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
         tensors = [batch.x, batch.y, batch.scales[0], *batch.teacher, factors]
-        x, y, s, target = cast(tuple[Tensor, ...], _WithTarget.apply(*tensors))
-    return replace(batch, x=x, y=y, scales=(s, s)), target
+        tensors.append(zero(batch.tables, batch.dtype))
+        made = cast(tuple[Tensor, ...], _WithTarget.apply(*tensors, batch.backend))
+        x, y, s, minus_target = made
+    return replace(batch, x=x, y=y, scales=(s, s)), minus_target
 
 
 # Numbers of a matrix that may be made where that is cheaper: 16 MiB.
 _SMALL = 1 << 22
-# Multiply-adds that a GPU does in float32, 20e12 a second, while 20 launches of 5 us are made.
-_LAUNCHES = 2_000_000_000
+# Multiply-adds that a GPU does in float32, 20e12 a second, while 25 launches of 5 us are made.
+_LAUNCHES = 2_500_000_000
 
 
 def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
@@ -96,20 +101,19 @@ def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
 
 
 class _WithTarget(torch.autograd.Function):
-    """s <x, K y>, with K_ij = (1 + <a_i, b_j>) (r_i + c_j), linear in x and in y.
-
-    r and c are the factors of the rows and columns over their sums of w.
-    """
+    """-s <x, K y>, with K of ``backends/target_matrix.py``, linear in x and in y."""
 
     @staticmethod
-    def forward(ctx, x, y, s, a, b, factors):
+    def forward(ctx, x, y, s, a, b, factors, nothing, backend):
         x_wide, y_wide, a_wide, b_wide = (f.to(s.dtype) for f in (x, y, a, b))
-        dense = _is_cheaper_by_matrix(x, y, a)
-        products = _products_by_matrix if dense else _products_by_rank
-        Ky, Kx = products(x_wide, y_wide, a_wide, b_wide, factors)
+        if _is_cheaper_by_matrix(x, y, a):
+            Ky, Kx = _products_by_matrix(x_wide, y_wide, a_wide, b_wide, factors, backend)
+        else:
+            Ky, Kx = _products_by_rank(x_wide, y_wide, a_wide, b_wide, factors)
         product = (x_wide * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
-        return x.view_as(x), y.view_as(y), s.view_as(s), s * product
+        minus_target = torch.addcmul(nothing, s, product, value=-1)  # one launch
+        return x.view_as(x), y.view_as(y), s.view_as(s), minus_target
 
     @staticmethod
     @once_differentiable
@@ -117,22 +121,19 @@ class _WithTarget(torch.autograd.Function):
         s, Ky, Kx, product = ctx.saved_tensors
         scaled_grad = grad * s
         dx, dy = (
-            torch.addcmul(d.to(s.dtype), of_target, scaled_grad).to(d.dtype) if need else None
+            torch.addcmul(d.to(s.dtype), of_target, scaled_grad, value=-1).to(d.dtype)
+            if need
+            else None
             for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad, strict=False)
         )
-        return dx, dy, torch.addcmul(ds, grad, product), None, None, None
+        return dx, dy, torch.addcmul(ds, grad, product, value=-1), *[None] * 5
 
 
 def _products_by_matrix(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, factors: Tensor
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, factors: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """K y and K^T x from K: M N (D' + 2 D) products."""
-    w = (a @ b.T).add_(1)
-    totals = torch.empty_like(factors)
-    torch.sum(w, 1, out=totals[: len(x)])
-    torch.sum(w, 0, out=totals[len(x) :])
-    shares = _over(factors, totals)
-    K = torch.add(shares[: len(x), None], shares[len(x) :]).mul_(w)
+    K = target_matrix(a, b, factors, backend)
     return K @ y, K.T @ x
 
 
@@ -141,23 +142,19 @@ def _products_by_rank(
 ) -> tuple[Tensor, Tensor]:
     """K y and K^T x from factors of rank 1 + D' for each side: 4 (M + N) D D' products."""
     a_mean, b_mean = a.mean(0), b.mean(0)
-    rows = _weights(a, b_mean, factors[: len(x)] / len(y))  # r_i (1 + <a_i, b_j>)
-    cols = _weights(b, a_mean, factors[len(x) :] / len(x))  # c_j (1 + <a_i, b_j>)
+    rows = _weights(a, b_mean, factors[: len(x)])  # f_i w_ij / mean_j w_ij
+    cols = _weights(b, a_mean, factors[len(x) :])  # f'_j w_ij / mean_i w_ij
     of_a, of_b = _deviations(a, a_mean), _deviations(b, b_mean)
-    Ky = torch.addmm(rows @ (of_b.T @ y), of_a, cols.T @ y)
-    Kx = torch.addmm(of_b @ (rows.T @ x), cols, of_a.T @ x)
+    M, N = len(x), len(y)  # a sum of w is so many times its mean
+    Ky = torch.addmm(rows @ (of_b.T @ y), of_a, cols.T @ y, beta=1 / N, alpha=1 / M)
+    Kx = torch.addmm(of_b @ (rows.T @ x), cols, of_a.T @ x, beta=1 / N, alpha=1 / M)
     return Ky, Kx
-
-
-def _over(factors: Tensor, total: Tensor) -> Tensor:
-    """Factors / total, 0 where that is infinite."""
-    return (factors / total).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
 
 
 def _weights(a: Tensor, b_mean: Tensor, factors: Tensor) -> Tensor:
     """(rows, 1 + D') 1 and a_i / (1 + <a_i, mean b>), times factors, 0 where that has no weight."""
     total = a @ b_mean + 1
-    return torch.cat([total[:, None], a], 1) * _over(factors, total)[:, None]
+    return torch.cat([total[:, None], a], 1) * over(factors, total)[:, None]
 
 
 def _deviations(b: Tensor, b_mean: Tensor) -> Tensor:

@@ -75,9 +75,16 @@ def test_the_matrix_is_made_where_it_is_cheaper():
     assert not _is_cheaper_by_matrix(wide, wide, wide)  # fewer operations, but 36 MB
 
 
+def _products(by_matrix, backend, *tensors):
+    """K y and K^T x, in one of the two ways."""
+    given = [v.float().to(backend.device) for v in tensors]
+    Ky, Kx = _products_by_matrix(*given, backend.name) if by_matrix else _products_by_rank(*given)
+    return Ky.cpu(), Kx.cpu()
+
+
 @pytest.mark.parametrize("opposite", [False, True])
-@pytest.mark.parametrize("products", [_products_by_matrix, _products_by_rank])
-def test_both_ways_to_the_mean_target(products, opposite):
+@pytest.mark.parametrize("by_matrix", [True, False])
+def test_both_ways_to_the_mean_target(by_matrix, opposite, backend):
     """The matrix of a small batch and the factors of others, also of columns opposite to a row."""
     x, y, a, b = (
         normalize(torch.randn(n, d, dtype=torch.float64))
@@ -90,11 +97,22 @@ def test_both_ways_to_the_mean_target(products, opposite):
     rows, cols = ((w * products_of).sum(k) / w.sum(k) for k in (1, 0))
     expected = torch.autograd.grad(-0.3 * rows.mean() - 0.7 * cols.mean(), leaves)
     factors = torch.tensor([-0.3 / 7] * 7 + [-0.7 / 5] * 5)
-    actual = products(*(f.float() for f in (x, y, a, b)), factors)
+    actual = _products(by_matrix, backend, x, y, a, b, factors)
     # 1 + <a, b> of an opposite column is 2e-4, and has eps of 1.
     allowed = 5e-3 if opposite else 1e-6
     for made, wanted in zip(actual, expected, strict=True):
         assert float((made - wanted).norm() / wanted.norm()) < allowed
+
+
+@pytest.mark.parametrize("by_matrix", [True, False])
+def test_a_row_of_weight_zero_opposite_to_all_columns_adds_nothing(by_matrix, backend):
+    """0 over 0."""
+    x, y, one = torch.randn(4, 6), torch.randn(3, 6), torch.tensor([1.0, 0.0])
+    a, b = torch.stack([-one, *normalize(torch.randn(3, 2))]), one.expand(3, 2)
+    factors = torch.arange(7) / 7
+    made = _products(by_matrix, backend, x, y, a, b, factors)
+    Ky, Kx = _products(by_matrix, backend, x[1:], y, a[1:], b, factors[1:])
+    torch.testing.assert_close(made, (torch.cat([torch.zeros(1, 6), Ky]), Kx))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -82,6 +82,7 @@ class _Triton(Backend):
     drawn_weights = _launched("draw", "drawn_weights")
     diagnostic_sums = _launched("diagnostics", "diagnostic_sums")
     float8_teacher = _launched("float8", "float8_teacher")
+    target_matrix = _launched("target_matrix", "target_matrix")
 
 
 @cache

@@ -80,4 +80,6 @@ def test_every_phase_passes_and_leaves_its_file(tmp_path, xdist):
     }
     assert all(how.startswith(("done", "cut off")) for how in ended.values()), ended
     tuned = json.loads((out / "tune.json").read_text())
-    assert {entry["gpu"] for entry in tuned["entries"]} == {"interpreter"}
+    assert {entry["gpu"] for entry in tuned["entries"]} <= {"interpreter"}
+    if ended["sweep"].startswith("done"):
+        assert tuned["entries"]
