@@ -20,8 +20,7 @@ from mxm_kernels.ops.merge_queue import merge_queue
 def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
     """The list of rows, with the teacher's averages where they are read."""
     teacher = batch.teacher if reads_teacher else None
-    made, scale = run_batch(batch, teacher)
-    rows = _as_rows(batch, made, scale, taught=teacher is not None)
+    rows = _as_rows(batch, run_batch(batch, teacher), taught=teacher is not None)
     if batch.options.label_smoothing:
         rows = _with_negative_sum(rows)
     for side, queue in enumerate(batch.queues):
@@ -30,14 +29,13 @@ def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
     return rows
 
 
-def _as_rows(batch: Batch, made: Statistics, scale: Tensor, *, taught: bool) -> Rows:
+def _as_rows(batch: Batch, made: Statistics, *, taught: bool) -> Rows:
     """The list, without the vectors that there are not; a rank may have no row in any of them."""
     diagnosed = batch.options.diagnostics is not None
     return Rows(
         made.neg_lse,
         made.positives,
         made.teacher_mean if taught else None,
-        scale,
         batch.segments,
         batch,
         teacher_lse=made.teacher_lse if taught else None,

@@ -93,7 +93,6 @@ READ = (
     "neg_lse",
     "positives",
     "teacher_mean",
-    "logit_scale",
     "segments",
     "queued_negatives",
     "negative_sum",

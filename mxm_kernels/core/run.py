@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
+from mxm_kernels.backends import row_scales
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.ops.float8 import float8_teacher, largest_of
+from mxm_kernels.ops.join_halves import join_halves
+from mxm_kernels.ops.row_scales import scale_rows
 from mxm_kernels.ops.statistics import statistics
 
 
@@ -44,43 +46,40 @@ def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher
 
 
 def scaled(features: Tensor, scale: Tensor) -> Tensor:
-    """Features (rows, D) times their scale, (rows,) or (), in its dtype, rounded once."""
-    rows = scale.expand(features.shape[0])[:, None]
-    return (features.to(scale.dtype) * rows).to(features.dtype)
+    """Features (rows, D) times their scale, (rows,) or (), in their dtype, rounded once.
+
+    NaN where the scale is not positive.
+    """
+    return row_scales.scaled(features, scale)
 
 
 _Made = TypeVar("_Made", Statistics, SigmoidStatistics)
+# (x, y, the teacher's features, the scale of S and of T) -> what the operator gives.
+RunSide = Callable[[Tensor, Tensor, Teacher | None, Tensor], _Made]
 
 
-def with_row_scales(b: Batch, run_side: Callable[[int, Tensor, Tensor], _Made]) -> _Made:
-    """Two runs; in each the features of one side carry its scales, and it gives their rows.
-
-    ``run_side`` takes the side (0 or 1), x (M, D) and y (N, D), for a scale of 1.
-    """
-    first = run_side(0, scaled(b.x, b.scales[0]), b.y)
-    second = run_side(1, b.x, scaled(b.y, b.scales[1]))
-    images, pairs = len(b.x), b.image_positives
-
-    def join(name: str) -> Tensor:
-        a, z = getattr(first, name), getattr(second, name)
-        if name == "kept" or not len(a):  # of no row
-            return a
-        cut = pairs if name == "positives" else images
-        return torch.cat([a[:cut], z[cut:]])
-
-    return first._replace(**{name: join(name) for name in first._fields})
+def with_row_scales(b: Batch, teacher: Teacher | None, run_side: RunSide[_Made]) -> _Made:
+    """Two runs; in each the features of one side carry its scales, and it gives their rows."""
+    own = scale_rows((b.x, b.y), b.scales, teacher, b.teacher_scales, b.backend)
+    of_images = of_texts = None
+    if teacher is not None and own.teacher is not None:
+        of_images, of_texts = (own.teacher[0], teacher[1]), (teacher[0], own.teacher[1])
+    first = run_side(own.scaled[0], own.plain[1], of_images, own.one)
+    second = run_side(own.plain[0], own.scaled[1], of_texts, own.one)
+    return _joined(b, first, second)
 
 
-def run_batch(b: Batch, teacher: Teacher | None) -> tuple[Statistics, Tensor]:
-    """The operator for the features of a batch, and the scale of its rows, () or (R,)."""
+def _joined(b: Batch, first: _Made, second: _Made) -> _Made:
+    """The images' rows of the first run and the texts' of the second."""
+    names = [name for name in first._fields if name != "kept" and len(getattr(first, name))]
+    cuts = [b.image_positives if name == "positives" else len(b.x) for name in names]
+    of_images, of_texts = ([getattr(made, name) for name in names] for made in (first, second))
+    joined = join_halves(of_images, of_texts, cuts, b.backend)
+    return first._replace(**dict(zip(names, joined, strict=True)))
+
+
+def run_batch(b: Batch, teacher: Teacher | None) -> Statistics:
+    """The operator for the features of a batch."""
     if b.one_scale:
-        return run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0]), b.scales[0]
-    one = b.x.new_ones((), dtype=b.dtype)
-
-    def run_side(side: int, x: Tensor, y: Tensor) -> Statistics:
-        if teacher is None:
-            return run(b, x, y, None, one, one)
-        own = scaled(teacher[side], b.teacher_scales[side])
-        return run(b, x, y, (teacher[0], own) if side else (own, teacher[1]), one, one)
-
-    return with_row_scales(b, run_side), torch.cat(b.scales)
+        return run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0])
+    return with_row_scales(b, teacher, lambda x, y, taught, one: run(b, x, y, taught, one, one))

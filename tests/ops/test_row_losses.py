@@ -54,12 +54,15 @@ def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64
     n[counts == columns] = -torch.inf
     if no_negative:
         n[counts > 0] = -torch.inf
-    leaves = (v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, scale))
-    return Rows(*leaves, batch.segments, batch), weights.to(dtype)
+    scales = scale.split([len(x), len(y)]) if row_scales else (scale,)
+    leaves = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, *scales)]
+    batch = replace(batch, scales=(leaves[3], leaves[-1]))
+    return Rows(*leaves[:3], batch.segments, batch), weights.to(dtype)
 
 
 def _leaves(rows):
-    return [rows.neg_lse, rows.positives, rows.teacher_mean, rows.logit_scale]
+    own = rows.batch.scales[: 1 if rows.batch.one_scale else 2]
+    return [rows.neg_lse, rows.positives, rows.teacher_mean, *own]
 
 
 def _problem(rows, weights, formula, hard_weights, soft_weights, soft, device):
