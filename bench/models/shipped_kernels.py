@@ -10,7 +10,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mxm_kernels.backends.triton import launch, merge, unit
+from mxm_kernels.backends.triton import launch, merge, row_scales, unit
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
@@ -65,6 +65,7 @@ DTYPES = {
 
 
 _FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a", "b"}
+_FEATURES |= {f"{name}{k}" for name in ("x", "z", "dz", "dx", "dx_out") for k in range(4)}
 _INT_POINTERS = {
     "a_out": "*u8",
     "b_out": "*u8",
@@ -80,12 +81,16 @@ _INT_POINTERS = {
 _NUMBERS = {"hard", "soft", "constant", "smoothing"}
 # Multiples of 16 for the fast dimensions.
 _DIVISIBLE = {"D", "TEACHER_D", "stride", "a_stride", "b_stride", "x_length", "y_length"}
+_DIVISIBLE |= {f"D{k}" for k in range(row_scales.MATRICES)}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
     "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
     "x_rows", "y_rows",
 } | _DIVISIBLE  # fmt: skip
+# Of each of several tensors.
+_EACH = "rows", "stride", "length", "end", "start"
+_INTEGERS |= {f"{name}{k}" for name in _EACH for k in range(row_scales.FIELDS)}
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
@@ -142,6 +147,9 @@ KERNELS = {
     "row_sums_backward": row_sums_backward_kernel,
     "merge_queue": merge_queue_kernel,
     "merge_queue_backward": merge_queue_backward_kernel,
+    "scale_rows": row_scales.scale_rows_kernel,
+    "scale_rows_backward": row_scales.scale_rows_backward_kernel,
+    "join_halves": row_scales.join_halves_kernel,
     "diagnostic_sums": diagnostic_sums_kernel,
     "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
@@ -157,6 +165,7 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "drawn_weights": DRAW,
     "merge_queue": {"BLOCK": QUEUE_BLOCK},
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
+    "join_halves": {"BLOCK": row_scales.BLOCK},
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
     "weight_sums": TARGET_TILE,
@@ -189,6 +198,9 @@ SWITCHES = {
     "row_sums_backward": (_NEITHER,),
     "merge_queue": (_NEITHER, _TEACHER),
     "merge_queue_backward": (_NEITHER, _TEACHER),
+    "scale_rows": (_NEITHER,),
+    "scale_rows_backward": (_NEITHER,),
+    "join_halves": (_NEITHER,),
     "diagnostic_sums": (_NEITHER, _TEACHER),
     "float8_teacher": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),
@@ -248,6 +260,8 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants |= {**SUM, "WEIGHTED": "weighted" in name}
     elif name.startswith("row_sums"):
         constants |= {**SUMMED_TILE, "BLOCK": SUMMED_BLOCK}
+    elif name in ("scale_rows", "scale_rows_backward"):
+        constants |= row_scales.TILE
     elif name == "lower":
         constants["BLOCK"] = unit.LOWER_BLOCK
     if name in _EIGHT_WARPS:

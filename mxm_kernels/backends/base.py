@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from mxm_kernels.backends import (
     draws,
     float8,
     queues,
+    row_scales,
     row_sums,
     target_matrix,
     tiles,
@@ -149,6 +152,37 @@ class Backend:
         ``grad`` (M + N,) are those by the sums, ``weighted`` (2, D) the features' sums with them.
         """
         return row_sums.add_gradients(made, rows, grad, weighted)
+
+    def scale_rows(
+        self, features: Sequence[Tensor], scales: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Up to 4 matrices (rows, D) times their scales (rows,), and 1 (); see ``row_scales``."""
+        made = [row_scales.scaled(x, s) for x, s in zip(features, scales, strict=True)]
+        return made, scales[0].new_ones(())
+
+    def scale_rows_backward(
+        self,
+        features: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        dz: Sequence[Tensor],
+        dx: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients by up to 2 matrices and by their scales.
+
+        ``dz`` are those by the matrices that carry the scales, ``dx`` those of other readers.
+        """
+        pairs = [row_scales.gradients(*g) for g in zip(features, scales, dz, dx, strict=True)]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def join_halves(
+        self,
+        first: Sequence[Tensor],
+        second: Sequence[Tensor],
+        ends: Sequence[int],
+        starts: Sequence[int],
+    ) -> list[Tensor]:
+        """Of each pair of vectors: the first up to its end, zeros, the second from its start on."""
+        return row_scales.joined(first, second, ends, starts)
 
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""

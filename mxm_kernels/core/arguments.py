@@ -159,10 +159,10 @@ def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tup
 
 
 def _positive(name: str, scales: Tensor) -> Tensor:
-    """Scales that are positive; as in :func:`as_scale` those on a GPU become NaN instead."""
+    """Scales that are positive; as in :func:`as_scale` those on a GPU make the loss NaN instead."""
     if checks.can_look(scales) and scales.numel():
         checks.check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
-    return threshold(scales, 0, torch.nan)
+    return scales
 
 
 def _teacher_scales(

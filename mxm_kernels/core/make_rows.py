@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import QueuePlace, RowSums, Statistics
+from mxm_kernels.backends.interface import QueuePlace, RowSums
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import run, run_batch, scaled
+from mxm_kernels.core.run import RowStatistics, run, run_batch, scaled
 from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 from mxm_kernels.ops.merge_queue import merge_queue
@@ -20,27 +20,23 @@ from mxm_kernels.ops.merge_queue import merge_queue
 def rows_of(batch: Batch, *, reads_teacher: bool) -> Rows:
     """The list of rows, with the teacher's averages where they are read."""
     teacher = batch.teacher if reads_teacher else None
-    made, scale, row_sum = run_batch(batch, teacher)
-    rows = _as_rows(batch, made, scale, row_sum, taught=teacher is not None)
+    rows = _as_rows(batch, run_batch(batch, teacher), taught=teacher is not None)
     for side, queue in enumerate(batch.queues):
         if queue is not None:
             rows = _with_queue(rows, side, queue)
     return rows
 
 
-def _as_rows(
-    batch: Batch, made: Statistics, scale: Tensor, row_sum: Tensor | None, *, taught: bool
-) -> Rows:
+def _as_rows(batch: Batch, made: RowStatistics, *, taught: bool) -> Rows:
     """The list, without the vectors that there are not; a rank may have no row in any of them."""
     diagnosed = batch.options.diagnostics is not None
     return Rows(
         made.neg_lse,
         made.positives,
         made.teacher_mean if taught else None,
-        scale,
         batch.segments,
         batch,
-        row_sum=row_sum,
+        row_sum=made.row_sum if batch.options.label_smoothing else None,
         label_smoothing=batch.options.label_smoothing,
         teacher_lse=made.teacher_lse if taught else None,
         hardest=made.hardest if diagnosed else None,
@@ -51,7 +47,7 @@ def _as_rows(
 def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
     """The list after the rows of one side have seen a queue: its columns are in their sums."""
     b, taught = rows.batch, rows.teacher_mean is not None
-    made, row_sum = _run_queue(b, side, queue, taught)
+    made = _run_queue(b, side, queue, taught)
     nothing = made.neg_lse.new_empty(0)
     u, t = (nothing if v is None else v for v in (rows.teacher_mean, rows.teacher_lse))
     place = QueuePlace(len(b.x) if side else 0, len((b.x, b.y)[side]))
@@ -72,17 +68,15 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
         teacher_mean=sums.teacher_mean if taught else None,
         teacher_lse=sums.teacher_lse if taught else None,
     )
-    if rows.row_sum is not None and row_sum is not None:
-        merged = replace(merged, row_sum=rows.row_sum + _queued_sums(b, side, queue, made, row_sum))
+    if rows.row_sum is not None:
+        merged = replace(merged, row_sum=rows.row_sum + _queued_sums(b, side, queue, made))
     return _with_rest(rows, merged, side, queue, made)
 
 
-def _queued_sums(
-    b: Batch, side: int, queue: QueuedRows, made: Statistics, row_sum: Tensor
-) -> Tensor:
+def _queued_sums(b: Batch, side: int, queue: QueuedRows, made: RowStatistics) -> Tensor:
     """(R,) sums of S over the queue's negatives, from those over all its rows; 0 for the others."""
     excluded = segment_sum(made.positives[: queue.tables.pairs], _queue_segments(queue))
-    own = row_sum[: queue.tables.images] - excluded
+    own = made.row_sum[: queue.tables.images] - excluded
     return _padded(own, side, len((b.y, b.x)[side]), 0.0)
 
 
@@ -92,10 +86,8 @@ def _queue_segments(queue: QueuedRows) -> Segments:
     return Segments(tables.offsets[: tables.images + 1], tables.pair_images)
 
 
-def _run_queue(
-    b: Batch, side: int, queue: QueuedRows, taught: bool
-) -> tuple[Statistics, Tensor | None]:
-    """The operator for the rows of a side and the queue's, and the sums of S over its rows."""
+def _run_queue(b: Batch, side: int, queue: QueuedRows, taught: bool) -> RowStatistics:
+    """The operator for the rows of a side and the queue's."""
     x, s, t = (b.x, b.y)[side], b.scales[side], b.teacher_scales[side]
     teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
     if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
@@ -124,7 +116,7 @@ def _padded(own: Tensor, side: int, others: int, value: float) -> Tensor:
     return torch.cat([rest, own] if side else [own, rest])
 
 
-def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: Statistics) -> Rows:
+def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: RowStatistics) -> Rows:
     """What else the list has, or gets from the queue's folds; ``rows`` has no such queue yet."""
     b, tables = rows.batch, queue.tables
     count, others = tables.images, len((b.y, b.x)[side])

@@ -89,7 +89,6 @@ READ = (
     "neg_lse",
     "positives",
     "teacher_mean",
-    "logit_scale",
     "segments",
     "queued_negatives",
     "row_sum",

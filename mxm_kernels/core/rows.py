@@ -38,7 +38,6 @@ class Rows:
         neg_lse: (R,) n, log-sum-exp of S over the negatives of each row; -inf without one.
         positives: (L,) S of the positives, row after row; a positive pair is in it twice.
         teacher_mean: (R,) u, S averaged with the teacher's softmax over the whole row.
-        logit_scale: () or (R,) s.
         segments: which positives are whose; see :meth:`sum` and :meth:`spread`.
         batch: the features and options that the rows were computed from.
         row_sum: (R,) sum of S over negatives and positives, where ``label_smoothing`` is not 0.
@@ -63,7 +62,6 @@ class Rows:
     neg_lse: Tensor
     positives: Tensor
     teacher_mean: Tensor | None
-    logit_scale: Tensor
     segments: Segments
     batch: Batch
     row_sum: Tensor | None = None
@@ -77,6 +75,12 @@ class Rows:
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(R,) -> (M,) of the images and (N,) of the texts."""
         return self.batch.halves(rows)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """() or (R,) s."""
+        b = self.batch
+        return b.scales[0] if b.one_scale else torch.cat(b.scales)
 
     @property
     def counts(self) -> Tensor:

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
+from mxm_kernels.backends import row_scales
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.ops.float8 import float8_teacher, largest_of
+from mxm_kernels.ops.join_halves import join_halves
+from mxm_kernels.ops.row_scales import scale_rows
 from mxm_kernels.ops.row_sums import with_row_sums
 from mxm_kernels.ops.statistics import statistics
 
 
+class RowStatistics(NamedTuple):
+    """What a run of the operator gives of the rows; see ``Statistics``, whose fields come first."""
+
+    neg_lse: Tensor
+    positives: Tensor
+    teacher_mean: Tensor
+    teacher_lse: Tensor
+    hardest: Tensor
+    entropy: Tensor
+    row_sum: Tensor  # (R,) sum of S over the row, or empty without label smoothing
+
+
 def run(
     b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
-) -> tuple[Statistics, Tensor | None]:
-    """The operator, on this process or over the ranks.
-
-    And (R,) the sums of S over whole rows, where label smoothing reads them.
-    """
-    row_sum = None
+) -> RowStatistics:
+    """The operator, on this process or over the ranks."""
+    row_sum = s.new_empty(0)
     if b.options.label_smoothing:
         add_up = None if b.shard is None else b.shard.ranks.sum
         x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
-    return _run(b, x, y, teacher, s, t), row_sum
+    n, positives, u, teacher_lse, hardest, entropy, _ = _statistics(b, x, y, teacher, s, t)
+    return RowStatistics(n, positives, u, teacher_lse, hardest, entropy, row_sum)
 
 
-def _run(
+def _statistics(
     b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
 ) -> Statistics:
     teacher, t = _as_quantized(b, teacher, t)
@@ -58,55 +70,40 @@ def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher
 
 
 def scaled(features: Tensor, scale: Tensor) -> Tensor:
-    """Features (rows, D) times their scale, (rows,) or (), in its dtype, rounded once."""
-    rows = scale.expand(features.shape[0])[:, None]
-    return (features.to(scale.dtype) * rows).to(features.dtype)
+    """Features (rows, D) times their scale, (rows,) or (), in their dtype, rounded once.
 
-
-_Made = TypeVar("_Made", Statistics, SigmoidStatistics)
-
-
-def with_row_scales(b: Batch, run_side: Callable[[int, Tensor, Tensor], _Made]) -> _Made:
-    """Two runs; in each the features of one side carry its scales, and it gives their rows.
-
-    ``run_side`` takes the side (0 or 1), x (M, D) and y (N, D), for a scale of 1.
+    NaN where the scale is not positive.
     """
-    first = run_side(0, scaled(b.x, b.scales[0]), b.y)
-    second = run_side(1, b.x, scaled(b.y, b.scales[1]))
-    images, pairs = len(b.x), b.image_positives
-
-    def join(name: str) -> Tensor:
-        a, z = getattr(first, name), getattr(second, name)
-        if name == "kept" or not len(a):  # of no row
-            return a
-        cut = pairs if name == "positives" else images
-        return torch.cat([a[:cut], z[cut:]])
-
-    return first._replace(**{name: join(name) for name in first._fields})
+    return row_scales.scaled(features, scale)
 
 
-def run_batch(b: Batch, teacher: Teacher | None) -> tuple[Statistics, Tensor, Tensor | None]:
-    """The operator for the features of a batch, and the scale of its rows, () or (R,).
+_Made = TypeVar("_Made", RowStatistics, SigmoidStatistics)
+# (x, y, the teacher's features, the scale of S and of T) -> what the operator gives.
+RunSide = Callable[[Tensor, Tensor, Teacher | None, Tensor], _Made]
 
-    And (R,) the sums of S over whole rows, where label smoothing reads them.
-    """
+
+def with_row_scales(b: Batch, teacher: Teacher | None, run_side: RunSide[_Made]) -> _Made:
+    """Two runs; in each the features of one side carry its scales, and it gives their rows."""
+    own = scale_rows((b.x, b.y), b.scales, teacher, b.teacher_scales, b.backend)
+    of_images = of_texts = None
+    if teacher is not None and own.teacher is not None:
+        of_images, of_texts = (own.teacher[0], teacher[1]), (teacher[0], own.teacher[1])
+    first = run_side(own.scaled[0], own.plain[1], of_images, own.one)
+    second = run_side(own.plain[0], own.scaled[1], of_texts, own.one)
+    return _joined(b, first, second)
+
+
+def _joined(b: Batch, first: _Made, second: _Made) -> _Made:
+    """The images' rows of the first run and the texts' of the second."""
+    names = [name for name in first._fields if len(getattr(first, name))]
+    cuts = [b.image_positives if name == "positives" else len(b.x) for name in names]
+    of_images, of_texts = ([getattr(made, name) for name in names] for made in (first, second))
+    joined = join_halves(of_images, of_texts, cuts, b.backend)
+    return first._replace(**dict(zip(names, joined, strict=True)))
+
+
+def run_batch(b: Batch, teacher: Teacher | None) -> RowStatistics:
+    """The operator for the features of a batch."""
     if b.one_scale:
-        made, row_sum = run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0])
-        return made, b.scales[0], row_sum
-    one = b.x.new_ones((), dtype=b.dtype)
-    sums = []
-
-    def run_side(side: int, x: Tensor, y: Tensor) -> Statistics:
-        given = teacher
-        if given is not None:
-            own = scaled(given[side], b.teacher_scales[side])
-            given = (given[0], own) if side else (own, given[1])
-        made, row_sum = run(b, x, y, given, one, one)
-        sums.append(row_sum)
-        return made
-
-    made = with_row_scales(b, run_side)
-    of_images, of_texts = sums
-    if of_images is not None and of_texts is not None:
-        of_images = torch.cat([of_images[: len(b.x)], of_texts[len(b.x) :]])
-    return made, torch.cat(b.scales), of_images
+        return run(b, b.x, b.y, teacher, b.scales[0], b.teacher_scales[0])
+    return with_row_scales(b, teacher, lambda x, y, taught, one: run(b, x, y, taught, one, one))

@@ -127,8 +127,7 @@ def _row_losses(b: Batch, bias: Tensor) -> Tensor:
     if b.one_scale:
         made = _run(b, b.x, b.y, b.scales[0], bias)
     else:
-        one = b.x.new_ones((), dtype=b.dtype)
-        made = with_row_scales(b, lambda _, x, y: _run(b, x, y, one, bias))
+        made = with_row_scales(b, None, lambda x, y, _, one: _run(b, x, y, one, bias))
     terms = -logsigmoid(made.positives + bias)
     given = b.options.pair_weights
     if given is not None:

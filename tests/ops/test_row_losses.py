@@ -56,14 +56,17 @@ def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64
     if no_negative:
         n[counts > 0] = -torch.inf
     row_sum = columns * random(rows)
-    made = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, scale, row_sum)]
-    smoothed = {"row_sum": made[4], "label_smoothing": smoothing} if smoothing else {}
-    return Rows(*made[:4], batch.segments, batch, **smoothed), weights.to(dtype)
+    scales = scale.split([len(x), len(y)]) if row_scales else (scale,)
+    leaves = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, row_sum, *scales)]
+    batch = replace(batch, scales=(leaves[4], leaves[-1]))
+    smoothed = {"row_sum": leaves[3], "label_smoothing": smoothing} if smoothing else {}
+    return Rows(*leaves[:3], batch.segments, batch, **smoothed), weights.to(dtype)
 
 
 def _leaves(rows):
-    leaves = [rows.neg_lse, rows.positives, rows.teacher_mean, rows.logit_scale]
-    return leaves if rows.row_sum is None else [*leaves, rows.row_sum]
+    own = rows.batch.scales[: 1 if rows.batch.one_scale else 2]
+    sums = [] if rows.row_sum is None else [rows.row_sum]
+    return [rows.neg_lse, rows.positives, rows.teacher_mean, *own, *sums]
 
 
 def _problem(rows, weights, formula, hard_weights, soft_weights, soft, device):

@@ -216,13 +216,17 @@ def backward(
         )  # fmt: skip
         terms = statistics.teacher_lse, upstream.teacher_mean
         positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
+        if not needs.scale:
+            return partial[:0]
         few = alone and len(partial) <= FEW
         return partial if few else partial.sum().view(1)
 
     partials = walk(p, sums, fill)
-    made = sums.finish(p.scale)
+    made = sums.finish(torch.empty_like(p.scale))
     late = [] if unit.early else [made.x, made.y]
-    return made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
+    if needs.scale or late:
+        made = made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
+    return made
 
 
 SUM_BLOCK = 4096

@@ -221,8 +221,9 @@ def backward(
     sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
     weights = given.softplus_sum
     dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, programs=0)
-    # S over the scale first: S times a gradient may be no float32.
-    scalars = torch.stack([dscale + torch.dot(given.positives, S / p.scale), dbias])
+    if needs.scale:  # S over the scale first: S times a gradient may be no float32
+        dscale = dscale + torch.dot(given.positives, S / p.scale)
+    scalars = torch.stack([dscale, dbias])
     unit._replace(kind=KEPT.value).lower(scalars)
     gradients = sums.finish(scalars[0].clone())  # of its own, not one of two numbers
     if not unit.early:

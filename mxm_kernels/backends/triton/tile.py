@@ -26,10 +26,15 @@ def widened(a):
 
 
 @triton.jit
-def valid_scale(scale):
-    """The scale at a pointer; NaN where it is not positive, which the host does not wait to see."""
-    s = tl.load(scale)
+def positive(s):
+    """Scales; NaN where one is not positive, which the host does not wait to see."""
     return tl.where(s > 0, s, float("nan"))
+
+
+@triton.jit
+def valid_scale(scale):
+    """The scale at a pointer, NaN where it is not positive."""
+    return positive(tl.load(scale))
 
 
 @triton.jit

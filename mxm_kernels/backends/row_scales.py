@@ -1,0 +1,41 @@
+"""A scale for each row: features that carry it, and the join of the two runs that read them.
+
+With s (rows,) the scales of features x (rows, D), in the dtype of x and rounded once:
+
+    z_i = s_i x_i                    NaN where s_i is not positive
+
+The one run reads z, the other x itself. With dz and dx the gradients by what they read:
+
+    dx_i <- dx_i + s_i dz_i          ds_i = sum_d dz_id x_id
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import threshold
+
+
+def scaled(features: Tensor, scale: Tensor) -> Tensor:
+    """Gives z (rows, D) of features (rows, D) and their scale, (rows,) or ()."""
+    rows = threshold(scale, 0, torch.nan).expand(features.shape[0])[:, None]
+    return (features.to(scale.dtype) * rows).to(features.dtype)
+
+
+def gradients(x: Tensor, scale: Tensor, dz: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """By the features (rows, D), in their dtype, and by the scale (rows,)."""
+    rows, wide = threshold(scale, 0, torch.nan)[:, None], dz.to(scale.dtype)
+    by_features = torch.addcmul(dx.to(scale.dtype), wide, rows).to(x.dtype)
+    return by_features, (wide * x.to(scale.dtype)).sum(1)
+
+
+def joined(
+    first: Sequence[Tensor], second: Sequence[Tensor], ends: Sequence[int], starts: Sequence[int]
+) -> list[Tensor]:
+    """Of each pair of equally long vectors: first[:end], then zeros, then second[start:]."""
+    return [
+        torch.cat([a[:end], a.new_zeros(start - end), z[start:]])
+        for a, z, end, start in zip(first, second, ends, starts, strict=True)
+    ]
