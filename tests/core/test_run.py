@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import fused_supcon_loss
+from mxm_kernels import checks, fused_mfh_loss, fused_siglip_loss, fused_supcon_loss
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -21,3 +21,59 @@ def test_smoothing_reads_the_matrix_whose_rows_were_scaled(dtype, backend):
         backend=backend.name,
     )  # fmt: skip
     assert float(rows.abs().max()) < 1e-4
+
+
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "queue": {"text_queue": torch.eye(4, 6)},
+}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_row_scale_of_zero_shows_where_nothing_can_be_looked_at(
+    options, side, backend, monkeypatch
+):
+    monkeypatch.setattr(checks, "can_look", lambda tensor: False)
+    x, y = (normalize(torch.randn(n, 6)).to(backend.device) for n in (5, 4))
+    scales = tuple(torch.full((n,), 9.0, device=backend.device) for n in (5, 4))
+    scales[side][2] = 0.0
+    moved = {k: v.to(backend.device) if torch.is_tensor(v) else v for k, v in options.items()}
+    losses = fused_supcon_loss(
+        x, y, ([0, 0, 1, 1, 2], [0, 1, 2, 3]), logit_scale=scales, reduction="none",
+        backend=backend.name, **moved,
+    )  # fmt: skip
+    wrong = losses[side].isnan()
+    assert bool(wrong[2]) and int(wrong.sum()) == 1 and not bool(losses[1 - side].isnan().any())
+
+
+def test_a_teacher_scale_of_zero_shows_beside_row_scales(backend, monkeypatch):
+    monkeypatch.setattr(checks, "can_look", lambda tensor: False)
+    x, y, a, b = (normalize(torch.randn(n, 6)).to(backend.device) for n in (4, 4, 4, 4))
+    scales = tuple(torch.full((4,), 9.0, device=backend.device) for _ in range(2))
+    loss = fused_mfh_loss(
+        x, y, (2, 2), logit_scale=scales, teacher_image_features=a, teacher_text_features=b,
+        teacher_logit_scale=torch.zeros((), device=backend.device), backend=backend.name,
+    )  # fmt: skip
+    assert bool(loss.isnan())
+
+
+@pytest.mark.parametrize("loss", [fused_supcon_loss, fused_siglip_loss])
+@pytest.mark.parametrize("learned", ["x", "y", "x scales", "y scales"])
+def test_row_scales_where_one_tensor_is_learned(learned, loss, backend):
+    """The gradient of what is learned alone is the one it has beside the others."""
+    features = [normalize(torch.randn(n, 6)).to(backend.device) for n in (6, 4)]
+    scales = [9 + torch.rand(n).to(backend.device) for n in (6, 4)]
+    bias = {"logit_bias": -5.0} if loss is fused_siglip_loss else {}
+    names, found = ["x", "y", "x scales", "y scales"], []
+    for chosen in ([learned], names):
+        leaves = [v.clone() for v in (*features, *scales)]
+        for name, leaf in zip(names, leaves, strict=True):
+            leaf.requires_grad_(name in chosen)
+        x, y, *own = leaves
+        loss(x, y, (3, 2), logit_scale=own, backend=backend.name, **bias).backward()
+        found.append([v.grad for v in leaves])
+        assert [v.grad is not None for v in leaves] == [name in chosen for name in names]
+    place = names.index(learned)
+    torch.testing.assert_close(found[0][place], found[1][place])

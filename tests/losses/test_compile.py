@@ -33,6 +33,15 @@ CALLS = {
     "scales of the rows": lambda x, y, t: mxm.fused_decoupled_loss(
         x, y, FOLDS, logit_scale=(torch.full((12,), 9.0), torch.full((10,), 8.0))
     ),
+    "learned scales of the rows, and a teacher": lambda x, y, t: mxm.fused_mfh_loss(
+        x, y, FOLDS, logit_scale=(9 + x[:, 0], 8 + y[:, 0]), rounds=None, **t
+    ),
+    "siglip, learned scales of the rows": lambda x, y, t: mxm.fused_siglip_loss(
+        x, y, FOLDS, logit_scale=(9 + x[:, 0], 8 + y[:, 0]), logit_bias=-5.0
+    ),
+    "debiased, learned scales of the rows": lambda x, y, t: mxm.fused_debiased_loss(
+        x, y, FOLDS, logit_scale=(9 + x[:, 0], 8 + y[:, 0])
+    ),
     "debiased": lambda x, y, t: mxm.fused_debiased_loss(x, y, FOLDS, logit_scale=9.0),
     "siglip": lambda x, y, t: mxm.fused_siglip_loss(x, y, FOLDS, logit_scale=9.0, logit_bias=-5.0),
     "cwcl": lambda x, y, t: mxm.fused_cwcl_loss(x, y, logit_scale=9.0, **t),
