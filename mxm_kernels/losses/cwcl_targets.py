@@ -113,7 +113,10 @@ class _WithTarget(torch.autograd.Function):
         product = (x_wide * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
         minus_target = torch.addcmul(nothing, s, product, value=-1)  # one launch
-        return x.view_as(x), y.view_as(y), s.view_as(s), minus_target
+        passed = x.view_as(x), y.view_as(y), s.view_as(s)
+        frozen = [v for v, need in zip(passed, ctx.needs_input_grad, strict=False) if not need]
+        ctx.mark_non_differentiable(*frozen)  # their gradients would cost a product each
+        return *passed, minus_target
 
     @staticmethod
     @once_differentiable
@@ -126,7 +129,8 @@ class _WithTarget(torch.autograd.Function):
             else None
             for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad, strict=False)
         )
-        return dx, dy, torch.addcmul(ds, grad, product, value=-1), *[None] * 5
+        ds = torch.addcmul(ds, grad, product, value=-1) if ctx.needs_input_grad[2] else None
+        return dx, dy, ds, *[None] * 5
 
 
 def _products_by_matrix(

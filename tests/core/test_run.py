@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import checks, fused_mfh_loss, fused_siglip_loss, fused_supcon_loss
+from mxm_kernels import (
+    backends,
+    checks,
+    fused_cwcl_loss,
+    fused_info_nce_loss,
+    fused_mfh_loss,
+    fused_siglip_loss,
+    fused_supcon_loss,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -77,3 +85,30 @@ def test_row_scales_where_one_tensor_is_learned(learned, loss, backend):
         assert [v.grad is not None for v in leaves] == [name in chosen for name in names]
     place = names.index(learned)
     torch.testing.assert_close(found[0][place], found[1][place])
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+@pytest.mark.parametrize(
+    "way", ["plain", "label smoothing", "a scale for each row", "a target of CWCL"]
+)
+def test_a_frozen_tower_costs_no_product_in_any_way_to_the_operator(way, trained, monkeypatch):
+    """Whatever the features pass through on their way, the operator is asked for one gradient."""
+    x, y, a, b = (torch.randn(6, 4) for _ in range(4))
+    (x, y)[trained].requires_grad_()
+    asked, kind = [], type(backends.load("blocked"))
+
+    def recorded(self, problem, statistics, upstream, needs, real=kind.backward):
+        asked.append(needs[:2])
+        return real(self, problem, statistics, upstream, needs)
+
+    monkeypatch.setattr(kind, "backward", recorded)
+    given = {"logit_scale": torch.tensor(3.0), "backend": "blocked"}
+    if way == "a target of CWCL":
+        given |= {"teacher_image_features": a, "teacher_text_features": b}
+        fused_cwcl_loss(x, y, **given).backward()
+    else:
+        given |= {"label_smoothing": 0.1} if way == "label smoothing" else {}
+        given |= {"logit_scale": (torch.arange(1.0, 7.0),) * 2} if way.startswith("a scale") else {}
+        fused_info_nce_loss(x, y, (2, 2), **given).backward()
+    assert asked == [(not trained, trained == 1)] * (2 if way.startswith("a scale") else 1)
+    assert (x, y)[1 - trained].grad is None
