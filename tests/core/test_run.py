@@ -112,3 +112,15 @@ def test_a_frozen_tower_costs_no_product_in_any_way_to_the_operator(way, trained
         fused_info_nce_loss(x, y, (2, 2), **given).backward()
     assert asked == [(not trained, trained == 1)] * (2 if way.startswith("a scale") else 1)
     assert (x, y)[1 - trained].grad is None
+
+
+def test_the_same_vector_of_scales_for_both_sides(backend):
+    """Is not one scale of all rows."""
+    x, y = (normalize(torch.randn(6, 4)).to(backend.device) for _ in range(2))
+    s = torch.arange(1.0, 7.0, device=backend.device)
+    losses = [
+        fused_mfh_loss(x, y, (2, 2), logit_scale=scales, soft_weight=0.0, rounds=None,
+                       backend=backend.name)
+        for scales in ((s, s), (s, s.clone()))
+    ]  # fmt: skip
+    assert torch.equal(*losses)
