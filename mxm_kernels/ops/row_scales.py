@@ -38,13 +38,11 @@ def scale_rows(
 
     The teacher's scales may be () too. What is returned is to be read instead of ``features``.
     """
-    taught: list[Tensor] = []
+    every, every_scale = [*features], [*scales]
     if teacher is not None:
-        scales_of_rows = [
-            s.expand(a.shape[0]) for s, a in zip(teacher_scales, teacher, strict=True)
-        ]
-        taught = [*teacher, *scales_of_rows]
-    x, y, *made = cast(list[Tensor], _ScaleRows.apply(backend, *features, *scales, *taught))
+        every += teacher
+        every_scale += [s.expand(a.shape[0]) for s, a in zip(teacher_scales, teacher, strict=True)]
+    x, y, *made = cast(list[Tensor], _ScaleRows.apply(backend, *every, *every_scale))
     # A gradient that nobody wants would cost the operator a product.
     learned = [f.requires_grad for f in features]
     scaled_learned = [a or s.requires_grad for a, s in zip(learned, scales, strict=True)]
@@ -55,26 +53,24 @@ def scale_rows(
 
 
 class _ScaleRows(torch.autograd.Function):
-    """(x, y, their scales, a teacher's, its scales) -> x, y, all of them times their scales, 1."""
+    """(x, y, a teacher's, their scales) -> x, y, all of them times their scales, 1."""
 
     @staticmethod
     def forward(ctx, backend, *given):
-        sides = given[:2], given[4:6]
-        scales = given[2:4], given[6:]
-        features = [f for side in sides for f in side]
-        made, one = torch.ops.mxm_kernels.scale_rows(
-            features, [s for side in scales for s in side], backend
-        )
-        ctx.save_for_backward(*given[:4])
+        count = len(given) // 2
+        features, scales = given[:count], given[count:]
+        made, one = torch.ops.mxm_kernels.scale_rows(list(features), list(scales), backend)
+        ctx.save_for_backward(*features[:2], *scales[:2])
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.teacher = backend, len(given) - 4
-        x, y = given[:2]
+        ctx.backend, ctx.count = backend, count
+        x, y = features[:2]
         return x.view_as(x), y.view_as(y), *made, one
 
     @staticmethod
     def backward(ctx, dx, dy, dz_x, dz_y, *_):
         features, scales = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
-        needs = ctx.needs_input_grad[1:5]
+        of_features, of_scales = slice(1, 3), slice(1 + ctx.count, 3 + ctx.count)
+        needs = [*ctx.needs_input_grad[of_features], *ctx.needs_input_grad[of_scales]]
         counts = [len(x) if needs[k] or needs[k + 2] else 0 for k, x in enumerate(features)]
 
         def wanted_rows(given):
@@ -87,7 +83,9 @@ class _ScaleRows(torch.autograd.Function):
         by_features, by_scales = torch.ops.mxm_kernels.scale_rows_backward(
             *map(wanted_rows, (features, scales, (dz_x, dz_y), (dx, dy))), ctx.backend
         )
-        return None, *wanted([*by_features, *by_scales], needs), *[None] * ctx.teacher
+        of_teacher = [None] * (ctx.count - 2)
+        by_x, by_y, *by_own_scales = wanted([*by_features, *by_scales], needs)
+        return None, by_x, by_y, *of_teacher, *by_own_scales, *of_teacher
 
 
 @torch.library.impl(library, "scale_rows", "CompositeExplicitAutograd")
