@@ -154,8 +154,10 @@ inline Smoothing smoothing_of(const Segment& row, Formula formula, float negativ
     return {sum(weighed) - pull * row_sum, -pull};
   }
   // From the mean of the negatives; where a positive is in the denominator, of it too.
-  const float share = formula == Formula::kDecoupled ? std::min(negatives, 1.0f) : negatives / (negatives + 1);
-  const float pull = whole * share / std::max(negatives, 1.0f);
+  const bool decoupled = formula == Formula::kDecoupled;
+  const float some = std::min(negatives, 1.0f);
+  const float inverse = some / (decoupled ? std::max(negatives, 1.0f) : negatives + 1);
+  const float share = decoupled ? some : negatives * inverse, pull = whole * inverse;
   add_weights(row, factor * share, factor * pull, by_S);
   return {share * sum(weighed) - pull * (row_sum - sum(positives)), -pull};
 }

@@ -92,10 +92,13 @@ def _smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.constex
         pull = weight / (negatives + count)
         return weighed - pull * row_sum, -pull, share, share * 0.0
     # From the mean of the negatives; where a positive is in the denominator, of it too.
-    share = tl.minimum(negatives, 1.0)
-    if FORMULA != "decoupled":
-        share = negatives / (negatives + 1.0)
-    pull = weight * share / tl.maximum(negatives, 1.0)
+    some = tl.minimum(negatives, 1.0)
+    if FORMULA == "decoupled":
+        share, inverse = some, some / tl.maximum(negatives, 1.0)
+    else:
+        inverse = some / (negatives + 1.0)
+        share = negatives * inverse
+    pull = weight * inverse
     return share * weighed - pull * (row_sum - positives), -pull, share, pull
 
 
@@ -142,8 +145,6 @@ def row_losses_kernel(
     # What the row's loss may not read: NaN shows, and -inf does not.
     loss = tl.where((count == 0) & (float("-inf") != N), N * 0.0, 0.0)
     by_n, by_p, by_parameter, level, factor = loss, loss, tl.zeros_like(loss), N, hard
-    if SMOOTHED or FORMULA == "debiased":
-        negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
     if FORMULA == "decoupled":  # without a negative the loss is 0
         level = tl.where(float("-inf") == N, 0.0, N)
         factor = tl.where(float("-inf") == N, 0.0, hard)
@@ -174,6 +175,7 @@ def row_losses_kernel(
             by_p -= pull
         if FORMULA == "debiased":
             s = tl.load(parameter + (row if PARAMETER == 2 else row * 0), mask=inside, other=1.0)
+            negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
             level, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
             pull = _pull(level, S, weights, first, count, hard)
             by_parameter = tl.where(more_n == 0, -pull, 0.0)
@@ -182,9 +184,12 @@ def row_losses_kernel(
     if SMOOTHED:
         e = smoothing * hard
         total_S = tl.load(row_sum + row, mask=inside, other=0.0)
+        negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
         excess, by_row_sum, of_weight, beside = _smoothing(
             S, weights, first, count, negatives, total_S, FORMULA
         )
+        of_weight *= e
+        beside *= e
         if FORMULA == "supcon_in":
             excess += tl.where(count == 0, 0.0, top + tl.log(total))
             by_p += tl.where(count == 0, 0.0, e)
@@ -200,7 +205,7 @@ def row_losses_kernel(
             share_k = tl.load(weights + first + k, mask=here, other=0.0)
             weight = factor * share_k
             if SMOOTHED:
-                by_S += e * of_weight * share_k
+                by_S += of_weight * share_k
             if SOFTPLUS:
                 pull = weight * sigmoid(level - value)
                 loss += tl.where(here, weight * softplus(level - value), 0.0)
@@ -213,7 +218,7 @@ def row_losses_kernel(
         if WHOLE:
             by_S += by_p * tl.exp(value - top)
         if SMOOTHED:
-            by_S += e * beside
+            by_S += beside
         tl.store(dS + first + k, by_S, mask=here)
     tl.store(losses + row, loss, mask=inside)
     tl.store(dn + row, by_n, mask=inside)
