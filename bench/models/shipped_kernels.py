@@ -65,7 +65,9 @@ DTYPES = {
 
 
 _FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a", "b"}
-_FEATURES |= {f"{name}{k}" for name in ("x", "z", "dz", "dx", "dx_out") for k in range(4)}
+_FEATURES |= {
+    f"{name}{k}" for name in ("x", "z", "dz", "dx", "dx_out") for k in range(row_scales.MATRICES)
+}
 _INT_POINTERS = {
     "a_out": "*u8",
     "b_out": "*u8",
@@ -88,9 +90,7 @@ _INTEGERS = {
     "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
     "x_rows", "y_rows",
 } | _DIVISIBLE  # fmt: skip
-# Of each of several tensors.
-_EACH = "rows", "stride", "length", "end", "start"
-_INTEGERS |= {f"{name}{k}" for name in _EACH for k in range(row_scales.FIELDS)}
+_INTEGERS |= {f"{name}{k}" for name in ("rows", "stride") for k in range(row_scales.MATRICES)}
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
@@ -149,7 +149,6 @@ KERNELS = {
     "merge_queue_backward": merge_queue_backward_kernel,
     "scale_rows": row_scales.scale_rows_kernel,
     "scale_rows_backward": row_scales.scale_rows_backward_kernel,
-    "join_halves": row_scales.join_halves_kernel,
     "diagnostic_sums": diagnostic_sums_kernel,
     "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
@@ -165,7 +164,6 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "drawn_weights": DRAW,
     "merge_queue": {"BLOCK": QUEUE_BLOCK},
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
-    "join_halves": {"BLOCK": row_scales.BLOCK},
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
     "weight_sums": TARGET_TILE,
@@ -200,7 +198,6 @@ SWITCHES = {
     "merge_queue_backward": (_NEITHER, _TEACHER),
     "scale_rows": (_NEITHER,),
     "scale_rows_backward": (_NEITHER,),
-    "join_halves": (_NEITHER,),
     "diagnostic_sums": (_NEITHER, _TEACHER),
     "float8_teacher": (_NEITHER,),
     "scale_gradient": (_NEITHER, _TEACHER),

@@ -174,16 +174,6 @@ class Backend:
         pairs = [row_scales.gradients(*g) for g in zip(features, scales, dz, dx, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    def join_halves(
-        self,
-        first: Sequence[Tensor],
-        second: Sequence[Tensor],
-        ends: Sequence[int],
-        starts: Sequence[int],
-    ) -> list[Tensor]:
-        """Of each pair of vectors: the first up to its end, zeros, the second from its start on."""
-        return row_scales.joined(first, second, ends, starts)
-
     def drawn_weights(self, draw: Draw, dtype: torch.dtype) -> Tensor:
         """(L,) share of the rounds in which each positive was drawn by its row; see ``draws``."""
         return draws.drawn_weights(draw, dtype)

@@ -1,4 +1,4 @@
-"""A scale for each row: features that carry it, and the join of the two runs that read them.
+"""A scale for each row: features that carry it, and their gradients.
 
 With s (rows,) the scales of features x (rows, D), in the dtype of x and rounded once:
 
@@ -10,8 +10,6 @@ The one run reads z, the other x itself. With dz and dx the gradients by what th
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +27,3 @@ def gradients(x: Tensor, scale: Tensor, dz: Tensor, dx: Tensor) -> tuple[Tensor,
     rows, wide = threshold(scale, 0, torch.nan)[:, None], dz.to(scale.dtype)
     by_features = torch.addcmul(dx.to(scale.dtype), wide, rows).to(x.dtype)
     return by_features, (wide * x.to(scale.dtype)).sum(1)
-
-
-def joined(
-    first: Sequence[Tensor], second: Sequence[Tensor], ends: Sequence[int], starts: Sequence[int]
-) -> list[Tensor]:
-    """Of each pair of equally long vectors: first[:end], then zeros, then second[start:]."""
-    return [
-        torch.cat([a[:end], a.new_zeros(start - end), z[start:]])
-        for a, z, end, start in zip(first, second, ends, starts, strict=True)
-    ]

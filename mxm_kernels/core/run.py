@@ -11,9 +11,9 @@ from mxm_kernels.backends import row_scales
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.join_halves import join_halves
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.ops.float8 import float8_teacher, largest_of
-from mxm_kernels.ops.join_halves import join_halves
 from mxm_kernels.ops.row_scales import scale_rows
 from mxm_kernels.ops.row_sums import with_row_sums
 from mxm_kernels.ops.statistics import statistics
@@ -98,7 +98,7 @@ def _joined(b: Batch, first: _Made, second: _Made) -> _Made:
     names = [name for name in first._fields if len(getattr(first, name))]
     cuts = [b.image_positives if name == "positives" else len(b.x) for name in names]
     of_images, of_texts = ([getattr(made, name) for name in names] for made in (first, second))
-    joined = join_halves(of_images, of_texts, cuts, b.backend)
+    joined = join_halves(of_images, of_texts, cuts)
     return first._replace(**dict(zip(names, joined, strict=True)))
 
 

@@ -81,7 +81,6 @@ class _Triton(Backend):
     row_sums_backward = _launched("row_sums", "row_sums_backward")
     scale_rows = _launched("row_scales", "scale_rows")
     scale_rows_backward = _launched("row_scales", "scale_rows_backward")
-    join_halves = _launched("row_scales", "join_halves")
     drawn_weights = _launched("draw", "drawn_weights")
     diagnostic_sums = _launched("diagnostics", "diagnostic_sums")
     float8_teacher = _launched("float8", "float8_teacher")

@@ -1,4 +1,4 @@
-"""A scale for each row: one launch to multiply by it, one in backward, one to join two runs.
+"""A scale for each row: one launch to multiply by it, one in backward.
 
 Symbols and formulas as in ``backends/row_scales.py``, which defines them. The second number of a
 program says which of the given tensors it is for.
@@ -17,7 +17,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.tile import positive
 
 TILE = {"ROWS": 8, "COLS": 256}
-MATRICES, SIDES, FIELDS = 4, 2, 6  # how many tensors a launch takes: of features, and to be joined
+MATRICES, SIDES = 4, 2  # how many matrices a launch takes, forward and backward
 
 
 @triton.jit
@@ -100,47 +100,6 @@ def scale_rows_backward_kernel(
         _gradients(x1, s1, dz1, dx1, dx_out1, ds_out1, rows1, D1, stride1, ROWS, COLS)
 
 
-BLOCK = 1024
-
-
-@triton.jit
-def _join(a, z, out, length, end, start, BLOCK: tl.constexpr):
-    """A block of out (length,): a up to end, z from start on, 0 between."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(a + place, mask=place < end, other=0.0)
-    value += tl.load(z + place, mask=(place >= start) & (place < length), other=0.0)
-    tl.store(out + place, value, mask=place < length)
-
-
-_LENGTHS = [f"{name}{k}" for name in ("length", "end", "start") for k in range(FIELDS)]
-
-
-@triton.jit(do_not_specialize=_LENGTHS)
-def join_halves_kernel(
-    a0, a1, a2, a3, a4, a5,  # (length,) each
-    z0, z1, z2, z3, z4, z5,
-    out0, out1, out2, out3, out4, out5,
-    length0, length1, length2, length3, length4, length5,
-    end0, end1, end2, end3, end4, end5,  # at most the start
-    start0, start1, start2, start3, start4, start5,  # at most the length
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Vectors made of the beginnings of others and the ends of yet others."""
-    which = tl.program_id(1)
-    if which == 0:
-        _join(a0, z0, out0, length0, end0, start0, BLOCK)
-    elif which == 1:
-        _join(a1, z1, out1, length1, end1, start1, BLOCK)
-    elif which == 2:
-        _join(a2, z2, out2, length2, end2, start2, BLOCK)
-    elif which == 3:
-        _join(a3, z3, out3, length3, end3, start3, BLOCK)
-    elif which == 4:
-        _join(a4, z4, out4, length4, end4, start4, BLOCK)
-    else:
-        _join(a5, z5, out5, length5, end5, start5, BLOCK)
-
-
 def _slots(tensors: Sequence[Tensor], most: int) -> list[Tensor]:
     """As many tensors as a kernel takes; the first stands for those that there are not."""
     return [*tensors, *[tensors[0]] * (most - len(tensors))]
@@ -192,20 +151,3 @@ def scale_rows_backward(
         *[v for pair in matrices for v in pair], *_shapes(x, scales, SIDES), **TILE
     )
     return [made.to(f.dtype) for made, f in zip(by_x, x, strict=True)], by_s
-
-
-def join_halves(
-    first: Sequence[Tensor], second: Sequence[Tensor], ends: Sequence[int], starts: Sequence[int]
-) -> list[Tensor]:
-    """One launch for every 6 vectors."""
-    made = [a.new_empty(a.shape) for a in first]
-    for k in range(0, len(made), FIELDS):
-        given = [v[k : k + FIELDS] for v in (first, second, made)]
-        lengths = [a.shape[0] for a in given[0]]
-        sizes = lengths, ends[k : k + FIELDS], starts[k : k + FIELDS]
-        join_halves_kernel[(triton.cdiv(max(lengths), BLOCK), len(lengths))](
-            *[v for vectors in given for v in _slots(vectors, FIELDS)],
-            *[v for numbers in sizes for v in _sizes(numbers, FIELDS)],
-            BLOCK=BLOCK,
-        )
-    return made
