@@ -34,6 +34,7 @@ DEGENERATE = [
     "one text",
     "hot",
     "one dimension",
+    "pairs of CLIP",
 ]
 
 

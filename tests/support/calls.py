@@ -75,9 +75,8 @@ class Given:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator())
         places = draw_places(Draw(seed, offsets, ROUNDS, int(offsets[-1])))
-        columns = others.nonzero()[:, 1]
-        chosen = torch.where(places < 0, -1, columns[places.clamp(min=0)])
-        return _frequencies(chosen, len(others))
+        columns = torch.cat([others.nonzero()[:, 1], places.new_full((1,), -1)])
+        return _frequencies(columns[places], len(others))  # place -1, of none, is the last column
 
     def soft_rows(self) -> list[Tensor]:
         """Which rows of either side get the soft loss."""
