@@ -34,7 +34,6 @@ DEGENERATE = [
     "one text",
     "hot",
     "one dimension",
-    "pairs of CLIP",
 ]
 
 
@@ -52,6 +51,12 @@ def test_named_options(loss, choice, backend):
 def test_degenerate_batches(loss, case, backend):
     case = NAMED_CASES[case]
     check(loss, case, replace(PLAIN, soft_weight="number"), torch.float32, backend)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_the_soft_loss_alone_where_no_modality_has_a_pair(loss, backend):
+    choice = replace(PLAIN, soft_weight="one")
+    check(loss, NAMED_CASES["pairs of CLIP"], choice, torch.float32, backend)
 
 
 @pytest.mark.parametrize("s", [1e-20, 1e-30])
