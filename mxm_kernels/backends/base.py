@@ -18,23 +18,25 @@ from mxm_kernels.backends import (
     tiles,
 )
 from mxm_kernels.backends.interface import (
-    DiagnosedRows,
-    Draw,
-    FusedFormula,
     Gradients,
     Needs,
     Problem,
-    QueuePlace,
-    RowLosses,
-    RowProblem,
-    RowSums,
     SigmoidGradients,
     SigmoidLoss,
     SigmoidStatistics,
     SigmoidWeights,
     Statistics,
-    SummedRows,
     Upstream,
+)
+from mxm_kernels.backends.row_interface import (
+    DiagnosedRows,
+    Draw,
+    FusedFormula,
+    QueuePlace,
+    RowLosses,
+    RowProblem,
+    RowSums,
+    SummedRows,
 )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.backends.row_interface import DiagnosedRows
 
 
 def diagnostic_sums(rows: DiagnosedRows) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Draw
+from mxm_kernels.backends.row_interface import Draw
 
 # SplitMix64 (Steele, Lea and Flood 2014), whose k-th number is a function of seed and k alone.
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

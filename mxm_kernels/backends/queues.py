@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 
 
 def merged(rows: RowSums, queue: RowSums, total: Tensor, place: QueuePlace) -> RowSums:

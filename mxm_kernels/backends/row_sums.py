@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Gradients, SummedRows
+from mxm_kernels.backends.interface import Gradients
+from mxm_kernels.backends.row_interface import SummedRows
 
 
 def feature_sums(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.backends.row_interface import DiagnosedRows
 from mxm_kernels.ops.diagnostics import diagnostic_sums
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends import draws
-from mxm_kernels.backends.interface import Draw
+from mxm_kernels.backends.row_interface import Draw
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.folds.segments import Segments, permute
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import FusedFormula, RowProblem
+from mxm_kernels.backends.row_interface import FusedFormula, RowProblem
 from mxm_kernels.core import formulas
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.formulas import Formula

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.backends.row_interface import DiagnosedRows
 from mxm_kernels.ops.library import library
 
 library.define(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 from mxm_kernels.ops.library import is_differentiated_once, library, register_autograd, schema
 
 _ROWS, _QUEUE = schema("n", "u", "t"), schema("queue_n", "queue_u", "queue_t")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.row_interface import FusedFormula, RowLosses, RowProblem
 from mxm_kernels.ops.library import (
     is_differentiated_once,
     library,

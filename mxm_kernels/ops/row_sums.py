@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import Gradients, SummedRows
+from mxm_kernels.backends.interface import Gradients
+from mxm_kernels.backends.row_interface import SummedRows
 from mxm_kernels.ops.library import is_differentiated_once, library, no_graph, schema
 
 _GRADIENTS = schema("dx", "dy", "ds")

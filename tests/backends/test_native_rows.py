@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mxm_kernels.backends import native
-from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.row_interface import FusedFormula, RowLosses, RowProblem
 
 LEVELS = native.cpp.levels() if native.cpp is not None else []
 FORMULAS = native.cpp.FORMULAS if native.cpp is not None else []

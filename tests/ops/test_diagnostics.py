@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mxm_kernels.backends.diagnostics import diagnostic_sums as defined
-from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.backends.row_interface import DiagnosedRows
 from mxm_kernels.ops.diagnostics import diagnostic_sums
 
 IMAGES, TEXTS = 150, 131  # more than two blocks of a kernel; one block has images and texts

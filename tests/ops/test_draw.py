@@ -7,7 +7,7 @@ import torch
 
 from mxm_kernels.backends.draws import draw_places
 from mxm_kernels.backends.draws import drawn_weights as defined
-from mxm_kernels.backends.interface import Draw
+from mxm_kernels.backends.row_interface import Draw
 from mxm_kernels.ops.draw import drawn_weights
 
 OFFSETS = torch.tensor([0, 3, 3, 4, 9, 9, 11, 18])  # of 4 images and 3 texts, two without positives

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mxm_kernels.backends.interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 from mxm_kernels.ops.merge_queue import merge_queue
 
 ROWS, QUEUED = 700, 300  # more than a block of either

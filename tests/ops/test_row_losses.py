@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import FusedFormula, RowProblem
+from mxm_kernels.backends.row_interface import FusedFormula, RowProblem
 from mxm_kernels.core import formulas
 from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.row_losses import row_losses as unfused

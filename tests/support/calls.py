@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 import mxm_kernels as mxm
 from mxm_kernels import Diagnostics, Folds, Queue, draw_selection
 from mxm_kernels.backends.draws import draw_places
-from mxm_kernels.backends.interface import Draw
+from mxm_kernels.backends.row_interface import Draw
 from reference.mfh import group_matrix
 from tests.support.cases import Case
 from tests.support.family import BIAS, ROUNDS, SOFT_SHARE, Loss

@@ -18,13 +18,9 @@ from torch import Tensor
 
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
-    Draw,
-    FusedFormula,
     Gradients,
     Needs,
     Problem,
-    RowLosses,
-    RowProblem,
     SigmoidGradients,
     SigmoidLoss,
     SigmoidStatistics,
@@ -42,6 +38,7 @@ from mxm_kernels.backends.native.plane import (
     tiled_gradients,
 )
 from mxm_kernels.backends.native.rows import row_losses
+from mxm_kernels.backends.row_interface import Draw, FusedFormula, RowLosses, RowProblem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
 from mxm_kernels.backends.native.extension import cpp, threads
+from mxm_kernels.backends.row_interface import FusedFormula, RowLosses, RowProblem
 
 
 def row_losses(level: str, problem: RowProblem, formula: FusedFormula) -> RowLosses:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import DiagnosedRows
+from mxm_kernels.backends.row_interface import DiagnosedRows
 
 BLOCK = 128
 

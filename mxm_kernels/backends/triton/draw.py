@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Draw
+from mxm_kernels.backends.row_interface import Draw
 
 DRAW = {"BLOCK": 32, "TURNS": 32}  # rows of a program, and pairs of rounds that it draws together
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 from mxm_kernels.backends.triton.tile import sigmoid, softplus
 
 BLOCK = 256

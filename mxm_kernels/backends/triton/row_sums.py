@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Gradients, SummedRows
+from mxm_kernels.backends.interface import Gradients
+from mxm_kernels.backends.row_interface import SummedRows
 from mxm_kernels.backends.triton.tile import widened
 
 # A program of the first kernel has all rows of its columns: few columns give more programs.

@@ -10,96 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.row_interface import FusedFormula, RowLosses, RowProblem
+from mxm_kernels.backends.triton.row_terms import (
+    debiased_level,
+    label_smoothing,
+    level_gradient,
+    sum_of_positives,
+)
 from mxm_kernels.backends.triton.tile import sigmoid, softplus
 
 BLOCK = 128
 FORMULAS = frozenset(
     {"info_nce", "supcon_out", "supcon_in", "decoupled", "debiased", "logsumexp", "soft"}
 )
-
-
-@triton.jit
-def _positives(S, weights, first, count, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """For each lane's row: its greatest positive, their sum relative to it, their weight."""
-    top = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    weighed = tl.zeros((BLOCK,), tl.float32)
-    for k in range(tl.max(count, axis=0)):
-        here = k < count
-        value = tl.load(S + first + k, mask=here, other=0.0)
-        higher = tl.where(here & ~(value <= top), value, top)  # NaN is, and stays
-        grown = total * tl.exp(top - higher) + tl.exp(value - higher)
-        total = tl.where(here, grown, total)
-        top = higher
-        if WEIGHED:
-            weighed += tl.load(weights + first + k, mask=here, other=0.0)
-    return top, tl.where(count == 0, 1.0, total), weighed
-
-
-@triton.jit
-def _debiased(N, margin, count, negatives, scale, prior):
-    """N without the positives expected among the negatives, and its derivatives by n and p.
-
-    That by n is 0 on the floor, and nowhere else. Divisions are of logarithms: one that calls a
-    function spills.
-    """
-    share = tl.log(prior * negatives) - tl.log(tl.maximum(count, 1).to(tl.float32))
-    taken = tl.exp(share - margin)  # NaN without a negative
-    left = tl.log(1.0 - taken)
-    level = N + left - tl.log(1.0 - prior)
-    lone = float("-inf") == N
-    floor = tl.where(lone, N, tl.log(negatives) - scale)
-    on_floor = (taken >= 1.0) | (level <= floor) | lone
-    by_n = tl.where(on_floor, 0.0, tl.exp(-left))
-    by_p = tl.where(on_floor, 0.0, tl.exp(share - margin - left))
-    return tl.where(on_floor, floor, level), by_n, by_p
-
-
-@triton.jit
-def _pull(level, S, weights, first, count, hard):
-    """For each lane's row: the derivative of its softplus(level - S) by the level."""
-    total = tl.zeros_like(level)
-    for k in range(tl.max(count, axis=0)):
-        here = k < count
-        value = tl.load(S + first + k, mask=here, other=0.0)
-        weight = hard * tl.load(weights + first + k, mask=here, other=0.0)
-        total += tl.where(here, weight * sigmoid(level - value), 0.0)
-    return total
-
-
-@triton.jit
-def _smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.constexpr):
-    """What label smoothing adds to each lane's loss, over e, and its derivatives.
-
-    They are by the sum of the row, by each positive over its weight, and by each positive beside.
-    Where FORMULA has the positives in one logarithm p, that is yet to be added.
-    """
-    JOINT: tl.constexpr = FORMULA == "supcon_in"
-    positives, weighed, weight = (tl.zeros_like(row_sum),) * 3
-    for k in range(tl.max(count, axis=0)):
-        here = k < count
-        value = tl.load(S + first + k, mask=here, other=0.0)
-        positives += value
-        if not JOINT:
-            w = tl.load(weights + first + k, mask=here, other=0.0)
-            weighed += w * value
-            weight += w
-    if JOINT:
-        weight = tl.where(count == 0, 0.0, 1.0)
-    if JOINT or FORMULA == "supcon_out":  # from the mean of the row
-        share = weight * 0.0 + 1.0
-        pull = weight / (negatives + count)
-        return weighed - pull * row_sum, -pull, share, share * 0.0
-    # From the mean of the negatives; where a positive is in the denominator, of it too.
-    some = tl.minimum(negatives, 1.0)
-    if FORMULA == "decoupled":
-        share, inverse = some, some / tl.maximum(negatives, 1.0)
-    else:
-        inverse = some / (negatives + 1.0)
-        share = negatives * inverse
-    pull = weight * inverse
-    return share * weighed - pull * (row_sum - positives), -pull, share, pull
 
 
 @triton.jit(do_not_specialize=["rows", "constant", "hard", "soft", "smoothing"])
@@ -149,7 +72,9 @@ def row_losses_kernel(
         level = tl.where(float("-inf") == N, 0.0, N)
         factor = tl.where(float("-inf") == N, 0.0, hard)
     if WHOLE:
-        top, total, weighed = _positives(S, weights, first, count, FORMULA == "supcon_out", BLOCK)
+        top, total, weighed = sum_of_positives(
+            S, weights, first, count, FORMULA == "supcon_out", BLOCK
+        )
         margin = (N - top) - tl.log(total)  # n - p
         lse = tl.where(margin > 0, N, top + tl.log(total)) + softplus(-tl.abs(margin))
         by_lse = tl.zeros_like(loss)
@@ -176,8 +101,8 @@ def row_losses_kernel(
         if FORMULA == "debiased":
             s = tl.load(parameter + (row if PARAMETER == 2 else row * 0), mask=inside, other=1.0)
             negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
-            level, more_n, less_p = _debiased(N, margin, count, negatives, s, constant)
-            pull = _pull(level, S, weights, first, count, hard)
+            level, more_n, less_p = debiased_level(N, margin, count, negatives, s, constant)
+            pull = level_gradient(level, S, weights, first, count, hard)
             by_parameter = tl.where(more_n == 0, -pull, 0.0)
             by_n += pull * more_n
             by_p -= pull * less_p
@@ -185,7 +110,7 @@ def row_losses_kernel(
         e = smoothing * hard
         total_S = tl.load(row_sum + row, mask=inside, other=0.0)
         negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
-        excess, by_row_sum, of_weight, beside = _smoothing(
+        excess, by_row_sum, of_weight, beside = label_smoothing(
             S, weights, first, count, negatives, total_S, FORMULA
         )
         of_weight *= e
