@@ -24,13 +24,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import (
-    Gradients,
-    Needs,
-    Problem,
-    Statistics,
-    Upstream,
-)
+from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.folds.tables import FoldTables, PairTables
 from mxm_kernels.ops.library import (
     INPUT_COUNT,

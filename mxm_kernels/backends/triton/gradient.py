@@ -12,13 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import (
-    Gradients,
-    Needs,
-    Problem,
-    Statistics,
-    Upstream,
-)
+from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics, Upstream
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
