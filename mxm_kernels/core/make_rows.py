@@ -36,7 +36,7 @@ def _as_rows(batch: Batch, made: RowStatistics, *, taught: bool) -> Rows:
         made.teacher_mean if taught else None,
         batch.segments,
         batch,
-        row_sum=made.row_sum if batch.options.label_smoothing else None,
+        row_sum=made.row_sum,
         label_smoothing=batch.options.label_smoothing,
         teacher_lse=made.teacher_lse if taught else None,
         hardest=made.hardest if diagnosed else None,
@@ -75,6 +75,7 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
 
 def _queued_sums(b: Batch, side: int, queue: QueuedRows, made: RowStatistics) -> Tensor:
     """(R,) sums of S over the queue's negatives, from those over all its rows; 0 for the others."""
+    assert made.row_sum is not None
     excluded = segment_sum(made.positives[: queue.tables.pairs], _queue_segments(queue))
     own = made.row_sum[: queue.tables.images] - excluded
     return _padded(own, side, len((b.y, b.x)[side]), 0.0)

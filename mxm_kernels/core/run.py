@@ -28,14 +28,14 @@ class RowStatistics(NamedTuple):
     teacher_lse: Tensor
     hardest: Tensor
     entropy: Tensor
-    row_sum: Tensor  # (R,) sum of S over the row, or empty without label smoothing
+    row_sum: Tensor | None  # (R,) sum of S over the row; None without label smoothing
 
 
 def run(
     b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
 ) -> RowStatistics:
     """The operator, on this process or over the ranks."""
-    row_sum = s.new_empty(0)
+    row_sum = None
     if b.options.label_smoothing:
         add_up = None if b.shard is None else b.shard.ranks.sum
         x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
@@ -95,7 +95,7 @@ def with_row_scales(b: Batch, teacher: Teacher | None, run_side: RunSide[_Made])
 
 def _joined(b: Batch, first: _Made, second: _Made) -> _Made:
     """The images' rows of the first run and the texts' of the second."""
-    names = [name for name in first._fields if len(getattr(first, name))]
+    names = [name for name, v in first._asdict().items() if v is not None and len(v)]
     cuts = [b.image_positives if name == "positives" else len(b.x) for name in names]
     of_images, of_texts = ([getattr(made, name) for name in names] for made in (first, second))
     joined = join_halves(of_images, of_texts, cuts)
