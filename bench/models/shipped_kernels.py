@@ -10,7 +10,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mxm_kernels.backends.triton import launch, merge, row_scales, unit
+from mxm_kernels.backends.triton import launch, merge, row_scales, row_sums, target_matrix, unit
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
@@ -21,16 +21,6 @@ from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.queues import BLOCK as QUEUE_BLOCK
 from mxm_kernels.backends.triton.queues import merge_queue_backward_kernel, merge_queue_kernel
-from mxm_kernels.backends.triton.row_sums import (
-    BLOCK as SUMMED_BLOCK,
-)
-from mxm_kernels.backends.triton.row_sums import (
-    SUM,
-    feature_sums_kernel,
-    row_sums_backward_kernel,
-    row_sums_kernel,
-)
-from mxm_kernels.backends.triton.row_sums import TILE as SUMMED_TILE
 from mxm_kernels.backends.triton.rows import (
     BACKWARD_BLOCK,
     FORMULAS,
@@ -46,9 +36,6 @@ from mxm_kernels.backends.triton.sigmoid_gradient import (
 )
 from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
 from mxm_kernels.backends.triton.statistics import statistics_kernel
-from mxm_kernels.backends.triton.target_matrix import PARTS as TARGET_PARTS
-from mxm_kernels.backends.triton.target_matrix import TILE as TARGET_TILE
-from mxm_kernels.backends.triton.target_matrix import target_matrix_kernel, weight_sums_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -141,10 +128,10 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
-    "feature_sums": feature_sums_kernel,
-    "feature_sums, weighted": feature_sums_kernel,
-    "row_sums": row_sums_kernel,
-    "row_sums_backward": row_sums_backward_kernel,
+    "feature_sums": row_sums.feature_sums_kernel,
+    "feature_sums, weighted": row_sums.feature_sums_kernel,
+    "row_sums": row_sums.row_sums_kernel,
+    "row_sums_backward": row_sums.row_sums_backward_kernel,
     "merge_queue": merge_queue_kernel,
     "merge_queue_backward": merge_queue_backward_kernel,
     "scale_rows": row_scales.scale_rows_kernel,
@@ -152,8 +139,8 @@ KERNELS = {
     "diagnostic_sums": diagnostic_sums_kernel,
     "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
-    "weight_sums": weight_sums_kernel,
-    "target_matrix": target_matrix_kernel,
+    "weight_sums": target_matrix.weight_sums_kernel,
+    "target_matrix": target_matrix.target_matrix_kernel,
     "raise": unit.raise_kernel,
     "lower": unit.lower_kernel,
 }
@@ -166,8 +153,8 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
     "scale_gradient": {"BLOCK": SUM_BLOCK},
-    "weight_sums": TARGET_TILE,
-    "target_matrix": {**TARGET_TILE, "PARTS": TARGET_PARTS},
+    "weight_sums": target_matrix.TILE,
+    "target_matrix": {**target_matrix.TILE, "PARTS": target_matrix.PARTS},
     "raise": {"BLOCK": unit.RAISE_BLOCK},
 }
 _EIGHT_WARPS = {"scale_gradient", "raise", "lower"}
@@ -254,9 +241,9 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     elif name == "float8_teacher":
         constants |= FLOAT8_TILE
     elif name.startswith("feature_sums"):
-        constants |= {**SUM, "WEIGHTED": "weighted" in name}
+        constants |= {**row_sums.SUM, "WEIGHTED": "weighted" in name}
     elif name.startswith("row_sums"):
-        constants |= {**SUMMED_TILE, "BLOCK": SUMMED_BLOCK}
+        constants |= {**row_sums.TILE, "BLOCK": row_sums.BLOCK}
     elif name in ("scale_rows", "scale_rows_backward"):
         constants |= row_scales.TILE
     elif name == "lower":

@@ -17,7 +17,7 @@ from torch.nn.functional import threshold
 
 
 def scaled(features: Tensor, scale: Tensor) -> Tensor:
-    """Gives z (rows, D) of features (rows, D) and their scale, (rows,) or ()."""
+    """Features (rows, D) times their scale, (rows,) or (): z."""
     rows = threshold(scale, 0, torch.nan).expand(features.shape[0])[:, None]
     return (features.to(scale.dtype) * rows).to(features.dtype)
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.row_interface import QueuePlace, RowSums
+from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.core.run import RowStatistics, run, run_batch, scaled
+from mxm_kernels.core.run import RowStatistics, run, run_batch
 from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 from mxm_kernels.ops.merge_queue import merge_queue

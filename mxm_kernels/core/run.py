@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from mxm_kernels.backends import row_scales
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
@@ -67,14 +66,6 @@ def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher
     if b.shard is not None:
         largest = b.shard.ranks.greatest(largest)
     return float8_teacher(teacher, t, largest, b.backend)
-
-
-def scaled(features: Tensor, scale: Tensor) -> Tensor:
-    """Features (rows, D) times their scale, (rows,) or (), in their dtype, rounded once.
-
-    NaN where the scale is not positive.
-    """
-    return row_scales.scaled(features, scale)
 
 
 _Made = TypeVar("_Made", RowStatistics, SigmoidStatistics)

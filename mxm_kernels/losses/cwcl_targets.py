@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.backends.target_matrix import over
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.mean import zero
-from mxm_kernels.core.run import scaled
+from mxm_kernels.ops.library import passed_on
 from mxm_kernels.ops.target_matrix import target_matrix
 
 
@@ -113,10 +114,7 @@ class _WithTarget(torch.autograd.Function):
         product = (x_wide * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
         minus_target = torch.addcmul(nothing, s, product, value=-1)  # one launch
-        passed = x.view_as(x), y.view_as(y), s.view_as(s)
-        frozen = [v for v, need in zip(passed, ctx.needs_input_grad, strict=False) if not need]
-        ctx.mark_non_differentiable(*frozen)  # their gradients would cost a product each
-        return *passed, minus_target
+        return *passed_on(ctx, x, y, s), minus_target
 
     @staticmethod
     @once_differentiable

@@ -11,12 +11,13 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Unpack
 
 from mxm_kernels.backends.interface import SigmoidStatistics, SigmoidWeights
+from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core import pair_weights
 from mxm_kernels.core.arguments import as_0d_tensor
 from mxm_kernels.core.batch import Batch, make_batch
 from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
-from mxm_kernels.core.run import scaled, with_row_scales
+from mxm_kernels.core.run import with_row_scales
 from mxm_kernels.distributed.all_gather import sigmoid_over_ranks
 from mxm_kernels.folds.segments import segment_sum
 from mxm_kernels.losses.loss_function import loss_function

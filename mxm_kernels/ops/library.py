@@ -57,6 +57,17 @@ def wanted(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | 
     return [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
+def passed_on(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The first inputs of an autograd.Function as they are, for whatever reads them next.
+
+    One that wants no gradient gets none: it would cost that reader a product.
+    """
+    passed = tuple([v.view_as(v) for v in inputs])
+    wants = zip(passed, ctx.needs_input_grad, strict=False)
+    ctx.mark_non_differentiable(*[v for v, needed in wants if not needed])
+    return passed
+
+
 def register_autograd(name: str, differentiate: Callable, setup_context: Callable) -> None:
     """Give the operator ``name`` its gradients, as ``torch.library.register_autograd`` does.
 

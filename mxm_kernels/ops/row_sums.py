@@ -15,7 +15,13 @@ from torch import Tensor
 from mxm_kernels import backends
 from mxm_kernels.backends.interface import Gradients
 from mxm_kernels.backends.row_interface import SummedRows
-from mxm_kernels.ops.library import is_differentiated_once, library, no_graph, schema
+from mxm_kernels.ops.library import (
+    is_differentiated_once,
+    library,
+    no_graph,
+    passed_on,
+    schema,
+)
 
 _GRADIENTS = schema("dx", "dy", "ds")
 library.define("feature_sums(Tensor x, Tensor y, Tensor weights, str backend) -> Tensor")
@@ -47,11 +53,8 @@ class _WithRowSums(torch.autograd.Function):
         made = run.row_sums(x, y, scale, sums, backend)
         ctx.save_for_backward(x, y, scale, sums, made)
         ctx.backend, ctx.add_up = backend, add_up
-        passed = x.view_as(x), y.view_as(y), scale.view_as(scale)
-        frozen = zip(passed, ctx.needs_input_grad, strict=False)
-        ctx.mark_non_differentiable(*[v for v, needed in frozen if not needed])
         ctx.set_materialize_grads(False)
-        return *passed, made
+        return *passed_on(ctx, x, y, scale), made
 
     @staticmethod
     def backward(ctx, dx, dy, ds, grad):

@@ -68,7 +68,7 @@ def feature_sums_kernel(
 
 @triton.jit
 def _dots(a, total, s, out, block, rows, D, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """S times the products of a block of the rows of a (rows, D) with ``total`` (D,)."""
+    """The products of a block of the rows of a (rows, D) with ``total`` (D,), times s."""
     row = block * ROWS + tl.arange(0, ROWS)
     made = tl.zeros((ROWS,), tl.float32)
     for start in range(0, D, COLS):
