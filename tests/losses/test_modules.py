@@ -10,19 +10,7 @@ from torch.nn.functional import normalize
 import mxm_kernels as mxm
 from mxm_kernels.core.options import HyperParameters, Inputs, Resolved
 
-PAIRS = {
-    mxm.MFHLoss: mxm.fused_mfh_loss,
-    mxm.HardLoss: mxm.fused_hard_loss,
-    mxm.SoftLoss: mxm.fused_soft_loss,
-    mxm.InfoNCELoss: mxm.fused_info_nce_loss,
-    mxm.DecoupledLoss: mxm.fused_decoupled_loss,
-    mxm.DebiasedLoss: mxm.fused_debiased_loss,
-    mxm.SelfDistillationLoss: mxm.fused_self_distillation_loss,
-    mxm.SigLipLoss: mxm.fused_siglip_loss,
-    mxm.SupConLoss: mxm.fused_supcon_loss,
-    mxm.CWCLLoss: mxm.fused_cwcl_loss,
-    mxm.IntraModalLoss: mxm.fused_intra_modal_loss,
-}
+MODULES = [getattr(mxm, name) for name in mxm.__all__ if name.endswith("Loss")]
 _BUNDLES = {"self", "options", "inputs"}
 
 
@@ -31,16 +19,17 @@ def _parameters(function):
     return {k: v for k, v in parameters.items() if k not in _BUNDLES}
 
 
-def test_every_module_is_here():
-    losses = {getattr(mxm, name) for name in mxm.__all__ if name.endswith("Loss")}
-    assert losses == PAIRS.keys()
-    functions = {getattr(mxm, name) for name in mxm.__all__ if name.startswith("fused_")}
-    assert functions == set(PAIRS.values())
+def test_every_function_has_the_module_of_its_name():
+    functions = {name: getattr(mxm, name) for name in mxm.__all__ if name.startswith("fused_")}
+    assert {module.function for module in MODULES} == set(functions.values())
+    for module in MODULES:
+        name = module.function.__name__.removeprefix("fused_").replace("_", "")
+        assert name == module.__name__.lower()
 
 
-@pytest.mark.parametrize("module", PAIRS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_signature_is_that_of_the_function(module):
-    function = _parameters(PAIRS[module])
+    function = _parameters(module.function)
     init, forward = _parameters(module.__init__), _parameters(module.forward)
     assert not init.keys() & forward.keys()
     assert init.keys() | forward.keys() == function.keys()
@@ -83,12 +72,11 @@ def test_value_is_that_of_the_function(name):
         return {"generator": torch.Generator().manual_seed(1)}
 
     ours = module(x, y, folds, logit_scale=9.0, **draw(), **teacher)
-    function = PAIRS[type(module)]
-    theirs = function(x, y, folds, logit_scale=9.0, **draw(), **teacher, **hyper | shared)
+    theirs = module.function(x, y, folds, logit_scale=9.0, **draw(), **teacher, **hyper | shared)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("module", PAIRS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_no_state(module):
     assert not list(module().parameters())
     assert not module().state_dict()
