@@ -1,6 +1,6 @@
 """Compile every Triton kernel in every shipped launch setting, without a GPU, and report it.
 
-    python -m bench.models.machine_code [--out FILE] [TARGET ...]
+    python -m bench.models.machine_code [--out FILE] [--every N] [TARGET ...]
 
 For each kernel: registers, spilled bytes, shared memory against the target's limit, programs
 on a multiprocessor (``occupancy``) and the mix of instructions (``instructions``). The tests
@@ -23,7 +23,14 @@ from bench.models.instructions import mix
 from bench.models.machine_code_page import markdown
 from bench.models.occupancy import occupancy
 from bench.models.resources import amd_usage, cuda_code
-from bench.models.shipped_kernels import PRODUCTS, TARGETS, as_source, configurations, setting_of
+from bench.models.shipped_kernels import (
+    PRODUCTS,
+    TARGETS,
+    as_source,
+    configurations,
+    setting_of,
+    source,
+)
 from mxm_kernels.backends.triton import launch
 
 # Bytes of shared memory one program may use: CUDA programming guide, table of technical
@@ -57,6 +64,7 @@ def compile_one(config: dict[str, Any]) -> dict[str, Any]:
         tile = {"lanes": 32 * warps, "elements": setting.rows * setting.cols}
     return {
         "triton": triton.__version__,
+        "source": source(),
         **config,
         "tile": _tile(config),
         "warps": warps,
@@ -109,16 +117,18 @@ def faults(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def report(targets: list[str], workers: int = 2) -> list[dict[str, Any]]:
-    """Compile everything for ``targets``."""
+def report(targets: list[str], every: int = 1, workers: int = 2) -> list[dict[str, Any]]:
+    """Compile every ``every``-th kernel of ``targets``."""
+    chosen = list(configurations(targets))[::every]
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(compile_one, configurations(targets)))
+        return list(pool.map(compile_one, chosen))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--every", type=int, default=1, help="of so many kernels compile one")
     parser.add_argument("--out", type=Path, help="write the records as JSON")
     arguments = parser.parse_args()
     if launch.interpreted():
@@ -126,7 +136,7 @@ def main() -> None:
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
-    records = report(arguments.targets or list(TARGETS))
+    records = report(arguments.targets or list(TARGETS), arguments.every)
     page = markdown(records, list(TARGETS))
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +52,15 @@ DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
 }
+
+
+@cache
+def source() -> str:
+    """A hash of the files that say what is compiled: the kernels, their launches and this one."""
+    hashed = hashlib.sha256()
+    for file in [*sorted(Path(launch.__file__).parent.glob("*.py")), Path(__file__)]:
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 _FEATURES = {"x", "y", "teacher_x", "teacher_y", "dS", "dx", "dy", "dx_out", "dy_out", "a", "b"}

@@ -181,7 +181,7 @@ def _pairs():
 def test_gradients_are_float64s_rounded(run, batch, backend):
     for dtype in backend.dtypes:
         made = RUNS[run](BATCHES[batch], dtype, device=backend.device, backend=backend.name)
-        for g in UPSTREAM:
+        for g in UPSTREAM[:: 2 if backend.interpreted else 1]:  # 1e-45 and 1e38 among them
             upstream = float(torch.tensor(g, dtype=torch.float32))
             got, ones = _gradients(made, upstream), _expected(run, batch, dtype)
             for name, actual, one in zip(NAMES, got, ones, strict=False):

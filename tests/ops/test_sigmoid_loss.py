@@ -331,6 +331,21 @@ def test_autograd_keeps_a_gradient_for_every_feature(backend):
     assert saved_bytes(run, known) <= features + 64
 
 
+@pytest.fixture
+def tiles_of_a_gpu(backend):
+    """The interpreter's own tiles have 16 rows: 1,024 x 1,024 takes it a minute."""
+    if not backend.interpreted:
+        yield
+        return
+    from mxm_kernels.backends.triton.launch import forced
+    from mxm_kernels.backends.triton.settings import Launch
+
+    tile = Launch(128, 128, 64, warps=1, stages=1, group=2)
+    with forced("sigmoid_statistics", tile), forced("sigmoid_gradient", tile):
+        yield
+
+
+@pytest.mark.usefixtures("tiles_of_a_gpu")
 def test_the_gradient_by_the_scale_adds_up_a_million_terms(backend):
     side = 1024
     g = torch.Generator().manual_seed(0)
