@@ -136,6 +136,8 @@ def main() -> None:
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
+    if arguments.every < 1:
+        parser.error(f"--every must be at least 1, got {arguments.every}")
     records = report(arguments.targets or list(TARGETS), arguments.every)
     page = markdown(records, list(TARGETS))
     if arguments.out:

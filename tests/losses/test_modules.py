@@ -20,8 +20,8 @@ def _parameters(function):
 
 
 def test_every_function_has_the_module_of_its_name():
-    functions = {name: getattr(mxm, name) for name in mxm.__all__ if name.startswith("fused_")}
-    assert {module.function for module in MODULES} == set(functions.values())
+    functions = {getattr(mxm, name) for name in mxm.__all__ if name.startswith("fused_")}
+    assert {module.function for module in MODULES} == functions
     for module in MODULES:
         name = module.function.__name__.removeprefix("fused_").replace("_", "")
         assert name == module.__name__.lower()
