@@ -33,6 +33,7 @@ from mxm_kernels.losses import (
     fused_soft_loss,
     fused_supcon_loss,
 )
+from mxm_kernels.memory import get_memory_budget, memory_budget, set_memory_budget
 
 __version__ = "0.1.0"
 
@@ -69,4 +70,7 @@ __all__ = [
     "fused_siglip_loss",
     "fused_soft_loss",
     "fused_supcon_loss",
+    "get_memory_budget",
+    "memory_budget",
+    "set_memory_budget",
 ]

@@ -19,6 +19,7 @@ from mxm_kernels.backends import (
 )
 from mxm_kernels.backends.interface import (
     Gradients,
+    Memory,
     Needs,
     Problem,
     SigmoidGradients,
@@ -52,23 +53,34 @@ class Backend:
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
         return None
 
-    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
-        """Compute the statistics; diagnostics change at most the order of the other sums."""
+    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
+        """Compute the statistics; diagnostics change at most the order of the other sums.
+
+        ``kept_stride`` says whether S and T are kept. They change no bit of the statistics.
+        """
         raise NotImplementedError
 
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        memory: Memory,
     ) -> Gradients:
-        """Compute the gradients; upstream gradients may be of any size."""
+        """Compute the gradients; upstream gradients may be of any size.
+
+        What is kept is read where there is something, never written to.
+        """
         raise NotImplementedError
 
-    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
-        """Shape of what forward keeps for backward."""
-        return (0,)
+    def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
+        """Numbers from row to row of what forward keeps; None where it keeps nothing."""
+        return None
 
-    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+    def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         """Compute the sigmoid statistics; the problem has no teacher."""
-        return _blocked().sigmoid_forward(problem, bias)
+        return _blocked().sigmoid_forward(problem, bias, memory)
 
     def sigmoid_backward(
         self,
@@ -77,18 +89,19 @@ class Backend:
         positives: Tensor,
         upstream: SigmoidStatistics,
         needs: Needs,
+        memory: Memory,
     ) -> SigmoidGradients:
         """Compute their gradients from S of the ``positives`` (2 P,) and ``upstream``."""
-        return _blocked().sigmoid_backward(problem, bias, positives, upstream, needs)
+        return _blocked().sigmoid_backward(problem, bias, positives, upstream, needs, memory)
 
     def sigmoid_loss(
-        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
     ) -> SigmoidLoss:
         """Compute the sigmoid loss and its gradients; the problem has no teacher.
 
         The loss is NaN where a feature is not finite, all is NaN where the scale is not positive.
         """
-        return _blocked().sigmoid_loss(problem, bias, weights, needs)
+        return _blocked().sigmoid_loss(problem, bias, weights, needs, memory)
 
     def sigmoid_loss_backward(
         self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype

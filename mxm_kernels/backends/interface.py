@@ -111,8 +111,20 @@ class Problem(NamedTuple):
         rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
         taught = 0 if self.teacher_x is None else rows
         sizes = [rows, self.owners.shape[0], taught, taught]  # not len, which torch.compile fixes
-        sizes += [rows, taught, 0] if diagnostics else [0, 0, 0]
-        return Statistics(*[self.x.new_empty(size, dtype=dtype) for size in sizes])
+        sizes += [rows, taught] if diagnostics else [0, 0]
+        made = [self.x.new_empty(size, dtype=dtype) for size in sizes]
+        kept = self.x.new_empty(0, dtype=self.kept_dtype)
+        return Statistics._make([*made, kept, self.x.new_empty(0, dtype=dtype)])
+
+    def allocate_kept(self, made: Statistics, stride: int) -> Statistics:
+        """``made`` with uninitialised room for what is kept; rows have room for ``stride``."""
+        M, N = self.x.shape[0], self.y.shape[0]
+        shape = self.matrices, M, stride
+        kept = made.kept.new_empty(shape)
+        units = made.units
+        if kept.dtype == torch.int16:
+            units = units.new_empty(self.matrices, M + N)
+        return made._replace(kept=kept, units=units)
 
     def contiguous(self) -> Problem:
         """The same problem with every feature matrix laid out row after row."""
@@ -123,6 +135,16 @@ class Problem(NamedTuple):
             teacher_x=None if teacher_x is None else teacher_x.contiguous(),
             teacher_y=None if teacher_y is None else teacher_y.contiguous(),
         )
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices are kept: S, and T where there is a teacher."""
+        return 1 if self.teacher_x is None else 2
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Dtype of what is kept: the accumulator's, or 16-bit fixed point for 16-bit features."""
+        return torch.int16 if self.x.dtype.itemsize == 2 else self.accumulator
 
     def has_negative(self) -> Tensor:
         """(R,) whether a row has one: a column of another group."""
@@ -144,11 +166,11 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The result of forward: O(R + P) numbers.
+    """The result of forward: O(R + P) numbers, and what is kept of S and T.
 
     Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty; so are
-    ``hardest`` and ``entropy`` where no diagnostics are wanted. ``kept`` is bounded by a constant
-    of the backend. A row that has a negative and ``neg_lse`` -inf, and a positive that is
+    ``hardest`` and ``entropy`` where no diagnostics are wanted, and ``kept`` and ``units`` where
+    nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
     infinite, come from features that are not finite: both are NaN here, and ``hardest`` is where
     ``neg_lse`` is (:meth:`checked`).
     """
@@ -159,7 +181,8 @@ class Statistics(NamedTuple):
     teacher_lse: Tensor  # (R,) t, for backward
     hardest: Tensor  # (R,) greatest S over the negatives, -inf without one
     entropy: Tensor  # (R,) of the teacher's softmax, in nats
-    kept: Tensor  # products of both matrices for backward, in a backend's own shape, or empty
+    kept: Tensor  # (1 or 2, M, stride) the products of S and of T for backward, without s and t
+    units: Tensor  # (1 or 2, R) of 16-bit ``kept``: entry (i, j) is in units of u_i u_j
 
     def checked(self, p: Problem) -> Statistics:
         """NaN where a feature is not finite and the sums do not show it.
@@ -176,6 +199,13 @@ class Statistics(NamedTuple):
         if len(hardest):  # a maximum leaves NaN out
             hardest = hardest.masked_fill(n.isnan(), torch.nan)
         return self._replace(neg_lse=n, positives=S, hardest=hardest)
+
+
+class Memory(NamedTuple):
+    """How much a call may take for the M x N plane, and whether a backward will follow it."""
+
+    budget: int  # bytes; 0 keeps nothing, with the workspace of the default
+    keep: bool = False  # whether forward may keep S and T
 
 
 class Upstream(NamedTuple):

@@ -64,7 +64,7 @@ def statistics_over_ranks(
     outputs = function(
         shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
-    return Statistics._make([*outputs, x.new_empty(0)])
+    return Statistics._make([*outputs, x.new_empty(0), x.new_empty(0)])
 
 
 class _ShardStatistics(torch.autograd.Function):
@@ -81,7 +81,8 @@ class _ShardStatistics(torch.autograd.Function):
         teacher = None
         if teacher_x is not None:
             teacher = teacher_x, ranks.gather(teacher_y, shard.texts)
-        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, diagnostics)
+        keep = any(ctx.needs_input_grad)  # grad mode is off in here
+        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, diagnostics, keep)
         parts = shard.to_columns(column_parts(s, len(x)))
         taught, slots = teacher is not None, s.positives[: len(shard.sent_slots)]
         merged = merge(parts, taught, diagnostics)

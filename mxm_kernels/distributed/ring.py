@@ -103,6 +103,7 @@ class _RingStatistics(torch.autograd.Function):
                 hardest=du.new_empty(0),
                 entropy=du.new_empty(0),
                 kept=du.new_empty(0),
+                units=du.new_empty(0),
             )
             upstream = Upstream(
                 torch.cat([dn[:images], d[:, 0]]),

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import Needs, SigmoidLoss, SigmoidWeights
+from mxm_kernels.backends.interface import Memory, Needs, SigmoidLoss, SigmoidWeights
 from mxm_kernels.folds.tables import FoldTables
+from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     is_differentiated_once,
     library,
@@ -34,8 +35,8 @@ from mxm_kernels.ops.sigmoid_statistics import INPUT_COUNT, INPUTS, problem_of
 
 _WEIGHTS = len(SigmoidWeights._fields)
 library.define(
-    f"sigmoid_loss({INPUTS}, Tensor row_weights, Tensor pair_weights, bool[] needs, str backend) "
-    f"-> ({schema(*SigmoidLoss._fields)})"
+    f"sigmoid_loss({INPUTS}, Tensor row_weights, Tensor pair_weights, bool[] needs, str backend, "
+    f"int budget) -> ({schema(*SigmoidLoss._fields)})"
 )
 library.define(
     f"sigmoid_loss_backward(Tensor grad, {schema('x', 'y', 'scale', 'bias')}, "
@@ -58,23 +59,24 @@ def sigmoid_loss(
     finite, the loss and its gradients where the scale is not positive.
     """
     needs = [v.requires_grad and torch.is_grad_enabled() for v in (x, y, scale, bias)]
-    operator = torch.ops.mxm_kernels.sigmoid_loss
-    return operator(x, y, scale, bias, *pair_tables(tables), *weights, needs, backend)[0]
+    inputs = x, y, scale, bias, *pair_tables(tables), *weights
+    return torch.ops.mxm_kernels.sigmoid_loss(*inputs, needs, backend, budget_of(x.device))[0]
 
 
 @torch.library.impl(library, "sigmoid_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    x, y, scale, bias, *tables = arguments[:INPUT_COUNT]
-    weights = SigmoidWeights(*(w.contiguous() for w in arguments[INPUT_COUNT:-2]))
+    *inputs, needs, backend, budget = arguments
+    x, y, scale, bias, *tables = inputs[:INPUT_COUNT]
+    weights = SigmoidWeights(*(w.contiguous() for w in inputs[INPUT_COUNT:]))
     with no_graph(x):
-        run = backends.load(arguments[-1]).sigmoid_loss
-        return tuple(run(problem_of(x, y, scale, *tables), bias, weights, Needs(*arguments[-2])))
+        problem, run = problem_of(x, y, scale, *tables), backends.load(backend).sigmoid_loss
+        return tuple(run(problem, bias, weights, Needs(*needs), Memory(budget)))
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_loss", lib=library)
 def _fake_forward(*arguments):
     x, y, scale, _, *tables = arguments[:INPUT_COUNT]
-    problem, needs = problem_of(x, y, scale, *tables), Needs(*arguments[-2])
+    problem, needs = problem_of(x, y, scale, *tables), Needs(*arguments[-3])
     dtype = problem.gradient_dtype
     return tuple(
         SigmoidLoss(
@@ -102,11 +104,11 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.backend = inputs[-1]
+    ctx.backend = inputs[-2]
 
 
 def _differentiate(ctx, grad, *_):
-    nothing = [None] * (INPUT_COUNT - 4 + _WEIGHTS + 2)
+    nothing = [None] * (INPUT_COUNT - 4 + _WEIGHTS + 3)
     if grad is None:  # only of the outputs that have none
         return *[None] * 4, *nothing
     dx, dy, dscalars = torch.ops.mxm_kernels.sigmoid_loss_backward(

@@ -21,8 +21,15 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import Needs, Problem, SigmoidGradients, SigmoidStatistics
+from mxm_kernels.backends.interface import (
+    Memory,
+    Needs,
+    Problem,
+    SigmoidGradients,
+    SigmoidStatistics,
+)
 from mxm_kernels.folds.tables import FoldTables, PairTables
+from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     TABLES,
     is_differentiated_once,
@@ -38,10 +45,10 @@ INPUTS = f"{schema('x', 'y', 'scale', 'bias')}, {TABLES}"
 INPUT_COUNT = INPUTS.count("Tensor")
 _SUMS = schema(*SigmoidStatistics._fields)
 _UPSTREAM = schema(*(f"d_{name}" for name in SigmoidStatistics._fields))
-library.define(f"sigmoid_statistics({INPUTS}, str backend) -> ({_SUMS})")
+library.define(f"sigmoid_statistics({INPUTS}, str backend, int budget) -> ({_SUMS})")
 library.define(
     f"sigmoid_statistics_backward({INPUTS}, Tensor positives, {_UPSTREAM}, bool[] needs, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "str backend, int budget) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -60,9 +67,9 @@ def sigmoid_statistics(
     """
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return SigmoidStatistics(scale.new_zeros(len(x) + len(y)), scale.new_zeros(0))
-    return SigmoidStatistics(
-        *torch.ops.mxm_kernels.sigmoid_statistics(x, y, scale, bias, *pair_tables(tables), backend)
-    )
+    run = torch.ops.mxm_kernels.sigmoid_statistics
+    budget = budget_of(x.device)
+    return SigmoidStatistics(*run(x, y, scale, bias, *pair_tables(tables), backend, budget))
 
 
 def sigmoid_statistics_backward(
@@ -79,9 +86,9 @@ def sigmoid_statistics_backward(
     """Gradients of :func:`sigmoid_statistics`, for an autograd.Function that is built around it."""
     if not len(x) or not len(y):
         return SigmoidGradients(*(torch.zeros_like(t) for t in (x, y, scale, bias)))
-    outputs = torch.ops.mxm_kernels.sigmoid_statistics_backward(
-        x, y, scale, bias, *pair_tables(tables), positives, *upstream, needs, backend
-    )
+    run = torch.ops.mxm_kernels.sigmoid_statistics_backward
+    inputs = x, y, scale, bias, *pair_tables(tables)
+    outputs = run(*inputs, positives, *upstream, needs, backend, budget_of(x.device))
     return SigmoidGradients(*outputs)
 
 
@@ -99,7 +106,8 @@ def _arguments(*arguments) -> tuple[Problem, Tensor]:
 def _forward(*arguments):
     with no_graph(arguments[0]):
         problem, bias = _arguments(*arguments[:INPUT_COUNT])
-        made = backends.load(arguments[-1]).sigmoid_forward(problem, bias)
+        backend, budget = arguments[INPUT_COUNT:]
+        made = backends.load(backend).sigmoid_forward(problem, bias, Memory(budget))
         # A feature of -inf makes terms vanish: 0 times a sum that is not finite is NaN.
         total = problem.x.sum(dtype=problem.accumulator) + problem.y.sum(dtype=problem.accumulator)
         return torch.add(made.softplus_sum, total, alpha=0), made.positives
@@ -114,18 +122,19 @@ def _fake_forward(*arguments):
 
 @torch.library.impl(library, "sigmoid_statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
-    positives, *grads, needs, backend = arguments[INPUT_COUNT:]
+    positives, *grads, needs, backend, budget = arguments[INPUT_COUNT:]
     with no_graph(arguments[0]):
         problem, bias = _arguments(*arguments[:INPUT_COUNT])
         upstream = SigmoidStatistics(*(g.contiguous() for g in grads))
         run = backends.load(backend).sigmoid_backward
-        return tuple(run(problem, bias, positives, upstream, Needs(*needs)))
+        memory = Memory(budget)
+        return tuple(run(problem, bias, positives, upstream, Needs(*needs), memory))
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_statistics_backward", lib=library)
 def _fake_backward(*arguments):
     x, y, scale, bias = arguments[:4]
-    needs = Needs(*arguments[-2])
+    needs = Needs(*arguments[-3])
     return (
         x.new_empty(x.shape if needs.x else 0),
         y.new_empty(y.shape if needs.y else 0),
@@ -136,15 +145,15 @@ def _fake_backward(*arguments):
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:INPUT_COUNT], output[1])
-    ctx.backend = inputs[INPUT_COUNT]
+    ctx.backend, ctx.budget = inputs[INPUT_COUNT:]
 
 
 def _differentiate(ctx, *grads):
     needs = list(ctx.needs_input_grad[:4])
     gradients = torch.ops.mxm_kernels.sigmoid_statistics_backward(
-        *ctx.saved_tensors, *grads, needs, ctx.backend
+        *ctx.saved_tensors, *grads, needs, ctx.backend, ctx.budget
     )
-    return *wanted(gradients, needs), *[None] * (INPUT_COUNT - 3)
+    return *wanted(gradients, needs), *[None] * (INPUT_COUNT - 2)
 
 
 register_autograd("sigmoid_statistics", _differentiate, _setup_context)

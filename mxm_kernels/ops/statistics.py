@@ -14,8 +14,7 @@ Its backward, with E = exp and every exponent <= 0; i is a row of S, j one of it
 
     dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
 
-It saves its inputs and the statistics, nothing of size M x N; where a small batch makes it
-cheaper, a backend keeps S and T up to a size that is a constant of its own.
+It saves its inputs and the statistics, and within the memory budget the products of S and T.
 """
 
 from __future__ import annotations
@@ -24,8 +23,16 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.interface import (
+    Gradients,
+    Memory,
+    Needs,
+    Problem,
+    Statistics,
+    Upstream,
+)
 from mxm_kernels.folds.tables import FoldTables, PairTables
+from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     INPUT_COUNT,
     INPUTS,
@@ -38,14 +45,16 @@ from mxm_kernels.ops.library import (
     wanted,
 )
 
-_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "kept")  # what backward reads
+# What backward reads.
+_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "kept", "units")
 _UPSTREAM = schema(*(f"d_{name}" for name in Upstream._fields))
 library.define(
-    f"statistics({INPUTS}, str backend, bool diagnostics) -> ({schema(*Statistics._fields)})"
+    f"statistics({INPUTS}, str backend, bool diagnostics, int budget, bool keep) -> "
+    f"({schema(*Statistics._fields)})"
 )
 library.define(
-    f"statistics_backward({INPUTS}, {schema(*_SAVED)}, {_UPSTREAM}, bool[] needs, str backend) -> "
-    "(Tensor, Tensor, Tensor)"
+    f"statistics_backward({INPUTS}, {schema(*_SAVED)}, {_UPSTREAM}, bool[] needs, str backend, "
+    "int budget) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -58,16 +67,23 @@ def statistics(
     tables: FoldTables | PairTables,
     backend: str,
     diagnostics: bool = False,
+    keep: bool | None = None,
 ) -> Statistics:
     """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
 
-    Returns the statistics in float32 (float64 for float64 features), differentiable in x, y
-    and scale. Diagnostics come from the same pass without another product.
+    ``keep`` says whether S and T may be kept for backward, within the memory budget; by default
+    they may where a gradient is wanted. Returns the statistics in float32 (float64 for float64
+    features), differentiable in x, y and scale. Diagnostics come from the same pass without
+    another product.
     """
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return _of_no_entries(problem, diagnostics)
-    return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics))
+    if keep is None:
+        keep = torch.is_grad_enabled() and any(v.requires_grad for v in (x, y, scale))
+    return Statistics(
+        *torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics, budget_of(x.device), keep)
+    )
 
 
 def statistics_backward(
@@ -92,7 +108,7 @@ def statistics_backward(
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     return Gradients(
         *torch.ops.mxm_kernels.statistics_backward(
-            *problem, *pack_saved(saved), *upstream, needs, backend
+            *problem, *pack_saved(saved), *upstream, needs, backend, budget_of(x.device)
         )
     )
 
@@ -118,33 +134,35 @@ def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
 
 @torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *inputs, backend, diagnostics = arguments
+    *inputs, backend, diagnostics, budget, keep = arguments
     problem = Problem(*inputs)
     with no_graph(problem.x):
-        return tuple(backends.load(backend).forward(problem, diagnostics))
+        return tuple(backends.load(backend).forward(problem, Memory(budget, keep), diagnostics))
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
-    *inputs, backend, diagnostics = arguments
+    *inputs, backend, diagnostics, budget, keep = arguments
     problem = Problem(*inputs)
     made = problem.allocate(diagnostics)
-    kept = made.kept.new_empty(backends.load(backend).kept_shape(problem))
-    return tuple(made._replace(kept=kept))
+    stride = backends.load(backend).kept_stride(problem, Memory(budget, keep))
+    return tuple(made if stride is None else problem.allocate_kept(made, stride))
 
 
 @torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
-    problem, rest = Problem(*arguments[:INPUT_COUNT]), arguments[INPUT_COUNT:]
-    saved, upstream = _unpack_saved(rest[: len(_SAVED)]), rest[len(_SAVED) : -2]
+    problem = Problem(*arguments[:INPUT_COUNT])
+    *rest, needs, backend, budget = arguments[INPUT_COUNT:]
+    saved, upstream = _unpack_saved(tuple(rest[: len(_SAVED)])), rest[len(_SAVED) :]
     with no_graph(problem.x):
-        given = Upstream(*[g.contiguous() for g in upstream])
-        return tuple(backends.load(rest[-1]).backward(problem, saved, given, Needs(*rest[-2])))
+        given, memory = Upstream(*[g.contiguous() for g in upstream]), Memory(budget)
+        run = backends.load(backend).backward
+        return tuple(run(problem, saved, given, Needs(*needs), memory))
 
 
 @torch.library.register_fake("mxm_kernels::statistics_backward", lib=library)
 def _fake_backward(*arguments):
-    (x, y), needs = arguments[:2], Needs(*arguments[-2])
+    (x, y), needs = arguments[:2], Needs(*arguments[-3])
     scale = arguments[Problem._fields.index("scale")]
     return (
         x.new_empty(x.shape if needs.x else 0),
@@ -158,7 +176,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:INPUT_COUNT], *pack_saved(made))
     ctx.mark_non_differentiable(*made[len(Upstream._fields) :])
     ctx.set_materialize_grads(False)  # many calls, for zeros that nobody reads
-    ctx.backend = inputs[INPUT_COUNT]
+    ctx.backend, ctx.budget = inputs[INPUT_COUNT], inputs[INPUT_COUNT + 2]
 
 
 def _differentiate(ctx, *grads):
@@ -170,10 +188,10 @@ def _differentiate(ctx, *grads):
     ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     gradients = torch.ops.mxm_kernels.statistics_backward(
-        *ctx.saved_tensors, *upstream, needs, ctx.backend
+        *ctx.saved_tensors, *upstream, needs, ctx.backend, ctx.budget
     )
     dx, dy, ds = wanted(gradients, needs)
-    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 2)
+    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 4)
 
 
 register_autograd("statistics", _differentiate, _setup_context)

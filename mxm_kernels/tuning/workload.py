@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from mxm_kernels.backends import load
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
+    Memory,
     Needs,
     Problem,
     SigmoidStatistics,
@@ -21,6 +22,7 @@ from mxm_kernels.backends.interface import (
 )
 from mxm_kernels.backends.triton.settings import Cell, Phase
 from mxm_kernels.folds import Folds
+from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import make_problem
 
 SCALE, BIAS = 1 / 0.03, -10.0  # of MXM-CLR, and SigLIP's at the start of a training
@@ -84,14 +86,18 @@ def _workload(cell: Cell, problem: Problem, source: str) -> Workload:
     saved: Statistics | SigmoidStatistics
     upstream: Upstream | SigmoidStatistics
     if cell.phase.startswith("sigmoid"):
-        saved = load(source).sigmoid_forward(wide, bias.to(wide.scale.dtype))
+        saved = load(source).sigmoid_forward(wide, bias.to(wide.scale.dtype), _memory(wide))
         upstream = SigmoidStatistics(*map(shares, saved))
     else:
-        saved = load(source).forward(wide)
+        saved = load(source).forward(wide, _memory(wide))
         neg_lse, positives, teacher_mean = map(shares, saved[: len(Upstream._fields)])
         upstream = Upstream(neg_lse, -positives, teacher_mean)
     saved = type(saved)(*(numbers.float() for numbers in saved))
     return Workload(cell, problem, bias, saved, upstream)
+
+
+def _memory(problem: Problem) -> Memory:
+    return Memory(budget_of(problem.x.device))
 
 
 def widened(numbers: Any) -> Any:
@@ -102,19 +108,20 @@ def widened(numbers: Any) -> Any:
 
 
 def _statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
-    return backend.forward(w.problem, w.cell.diagnostics)
+    return backend.forward(w.problem, _memory(w.problem), w.cell.diagnostics)
 
 
 def _gradient(w: Any, backend: Backend, needs: Needs) -> Any:
-    return backend.backward(w.problem, w.saved, w.upstream, needs)
+    return backend.backward(w.problem, w.saved, w.upstream, needs, _memory(w.problem))
 
 
 def _sigmoid_statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
-    return backend.sigmoid_forward(w.problem, w.bias)
+    return backend.sigmoid_forward(w.problem, w.bias, _memory(w.problem))
 
 
 def _sigmoid_gradient(w: Any, backend: Backend, needs: Needs) -> Any:
-    return backend.sigmoid_backward(w.problem, w.bias, w.saved.positives, w.upstream, needs)
+    run, memory = backend.sigmoid_backward, _memory(w.problem)
+    return run(w.problem, w.bias, w.saved.positives, w.upstream, needs, memory)
 
 
 _PHASES: dict[Phase, Callable[[Workload, Backend, Needs], Any]] = {

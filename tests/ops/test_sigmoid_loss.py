@@ -141,7 +141,8 @@ def _arguments(backend, dtype=torch.float32, needs=(1, 1, 1, 1)):
     for leaf, need in zip(leaves, needs, strict=True):
         leaf.requires_grad_(bool(need))
     weights = _weights(leaves, tables)
-    return (*leaves, *tables.pair_tables(), *weights, [bool(n) for n in needs], backend.name)
+    tensors = *leaves, *tables.pair_tables(), *weights
+    return (*tensors, [bool(n) for n in needs], backend.name, 1 << 26)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +163,9 @@ def test_opcheck_of_some_gradients(needs, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_opcheck_of_the_backward(dtype, backend):
-    *tensors, needs, name = _arguments(backend, dtype)
+    *tensors, needs, name, budget = _arguments(backend, dtype)
     leaves = [v.detach() for v in tensors[:4]]
-    found = torch.ops.mxm_kernels.sigmoid_loss(*leaves, *tensors[4:], needs, name)
+    found = torch.ops.mxm_kernels.sigmoid_loss(*leaves, *tensors[4:], needs, name, budget)
     grad = torch.full_like(found[0], 3.0)
     torch.library.opcheck(
         torch.ops.mxm_kernels.sigmoid_loss_backward.default, (grad, *leaves, *found[1:], name)

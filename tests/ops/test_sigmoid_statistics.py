@@ -27,7 +27,7 @@ CASES_OF_STATISTICS = CASES | {"one dimension": NAMED_CASES["one dimension"]}
 
 
 def arguments_of(leaves, tables, backend):
-    return (*leaves, *tables.pair_tables(), backend.name)
+    return (*leaves, *tables.pair_tables(), backend.name, 1 << 26)
 
 
 @pytest.mark.parametrize("scalars", SCALARS.values(), ids=SCALARS)
@@ -121,12 +121,12 @@ def test_opcheck(dtype, backend):
 )
 def test_opcheck_of_the_backward(needs, backend):
     leaves, tables = batch(backend)
-    *problem, name = arguments_of([v.detach() for v in leaves], tables, backend)
-    outputs = torch.ops.mxm_kernels.sigmoid_statistics(*problem, name)
+    *problem, name, budget = arguments_of([v.detach() for v in leaves], tables, backend)
+    outputs = torch.ops.mxm_kernels.sigmoid_statistics(*problem, name, budget)
     upstream = [torch.randn_like(v) for v in outputs]
     torch.library.opcheck(
         torch.ops.mxm_kernels.sigmoid_statistics_backward.default,
-        (*problem, outputs[1], *upstream, [bool(n) for n in needs], name),
+        (*problem, outputs[1], *upstream, [bool(n) for n in needs], name, budget),
     )
 
 

@@ -9,6 +9,8 @@ from tests.support.cases import NAMED_CASES
 from tests.support.mfh import batch, loss_of
 from tests.support.products import matrix_products
 
+BUDGET = 1 << 26  # keeps S and T of these batches
+
 
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -18,7 +20,8 @@ def test_opcheck(with_teacher, dtype, backend):
     x, y, (tx, ty), s, t = batch(backend, dtype)
     teacher = (tx, ty) if with_teacher else (None, None)
     of_teacher = s.detach() if with_teacher else None
-    arguments = (x, y, *teacher, s, of_teacher, *t.pair_tables(), backend.name, False)
+    problem = (x, y, *teacher, s, of_teacher, *t.pair_tables())
+    arguments = (*problem, backend.name, False, BUDGET, True)
     torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 
@@ -27,11 +30,19 @@ def test_opcheck_of_the_backward(needs, backend):
     x, y, (tx, ty), s, t = batch(backend)
     x, y, s = x.detach(), y.detach(), s.detach()
     problem = (x, y, tx, ty, s, s.clone(), *t.pair_tables())
-    outputs = torch.ops.mxm_kernels.statistics(*problem, backend.name, False)
+    outputs = torch.ops.mxm_kernels.statistics(*problem, backend.name, False, 0, False)
     upstream = [torch.randn_like(output) for output in outputs[:3]]
     torch.library.opcheck(
         torch.ops.mxm_kernels.statistics_backward.default,
-        (*problem, *outputs[:4], outputs[-1], *upstream, [bool(n) for n in needs], backend.name),
+        (
+            *problem,
+            *outputs[:4],
+            *outputs[-2:],
+            *upstream,
+            [bool(n) for n in needs],
+            backend.name,
+            0,
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.blocked.exponentials import Running, Term, add_both
 from mxm_kernels.backends.interface import (
     Gradients,
+    Memory,
     Needs,
     Problem,
     SigmoidGradients,
@@ -104,7 +105,7 @@ class _Workspace:
 class _Blocked(Backend):
     """The backend: see the module's docstring."""
 
-    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
         problem = problem.with_valid_scales()
         work = _Workspace(problem)
         rows, cols = problem.x.shape[0], problem.y.shape[0]
@@ -142,7 +143,12 @@ class _Blocked(Backend):
         return made.checked(problem)
 
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        memory: Memory,
     ) -> Gradients:
         # The sums get the scale, dS does not: in dS S its square may be below float32's numbers.
         d, unit = _bounded(problem, upstream)
@@ -164,7 +170,7 @@ class _Blocked(Backend):
             sums.add(dS, tile.rows, tile.cols)
         return sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
 
-    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+    def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
         work = _Workspace(problem)
         r_rows, r_cols = (work.buffers.new_zeros(len(f)) for f in (problem.x, problem.y))
@@ -187,6 +193,7 @@ class _Blocked(Backend):
         positives: Tensor,
         upstream: SigmoidStatistics,
         needs: Needs,
+        memory: Memory,
     ) -> SigmoidGradients:
         problem = problem.with_valid_scales()
         d, unit = _bounded(problem, upstream)
@@ -211,7 +218,7 @@ class _Blocked(Backend):
         return SigmoidGradients(*gradients, (dbias / unit).to(bias.dtype))
 
     def sigmoid_loss(
-        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
     ) -> SigmoidLoss:
         problem = problem.with_valid_scales()
         work = _Workspace(problem)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
     Gradients,
+    Memory,
     Needs,
     Problem,
     SigmoidGradients,
@@ -70,10 +71,13 @@ class _Native(Backend):
         """Whether the extension does the products too, on a unit for bfloat16."""
         return self.isa != "" and problem.x.dtype == torch.bfloat16
 
-    def kept_shape(self, problem: Problem) -> tuple[int, ...]:
-        return (0,) if self._fuses(problem) else kept_shape(problem)
+    def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
+        if not memory.keep or self._fuses(problem) or problem.kept_dtype != torch.float32:
+            return None
+        shape = kept_shape(problem)
+        return shape[2] if len(shape) > 1 else None
 
-    def forward(self, problem: Problem, diagnostics: bool = False) -> Statistics:
+    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
         problem = problem.with_valid_scales()
         made, S = problem.allocate(diagnostics), _slots(problem)
         fuse = self._fuses(problem)
@@ -95,13 +99,18 @@ class _Native(Backend):
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
             )
-        if plane is not None and len(self.kept_shape(problem)) > 1:
+        if plane is not None and self.kept_stride(problem, memory) is not None:
             plane.buffers[..., plane.widest :].zero_()  # for the same bits from the same features
             made = made._replace(kept=plane.buffers)
         return made._replace(positives=problem.to_list(S)).checked(problem)
 
     def backward(
-        self, problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+        self,
+        problem: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        needs: Needs,
+        memory: Memory,
     ) -> Gradients:
         s, d, dS = statistics, upstream, problem.from_list(upstream.positives)
         # The pass scales the upstream gradients by s: dS is the gradient of x y^T, and the
@@ -131,7 +140,7 @@ class _Native(Backend):
 
     # The sigmoid statistics take the tiled way for every dtype: fused they would be a second
     # pair of drivers of the matrix unit.
-    def sigmoid_forward(self, problem: Problem, bias: Tensor) -> SigmoidStatistics:
+    def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
         made, S, plane = problem.allocate(diagnostics=False), _slots(problem), Plane(problem)
         sweep = cpp.SigmoidForwardPass(
@@ -153,6 +162,7 @@ class _Native(Backend):
         positives: Tensor,
         upstream: SigmoidStatistics,
         needs: Needs,
+        memory: Memory,
     ) -> SigmoidGradients:
         problem = problem.with_valid_scales()
         dS = problem.from_list(upstream.positives)
@@ -172,7 +182,7 @@ class _Native(Backend):
         )
 
     def sigmoid_loss(
-        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs
+        self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
     ) -> SigmoidLoss:
         problem = problem.with_valid_scales()
         S, pairs = _slots(problem), weights.pairs

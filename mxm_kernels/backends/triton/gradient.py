@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.interface import (
+    Gradients,
+    Memory,
+    Needs,
+    Problem,
+    Statistics,
+    Upstream,
+)
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
@@ -188,7 +195,7 @@ def scale_gradient_kernel(
 
 
 def backward(
-    problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs
+    problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs, memory: Memory
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
     p, teacher = padded(problem), problem.has_teacher

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Problem, SigmoidStatistics
+from mxm_kernels.backends.interface import Memory, Problem, SigmoidStatistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, positives
 from mxm_kernels.backends.triton.positives import store_positives
@@ -84,7 +84,7 @@ def sigmoid_statistics_kernel(
     )  # fmt: skip
 
 
-def forward(problem: Problem, bias: Tensor) -> SigmoidStatistics:
+def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
     """Allocate, launch, sum the lines: no wait for the device."""
     p, made = padded(problem), problem.allocate(diagnostics=False)
     out = SigmoidStatistics(made.neg_lse, made.positives)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mxm_kernels.backends.interface import (
+    Memory,
     Needs,
     Problem,
     SigmoidGradients,
@@ -208,6 +209,7 @@ def backward(
     S: Tensor,
     upstream: SigmoidStatistics,
     needs: Needs,
+    memory: Memory,
 ) -> SigmoidGradients:
     """The gradients of the sigmoid statistics."""
     p = padded(problem)
@@ -232,7 +234,9 @@ def backward(
     return SigmoidGradients(*gradients, scalars[1].clone())
 
 
-def loss(problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs) -> SigmoidLoss:
+def loss(
+    problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
+) -> SigmoidLoss:
     """The loss and its gradients, with weights of an ordinary size but for float16's dS."""
     p, w, pairs = padded(problem), weights, problem.pairs
     programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mxm_kernels.backends.interface import Problem, Statistics
+from mxm_kernels.backends.interface import Memory, Problem, Statistics
 from mxm_kernels.backends.tiles import split
 from mxm_kernels.backends.triton import launch, merge, positives
 from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised
@@ -204,7 +204,7 @@ def widest(problem: Problem, setting: Launch, fields: int) -> int:
     return max(setting.cols, launch.SCRATCH_BYTES // (4 * fields * row_programs))
 
 
-def forward(problem: Problem, diagnostics: bool = False) -> Statistics:
+def forward(problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
     """Allocate, launch, merge: no wait for the device.
 
     Where diagnostics need another launch (``settings.SETTINGS``), the sums come in its order.

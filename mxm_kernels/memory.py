@@ -1,0 +1,141 @@
+"""The memory budget: how many bytes one call of an operator may take for what is M x N large.
+
+Forward may keep S and T for backward, which then multiplies twice less (four products for six with
+a teacher, three for four without). Whether it does is decided by this budget and the size of the
+batch alone, never by the loss or its options. The workspaces are cut to fit into it too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+DeviceType = Literal["cpu", "cuda"]
+CPU_DEFAULT = 64 << 20
+CUDA_SHARE = 16  # of the memory of a GPU one part in so many, but
+CUDA_MOST = 4 << 30  # at most so many bytes
+
+# One value for each device type, None for the default. Plain globals: torch.compile reads them, and
+# compiles again where one has changed; it stops at a lock and at a ContextVar.
+_cpu: int | None = None
+_cuda: int | None = None
+
+
+def set_memory_budget(nbytes: int | None, device: DeviceType | None = None) -> None:
+    """Set the memory budget of this process, for one type of device or for both.
+
+    The budget bounds what one call of an operator takes for the M x N similarities of its batch:
+    what forward keeps of them for backward, the workspace, the scratch of the statistics and the
+    temporaries of the products. What grows with M + N is beside it: features, gradients, numbers
+    of rows and pairs, and float32 sums of at most 4 (N D + chunk D) bytes.
+
+    Args:
+        nbytes: bytes, at least 0; None takes the default again. 0 keeps nothing and leaves the
+            workspace as it is by default.
+        device: "cpu", "cuda" (ROCm too), or None for both.
+
+    Raises:
+        TypeError: ``nbytes`` is not an integer or None.
+        ValueError: ``nbytes`` is negative, or ``device`` is none of these.
+
+    The default is 64 MiB on a CPU. On a GPU it is a sixteenth of its memory, at most 4 GiB.
+
+    Example:
+        >>> set_memory_budget(16 << 30, "cuda")
+        >>> get_memory_budget("cuda")
+        17179869184
+        >>> set_memory_budget(None)
+    """
+    global _cpu, _cuda
+    value = _checked(nbytes)
+    for kind in _kinds(device):
+        if kind == "cpu":
+            _cpu = value
+        else:
+            _cuda = value
+
+
+def get_memory_budget(device: DeviceType | torch.device) -> int:
+    """The memory budget in bytes that holds for ``device``: "cpu", "cuda" or a ``torch.device``.
+
+    Raises:
+        ValueError: ``device`` is of another type.
+
+    Example:
+        >>> get_memory_budget("cpu")
+        67108864
+    """
+    kind = device.type if isinstance(device, torch.device) else device
+    if kind == "cpu":
+        return CPU_DEFAULT if _cpu is None else _cpu
+    if kind not in ("cuda",):
+        _kinds(kind)
+    return _cuda_default(device) if _cuda is None else _cuda
+
+
+@contextmanager
+def memory_budget(nbytes: int | None, device: DeviceType | None = None) -> Iterator[None]:
+    """Set the memory budget inside a ``with`` block; afterwards it is what it was before.
+
+    Arguments and errors are those of :func:`set_memory_budget`. The budget is one of the process:
+    calls in other threads see it too. Backward takes the budget of its forward.
+
+    Example:
+        >>> with memory_budget(1 << 30, "cpu"):
+        ...     get_memory_budget("cpu")
+        1073741824
+    """
+    global _cpu, _cuda
+    before = _cpu, _cuda
+    set_memory_budget(nbytes, device)
+    try:
+        yield
+    finally:
+        _cpu, _cuda = before
+
+
+def budget_of(device: torch.device) -> int:
+    """The budget of an operator's call on ``device``; of a device of another type the CPU's."""
+    return get_memory_budget(device if device.type == "cuda" else "cpu")
+
+
+def default_of_card(memory: int) -> int:
+    """The default of a GPU with so many bytes of memory."""
+    return min(memory // CUDA_SHARE, CUDA_MOST)
+
+
+@torch.compiler.assume_constant_result
+def _cuda_default(device: str | torch.device) -> int:
+    if not torch.cuda.is_available():
+        return CUDA_MOST
+    return default_of_card(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _checked(nbytes: object) -> int | None:
+    if nbytes is None:
+        return None
+    if isinstance(nbytes, bool | float | str):
+        raise TypeError(
+            f"nbytes must be an integer number of bytes or None, got {type(nbytes).__name__}"
+        )
+    try:
+        value = operator.index(nbytes)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"nbytes must be an integer number of bytes or None, got {type(nbytes).__name__}"
+        ) from None
+    if value < 0:
+        raise ValueError(f"nbytes must be at least 0, got {value}")
+    return value
+
+
+def _kinds(device: object) -> tuple[str, ...]:
+    if device is None:
+        return "cpu", "cuda"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or None, got {device!r}")
+    return (str(device),)
