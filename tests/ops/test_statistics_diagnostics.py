@@ -85,7 +85,7 @@ def test_features_that_are_not_finite_show_in_the_diagnostics(bad, backend):
     x, y, teacher, s, tables = batch(backend)
     with torch.no_grad():
         x[1, 1] = teacher[0][1, 1] = bad
-    got = statistics(x, y, teacher, s, s.detach(), tables, backend.name, True, 1 << 26, True)
+    got = statistics(x, y, teacher, s, s.detach(), tables, backend.name, True)
     assert got.hardest[1].isnan() and got.entropy[1].isnan()
     assert torch.equal(got.hardest.isnan(), got.neg_lse.isnan())
 
@@ -95,7 +95,7 @@ def test_compiled_with_diagnostics(backend):
     x, y, teacher, s, tables = batch(backend)
 
     def run(x, y, s):
-        got = statistics(x, y, teacher, s, s.detach(), tables, backend.name, True, 1 << 26, True)
+        got = statistics(x, y, teacher, s, s.detach(), tables, backend.name, True)
         return got.neg_lse.sum() + got.teacher_mean.sum(), got.hardest, got.entropy
 
     for eager, fused in zip(run(x, y, s), torch.compile(run, fullgraph=True)(x, y, s), strict=True):
