@@ -108,6 +108,11 @@ def default_of_card(memory: int) -> int:
     return min(memory // CUDA_SHARE, CUDA_MOST)
 
 
+def default_budget(device: torch.device) -> int:
+    """The budget where none was set."""
+    return _cuda_default(device) if device.type == "cuda" else CPU_DEFAULT
+
+
 @torch.compiler.assume_constant_result
 def _cuda_default(device: str | torch.device) -> int:
     if not torch.cuda.is_available():

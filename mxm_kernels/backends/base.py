@@ -44,6 +44,9 @@ from mxm_kernels.backends.row_interface import (
 class Backend:
     """One implementation of the operators; a new one writes ``forward`` and ``backward``."""
 
+    # Whether forward gives ``neg_mean``, and backward reads it.
+    gives_neg_mean = False
+
     @property
     def fused_formulas(self) -> frozenset[str]:
         """Formulas of ``core.formulas``, by name, that ``row_losses`` computes in one kernel."""

@@ -38,8 +38,8 @@ def run(
     if b.options.label_smoothing:
         add_up = None if b.shard is None else b.shard.ranks.sum
         x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
-    n, positives, u, teacher_lse, hardest, entropy, *_ = _statistics(b, x, y, teacher, s, t)
-    return RowStatistics(n, positives, u, teacher_lse, hardest, entropy, row_sum)
+    made = _statistics(b, x, y, teacher, s, t)
+    return RowStatistics(*[getattr(made, name) for name in RowStatistics._fields[:-1]], row_sum)
 
 
 def _statistics(

@@ -52,6 +52,7 @@ class _RingStatistics(torch.autograd.Function):
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
         rows: dict[int, Tensor] = {}
         cols: dict[int, Tensor] = {}
+        means: dict[int, Tensor] = {}  # (M + N_r,) neg_mean of each block, where the backend has it
         for owner, block in shard.ranks.ring(mine, shard.texts):
             tables, places = shard.block(owner)
             teacher = (teacher_x, block[1]) if taught else None
@@ -59,6 +60,7 @@ class _RingStatistics(torch.autograd.Function):
             slots[places] = s.positives[: len(places)]
             rows[owner] = row_parts(s, images)
             cols[owner] = column_parts(s, images)
+            means[owner] = s.neg_mean
         world = range(shard.ranks.world)
         blocks = torch.stack([rows[rank] for rank in world])  # (W, M, k)
         every = torch.cat([cols[rank] for rank in world])
@@ -66,7 +68,16 @@ class _RingStatistics(torch.autograd.Function):
         of_rows, of_cols = (merge(p, taught, diagnostics) for p in (blocks, parts))
         outputs = joined(of_rows, of_cols, slots, shard.pairs_to_columns(slots))
         features = x, y, scale, teacher_x, teacher_y, t
-        ctx.save_for_backward(*features, slots, blocks, every, parts, *of_rows, *of_cols)
+        ctx.save_for_backward(
+            *features,
+            slots,
+            blocks,
+            every,
+            parts,
+            *of_rows,
+            *of_cols,
+            *[means[rank] for rank in world],
+        )
         ctx.shard, ctx.backend = shard, backend
         ctx.mark_non_differentiable(*outputs[len(Upstream._fields) :])
         return outputs
@@ -78,7 +89,8 @@ class _RingStatistics(torch.autograd.Function):
         x, y, scale, teacher_x, teacher_y, t, slots, *parts = ctx.saved_tensors
         blocks, every, parts, *merged = parts
         half = len(Merged._fields)
-        of_rows, of_cols = Merged(*merged[:half]), Merged(*merged[half:])
+        of_rows, of_cols = Merged(*merged[:half]), Merged(*merged[half : 2 * half])
+        means = merged[2 * half :]
         taught, images = teacher_x is not None, len(x)
         down = [dn[images:] * shares_of(parts[..., 0], of_cols.neg_lse)]
         if taught:
@@ -95,6 +107,10 @@ class _RingStatistics(torch.autograd.Function):
             if taught:  # the block's part of the rows' averages, as s[1] is of the columns'
                 of_block = blocks[owner].T
                 u = of_block[1] * shares_of(of_block[2], of_rows.teacher_lse)
+            mean = means[owner]  # by the block's n, which for the rows is a part of n
+            if len(mean):
+                mean = mean.clone()
+                mean[:images] *= shares_of(blocks[owner][:, 0], of_rows.neg_lse)
             saved = Statistics(
                 neg_lse=torch.cat([of_rows.neg_lse, s[0]]),
                 positives=at_first_places(slots[places]),
@@ -102,6 +118,7 @@ class _RingStatistics(torch.autograd.Function):
                 teacher_lse=torch.cat([of_rows.teacher_lse, s[2]]) if taught else du,
                 hardest=du.new_empty(0),
                 entropy=du.new_empty(0),
+                neg_mean=mean,
                 kept=du.new_empty(0),
                 units=du.new_empty(0),
             )
@@ -135,6 +152,7 @@ class _RingSigmoid(torch.autograd.Function):
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
         r_rows = x.new_zeros(images, dtype=scale.dtype)
         cols: dict[int, Tensor] = {}
+        means: dict[int, Tensor] = {}  # (M + N_r,) neg_mean of each block, where the backend has it
         for owner, (block,) in shard.ranks.ring((y,), shard.texts):
             tables, places = shard.block(owner)
             s = sigmoid_statistics(x, block, scale, bias, tables, backend)

@@ -88,7 +88,7 @@ def _differentiate(
 ) -> Gradients:
     """The operator's backward for an upstream gradient of 1 / t for every row with a negative."""
     nothing, positives = n.new_empty(0), n.new_zeros(len(tables.owners))
-    saved = Statistics(torch.cat([n, every_n]), positives, *[nothing] * 6)
+    saved = Statistics(torch.cat([n, every_n]), positives, *[nothing] * 7)
     dn = torch.where(n == -torch.inf, 0, 1 / t)
     upstream = Upstream(torch.cat([dn, torch.zeros_like(every_n)]), positives, nothing)
     return statistics_backward(rows, cols, None, t, None, tables, saved, upstream, needs, backend)

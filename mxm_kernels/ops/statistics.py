@@ -46,7 +46,7 @@ from mxm_kernels.ops.library import (
 )
 
 # What backward reads.
-_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "kept", "units")
+_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "neg_mean", "kept", "units")
 _UPSTREAM = schema(*(f"d_{name}" for name in Upstream._fields))
 library.define(
     f"statistics({INPUTS}, str backend, bool diagnostics, int budget, bool keep) -> "
@@ -144,8 +144,9 @@ def _forward(*arguments):
 def _fake_forward(*arguments):
     *inputs, backend, diagnostics, budget, keep = arguments
     problem = Problem(*inputs)
-    made = problem.allocate(diagnostics)
-    stride = backends.load(backend).kept_stride(problem, Memory(budget, keep))
+    loaded = backends.load(backend)
+    made = problem.allocate(diagnostics, loaded.gives_neg_mean)
+    stride = loaded.kept_stride(problem, Memory(budget, keep))
     return tuple(made if stride is None else problem.allocate_kept(made, stride))
 
 

@@ -37,7 +37,7 @@ def test_opcheck_of_the_backward(needs, backend):
         (
             *problem,
             *outputs[:4],
-            *outputs[-2:],
+            *outputs[-3:],
             *upstream,
             [bool(n) for n in needs],
             backend.name,

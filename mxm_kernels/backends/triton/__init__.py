@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.base import Backend
+from mxm_kernels.backends.interface import Memory, Problem
 
 LEAST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
 
@@ -39,6 +40,8 @@ def _launched(module: str, name: str) -> Callable[..., Any]:
 
 class _Triton(Backend):
     """The backend; ``Backend`` says what each method takes and gives."""
+
+    gives_neg_mean = True
 
     @property
     def fused_formulas(self) -> frozenset[str]:
@@ -65,6 +68,11 @@ class _Triton(Backend):
             f"it needs tensors on a CUDA or ROCm device, got {device} "
             "(set TRITON_INTERPRET=1 before importing to run its interpreter on the CPU)"
         )
+
+    def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
+        from mxm_kernels.backends.triton import plan
+
+        return plan.kept_stride(problem, memory)
 
     forward = _launched("statistics", "forward")
     backward = _launched("gradient", "backward")

@@ -9,32 +9,12 @@ product of few rows leaves multiprocessors idle: 2,048 x 65,536 at D 768 gives d
 
 from __future__ import annotations
 
-from functools import cache
 from math import isqrt
-
-import torch
 
 from mxm_kernels.backends.tiles import Span, split
 
 LEAST_ROWS, MOST_ROWS = 8192, 16384  # of a chunk, where the matrix and the workspace have them
 ALIGNMENT = 128  # rows and columns: whole cache lines, and whole tiles of any setting
-
-WORKSPACE_BYTES = 256 << 20
-LARGE_WORKSPACE_BYTES = 1 << 30
-LARGE_CARD = 40 * 10**9  # bytes of memory of a card that gets the large workspace
-
-
-@cache
-def workspace_bytes(device: torch.device) -> int:
-    """Bound of the bytes of dS that ``device`` holds at a time."""
-    if device.type == "cpu":
-        return WORKSPACE_BYTES
-    return workspace_of_card(torch.cuda.get_device_properties(device).total_memory)
-
-
-def workspace_of_card(memory: int) -> int:
-    """Bound of the bytes of dS on a card with so many bytes of memory."""
-    return LARGE_WORKSPACE_BYTES if memory >= LARGE_CARD else WORKSPACE_BYTES
 
 
 def padded(width: int) -> int:

@@ -1,8 +1,11 @@
-"""Backward: a kernel writes tiles of dS into a bounded workspace, BLAS multiplies them.
+"""Backward: kernels write tiles of dS into a bounded workspace, BLAS multiplies them.
 
-Recomputing S (and T) once and handing dS in the dtype of the features to the vendor's matrix
-product costs 4 products without a teacher and 6 with one; recomputing it inside each of two
-gradient kernels would cost 5 and 8.
+Where forward kept S and T, a kernel reads them; of 16-bit products only for the negatives and their
+sum for the scale, since the statistics and the positives are of the float32 products. Elsewhere
+they are multiplied again in the tile that needs them (``stored`` has the three ways). Recomputing S
+(and T) once and handing dS in the dtype of the features to the vendor's matrix product costs 4
+products without a teacher and 6 with one; recomputing it inside each of two gradient kernels would
+cost 5 and 8. With what is kept it costs 3 and 4, forward's included.
 """
 
 from __future__ import annotations
@@ -23,8 +26,17 @@ from mxm_kernels.backends.interface import (
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_sided
+from mxm_kernels.backends.triton.fixed_point import is_coarse, out_of_fixed_point
 from mxm_kernels.backends.triton.positives import positive_gradients
-from mxm_kernels.backends.triton.tile import padded, place_of, products, teacher_arguments
+from mxm_kernels.backends.triton.stored import Chunk, Chunks
+from mxm_kernels.backends.triton.tile import (
+    operands,
+    place_of,
+    prepared,
+    products,
+    teacher_arguments,
+    tile_places,
+)
 from mxm_kernels.backends.triton.unit import (
     Unit,
     exponent_of,
@@ -35,61 +47,12 @@ from mxm_kernels.backends.triton.unit import (
     times_power,
     unit_for,
 )
-from mxm_kernels.backends.triton.workspace import shape, walk
+from mxm_kernels.backends.triton.workspace import walk
 
 
-# A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "group"])
-def gradient_kernel(
-    x,  # (M, D)
-    y,  # (N, D)
-    teacher_x,  # (M, TEACHER_D)
-    teacher_y,  # (N, TEACHER_D)
-    scale,  # ()
-    teacher_scale,  # ()
-    image_groups,  # (M,) int32
-    text_groups,  # (N,) int32
-    n,  # (M + N,)
-    t,  # (M + N,)
-    dn,  # (M + N,)
-    du,  # (M + N,)
-    dS,  # (height, stride) out
-    dscale,  # (programs, BLOCK_M) out, sums over a tile's rows of u dS S of negatives
-    M,
-    D,
-    TEACHER_D,
-    first_row,
-    last_row,
-    first_col,
-    last_col,
-    stride,
-    group,
-    TEACHER: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    UNIT: tl.constexpr,
-):
-    """Tiles of u dS, one a program, of the rows and columns from first to last.
-
-    u is the scale, or what ``unit`` makes of it.
-
-    The positives' own gradient is missing here; ``positives`` overwrites their entries.
-    """
-    program = tl.program_id(0)
-    height, width = last_row - first_row, last_col - first_col
-    row_block, col_block = place_of(program, height, width, group, BLOCK_M, BLOCK_N)
-    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
-    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
-
-    s = tl.load(scale)
-    u, _ = factor_of(s, UNIT)
-    S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
+@triton.jit
+def student_gradient(S, s, u, image_groups, text_groups, n, dn, row, col, inside, M):
+    """Gradient u dS of a tile's negatives, without the teacher's part."""
     grad = two_sided(
         S,
         s,
@@ -100,34 +63,171 @@ def gradient_kernel(
     )
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     # A row or column without a negative has n = -inf and garbage here, all of it at positives.
-    grad = tl.where(same | ~inside, 0.0, grad)
-    by_row = tl.sum(grad * S, axis=1)  # of u dS times the logits
-    tl.store(dscale + program * BLOCK_M + tl.arange(0, BLOCK_M), by_row)
-    if TEACHER:
-        T = products(teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
-        grad += two_sided(
-            T,
-            tl.load(teacher_scale),
-            tl.load(t + row),
-            tl.load(t + M + col),
-            tl.load(du + row) * u,
-            tl.load(du + M + col) * u,
-        )
-    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
-    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
-    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
-    tl.store(tile + place, grad.to(dS.dtype.element_ty), mask=(rows < last_row)[:, None])
+    return tl.where(same | ~inside, 0.0, grad)
 
 
 @triton.jit
-def _sum(a, length, BLOCK: tl.constexpr):
-    """Sum of a, in a fixed order."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, length, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        total += tl.load(a + place, mask=place < length, other=0.0)
-    return tl.sum(total, axis=0)
+def teacher_gradient(T, teacher_scale, u, t, du, row, col, M):
+    """The teacher's part of u dS."""
+    return two_sided(
+        T,
+        tl.load(teacher_scale),
+        tl.load(t + row),
+        tl.load(t + M + col),
+        tl.load(du + row) * u,
+        tl.load(du + M + col) * u,
+    )
+
+
+@triton.jit
+def store_tile(grad, dS, row, col, stride, below, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile of dS at a row and column of the chunk, whose rows have room for whole tiles.
+
+    A mask over columns would make every store 2 bytes wide.
+    """
+    corner, inner = tile_places(row, col, stride, BLOCK_M, BLOCK_N)
+    tl.store(dS + corner + inner, grad.to(dS.dtype.element_ty), mask=below)
+
+
+_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "group"]
+
+
+# A ragged batch changes these numbers at every step; specialising on them would recompile.
+@triton.jit(do_not_specialize=_CHUNK)
+def gradient_kernel(
+    x,  # (M, D), a pointer or a descriptor
+    y,  # (N, D)
+    teacher_x,  # (M, TEACHER_D)
+    teacher_y,  # (N, TEACHER_D)
+    scale,  # ()
+    teacher_scale,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    units,  # (1 or 2, M + N), not read unless COARSE
+    n,  # (M + N,)
+    t,  # (M + N,)
+    dn,  # (M + N,)
+    du,  # (M + N,)
+    dS,  # (height, stride) out
+    M,
+    N,
+    D,
+    TEACHER_D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    group,
+    TEACHER: tl.constexpr,
+    COARSE: tl.constexpr,  # only tiles for which 16 bits are too coarse
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """Tiles of u dS, one a program, of the rows and columns from first to last.
+
+    u is the scale, or what ``unit`` makes of it.
+
+    The positives' own gradient is missing here; ``positives`` overwrites their entries.
+    """
+    height, width = last_row - first_row, last_col - first_col
+    row_block, col_block = place_of(tl.program_id(0), height, width, group, BLOCK_M, BLOCK_N)
+    own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
+    tile_row, tile_col = first_row + own_row, first_col + own_col
+    if COARSE:
+        coarse = is_coarse(
+            units, scale, teacher_scale, first_row, first_col, own_row, own_col, M, N, TEACHER
+        )
+        if coarse == 0:
+            return
+    rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
+    below = (rows < last_row)[:, None]
+    inside = below & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+    s = tl.load(scale)
+    u, _ = factor_of(s, UNIT)
+    S = products(x, y, tile_row, tile_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN)
+    grad = student_gradient(S, s, u, image_groups, text_groups, n, dn, row, col, inside, M)
+    if TEACHER:
+        T = products(
+            teacher_x, teacher_y, tile_row, tile_col, M, N, TEACHER_D,
+            BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+        )  # fmt: skip
+        grad += teacher_gradient(T, teacher_scale, u, t, du, row, col, M)
+    store_tile(grad, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=[*_CHUNK, "source_row", "source_col"])
+def stored_gradient_kernel(
+    S,  # (rows, source_stride) float32, or int16 in units
+    T,  # (rows, source_stride), not read without a teacher
+    scale,  # ()
+    teacher_scale,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    units,  # (1 or 2, M + N), not read unless FIXED
+    n,  # (M + N,)
+    t,  # (M + N,)
+    dn,  # (M + N,)
+    du,  # (M + N,)
+    dS,  # (height, stride) out; may be S
+    M,
+    N,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    source_row,  # the row and the column that S and T begin with
+    source_col,
+    source_stride,
+    stride,
+    group,
+    TEACHER: tl.constexpr,
+    FIXED: tl.constexpr,  # int16; tiles for which that is too coarse are left out
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """Tiles of u dS as in ``gradient_kernel``, of S and T that lie in memory."""
+    height, width = last_row - first_row, last_col - first_col
+    row_block, col_block = place_of(tl.program_id(0), height, width, group, BLOCK_M, BLOCK_N)
+    own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
+    tile_row, tile_col = first_row + own_row, first_col + own_col
+    if FIXED:
+        coarse = is_coarse(
+            units, scale, teacher_scale, first_row, first_col, own_row, own_col, M, N, TEACHER
+        )
+        if coarse:
+            return
+    rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
+    below = (rows < last_row)[:, None]
+    inside = below & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+    corner, inner = tile_places(
+        tile_row - source_row, tile_col - source_col, source_stride, BLOCK_M, BLOCK_N
+    )
+    # Loaded without a mask over columns, as wide as can be; what is beyond the last is left out.
+    S_tile = tl.load(S + corner + inner, mask=below, other=0)
+    if FIXED:
+        S_tile = out_of_fixed_point(S_tile, units, tile_row, tile_col, M, N, BLOCK_M, BLOCK_N)
+    else:
+        S_tile = tl.where(inside, S_tile, 0.0)
+    if TEACHER:
+        T_tile = tl.load(T + corner + inner, mask=below, other=0)
+        if FIXED:
+            of_teacher = units + M + N
+            T_tile = out_of_fixed_point(
+                T_tile, of_teacher, tile_row, tile_col, M, N, BLOCK_M, BLOCK_N
+            )
+    s = tl.load(scale)
+    u, _ = factor_of(s, UNIT)
+    grad = student_gradient(S_tile, s, u, image_groups, text_groups, n, dn, row, col, inside, M)
+    if TEACHER:
+        grad += teacher_gradient(T_tile, teacher_scale, u, t, du, row, col, M)
+    store_tile(grad, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -143,11 +243,12 @@ def _dot(a, b, length, factor, BLOCK: tl.constexpr):
     return tl.sum(total, axis=0)
 
 
-@triton.jit(do_not_specialize=["tiles", "positives_length", "rows", "x_length", "y_length"])
+@triton.jit(do_not_specialize=["positives_length", "rows", "x_length", "y_length"])
 def scale_gradient_kernel(
-    partial,  # (tiles,) sums of u dS S over the negatives, by rows of tiles
     positives,  # (positives_length,) S of every positive pair, twice
     dpositives,  # (positives_length,)
+    mean,  # (rows,) of S by softmax over the negatives
+    dn,  # (rows,)
     u,  # (rows,) the teacher's averages
     du,  # (rows,)
     scale,  # ()
@@ -155,7 +256,6 @@ def scale_gradient_kernel(
     dscale,  # () out
     dx,  # (x_length,) in and out
     dy,  # (y_length,) in and out
-    tiles,
     positives_length,
     rows,
     x_length,
@@ -167,9 +267,8 @@ def scale_gradient_kernel(
 ):
     """The first program: the gradient of the scale; the others take the unit out of dx and dy.
 
-    The gradient of the scale is sum dS S / s over three parts. The tiles have summed the negatives
-    (``partial``). The positives and their dS are vectors. The teacher's part is sum du u, since u
-    is an average of S.
+    The gradient of the scale is sum dS S / s over three parts, each of them of vectors: the
+    negatives' is sum dn mean and the teacher's sum du u, since both are averages of S.
     """
     s = tl.load(scale)
     factor, R = factor_of(s, UNIT)
@@ -182,10 +281,11 @@ def scale_gradient_kernel(
         of_s = exponent_of(s)
         down = power_of_two(-of_s)
         known = _dot(positives, dpositives, positives_length, down, BLOCK)
+        known += _dot(mean, dn, rows, down, BLOCK)
         if TEACHER:
             known += _dot(u, du, rows, down, BLOCK)
         mantissa = s * down
-        total = known / mantissa * factor + _sum(partial, tiles, BLOCK)
+        total = known / mantissa * factor
         tl.store(dscale, times_power(total / mantissa, R - of_s))
     elif R != 0:
         if block < x_blocks:
@@ -194,50 +294,77 @@ def scale_gradient_kernel(
             lower_block(dy, block - x_blocks, y_length, R, BLOCK)
 
 
+class _Backward:
+    """One call: what the launches of its chunks share."""
+
+    def __init__(self, p: Problem, statistics: Statistics, upstream: Upstream, unit: Unit) -> None:
+        self.p, self.statistics, self.unit = p, statistics, unit
+        self.fixed_point = statistics.kept.numel() > 0 and statistics.kept.dtype == torch.int16
+        self.teacher = teacher_arguments(p)
+        upstream_of = upstream.neg_lse, upstream.teacher_mean
+        self.rows = statistics.neg_lse, statistics.teacher_lse, *upstream_of
+
+    def fill(self, chunk: Chunk, rows: Span, cols: Span) -> None:
+        """Write u dS of the negatives."""
+        if chunk.products is not None:
+            self._stored_tiles(chunk, rows, cols)
+        if chunk.products is None or self.fixed_point:
+            self._tiles(chunk, rows, cols)
+
+    def _tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
+        """Multiply S and T again: where kept integers are too coarse, or everywhere."""
+        p, setting = self.p, launch.pick("gradient", self.p)
+        tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
+        x, y, teacher_x, teacher_y = operands(p, setting)
+        gradient_kernel[(tiles,)](
+            x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
+            self.statistics.units, *self.rows, chunk.dS,
+            p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
+            UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
+        )  # fmt: skip
+
+    def _stored_tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
+        """Read S and T, as integers where these are fine enough."""
+        p, setting = self.p, launch.pick("stored_gradient", self.p)
+        tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
+        assert chunk.products is not None
+        stored_gradient_kernel[(tiles,)](
+            chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
+            p.image_groups, p.text_groups, self.statistics.units, *self.rows, chunk.dS,
+            p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point,
+            UNIT=self.unit.kind, **setting.area(), **setting.options(),
+        )  # fmt: skip
+
+
 def backward(
     problem: Problem, statistics: Statistics, upstream: Upstream, needs: Needs, memory: Memory
 ) -> Gradients:
     """Walk the workspace over the M x N plane: no wait for the device."""
-    p, teacher = padded(problem), problem.has_teacher
-    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
-    device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("gradient", problem)
+    p = prepared(problem)
+    chunks = Chunks(p, memory, statistics.kept)
     # Upstream gradients may be of any size. The greatest is raised to 1, for float16 to 2**10:
     # entries of dS are shares of a probability, far below float16's smallest number (6e-8).
     raised, lowered = raise_vectors(upstream, p.x.dtype)
     upstream, unit = Upstream(*raised), unit_for(p.x, p.scale, lowered)
-    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
-    alone = sums.chunk == (p.x.shape[0], p.y.shape[0])
+    run = _Backward(p, statistics, upstream, unit)
+    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=chunks.shape)
+    terms = statistics.teacher_lse, upstream.teacher_mean
 
-    def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
-        h, w = rows[1] - rows[0], cols[1] - cols[0]
-        programs = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-        partial = p.x.new_empty(programs * setting.rows, dtype=torch.float32)
-        gradient_kernel[(programs,)](
-            p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale,
-            p.image_groups, p.text_groups,
-            statistics.neg_lse, statistics.teacher_lse, upstream.neg_lse, upstream.teacher_mean,
-            workspace, partial, p.x.shape[0], p.x.shape[1], teacher_x.shape[1], *rows, *cols,
-            workspace.stride(0), setting.group, TEACHER=teacher, UNIT=unit.kind, **setting.tile(),
-            **launch.product_options(dtype, device), **setting.options(),
-        )  # fmt: skip
-        terms = statistics.teacher_lse, upstream.teacher_mean
-        positive_gradients(p, upstream.positives, unit, workspace, rows, cols, terms)
-        if not needs.scale:
-            return partial[:0]
-        few = alone and len(partial) <= FEW
-        return partial if few else partial.sum().view(1)
+    def fill(chunk: Chunk, rows: Span, cols: Span) -> None:
+        run.fill(chunk, rows, cols)
+        positive_gradients(p, upstream.positives, unit, chunk.dS, rows, cols, terms)
 
-    partials = walk(p, sums, fill)
+    walk(p, chunks, sums, fill)
     made = sums.finish(torch.empty_like(p.scale))
     late = [] if unit.early else [made.x, made.y]
     if needs.scale or late:
-        made = made._replace(scale=_scale_gradient(p, statistics, upstream, unit, partials, late))
+        made = made._replace(scale=_scale_gradient(p, statistics, upstream, unit, late))
     return made
 
 
 SUM_BLOCK = 4096
-FEW = 1 << 16  # sums that one program adds up; more are worth a launch
 
 
 def _scale_gradient(
@@ -245,18 +372,16 @@ def _scale_gradient(
     statistics: Statistics,
     upstream: Upstream,
     unit: Unit,
-    partials: list[Tensor],
     late: list[Tensor],
 ) -> Tensor:
     """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
-    tiles = partials[0] if len(partials) == 1 else torch.cat(partials)
     dscale = torch.empty_like(p.scale)
     dx, dy = late or (dscale[None][:0],) * 2
     programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
     scale_gradient_kernel[(programs,)](
-        tiles, statistics.positives, upstream.positives,
+        statistics.positives, upstream.positives, statistics.neg_mean, upstream.neg_lse,
         statistics.teacher_mean, upstream.teacher_mean, *unit.arguments(), dscale, dx, dy,
-        tiles.shape[0], 2 * p.pairs, len(upstream.teacher_mean), dx.numel(), dy.numel(),
+        2 * p.pairs, len(upstream.neg_lse), dx.numel(), dy.numel(),
         TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,
     )  # fmt: skip
     return dscale

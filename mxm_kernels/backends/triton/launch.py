@@ -12,17 +12,13 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
 from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.triton import tuned
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase, Target
-
-SCRATCH_BYTES = 256 << 20  # bound of a launch's column statistics, whatever the batch
-# Rows of x that all programs together walk along y: they are read again for every block of
-# columns, so they have to stay in the L2 cache beside those blocks (A100 40 MB, H100 50 MB).
-CACHED_BYTES = 12 << 20
 
 
 def interpreted() -> bool:
@@ -49,17 +45,7 @@ def target(device: torch.device) -> Target:
     return by_major.get(major, "sm_80")
 
 
-def multiplies_float8(on: Target, dtype: torch.dtype) -> bool:
-    """Whether a float8 teacher's factors are multiplied as they are, beside ``dtype`` features.
-
-    sm_80 cannot, gfx942 has another float8, and the interpreter none. Beside float32 features the
-    matrix unit's own sums (see ``tile.products``) would be less exact than all else.
-    """
-    return on in ("sm_90", "sm_100") and dtype != torch.float32
-
-
 _forced_launches: dict[Phase, Launch] = {}
-_forced_programs: list[int] = []
 
 
 @contextmanager
@@ -73,28 +59,6 @@ def forced(phase: Phase, setting: Launch) -> Iterator[None]:
         del _forced_launches[phase]
         if before is not None:
             _forced_launches[phase] = before
-
-
-@contextmanager
-def few_programs(count: int) -> Iterator[None]:
-    """Launch the grid of a GPU of ``count`` multiprocessors, so that small batches reach loops."""
-    _forced_programs.append(count)
-    try:
-        yield
-    finally:
-        _forced_programs.pop()
-
-
-def processors(device: torch.device) -> int:
-    """Programs that run at once. The interpreter gets 2, so that tests merge partial results."""
-    return _forced_programs[-1] if _forced_programs else _multiprocessors(device)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache
@@ -115,7 +79,7 @@ def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
         return _forced_launches[phase]
     cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
     measured = in_force(device)  # mostly empty, and then a key need not be made
-    found = measured.get(tuned.key(cell)) if measured and not cell.float8 else None
+    found = measured.get(tuned.key(cell)) if measured else None
     return cell.shipped(target(device)) if found is None else found
 
 
@@ -138,20 +102,13 @@ def device_name(device: torch.device) -> str:
     return "interpreter" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
-def product_options(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-    """How tiles are multiplied, as constexpr arguments of the kernels.
+def widening(features: Tensor) -> dict[str, bool]:
+    """Whether the factors of a tile's products are widened first, as a constexpr argument.
 
-    float32 features follow torch.set_float32_matmul_precision, read through the setting that
-    the older and the newer interface share. The interpreter returns
-    garbage for bfloat16 products (Triton 3.7.1 and 3.9.0), so there, and only there, the
-    factors are widened first.
+    The interpreter returns garbage for bfloat16 products (Triton 3.7.1 and 3.9.0), so there, and
+    only there, they are.
     """
-    rounded = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return {
-        "PRECISION": "tf32" if rounded else "ieee",
-        "WIDEN": device.type == "cpu" and dtype == torch.bfloat16,
-        "FLOAT8": dtype != torch.float32 and multiplies_float8(target(device), dtype),
-    }
+    return {"WIDEN": features.device.type == "cpu" and features.dtype == torch.bfloat16}
 
 
 def workspace_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

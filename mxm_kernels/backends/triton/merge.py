@@ -1,143 +1,173 @@
 """The lines of both scratches into the statistics, in a fixed order, in one launch.
 
-The first programs take the rows, the others the columns.
+The first programs take the rows, the others the columns. The columns of a span are complete with
+it; the rows' partial statistics are carried to the next span until the last.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mxm_kernels.backends.triton.exponentials import LEAST_SUM, LN2
-from mxm_kernels.backends.triton.partials import load_partial
-from mxm_kernels.backends.triton.rescue import TILE, again
+from mxm_kernels.backends.interface import Statistics
+from mxm_kernels.backends.tiles import Span
+from mxm_kernels.backends.triton.exponentials import LN2
 
-BLOCK = {"BLOCK": 32, **TILE}
-
-
-def options(float8: bool) -> dict[str, int]:
-    """Compiler options: widening a float8 teacher spills 8 or 16 bytes in the usual 4 warps."""
-    return {"num_warps": 8 if float8 else 4}
+BLOCK = {"BLOCK": 32, "LINES": 16}
 
 
 @triton.jit
-def _join(a, b):
-    """Merge two partial statistics, against the greater reference."""
-    top = tl.maximum(a[0], b[0])
-    p, q = tl.exp2(a[0] - top), tl.exp2(b[0] - top)
-    return top, a[1] * p + b[1] * q, a[2] * p + b[2] * q, a[3] * p + b[3] * q
+def _field(state, field, length, at, known):
+    return tl.load(state + field * length + at, mask=known, other=0.0)
 
 
 @triton.jit
-def _held(total):
-    """Whether a sum is within float32's reach, for its reference; NaN is not."""
-    return (total >= LEAST_SUM) & (total < float("inf"))
+def _carried(state, length, at, known, FIELDS: tl.constexpr):
+    """Partial statistics that an earlier span left; the neutral ones where not ``known``."""
+    top = tl.load(state + at, mask=known, other=float("-inf"))
+    total = _field(state, 1, length, at, known)
+    weighted = _field(state, 2, length, at, known)
+    own = total
+    if FIELDS == 4:
+        own = _field(state, 3, length, at, known)
+    return top, total, weighted, own
 
 
 @triton.jit
-def _join_lines(state, lines, length, index, inside, LINE: tl.constexpr, FIELDS: tl.constexpr):
-    """Merge the partial statistics of all lines, in order; LINE fields from one to the next."""
-    partial = load_partial(state, length, index, inside, FIELDS)
-    for line in range(1, lines):
-        there = state + tl.cast(line, tl.int64) * LINE * length
-        partial = _join(partial, load_partial(there, length, index, inside, FIELDS))
-    return partial
+def _joined(
+    state, lines, length, index, inside, partial,
+    LINE: tl.constexpr, FIELDS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """``partial`` and all lines together, LINES at a time; LINE fields from one to the next."""
+    top, total, weighted, own = partial
+    for start in range(0, lines, LINES):
+        line = start + tl.arange(0, LINES)
+        known = (line < lines)[:, None] & inside[None, :]
+        at = (line.to(tl.int64) * LINE * length)[:, None] + index[None, :]
+        tops = tl.load(state + at, mask=known, other=float("-inf"))
+        new = tl.maximum(top, tl.max(tops, 0))
+        safe = tl.where(new == float("-inf"), 0.0, new)
+        before, factor = tl.exp2(top - safe), tl.exp2(tops - safe[None, :])
+        total = total * before + tl.sum(_field(state, 1, length, at, known) * factor, 0)
+        weighted = weighted * before + tl.sum(_field(state, 2, length, at, known) * factor, 0)
+        if FIELDS == 4:
+            own = own * before + tl.sum(_field(state, 3, length, at, known) * factor, 0)
+        top = new
+    return top, total, weighted, own
 
 
 @triton.jit
-def _greatest(tops, lines, LINE, index, inside):
-    """The maximum over all lines."""
-    top = tl.load(tops + index, mask=inside, other=float("-inf"))
-    for line in range(1, lines):
-        there = tops + tl.cast(line, tl.int64) * LINE + index
-        top = tl.maximum(top, tl.load(there, mask=inside, other=float("-inf")))
-    return top
+def _store_carried(state, length, index, inside, partial, FIELDS: tl.constexpr):
+    tl.store(state + index, partial[0], mask=inside)
+    tl.store(state + length + index, partial[1], mask=inside)
+    tl.store(state + 2 * length + index, partial[2], mask=inside)
+    if FIELDS == 4:
+        tl.store(state + 3 * length + index, partial[3], mask=inside)
 
 
 @triton.jit
 def _merge_block(
-    x, y, teacher_x, teacher_y, scale, teacher_scale, x_groups, y_groups,
-    state, n, u, t, m, h, block, lines, first, length, M, N, D, TEACHER_D,
-    T_FIELDS: tl.constexpr, DIAGNOSTICS: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    state, carried, units, teacher_units, n, mean, u, t, m, h, block, lines, first, length, again, last,
+    T_FIELDS: tl.constexpr, DIAGNOSTICS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """A block of the rows first : first + length of x, of M, against the N of y."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS + DIAGNOSTICS
+    """A block of the ``length`` rows from ``first`` on.
+
+    ``again``: whether ``carried`` has what earlier spans left. ``last``: whether no span follows.
+    """
+    LINE: tl.constexpr = 3 + T_FIELDS
     index = block * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
-    row = first + index
-    S = _join_lines(state, lines, length, index, inside, FIELDS, 2)
-    n_value = (S[0] + tl.log2(S[1])) * LN2
-    lost = tl.where(_held(S[1]), 0, 1)  # a number: Triton 3.6 fails to carry a truth to gfx942
+    known = inside & (again > 0)
+    S = _carried(carried, length, index, known, 3)
+    S = _joined(state, lines, length, index, inside, S, LINE, 3, LINES)
     T = S
     if T_FIELDS:
-        T = _join_lines(state + 2 * length, lines, length, index, inside, FIELDS, T_FIELDS)
-        lost = tl.where(_held(T[1]), lost, 1)
-    u_value = T[2] / T[1]
-    t_value = (T[0] + tl.log2(T[1])) * LN2
-    h_value = t_value - T[3] / T[1]
-    lost = tl.where(inside, lost, 0)
-    if tl.max(lost, 0) > 0:
-        n_new, t_new, u_new, h_new = again(
-            x, y, teacher_x, teacher_y, scale, teacher_scale, x_groups, y_groups,
-            row, M, N, D, TEACHER_D, T_FIELDS, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
-        )  # fmt: skip
-        n_value = tl.where(lost > 0, n_new, n_value)
-        t_value = tl.where(lost > 0, t_new, t_value)
-        u_value = tl.where(lost > 0, u_new, u_value)
-        h_value = tl.where(lost > 0, h_new, h_value)
-    tl.store(n + row, n_value, mask=inside)
-    if T_FIELDS:
-        tl.store(t + row, t_value, mask=inside)
-        tl.store(u + row, u_value, mask=inside)
+        T = _carried(carried + 3 * length, length, index, known, T_FIELDS)
+        T_state = state + 3 * length
+        T = _joined(T_state, lines, length, index, inside, T, LINE, T_FIELDS, LINES)
+    if last > 0:
+        row = first + index
+        # 0, or NaN where a feature is not finite: a sum may show no trace of it.
+        fault = tl.load(units + row, mask=inside, other=0.0) * 0.0
+        n_value = (S[0] + tl.log2(S[1])) * LN2 + fault
+        tl.store(n + row, n_value, mask=inside)
+        # A row without a negative has sums of 0.
+        tl.store(mean + row, tl.where(S[1] == 0, fault, S[2] / S[1] + fault), mask=inside)
         if DIAGNOSTICS:
-            # Rounding may pass 0.
-            tl.store(h + row, tl.where(h_value < 0, 0.0, h_value), mask=inside)
-    if DIAGNOSTICS:
-        tops = state + (FIELDS - 1) * length
-        top = _greatest(tops, lines, FIELDS * length, index, inside)
-        # A maximum leaves NaN out.
-        tl.store(m + row, tl.where(n_value != n_value, n_value, top), mask=inside)
+            top = tl.where(n_value != n_value, n_value, S[0] * LN2)
+            tl.store(m + row, top, mask=inside)
+        if T_FIELDS:
+            fault = tl.load(teacher_units + row, mask=inside, other=0.0) * 0.0
+            t_value = (T[0] + tl.log2(T[1])) * LN2 + fault
+            tl.store(t + row, t_value, mask=inside)
+            tl.store(u + row, T[2] / T[1] + fault, mask=inside)
+            if DIAGNOSTICS:
+                entropy = t_value - T[3] / T[1]
+                # Rounding may pass 0.
+                tl.store(h + row, tl.where(entropy < 0, 0.0, entropy), mask=inside)
+    else:
+        _store_carried(carried, length, index, inside, S, 3)
+        if T_FIELDS:
+            _store_carried(carried + 3 * length, length, index, inside, T, T_FIELDS)
 
 
-@triton.jit(do_not_specialize=["M", "N", "row_lines", "rows", "col_lines", "first", "width"])
+@triton.jit(do_not_specialize=["M", "N", "row_lines", "col_lines", "first", "width", "last"])
 def merge_kernel(
-    x, y, teacher_x, teacher_y, scale, teacher_scale, image_groups, text_groups,
-    row_state,  # (row_lines, FIELDS, rows)
+    units,  # (1 or 2, M + N)
+    row_state,  # (row_lines, FIELDS, M)
     col_state,  # (col_lines, FIELDS, width)
-    n, u, t, m, h,  # (M + N,) out
+    carried,  # (FIELDS, M) in and out, where there are several spans
+    n,  # (M + N,) out
+    mean,  # (M + N,) out, of S by softmax over the negatives
+    u,  # (M + N,) out, with a teacher
+    t,  # (M + N,) out, with a teacher
+    m,  # (M + N,) out, for diagnostics
+    h,  # (M + N,) out, for diagnostics with a teacher
     M,
     N,
-    D,
-    TEACHER_D,
     row_lines,
-    rows,  # M, or 0 while columns are to come
     col_lines,
-    first,  # first column of col_state
-    width,
+    first,  # first column of the span
+    width,  # and how many it has
+    last,  # whether it is the last span
     T_FIELDS: tl.constexpr,
     DIAGNOSTICS: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
-):  # fmt: skip
-    """Merge both scratches into n, with a teacher u and t, for diagnostics m and h."""
-    program = tl.program_id(0)
-    row_blocks = tl.cdiv(rows, BLOCK)
+    LINES: tl.constexpr,
+):
+    """Merge both scratches of a span."""
+    program, of_teacher = tl.program_id(0), units + M + N
+    row_blocks = tl.cdiv(M, BLOCK)
     if program < row_blocks:
         _merge_block(
-            x, y, teacher_x, teacher_y, scale, teacher_scale, image_groups, text_groups,
-            row_state, n, u, t, m, h,
-            program, row_lines, 0, rows, M, N, D, TEACHER_D,
-            T_FIELDS, DIAGNOSTICS, BLOCK, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
+            row_state, carried, units, of_teacher, n, mean, u, t, m, h,
+            program, row_lines, 0, M, first, last, T_FIELDS, DIAGNOSTICS, BLOCK, LINES,
         )  # fmt: skip
     else:
         _merge_block(
-            y, x, teacher_y, teacher_x, scale, teacher_scale, text_groups, image_groups,
-            col_state, n + M, u + M, t + M, m + M, h + M,
-            program - row_blocks, col_lines, first, width, N, M, D, TEACHER_D,
-            T_FIELDS, DIAGNOSTICS, BLOCK, BLOCK_N, BLOCK_D, PRECISION, WIDEN,
+            col_state, carried, units + M, of_teacher + M, n + M, mean + M, u + M, t + M, m + M, h + M,
+            program - row_blocks, col_lines, first, width, 0, 1,
+            T_FIELDS, DIAGNOSTICS, BLOCK, LINES,
         )  # fmt: skip
+
+
+def merge(
+    made: Statistics,
+    units: Tensor,
+    row_state: Tensor,
+    col_state: Tensor,
+    carried: Tensor,
+    span: Span,
+    cols: int,
+    t_fields: int,
+) -> None:
+    """Merge the scratches of the columns ``span``, of ``cols``, into ``made``."""
+    rows, width = row_state.shape[2], col_state.shape[2]
+    blocks = triton.cdiv(rows, BLOCK["BLOCK"]) + triton.cdiv(width, BLOCK["BLOCK"])
+    diagnostics = len(made.hardest) > 0
+    merge_kernel[(blocks,)](
+        units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.teacher_mean, made.teacher_lse,
+        made.hardest, made.entropy, rows, cols, row_state.shape[0], col_state.shape[0],
+        span[0], width, int(span[1] == cols), T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
+    )  # fmt: skip

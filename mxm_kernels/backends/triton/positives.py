@@ -3,8 +3,8 @@
 Inside the tiles a positive only has to be left out. Storing S and loading its gradient there,
 through a tile of pointers, made every setting spill registers (840 to 1,936 bytes per thread on
 sm_90); blocks of pairs cost 2 P D operations and balance themselves however uneven the groups
-are. In forward the programs of the tiles share them out when their tiles are done, which spares a
-launch; in backward a kernel of their own overwrites their entries of dS.
+are. In forward they are in the launch before the tiles (``rows_of_features``); in backward a kernel
+of their own overwrites their entries of dS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.tiles import Span
-from mxm_kernels.backends.triton.tile import teacher_arguments, valid_scale, widened
+from mxm_kernels.backends.triton.tile import teacher_arguments, valid_scale
 from mxm_kernels.backends.triton.unit import Unit, factor_of
 
 BLOCK = {"BLOCK_P": 32, "PAIR_D": 128}
@@ -38,7 +38,7 @@ def pair_products(
         mask = inside[:, None] & (lane[None, :] < D - start)
         a = tl.load(x + images[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
         b = tl.load(y + texts[:, None] * D + start + lane[None, :], mask=mask, other=0.0)
-        total += widened(a).to(tl.float32) * widened(b).to(tl.float32)
+        total += a.to(tl.float32) * b.to(tl.float32)
     return tl.sum(total, axis=1)
 
 
@@ -53,25 +53,23 @@ def store_positives(
     positives,  # (2 pairs,) out
     pairs,
     D,
-    program,
-    programs,
+    block,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
-    """S of every positive pair at both its places, dealt out in blocks to ``programs``.
+    """S of a block of positive pairs, at both places of each.
 
     NaN for what is infinite, which only a feature that is not finite can make it.
     """
-    for block in range(program, tl.cdiv(pairs, BLOCK_P), programs):
-        slot = block * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = slot < pairs
-        i = tl.load(owners + slot, mask=inside, other=0)
-        j = tl.load(pair_texts + slot, mask=inside, other=0)
-        S = pair_products(x, y, i, j, inside, D, PAIR_D) * valid_scale(scale)
-        S = tl.where(tl.abs(S) == float("inf"), float("nan"), S)
-        tl.store(positives + slot, S, mask=inside)
-        place = tl.load(slot_places + slot, mask=inside, other=0)
-        tl.store(positives + pairs + place, S, mask=inside)
+    slot = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = slot < pairs
+    i = tl.load(owners + slot, mask=inside, other=0)
+    j = tl.load(pair_texts + slot, mask=inside, other=0)
+    S = pair_products(x, y, i, j, inside, D, PAIR_D) * valid_scale(scale)
+    S = tl.where(tl.abs(S) == float("inf"), float("nan"), S)
+    tl.store(positives + slot, S, mask=inside)
+    place = tl.load(slot_places + slot, mask=inside, other=0)
+    tl.store(positives + pairs + place, S, mask=inside)
 
 
 @triton.jit(do_not_specialize=["pairs", "M", "first_row", "last_row", "first_col", "last_col"])

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mxm_kernels.backends.row_interface import QueuePlace, RowSums
-from mxm_kernels.backends.triton.tile import sigmoid, softplus
+from mxm_kernels.backends.triton.sigmoid_terms import sigmoid, softplus
 
 BLOCK = 256
 

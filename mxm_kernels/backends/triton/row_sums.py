@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mxm_kernels.backends.interface import Gradients
 from mxm_kernels.backends.row_interface import SummedRows
-from mxm_kernels.backends.triton.tile import widened
 
 # A program of the first kernel has all rows of its columns: few columns give more programs.
 SUM = {"ROWS": 128, "COLS": 16}
@@ -25,7 +24,7 @@ def _tile(a, row, col, rows, D):
     """Features (ROWS, COLS) in float32, 0 beyond the last row and column."""
     inside = (row[:, None] < rows) & (col[None, :] < D)
     place = row.to(tl.int64)[:, None] * D + col[None, :]
-    return widened(tl.load(a + place, mask=inside, other=0.0)).to(tl.float32)
+    return tl.load(a + place, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit

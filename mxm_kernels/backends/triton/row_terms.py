@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mxm_kernels.backends.triton.tile import sigmoid
+from mxm_kernels.backends.triton.sigmoid_terms import sigmoid
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from mxm_kernels.backends.triton.row_terms import (
     level_gradient,
     sum_of_positives,
 )
-from mxm_kernels.backends.triton.tile import sigmoid, softplus
+from mxm_kernels.backends.triton.sigmoid_terms import sigmoid, softplus
 
 BLOCK = 128
 FORMULAS = frozenset(

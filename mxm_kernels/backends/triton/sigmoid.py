@@ -1,7 +1,7 @@
-"""The sigmoid statistics: the grid and the workspace of the other operator, with softplus.
+"""The sigmoid statistics: the tiles of the other operator, with softplus.
 
 Sums need no maximum, so a statistic is one number and the lines of a scratch are merged by
-a plain sum over them, in a fixed order.
+a plain sum over them, in a fixed order. Nothing is kept: backward multiplies again.
 """
 
 from __future__ import annotations
@@ -12,95 +12,146 @@ import triton.language as tl
 from torch import Tensor
 
 from mxm_kernels.backends.interface import Memory, Problem, SigmoidStatistics
-from mxm_kernels.backends.tiles import split
-from mxm_kernels.backends.triton import launch, positives
-from mxm_kernels.backends.triton.positives import store_positives
-from mxm_kernels.backends.triton.statistics import grid, widest
-from mxm_kernels.backends.triton.tile import padded, products, softplus, valid_scale
+from mxm_kernels.backends.tiles import Span
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.chunks import padded, spans
+from mxm_kernels.backends.triton.plan import span_width, spend
+from mxm_kernels.backends.triton.rows_of_features import units_and_positives
+from mxm_kernels.backends.triton.settings import Launch
+from mxm_kernels.backends.triton.sigmoid_terms import softplus
+from mxm_kernels.backends.triton.stored import multiply
+from mxm_kernels.backends.triton.tile import (
+    operand,
+    place_of,
+    prepared,
+    products,
+    tile_places,
+    valid_scale,
+)
+
+
+@triton.jit
+def _softplus_sums(
+    S, s, b, image_groups, text_groups, row_state, col_state, row_block, col_block, M, first, last,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Sums of softplus(s S + b) over the negatives of a tile's rows and columns."""
+    row = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = first + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_inside, col_inside = row < M, col < last
+    of_row = tl.load(image_groups + row, mask=row_inside, other=0)
+    of_col = tl.load(text_groups + col, mask=col_inside, other=0)
+    left_out = (of_row[:, None] == of_col[None, :]) | ~(row_inside[:, None] & col_inside[None, :])
+    terms = tl.where(left_out, 0.0, softplus(S * s + b))
+    row_line = row_state + col_block.to(tl.int64) * M
+    col_line = col_state + row_block.to(tl.int64) * (last - first)
+    tl.store(row_line + row, tl.sum(terms, 1), mask=row_inside)
+    tl.store(col_line + col - first, tl.sum(terms, 0), mask=col_inside)
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "N", "first", "width", "pairs"])
+@triton.jit(do_not_specialize=["M", "N", "first", "last", "group"])
 def sigmoid_statistics_kernel(
-    x,  # (M, D)
+    x,  # (M, D), a pointer or a descriptor
     y,  # (N, D)
     scale,  # ()
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    owners,  # (2 pairs,) int64
-    pair_texts,  # (pairs,) int64
-    slot_places,  # (pairs,) int64
-    row_state,  # (Q, M) out
-    col_state,  # (P, width) out
-    positives,  # (2 pairs,) out
+    row_state,  # (column blocks, M) out
+    col_state,  # (row blocks, last - first) out
     M,
     N,
     D,
     first,  # first column of this launch
-    width,  # number of columns of this launch
-    pairs,  # 0: another launch has them
+    last,  # and the one after its last
+    group,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    PAIR_D: tl.constexpr,
 ):
-    """Sums of softplus(S + b) of rows 0:M, columns first:first + width, and the positives."""
-    p, q = tl.program_id(0), tl.program_id(1)
-    row_line = row_state + q.to(tl.int64) * M
-    col_line = col_state + p.to(tl.int64) * width
-    s, b = valid_scale(scale), tl.load(bias)
-    for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
-        rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_inside = rows < M
-        row = tl.minimum(rows, M - 1)
-        row_group = tl.load(image_groups + row)
-        total = tl.load(row_line + rows, mask=rows < tl.where(first > 0, M, 0), other=0.0)
-        for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
-            places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-            col_inside = places < width
-            col = tl.minimum(first + places, N - 1)
-            inside = row_inside[:, None] & col_inside[None, :]
-            # The column line was last written by this program, for its previous row block.
-            known = places < tl.where(row_block != p, width, 0)
+    """Partial sums of a tile of 16-bit features' S, which it multiplies."""
+    row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
+    S = products(
+        x, y, row_block * BLOCK_M, first + col_block * BLOCK_N, M, N, D,
+        BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+    )  # fmt: skip
+    _softplus_sums(
+        S, valid_scale(scale), tl.load(bias), image_groups, text_groups, row_state, col_state,
+        row_block, col_block, M, first, last, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
-            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8) * s
-            same = row_group[:, None] == tl.load(text_groups + col)[None, :]
-            terms = tl.where(same | ~inside, 0.0, softplus(S + b))
-            total += tl.sum(terms, 1)
-            before = tl.load(col_line + places, mask=known, other=0.0)
-            tl.store(col_line + places, before + tl.sum(terms, 0), mask=col_inside)
-        tl.store(row_line + rows, total, mask=row_inside)
-        # Column lines written above are read by other threads in the next row block.
-        tl.debug_barrier()
-    program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
-    store_positives(
-        x, y, scale, owners, pair_texts, slot_places, positives, pairs, D, program, programs,
-        BLOCK_P, PAIR_D,
+
+@triton.jit(do_not_specialize=["M", "first", "last", "group"])
+def stored_sigmoid_statistics_kernel(
+    S,  # (M, stride) float32, from column ``first`` on
+    scale,  # ()
+    bias,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    row_state,  # (column blocks, M) out
+    col_state,  # (row blocks, last - first) out
+    M,
+    first,  # first column of this launch
+    last,  # and the one after its last
+    stride,
+    group,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Partial sums of a tile of S that lies in memory."""
+    row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
+    corner, inner = tile_places(row_block * BLOCK_M, col_block * BLOCK_N, stride, BLOCK_M, BLOCK_N)
+    below = (row_block * BLOCK_M + tl.arange(0, BLOCK_M) < M)[:, None]
+    _softplus_sums(
+        tl.load(S + corner + inner, mask=below, other=0.0), valid_scale(scale), tl.load(bias),
+        image_groups, text_groups, row_state, col_state,
+        row_block, col_block, M, first, last, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
 def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
     """Allocate, launch, sum the lines: no wait for the device."""
-    p, made = padded(problem), problem.allocate(diagnostics=False)
+    p, made = prepared(problem), problem.allocate(diagnostics=False)
     out = SigmoidStatistics(made.neg_lse, made.positives)
-    setting = launch.pick("sigmoid_statistics", p)
-    rows, cols = p.x.shape[0], p.y.shape[0]
-    spans = list(split(cols, widest(p, setting, fields=1)))
-    P, Q = grid(p, setting, spans[0][1])
-    row_state = p.x.new_empty((Q, rows), dtype=torch.float32)
-    for first, last in spans:
-        col_state = p.x.new_empty((P, last - first), dtype=torch.float32)
-        sigmoid_statistics_kernel[(P, Q)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, p.owners, p.pair_texts,
-            p.slot_places, row_state, col_state, out.positives, rows, cols, p.x.shape[1],
-            first, last - first, p.pairs if last == cols else 0, **setting.tile(),
-            **launch.product_options(p.x.dtype, p.x.device), **positives.BLOCK, **setting.options(),
-        )  # fmt: skip
+    units_and_positives(p, made)
+    stored = p.x.dtype == torch.float32
+    setting = launch.pick("stored_sigmoid_statistics" if stored else "sigmoid_statistics", p)
+    rows, cols, spent = len(p.x), len(p.y), spend(p, memory, None)
+    width = span_width(p, (setting.rows, setting.cols), 1, spent, stored)
+    for first, last in spans(cols, width):
+        lines = -(-(last - first) // setting.cols), -(-rows // setting.rows)
+        row_state = p.x.new_empty((lines[0], rows), dtype=torch.float32)
+        col_state = p.x.new_empty((lines[1], last - first), dtype=torch.float32)
+        run = _stored_tiles if stored else _tiles
+        run(p, bias, setting, (first, last), row_state, col_state)
         torch.sum(col_state, 0, out=out.softplus_sum[rows + first : rows + last])
-    torch.sum(row_state, 0, out=out.softplus_sum[:rows])
+        of_rows = row_state.sum(0)
+        if first:
+            out.softplus_sum[:rows] += of_rows
+        else:
+            out.softplus_sum[:rows] = of_rows
     return out
+
+
+def _tiles(
+    p: Problem, bias: Tensor, setting: Launch, span: Span, row_state: Tensor, col_state: Tensor
+) -> None:
+    x, y = operand(p.x, setting.rows, setting.depth), operand(p.y, setting.cols, setting.depth)
+    sigmoid_statistics_kernel[(len(row_state) * len(col_state),)](
+        x, y, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
+        len(p.x), len(p.y), p.x.shape[1], *span, setting.group, **setting.tile(),
+        **launch.widening(p.x), **setting.options(),
+    )  # fmt: skip
+
+
+def _stored_tiles(
+    p: Problem, bias: Tensor, setting: Launch, span: Span, row_state: Tensor, col_state: Tensor
+) -> None:
+    S = p.x.new_empty((1, len(p.x), padded(span[1] - span[0])), dtype=torch.float32)
+    multiply(p, S, (0, len(p.x)), span)
+    stored_sigmoid_statistics_kernel[(len(row_state) * len(col_state),)](
+        S, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
+        len(p.x), *span, S.stride(1), setting.group, **setting.area(), **setting.options(),
+    )  # fmt: skip

@@ -26,13 +26,16 @@ from mxm_kernels.backends.interface import (
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
+from mxm_kernels.backends.triton.gradient import store_tile
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
+from mxm_kernels.backends.triton.sigmoid_terms import sigmoid_with, softplus_with
+from mxm_kernels.backends.triton.stored import Chunk, Chunks
 from mxm_kernels.backends.triton.tile import (
-    padded,
+    operand,
     place_of,
+    prepared,
     products,
-    sigmoid_with,
-    softplus_with,
+    tile_places,
     valid_scale,
 )
 from mxm_kernels.backends.triton.unit import (
@@ -42,14 +45,43 @@ from mxm_kernels.backends.triton.unit import (
     raise_vectors,
     unit_for,
 )
-from mxm_kernels.backends.triton.workspace import shape, walk
+from mxm_kernels.backends.triton.workspace import walk
 
 
-@triton.jit(
-    do_not_specialize=["M", "first_row", "last_row", "first_col", "last_col", "sums", "group"]
-)
+@triton.jit
+def _sigmoid_tile(
+    S, s, bias, image_groups, text_groups, weights, dS, partial, sums, M,
+    first_row, last_row, first_col, last_col, own_row, own_col, stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Gradient u dS of a tile of products S, and its three sums over the tile's rows."""
+    rows = first_row + own_row + tl.arange(0, BLOCK_M)
+    cols = first_col + own_col + tl.arange(0, BLOCK_N)
+    below = (rows < last_row)[:, None]
+    inside = below & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+    logit = S * s + tl.load(bias)
+    weight = tl.load(weights + row)[:, None] + tl.load(weights + M + col)[None, :]
+    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
+    weight = tl.where(same | ~inside, 0.0, weight)
+    # One exponential for both, and the first is summed before the second is begun: in another
+    # order, or with the weight beside the quotient, sm_80 and sm_90 spill 8 to 200 bytes a thread.
+    e = exp(-tl.abs(logit))
+    line = partial + tl.arange(0, BLOCK_M)
+    tl.store(line + 2 * sums, tl.sum(weight * softplus_with(logit, e), axis=1))
+    grad = sigmoid_with(logit, e, weight)
+    tl.store(line, tl.sum(grad * S, axis=1))
+    tl.store(line + sums, tl.sum(grad, axis=1))
+    u, _ = factor_of(s, UNIT)
+    store_tile(grad * u, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+
+
+_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "sums", "group"]
+
+
+@triton.jit(do_not_specialize=_CHUNK)
 def sigmoid_gradient_kernel(
-    x,  # (M, D)
+    x,  # (M, D), a pointer or a descriptor
     y,  # (N, D)
     scale,  # ()
     bias,  # ()
@@ -59,6 +91,7 @@ def sigmoid_gradient_kernel(
     dS,  # (height, stride) out
     partial,  # (3, sums) out, by rows of tiles: dS times the product, dS, loss; of the negatives
     M,
+    N,
     D,
     first_row,
     last_row,
@@ -70,9 +103,7 @@ def sigmoid_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """Tiles of u dS, one a program, of the rows and columns from first to last.
@@ -83,32 +114,52 @@ def sigmoid_gradient_kernel(
     program = tl.program_id(0)
     height, width = last_row - first_row, last_col - first_col
     row_block, col_block = place_of(program, height, width, group, BLOCK_M, BLOCK_N)
-    rows = first_row + row_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = first_col + col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (rows < last_row)[:, None] & (cols < last_col)[None, :]
-    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+    own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
+    S = products(
+        x, y, first_row + own_row, first_col + own_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN
+    )
+    _sigmoid_tile(
+        S, valid_scale(scale), bias, image_groups, text_groups, weights, dS,
+        partial + program * BLOCK_M, sums, M, first_row, last_row, first_col, last_col,
+        own_row, own_col, stride, BLOCK_M, BLOCK_N, UNIT,
+    )  # fmt: skip
 
-    s = valid_scale(scale)
-    product = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)
-    logit = product * s + tl.load(bias)
-    weight = tl.load(weights + row)[:, None] + tl.load(weights + M + col)[None, :]
-    same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
-    weight = tl.where(same | ~inside, 0.0, weight)
-    # One exponential for both, and the first is summed before the second is begun: in another
-    # order, or with the weight beside the quotient, sm_80 and sm_90 spill 8 to 200 bytes a thread.
-    e = exp(-tl.abs(logit))
-    line = partial + program * BLOCK_M + tl.arange(0, BLOCK_M)
-    tl.store(line + 2 * sums, tl.sum(weight * softplus_with(logit, e), axis=1))
-    grad = sigmoid_with(logit, e, weight)
-    tl.store(line, tl.sum(grad * product, axis=1))
-    tl.store(line + sums, tl.sum(grad, axis=1))
-    # 64-bit start of the tile, 32-bit places inside it: half the registers of 64-bit places.
-    tile = dS + (row_block * BLOCK_M).to(tl.int64) * stride + col_block * BLOCK_N
-    place = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
-    # No mask over columns, which would make every store 2 bytes wide: rows of dS have room.
-    u, _ = factor_of(s, UNIT)
-    stored = (grad * u).to(dS.dtype.element_ty)
-    tl.store(tile + place, stored, mask=(rows < last_row)[:, None])
+
+@triton.jit(do_not_specialize=_CHUNK)
+def stored_sigmoid_gradient_kernel(
+    S,  # (height, stride) float32; dS takes its place
+    scale,  # ()
+    bias,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    weights,  # (M + N,)
+    partial,  # (3, sums) out, as above
+    M,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    stride,
+    sums,
+    group,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """Tiles of u dS in the place of the products S."""
+    program = tl.program_id(0)
+    height, width = last_row - first_row, last_col - first_col
+    row_block, col_block = place_of(program, height, width, group, BLOCK_M, BLOCK_N)
+    own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
+    corner, inner = tile_places(own_row, own_col, stride, BLOCK_M, BLOCK_N)
+    below = (first_row + own_row + tl.arange(0, BLOCK_M) < last_row)[:, None]
+    beyond = (first_col + own_col + tl.arange(0, BLOCK_N) >= last_col)[None, :]
+    S_tile = tl.where(beyond, 0.0, tl.load(S + corner + inner, mask=below, other=0.0))
+    _sigmoid_tile(
+        S_tile, valid_scale(scale), bias, image_groups, text_groups, weights, S,
+        partial + program * BLOCK_M, sums, M, first_row, last_row, first_col, last_col,
+        own_row, own_col, stride, BLOCK_M, BLOCK_N, UNIT,
+    )  # fmt: skip
 
 
 _SPANS = ["M", "first_row", "last_row", "first_col", "last_col"]
@@ -177,29 +228,41 @@ def _scalar_sums(
     sums: GradientSum,
     positives: Positives,
     programs: int,
+    chunks: Chunks,
 ) -> Tensor:
     """Walk the workspace over the M x N plane; (3,) the sums, of dS S without s, of dS, the loss.
 
     ``programs`` that write the positives' part have a place each beside those of the tiles.
     """
-    device, dtype = p.x.device, p.x.dtype
-    setting = launch.pick("sigmoid_gradient", p)
+    stored = p.x.dtype == torch.float32
+    setting = launch.pick("stored_sigmoid_gradient" if stored else "sigmoid_gradient", p)
+    rows_of = p.scale, bias, p.image_groups, p.text_groups, weights
 
-    def fill(workspace: Tensor, rows: Span, cols: Span) -> Tensor:
-        h, w = rows[1] - rows[0], cols[1] - cols[0]
-        tiles = triton.cdiv(h, setting.rows) * triton.cdiv(w, setting.cols)
-        places = tiles * setting.rows
+    totals: list[Tensor] = []
+
+    def fill(chunk: Chunk, rows: Span, cols: Span) -> None:
+        tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
+        places, stride = tiles * setting.rows, chunk.dS.stride(0)
         partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
-        sigmoid_gradient_kernel[(tiles,)](
-            p.x, p.y, p.scale, bias, p.image_groups, p.text_groups, weights,
-            workspace, partial, p.x.shape[0], p.x.shape[1], *rows, *cols, workspace.stride(0),
-            partial.shape[1], setting.group, UNIT=unit.kind, **setting.tile(),
-            **launch.product_options(dtype, device), **setting.options(),
-        )  # fmt: skip
-        positives(workspace, rows, cols, partial[:, places:])
-        return partial.sum(1)
+        place = *rows, *cols, stride, partial.shape[1], setting.group
+        if stored:
+            stored_sigmoid_gradient_kernel[(tiles,)](
+                chunk.dS, *rows_of, partial, len(p.x), *place, UNIT=unit.kind, **setting.area(),
+                **setting.options(),
+            )  # fmt: skip
+        else:
+            x, y = (
+                operand(f, b, setting.depth)
+                for f, b in zip(p[:2], (setting.rows, setting.cols), strict=True)
+            )
+            sigmoid_gradient_kernel[(tiles,)](
+                x, y, *rows_of, chunk.dS, partial, len(p.x), len(p.y), p.x.shape[1], *place,
+                UNIT=unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
+            )  # fmt: skip
+        positives(chunk.dS, rows, cols, partial[:, places:])
+        totals.append(partial.sum(1))
 
-    totals = walk(p, sums, fill)
+    walk(p, chunks, sums, fill)
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
@@ -212,7 +275,8 @@ def backward(
     memory: Memory,
 ) -> SigmoidGradients:
     """The gradients of the sigmoid statistics."""
-    p = padded(problem)
+    p = prepared(problem)
+    chunks = Chunks(p, memory)
     raised, lowered = raise_vectors(upstream, p.x.dtype)
     given = SigmoidStatistics(*raised)
     unit = unit_for(p.x, p.scale, lowered)
@@ -220,9 +284,9 @@ def backward(
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
         positive_gradients(p, given.positives, unit, workspace, rows, cols)
 
-    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=shape(p))
+    sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=chunks.shape)
     weights = given.softplus_sum
-    dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, programs=0)
+    dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, 0, chunks)
     if needs.scale:  # S over the scale first: S times a gradient may be no float32
         dscale = dscale + torch.dot(given.positives, S / p.scale)
     scalars = torch.stack([dscale, dbias])
@@ -238,7 +302,8 @@ def loss(
     problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
 ) -> SigmoidLoss:
     """The loss and its gradients, with weights of an ordinary size but for float16's dS."""
-    p, w, pairs = padded(problem), weights, problem.pairs
+    p, w, pairs = prepared(problem), weights, problem.pairs
+    chunks = Chunks(p, memory)
     programs = triton.cdiv(pairs, BLOCK["BLOCK_P"])
     if p.x.dtype == torch.float16:
         raised, lowered = raise_vectors(w, p.x.dtype)
@@ -255,8 +320,8 @@ def loss(
         )  # fmt: skip
 
     rescale = unit.lower if unit.early else None
-    sums = GradientSum(problem, needs, rescale, chunk=shape(p), dtype=p.gradient_dtype)
-    totals = _scalar_sums(p, bias, w.rows, unit, sums, positives, programs)
+    sums = GradientSum(problem, needs, rescale, chunk=chunks.shape, dtype=p.gradient_dtype)
+    totals = _scalar_sums(p, bias, w.rows, unit, sums, positives, programs, chunks)
     if unit.early:
         unit._replace(kind=KEPT.value).lower(totals)  # sums of weights times what is not dS
     gradients = sums.finish(p.scale)

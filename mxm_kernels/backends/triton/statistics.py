@@ -1,16 +1,15 @@
 """Forward: one pass over the tiles of S and T gives the statistics of both directions.
 
-The grid is P x Q programs. Program (p, q) takes row blocks p, p + P, ... and of each the
-column blocks q, q + Q, ...; row statistics stay in registers, column statistics go to line p
-of a scratch that only this program row touches, so no addition is atomic and two runs
-give the same bits. Then the programs share out the positive pairs. A second kernel (``merge``)
-merges the Q lines of the rows and the P lines of the columns in a fixed order.
+A program has one tile. For each of its rows and columns it finds the maximum and the sums against
+it, and stores them as a line of a scratch: that of the rows is (column blocks, FIELDS, M), that of
+the columns (row blocks, FIELDS, width). ``merge`` joins the lines in a fixed order, so no addition
+is atomic and two runs give the same bits. A batch whose scratch would pass the budget is walked in
+spans of columns; the rows' partial statistics are carried from span to span.
 
-A statistic is kept as (reference, sum of exp(value - reference)) for S over negatives, the
-reference in powers of 2 and one for a whole block; for T there are also the sum of
-exp(T - reference) S and, for diagnostics, of exp(T - reference) T: 2 numbers, or 5 or 6 with a
-teacher. The functions below take how many there are as FIELDS, 2 to 4. Diagnostics keep one
-number more, the maximum of S.
+A statistic is (maximum, sum of exp(value - maximum), sum of exp(value - maximum) S) of S over
+negatives, and of T, where there is for diagnostics also the sum of exp(T - maximum) T: 3 numbers,
+or 6 or 7 with a teacher. The maxima are in powers of 2. Where S and T are kept, the tile that was multiplied is
+stored beside, and the statistics are of the float32 products all the same.
 """
 
 from __future__ import annotations
@@ -18,54 +17,95 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from mxm_kernels.backends.interface import Memory, Problem, Statistics
-from mxm_kernels.backends.tiles import split
-from mxm_kernels.backends.triton import launch, merge, positives
-from mxm_kernels.backends.triton.exponentials import LOG2E, LOWEST, add_sums, raised
-from mxm_kernels.backends.triton.partials import load_sums, store_partial
-from mxm_kernels.backends.triton.positives import store_positives
-from mxm_kernels.backends.triton.settings import Launch
-from mxm_kernels.backends.triton.tile import padded, products, teacher_arguments, valid_scale
+from mxm_kernels.backends.tiles import Span
+from mxm_kernels.backends.triton import launch, merge
+from mxm_kernels.backends.triton.chunks import padded, spans
+from mxm_kernels.backends.triton.exponentials import LOG2E
+from mxm_kernels.backends.triton.fixed_point import in_fixed_point
+from mxm_kernels.backends.triton.plan import kept_stride, span_width, spend
+from mxm_kernels.backends.triton.rows_of_features import units_and_positives
+from mxm_kernels.backends.triton.settings import Phase
+from mxm_kernels.backends.triton.stored import multiply
+from mxm_kernels.backends.triton.tile import (
+    operands,
+    place_of,
+    prepared,
+    products,
+    teacher_arguments,
+    tile_places,
+    valid_scale,
+)
 
 
 @triton.jit
-def _resume(state, length, index, known, reference, FIELDS: tl.constexpr):
-    """Load a block's sums (0 where not ``known``) and the greater of two references for them."""
-    before = tl.load(state + index, mask=known, other=LOWEST)
-    reference = tl.maximum(reference, tl.max(before, 0))
-    factor = tl.exp2(before - reference)
-    total, weighted, self_weighted = load_sums(state, length, index, known, FIELDS)
-    return reference, (total * factor, weighted * factor, self_weighted * factor)
+def _store_sums(L, S, s, T, t, line, length, at, inside, axis: tl.constexpr, FIELDS: tl.constexpr):
+    """Maxima of the logits L, base 2, over ``axis``, and the sums against them.
+
+    They are those of exp, of exp times s S and, with 4 FIELDS, of exp times t T.
+    """
+    top = tl.max(L, axis)
+    # A row without an entry has maximum -inf; -inf - -inf would be NaN.
+    share = tl.exp2(L - tl.expand_dims(tl.where(top == float("-inf"), 0.0, top), axis))
+    tl.store(line + at, top, mask=inside)
+    tl.store(line + length + at, tl.sum(share, axis), mask=inside)
+    tl.store(line + 2 * length + at, tl.sum(share * S, axis) * s, mask=inside)
+    if FIELDS == 4:
+        tl.store(line + 3 * length + at, tl.sum(share * T, axis) * t, mask=inside)
 
 
 @triton.jit
-def _raise_line(line, index, inside, known, top):
-    """Raise a line of maxima to ``top``; where not ``known`` it begins with ``top``."""
-    before = tl.load(line + index, mask=known, other=float("-inf"))
-    tl.store(line + index, tl.maximum(before, top), mask=inside)
+def _block(first, end, BLOCK: tl.constexpr):
+    """Rows or columns of a block, whether each is inside, and 0 there or -inf outside."""
+    at = first + tl.arange(0, BLOCK)
+    inside = at < end
+    return at, inside, tl.where(inside, 0.0, float("-inf"))
 
 
 @triton.jit
-def _add_line(
-    state, length, index, inside, known, start, again, reference, share, S, s, T, t,
-    FIELDS: tl.constexpr,
+def student_sums(
+    S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile's shares to a block of a line of scratch, or start it where not ``again``."""
-    before = tl.load(state + start, mask=again, other=LOWEST)
-    # Every thread has loaded the block's reference before one of them replaces it below. Loads of
-    # each thread's own reference need no barrier, and spilled 8 to 32 bytes under Triton 3.9.
-    tl.debug_barrier()
-    factor = tl.exp2(before - reference)
-    sums = load_sums(state, length, index, known, FIELDS)
-    sums = add_sums(sums, factor, share, S, s, T, t, 0, FIELDS)
-    store_partial(state, length, index, inside, reference, sums, FIELDS)
+    """The partial statistics of a tile of S over its negatives; S is without s."""
+    row, row_inside, row_out = _block(first_row, M, BLOCK_M)
+    col, col_inside, col_out = _block(first_col, last, BLOCK_N)
+    of_row = tl.load(image_groups + row, mask=row_inside, other=0)
+    of_col = tl.load(text_groups + col, mask=col_inside, other=0)
+    L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
+    L = tl.where(of_row[:, None] == of_col[None, :], float("-inf"), L)
+    _store_sums(L, S, s, S, s, row_line, M, row, row_inside, 1, 3)
+    _store_sums(L, S, s, S, s, col_line, last - first, col - first, col_inside, 0, 3)
+
+
+@triton.jit
+def teacher_sums(
+    T, t, S, s, row_line, col_line, first_row, first_col, M, first, last,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, T_FIELDS: tl.constexpr,
+):  # fmt: skip
+    """The partial statistics of a tile of T, with the sums of its shares of S."""
+    row, row_inside, row_out = _block(first_row, M, BLOCK_M)
+    col, col_inside, col_out = _block(first_col, last, BLOCK_N)
+    width = last - first
+    L = T * (t * LOG2E) + row_out[:, None] + col_out[None, :]
+    _store_sums(L, S, s, T, t, row_line + 3 * M, M, row, row_inside, 1, T_FIELDS)
+    col_line += 3 * width
+    _store_sums(L, S, s, T, t, col_line, width, col - first, col_inside, 0, T_FIELDS)
+
+
+@triton.jit
+def _lines(row_state, col_state, row_block, col_block, M, width, FIELDS: tl.constexpr):
+    """The lines of both scratches that a tile stores."""
+    row_line = row_state + col_block.to(tl.int64) * FIELDS * M
+    return row_line, col_state + row_block.to(tl.int64) * FIELDS * width
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
-@triton.jit(do_not_specialize=["M", "N", "first", "width", "pairs"])
+@triton.jit(do_not_specialize=["M", "N", "first", "last", "group"])
 def statistics_kernel(
-    x,  # (M, D)
+    x,  # (M, D), a pointer or a descriptor
     y,  # (N, D)
     teacher_x,  # (M, TEACHER_D)
     teacher_y,  # (N, TEACHER_D)
@@ -73,168 +113,172 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    owners,  # (2 pairs,) int64
-    pair_texts,  # (pairs,) int64
-    slot_places,  # (pairs,) int64
-    row_state,  # (Q, FIELDS, M) out
-    col_state,  # (P, FIELDS, width) out
-    positives,  # (2 pairs,) out
+    units,  # (1 or 2, M + N), not read unless KEEP
+    kept,  # (1 or 2, M, stride) int16 out, not written unless KEEP
+    row_state,  # (column blocks, FIELDS, M) out
+    col_state,  # (row blocks, FIELDS, last - first) out
     M,
     N,
     D,
     TEACHER_D,
     first,  # first column of this launch
-    width,  # number of columns of this launch
-    pairs,  # 0: another launch has them
+    last,  # and the one after its last
+    stride,
+    group,
+    KEEP: tl.constexpr,
     T_FIELDS: tl.constexpr,  # 0 without a teacher
-    DIAGNOSTICS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    PAIR_D: tl.constexpr,
 ):
-    """Running statistics of rows 0:M and columns first:first + width, and the positives."""
-    FIELDS: tl.constexpr = 2 + T_FIELDS + DIAGNOSTICS
-    p, q = tl.program_id(0), tl.program_id(1)
-    row_line = row_state + q.to(tl.int64) * FIELDS * M
-    col_line = col_state + p.to(tl.int64) * FIELDS * width
+    """Partial statistics of a tile of 16-bit features' S and T, which it multiplies."""
+    row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
+    row_line, col_line = _lines(
+        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS
+    )
+    first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     s = valid_scale(scale)
-    t = valid_scale(teacher_scale)
-    # One reference for all that this program sums, raised as it meets greater entries.
-    S_reference = tl.full((), LOWEST, tl.float32)
-    T_reference = tl.full((), LOWEST, tl.float32)
-    for row_block in range(p, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
-        rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_inside = rows < M
-        # Added to a row's reference: rows beyond the last are copies of it, without a share.
-        beyond = tl.where(row_inside, 0.0, float("inf"))
-        row = tl.minimum(rows, M - 1)
-        # Where registers are short, without a teacher, the groups are loaded for every tile.
-        if T_FIELDS:
-            row_group = tl.load(image_groups + row)
-        resumed = rows < tl.where(first > 0, M, 0)
-        S_reference, S_row = _resume(row_line, M, rows, resumed, S_reference, 2)
-        T_row = S_row
-        if T_FIELDS:
-            T_line = row_line + 2 * M
-            T_reference, T_row = _resume(T_line, M, rows, resumed, T_reference, T_FIELDS)
-        if DIAGNOSTICS:
-            row_tops = row_line + (FIELDS - 1) * M
-            top = tl.load(row_tops + rows, mask=resumed, other=float("-inf"))
-        for col_block in range(q, tl.cdiv(width, BLOCK_N), tl.num_programs(1)):
-            places = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-            col_inside = places < width
-            col = tl.minimum(first + places, N - 1)
-            partial = (col_block + 1) * BLOCK_N > width
-            # The column line was last written by this program, for its previous row block.
-            known = places < tl.where(row_block != p, width, 0)
-
-            S = products(x, y, row, col, D, BLOCK_D, PRECISION, WIDEN, FLOAT8)  # without s
-            if not T_FIELDS:
-                row_group = tl.load(image_groups + row)
-            same = row_group[:, None] == tl.load(text_groups + col)[None, :]
-            before = S_reference
-            S_reference = raised(before, S, s * LOG2E)
-            share = tl.exp2(S * (s * LOG2E) - (S_reference + beyond)[:, None])
-            share = tl.where(same, 0.0, share)
-            if partial:
-                share = tl.where(col_inside[None, :], share, 0.0)
-            factor = tl.exp2(before - S_reference)
-            S_row = add_sums(S_row, factor, share, S, s, S, s, 1, 2)
-            _add_line(
-                col_line, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
-                S_reference, share, S, s, S, s, 2,
-            )  # fmt: skip
-            if DIAGNOSTICS:
-                inside = row_inside[:, None] & col_inside[None, :]
-                negatives = tl.where(same | ~inside, float("-inf"), S * s)
-                top = tl.maximum(top, tl.max(negatives, 1))
-                col_top = tl.max(negatives, 0)
-                col_tops = col_line + (FIELDS - 1) * width
-                _raise_line(col_tops, places, col_inside, known, col_top)
-            if T_FIELDS:
-                T = products(
-                    teacher_x, teacher_y, row, col, TEACHER_D, BLOCK_D, PRECISION, WIDEN, FLOAT8
-                )
-                before = T_reference
-                T_reference = raised(before, T, t * LOG2E)
-                share = tl.exp2(T * (t * LOG2E) - (T_reference + beyond)[:, None])
-                if partial:
-                    share = tl.where(col_inside[None, :], share, 0.0)
-                factor = tl.exp2(before - T_reference)
-                T_row = add_sums(T_row, factor, share, S, s, T, t, 1, T_FIELDS)
-                T_cols = col_line + 2 * width
-                _add_line(
-                    T_cols, width, places, col_inside, known, col_block * BLOCK_N, row_block != p,
-                    T_reference, share, S, s, T, t, T_FIELDS,
-                )  # fmt: skip
-        store_partial(row_line, M, rows, row_inside, S_reference, S_row, 2)
-        if T_FIELDS:
-            store_partial(T_line, M, rows, row_inside, T_reference, T_row, T_FIELDS)
-        if DIAGNOSTICS:
-            tl.store(row_tops + rows, top, mask=row_inside)
-        # Column lines written above are read by other threads in the next row block.
-        tl.debug_barrier()
-    program, programs = p * tl.num_programs(1) + q, tl.num_programs(0) * tl.num_programs(1)
-    store_positives(
-        x, y, scale, owners, pair_texts, slot_places, positives, pairs, D, program, programs,
-        BLOCK_P, PAIR_D,
+    S = products(x, y, first_row, first_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN)
+    if KEEP:
+        corner, inner = tile_places(first_row, first_col, stride, BLOCK_M, BLOCK_N)
+        # No mask over columns, which would make every store 2 bytes wide: rows have room.
+        below = (first_row + tl.arange(0, BLOCK_M) < M)[:, None]
+        fixed = in_fixed_point(S, units, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
+        tl.store(kept + corner + inner, fixed, mask=below)
+    student_sums(
+        S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
+        BLOCK_M, BLOCK_N,
     )  # fmt: skip
+    if T_FIELDS:
+        T = products(
+            teacher_x, teacher_y, first_row, first_col, M, N, TEACHER_D,
+            BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+        )  # fmt: skip
+        if KEEP:
+            corner += M.to(tl.int64) * stride
+            fixed = in_fixed_point(T, units + M + N, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
+            tl.store(kept + corner + inner, fixed, mask=below)
+        teacher_sums(
+            T, valid_scale(teacher_scale), S, s, row_line, col_line,
+            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS,
+        )  # fmt: skip
 
 
-def grid(problem: Problem, setting: Launch, width: int) -> tuple[int, int]:
-    """P x Q: as many row programs as the cache has room for, then columns until the GPU is full."""
-    p, programs = problem, launch.processors(problem.x.device) * setting.programs
-    features = [f for f in (p.x, p.teacher_x) if f is not None]
-    width_bytes = sum(f.shape[1] * f.element_size() for f in features)
-    cached = max(1, launch.CACHED_BYTES // (setting.rows * width_bytes))
-    most = max(1, programs // triton.cdiv(programs, cached))  # all of them busy, in equal columns
-    row_programs = min(triton.cdiv(p.x.shape[0], setting.rows), most)
-    col_programs = min(triton.cdiv(width, setting.cols), max(1, programs // row_programs))
-    return row_programs, col_programs
+@triton.jit(do_not_specialize=["M", "first", "last", "before", "group"])
+def stored_statistics_kernel(
+    S,  # (M, stride) float32
+    T,  # (M, stride) float32, not read without a teacher
+    scale,  # ()
+    teacher_scale,  # ()
+    image_groups,  # (M,) int32
+    text_groups,  # (N,) int32
+    row_state,  # (column blocks, FIELDS, M) out
+    col_state,  # (row blocks, FIELDS, last - first) out
+    M,
+    first,  # first column of this launch
+    last,  # and the one after its last
+    before,  # the column that the rows of S and T begin with
+    stride,
+    group,
+    T_FIELDS: tl.constexpr,  # 0 without a teacher
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Partial statistics of a tile of S and T that lie in memory."""
+    row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
+    row_line, col_line = _lines(
+        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS
+    )
+    first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
+    corner, inner = tile_places(first_row, first_col - before, stride, BLOCK_M, BLOCK_N)
+    below = (first_row + tl.arange(0, BLOCK_M) < M)[:, None]
+    # Loaded without a mask over columns, as wide as can be; what is beyond the last is anything.
+    beyond = (first_col + tl.arange(0, BLOCK_N) >= last)[None, :]
+    s = valid_scale(scale)
+    S_tile = tl.where(beyond, 0.0, tl.load(S + corner + inner, mask=below, other=0.0))
+    student_sums(
+        S_tile, s, image_groups, text_groups, row_line, col_line,
+        first_row, first_col, M, first, last, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    if T_FIELDS:
+        T_tile = tl.where(beyond, 0.0, tl.load(T + corner + inner, mask=below, other=0.0))
+        teacher_sums(
+            T_tile, valid_scale(teacher_scale), S_tile, s, row_line, col_line,
+            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS,
+        )  # fmt: skip
 
 
-def widest(problem: Problem, setting: Launch, fields: int) -> int:
-    """Columns of one launch such that their scratch stays inside ``launch.SCRATCH_BYTES``."""
-    row_programs, _ = grid(problem, setting, problem.y.shape[0])
-    return max(setting.cols, launch.SCRATCH_BYTES // (4 * fields * row_programs))
+class _Forward:
+    """One call: what its launches share."""
+
+    def __init__(self, problem: Problem, memory: Memory, diagnostics: bool) -> None:
+        self.p = prepared(problem)
+        self.stride = kept_stride(problem, memory)
+        self.spent = spend(problem, memory, self.stride)
+        self.stored = problem.x.dtype == torch.float32
+        made = problem.allocate(diagnostics, neg_mean=True)
+        if self.stride is not None:
+            made = problem.allocate_kept(made, self.stride)
+        self.units = units_and_positives(self.p, made)
+        self.made = made
+        self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
+        phase: Phase = "stored_statistics" if self.stored else "statistics"
+        self.setting = launch.pick(phase, problem, diagnostics)
+
+    def run(self) -> Statistics:
+        p, tile, fields = self.p, (self.setting.rows, self.setting.cols), 3 + self.t_fields
+        rows, cols = p.x.shape[0], p.y.shape[0]
+        width = span_width(p, tile, fields, self.spent, self.stored and self.stride is None)
+        parts = spans(cols, width)
+        carried = p.x.new_empty((fields, rows) if len(parts) > 1 else 0, dtype=torch.float32)
+        for span in parts:
+            lines = [
+                triton.cdiv(n, size)
+                for n, size in zip((rows, span[1] - span[0]), tile, strict=True)
+            ]
+            row_state = p.x.new_empty((lines[1], fields, rows), dtype=torch.float32)
+            col_state = p.x.new_empty((lines[0], fields, span[1] - span[0]), dtype=torch.float32)
+            if self.stored:
+                self._stored_tiles(span, row_state, col_state)
+            else:
+                self._tiles(span, row_state, col_state)
+            merge.merge(
+                self.made, self.units, row_state, col_state, carried, span, cols, self.t_fields
+            )
+        return self.made
+
+    def _tiles(self, span: Span, row_state: Tensor, col_state: Tensor) -> None:
+        p, kept = self.p, self.made.kept
+        *_, teacher_scale = teacher_arguments(p)
+        x, y, teacher_x, teacher_y = operands(p, self.setting)
+        programs = row_state.shape[0] * col_state.shape[0]
+        D, teacher_D = p.x.shape[1], p.x.shape[1] if p.teacher_x is None else p.teacher_x.shape[1]
+        statistics_kernel[(programs,)](
+            x, y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
+            self.units, kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
+            *span, self.stride or 0, self.setting.group, KEEP=self.stride is not None,
+            T_FIELDS=self.t_fields, **self.setting.tile(), **launch.widening(p.x),
+            **self.setting.options(),
+        )  # fmt: skip
+
+    def _stored_tiles(self, span: Span, row_state: Tensor, col_state: Tensor) -> None:
+        p, rows = self.p, self.p.x.shape[0]
+        *_, teacher_scale = teacher_arguments(p)
+        if self.stride is not None:
+            matrices, before = self.made.kept, 0
+        else:
+            stride, before = padded(span[1] - span[0]), span[0]
+            matrices = p.x.new_empty((p.matrices, rows, stride), dtype=torch.float32)
+        multiply(p, matrices[:, :, span[0] - before :], (0, rows), span)
+        programs = row_state.shape[0] * col_state.shape[0]
+        stored_statistics_kernel[(programs,)](
+            matrices[0], matrices[-1], p.scale, teacher_scale, p.image_groups, p.text_groups,
+            row_state, col_state, rows, *span, before, matrices.stride(1), self.setting.group,
+            T_FIELDS=self.t_fields, **self.setting.area(), **self.setting.options(),
+        )  # fmt: skip
 
 
 def forward(problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
-    """Allocate, launch, merge: no wait for the device.
-
-    Where diagnostics need another launch (``settings.SETTINGS``), the sums come in its order.
-    """
-    p, out = padded(problem), problem.allocate(diagnostics)
-    teacher_x, teacher_y, teacher_scale = teacher_arguments(p)
-    features = p.x, p.y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups
-    setting = launch.pick("statistics", problem, diagnostics)
-    arithmetic = launch.product_options(p.x.dtype, p.x.device)
-    t_fields = (4 if diagnostics else 3) if p.has_teacher else 0
-    rows, cols, fields = p.x.shape[0], p.y.shape[0], 2 + t_fields + diagnostics
-    sizes = rows, cols, p.x.shape[1], teacher_x.shape[1]
-    spans = list(split(cols, widest(p, setting, fields)))
-    P, Q = grid(p, setting, spans[0][1])
-    row_state = p.x.new_empty((Q, fields, rows), dtype=torch.float32)
-    merged = out.neg_lse, out.teacher_mean, out.teacher_lse, out.hardest, out.entropy
-    for first, last in spans:
-        width, is_last = last - first, last == cols
-        col_state = p.x.new_empty((P, fields, width), dtype=torch.float32)
-        statistics_kernel[(P, Q)](
-            *features, p.owners, p.pair_texts, p.slot_places, row_state, col_state, out.positives,
-            *sizes, first, width, p.pairs if is_last else 0,
-            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **setting.tile(), **arithmetic,
-            **positives.BLOCK, **setting.options(),
-        )  # fmt: skip
-        complete = rows if is_last else 0  # the rows are complete after the last columns
-        blocks = sum(triton.cdiv(length, merge.BLOCK["BLOCK"]) for length in (complete, width))
-        merge.merge_kernel[(blocks,)](
-            *features, row_state, col_state, *merged, *sizes, Q, complete, P, first, width,
-            T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **merge.BLOCK, **arithmetic,
-            **merge.options(problem.is_float8),
-        )  # fmt: skip
-    return out
+    """Units and positives, then the tiles and their merge, span by span: no wait for the device."""
+    return _Forward(problem, memory, diagnostics).run()

@@ -1,4 +1,9 @@
-"""What the kernels share: the products of a tile, softplus, the layout of their arguments."""
+"""A tile of S or T: where a program's tile lies, its products, what is read of it from memory.
+
+Features of 16 bits are multiplied in the tile. Their factors come by tensor descriptors where the
+GPU has them (sm_90 and newer), which read what is outside as zeros, and by pointers elsewhere.
+Products of float32 features are the vendor's, a chunk at a time in memory, and are loaded here.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +11,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mxm_kernels.backends.interface import Problem
-from mxm_kernels.backends.triton.exponentials import exp
-
-
-@triton.jit
-def widened(a):
-    """Features; float8, which come as bytes, as float16, which holds each of their values.
-
-    By their bits, since neither sm_80 nor the interpreter knows the type: the exponent has a bias
-    of 7 in float8 and of 15 in float16. NaN is lost here, and kept by the teacher's scale.
-    """
-    if a.dtype == tl.uint8:
-        bits = a.to(tl.uint16)
-        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-        a = half.to(tl.float16, bitcast=True) * 256.0
-    return a
+from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.settings import Launch
 
 
 @triton.jit
@@ -38,41 +31,64 @@ def valid_scale(scale):
 
 
 @triton.jit
+def _places(a, first, rows, D, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Where a block of the features' rows begins: pointers; of a descriptor, its first row."""
+    if isinstance(a, tl.tensor_descriptor):
+        return first
+    else:
+        row = tl.minimum(first + tl.arange(0, BLOCK), rows - 1)  # what is outside, the last again
+        return a + row.to(tl.int64)[:, None] * D + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def _slice(a, places, start, D, BLOCK_D: tl.constexpr):
+    """Columns ``start`` and following of a block, (BLOCK, BLOCK_D), 0 beyond the last."""
+    if isinstance(a, tl.tensor_descriptor):
+        return a.load([places, start])
+    else:
+        inside = tl.arange(0, BLOCK_D)[None, :] < D - start
+        return tl.load(places + start, mask=inside, other=0.0)
+
+
+@triton.jit
 def products(
-    x,  # (M, D)
-    y,  # (N, D)
-    rows,  # (BLOCK_M,) image rows, each < M
-    cols,  # (BLOCK_N,) text rows, each < N
+    x,  # (M, D), a pointer or a descriptor of blocks (BLOCK_M, BLOCK_D)
+    y,  # (N, D), a pointer or a descriptor of blocks (BLOCK_N, BLOCK_D)
+    first_row,
+    first_col,
+    M,
+    N,
     D,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
-    FLOAT8: tl.constexpr,
 ):
     """Products <x_i, y_j> of the tile, (BLOCK_M, BLOCK_N) float32.
 
-    Bytes are float8 features: factors as they are where the target multiplies FLOAT8.
+    Entries outside are of copies of the last row or column, or 0.
     """
-    lane = tl.arange(0, BLOCK_D)
-    x_tile = x + rows.to(tl.int64)[:, None] * D + lane[None, :]
-    y_tile = y + cols.to(tl.int64)[:, None] * D + lane[None, :]
-    total = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    x_places = _places(x, first_row, M, D, BLOCK_M, BLOCK_D)
+    y_places = _places(y, first_col, N, D, BLOCK_N, BLOCK_D)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, D, BLOCK_D):
-        inside = lane[None, :] < D - start
-        a = tl.load(x_tile + start, mask=inside, other=0.0)
-        b = tl.load(y_tile + start, mask=inside, other=0.0)
-        if FLOAT8 and a.dtype == tl.uint8:
-            a = a.to(tl.float8e4nv, bitcast=True)
-            b = b.to(tl.float8e4nv, bitcast=True)
-            # sm_90 sums these with 14 bits: into float32 after every step.
-            total = tl.dot(a, tl.trans(b), total, max_num_imprecise_acc=BLOCK_D)
-        else:
-            a, b = widened(a), widened(b)
-            if WIDEN:
-                a = a.to(tl.float32)
-                b = b.to(tl.float32)
-            total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+        a = _slice(x, x_places, start, D, BLOCK_D)
+        b = _slice(y, y_places, start, D, BLOCK_D)
+        if WIDEN:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        total = tl.dot(a, b.T, total)
     return total
+
+
+@triton.jit
+def tile_places(first_row, first_col, stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Offsets of a tile in a matrix: the 64-bit one of its corner, and 32-bit ones inside it.
+
+    64-bit offsets of every entry take twice the registers.
+    """
+    corner = first_row.to(tl.int64) * stride + first_col
+    return corner, tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
 
 
 @triton.jit
@@ -89,64 +105,53 @@ def place_of(program, rows, cols, group, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
     return first + inside % height, inside // height
 
 
-@triton.jit
-def _log1p_over(e):
-    """log(1 + e) / e, 0 <= e <= 1: the polynomial of ``csrc/vector.h``; log loses small terms."""
-    p = e * 0.00536482641 - 0.030065801
-    p = p * e + 0.0792045519
-    p = p * e - 0.137538031
-    p = p * e + 0.191536561
-    p = p * e - 0.248571634
-    p = p * e + 0.33321324
-    p = p * e - 0.499996483
-    return p * e + 1.0
+def operand(features: Tensor, block: int, depth: int) -> Tensor | TensorDescriptor:
+    """Features (rows, D) as ``products`` takes them: by descriptor where that can be.
+
+    The matrix has to begin at a multiple of 16 bytes, and so has each of its rows.
+    """
+    aligned = features.data_ptr() % 16 == 0 and features.stride(0) * features.itemsize % 16 == 0
+    if not aligned or not described(features.device):
+        return features
+    return TensorDescriptor.from_tensor(features, [block, depth])
 
 
-@triton.jit
-def softplus_with(x, e):
-    """log(1 + exp(x)), given e = exp(-abs(x))."""
-    # Not tl.maximum, which drops NaN.
-    return tl.where(x < 0, 0.0, x) + e * _log1p_over(e)
+def operands(p: Problem, setting: Launch) -> tuple[Tensor | TensorDescriptor, ...]:
+    """Factors of S and of T for tiles of a setting; without a teacher the student's stand in."""
+    teacher_x, teacher_y, _ = teacher_arguments(p)
+    made = []
+    for features, block in zip(
+        (p.x, p.y, teacher_x, teacher_y), (setting.rows, setting.cols) * 2, strict=True
+    ):
+        made.append(operand(features, block, setting.depth))
+    return tuple(made)
 
 
-@triton.jit
-def sigmoid_with(x, e, weight):
-    """``weight`` / (1 + exp(-x)), given e = exp(-abs(x)): never a cancellation or an overflow."""
-    return tl.where(x < 0, weight * e, weight) / (1.0 + e)
+def described(device: torch.device) -> bool:
+    """Whether factors come by tensor descriptors: from sm_90 on, and in the interpreter."""
+    return launch.target(device) in ("sm_90", "sm_100", "interpreter")
 
 
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x))."""
-    return softplus_with(x, exp(-tl.abs(x)))
+DEPTH = 16  # D is a multiple of it: rows begin at multiples of 16 bytes
 
 
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return sigmoid_with(x, exp(-tl.abs(x)), 1.0)
+def prepared(problem: Problem) -> Problem:
+    """The problem with contiguous features whose D is a multiple of 16, none of them in float8.
 
-
-DEPTH = 16  # a multiple of it lets every load be 16 bytes wide; others spilled up to 912 bytes
-
-
-def padded(problem: Problem) -> Problem:
-    """The problem with contiguous features whose D is a multiple of 16, a float8 teacher as bytes.
-
-    Zeros change no product. Only an odd D costs the copy.
+    Zeros change no product; only an odd D costs the copy. A float8 teacher takes the dtype of the
+    other features, which holds each of its values: its 8-bit products would need a third
+    accumulator on sm_90, which sums them with 14 bits.
     """
 
     def pad(features: Tensor | None) -> Tensor | None:
-        if features is None or features.shape[1] % DEPTH == 0:
-            return features
-        return torch.nn.functional.pad(features, (0, -features.shape[1] % DEPTH))
+        if features is None:
+            return None
+        if features.dtype != problem.x.dtype:
+            features = features.to(problem.x.dtype)
+        if features.shape[1] % DEPTH:
+            features = torch.nn.functional.pad(features, (0, -features.shape[1] % DEPTH))
+        return features.contiguous()
 
-    if problem.is_float8:  # as the kernels take it
-        assert problem.teacher_x is not None and problem.teacher_y is not None
-        problem = problem._replace(
-            teacher_x=problem.teacher_x.contiguous().view(torch.uint8),
-            teacher_y=problem.teacher_y.contiguous().view(torch.uint8),
-        )
     x, y = pad(problem.x), pad(problem.y)
     assert x is not None and y is not None
     teacher_x, teacher_y = pad(problem.teacher_x), pad(problem.teacher_y)
