@@ -39,8 +39,6 @@ from mxm_kernels.backends.triton import launch
 SHARED_LIMIT = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 # The unit that the target multiplies fastest with, in its machine code.
 MATRIX_UNIT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
-# What it multiplies float8 with, where it does; elsewhere the kernels widen it.
-FLOAT8_UNIT = {"sm_90": "QGMMA", "sm_100": "UTCQMMA"}
 
 
 def compile_one(config: dict[str, Any]) -> dict[str, Any]:
@@ -102,16 +100,11 @@ def faults(record: dict[str, Any]) -> list[str]:
         found.append(f"spills {record['spilled']} bytes")
     if record["shared"] > record["shared_limit"]:
         found.append(f"{record['shared']} bytes of shared memory, limit {record['shared_limit']}")
-    # Exact float32 products have no matrix instruction on NVIDIA.
-    multiplies = record["kernel"] in PRODUCTS and record["dtype"] != "fp32"
+    multiplies = record["kernel"] in PRODUCTS
     unit = MATRIX_UNIT[record["target"]]
     matrix = sum(count for kind, count in record["matrix"].items() if kind.startswith(unit))
     if multiplies and matrix < 1 + record["teacher"]:
         found.append("a product without matrix instructions")
-    eighth = FLOAT8_UNIT.get(record["target"]) if record["dtype"] in ("bf16", "fp16") else None
-    wanted = multiplies and record["float8"] and eighth is not None
-    if wanted and not any(kind.startswith(eighth) for kind in record["matrix"]):
-        found.append("a float8 product without 8-bit matrix instructions")
     if record["atomics"]:
         found.append(f"{record['atomics']} atomic operations")
     return found

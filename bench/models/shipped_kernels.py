@@ -19,7 +19,12 @@ from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.float8 import TILE as FLOAT8_TILE
 from mxm_kernels.backends.triton.float8 import float8_teacher_kernel
-from mxm_kernels.backends.triton.gradient import SUM_BLOCK, gradient_kernel, scale_gradient_kernel
+from mxm_kernels.backends.triton.gradient import (
+    SUM_BLOCK,
+    gradient_kernel,
+    scale_gradient_kernel,
+    stored_gradient_kernel,
+)
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.queues import BLOCK as QUEUE_BLOCK
@@ -31,14 +36,19 @@ from mxm_kernels.backends.triton.rows import (
     row_losses_kernel,
 )
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
+from mxm_kernels.backends.triton.rows_of_features import ROWS, units_kernel
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
-from mxm_kernels.backends.triton.sigmoid import sigmoid_statistics_kernel
+from mxm_kernels.backends.triton.sigmoid import (
+    sigmoid_statistics_kernel,
+    stored_sigmoid_statistics_kernel,
+)
 from mxm_kernels.backends.triton.sigmoid_gradient import (
     sigmoid_gradient_kernel,
     sigmoid_pairs_kernel,
+    stored_sigmoid_gradient_kernel,
 )
 from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
-from mxm_kernels.backends.triton.statistics import statistics_kernel
+from mxm_kernels.backends.triton.statistics import statistics_kernel, stored_statistics_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -50,7 +60,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
-    "tf32": torch.float32,
 }
 
 
@@ -78,26 +87,42 @@ _INT_POINTERS = {
     "offsets": "*i64",
     "seed": "*i64",
     "lowered": "*i32",
+    "S_kept": "*i16",
+    "T_kept": "*i16",
 }
+_FACTORS = {"x", "y", "teacher_x", "teacher_y"}
 _NUMBERS = {"hard", "soft", "constant", "smoothing"}
 # Multiples of 16 for the fast dimensions.
-_DIVISIBLE = {"D", "TEACHER_D", "stride", "a_stride", "b_stride", "x_length", "y_length"}
+_DIVISIBLE = {
+    "D",
+    "TEACHER_D",
+    "stride",
+    "source_stride",
+    "a_stride",
+    "b_stride",
+    "x_length",
+    "y_length",
+}
 _DIVISIBLE |= {f"D{k}" for k in range(row_scales.MATRICES)}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
     "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
-    "x_rows", "y_rows",
+    "x_rows", "y_rows", "last", "before", "blocks", "source_row", "source_col",
 } | _DIVISIBLE  # fmt: skip
 _INTEGERS |= {f"{name}{k}" for name in ("rows", "stride") for k in range(row_scales.MATRICES)}
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
-_SWITCH_NAMES = ("teacher", "diagnostics", "float8")
-# The (teacher, diagnostics, float8 teacher) of which each kernel has a variant.
-_NEITHER, _TEACHER = (False, False, False), (True, False, False)
-_DIAGNOSED = (False, True, False), (True, True, False)
-_FLOAT8 = (True, False, True)
+# The (teacher, diagnostics, kept, pointers) of which each kernel has a variant. Forward writes what
+# is kept, backward reads it, or multiplies where it is too coarse. ``pointers``: factors that come
+# by pointers where the target has tensor descriptors.
+_SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers")
+_NEITHER, _TEACHER = (False,) * 4, (True, False, False, False)
+_DIAGNOSED = (False, True, False, False), (True, True, False, False)
+_KEPT = tuple((teacher, False, True, False) for teacher in (False, True))
+_POINTERS = tuple((teacher, False, True, True) for teacher in (False, True))
+_DESCRIPTORS = ("sm_90", "sm_100")
 # Formulas that are not mixed with the soft loss, nor smoothed: one has no teacher, the other is
 # that loss.
 _ALONE = {"logsumexp": (_NEITHER,), "soft": (_TEACHER,)}
@@ -130,11 +155,16 @@ ROW_LOSSES_BACKWARD: dict[str, dict[str, Any]] = {
 }
 KERNELS = {
     "statistics": statistics_kernel,
+    "stored_statistics": stored_statistics_kernel,
+    "units": units_kernel,
     "merge": merge.merge_kernel,
     "gradient": gradient_kernel,
+    "stored_gradient": stored_gradient_kernel,
     "pair_gradient": pair_gradient_kernel,
     "sigmoid_statistics": sigmoid_statistics_kernel,
     "sigmoid_gradient": sigmoid_gradient_kernel,
+    "stored_sigmoid_statistics": stored_sigmoid_statistics_kernel,
+    "stored_sigmoid_gradient": stored_sigmoid_gradient_kernel,
     "sigmoid_pairs": sigmoid_pairs_kernel,
     "times": times_kernel,
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
@@ -160,6 +190,7 @@ KERNELS = {
 _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     **ROW_LOSSES,
     **ROW_LOSSES_BACKWARD,
+    "merge": merge.BLOCK,
     "drawn_weights": DRAW,
     "merge_queue": {"BLOCK": QUEUE_BLOCK},
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
@@ -177,13 +208,25 @@ PRODUCTS: tuple[Phase, ...] = (
     "sigmoid_statistics",
     "sigmoid_gradient",
 )
+# The kernels that read products from memory: those of float32 features, and kept ones of others.
+STORED: tuple[Phase, ...] = (
+    "stored_statistics",
+    "stored_gradient",
+    "stored_sigmoid_statistics",
+    "stored_sigmoid_gradient",
+)
 SWITCHES = {
-    "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
-    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, _FLOAT8, (True, True, True)),
-    "gradient": (_NEITHER, _TEACHER, _FLOAT8),
-    "pair_gradient": (_NEITHER, _TEACHER, _FLOAT8),
-    "sigmoid_statistics": (_NEITHER,),
-    "sigmoid_gradient": (_NEITHER,),
+    "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, *_KEPT, (True, True, True, False), *_POINTERS),
+    "stored_statistics": (_NEITHER, _TEACHER, *_DIAGNOSED),
+    "units": (_NEITHER, _TEACHER),
+    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED),
+    "gradient": (_NEITHER, _TEACHER, *_KEPT, *_POINTERS),
+    "stored_gradient": (_NEITHER, _TEACHER, *_KEPT),
+    "pair_gradient": (_NEITHER, _TEACHER),
+    "sigmoid_statistics": (_NEITHER, (False, False, False, True)),
+    "sigmoid_gradient": (_NEITHER, (False, False, False, True)),
+    "stored_sigmoid_statistics": (_NEITHER,),
+    "stored_sigmoid_gradient": (_NEITHER,),
     "sigmoid_pairs": (_NEITHER,),
     "times": (_NEITHER,),
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
@@ -210,12 +253,15 @@ SWITCHES = {
 def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
     """Every kernel in every setting that the launchers use."""
     for target, (kernel, switches), dtype in product(targets, SWITCHES.items(), DTYPES):
-        if dtype != "fp32" and kernel in _FLOAT32_ONLY:
-            continue
-        if dtype == "tf32" and kernel not in (*PRODUCTS, "merge"):
+        wide = dtype == "fp32"
+        if (kernel in PRODUCTS and wide) or (kernel in _FLOAT32_ONLY and not wide):
             continue
         for switch in switches:
             named = dict(zip(_SWITCH_NAMES, switch, strict=True))
+            if kernel in STORED and named["kept"] == wide:
+                continue  # what is kept of float32 features is float32
+            if named["pointers"] and target not in _DESCRIPTORS:
+                continue  # it has nothing else
             yield {"target": target, "kernel": kernel, "dtype": dtype, **named}
 
 
@@ -230,9 +276,10 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "WEIGHED": True,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
-        "PRECISION": "tf32" if dtype == "tf32" else "ieee",
+        "KEEP": config["kept"],
+        "COARSE": config["kept"],
+        "FIXED": config["kept"],
         "WIDEN": False,
-        "FLOAT8": launch.multiplies_float8(config["target"], DTYPES[dtype]),
         "UNIT": (unit.RAISED if dtype == "fp16" else unit.BOUNDED).value,
         "LOWERED": True,
         "a_step": 1,
@@ -243,9 +290,12 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         setting = setting_of(config)
         constants |= setting.tile()
         options = setting.options()
-    elif name == "merge":
-        constants |= merge.BLOCK
-        options = merge.options(config["float8"])
+    elif name in STORED:
+        setting = setting_of(config)
+        constants |= setting.area()
+        options = setting.options()
+    elif name == "units":
+        constants |= ROWS
     elif name in _FLOAT32_ONLY:
         constants |= _FLOAT32_ONLY[name]
     elif name == "times":
@@ -263,7 +313,7 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     if name in _EIGHT_WARPS:
         options = {"num_warps": 8}
     constants |= PAIR_BLOCK
-    features = "fp32" if dtype == "tf32" else dtype
+    described = name in PRODUCTS and config["target"] in _DESCRIPTORS and not config["pointers"]
     integers = _INTEGERS | (other := _OTHER_INTEGERS.get(name.partition(",")[0], set()))
     signature, attributes = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -274,11 +324,16 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         elif argument in _NUMBERS:
             kind = "fp32"
         else:
-            kind = f"*{features}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
-            if argument in ("dx", "dy") and features == "fp16":
+            kind = f"*{dtype}" if argument in _FEATURES else _INT_POINTERS.get(argument, "*fp32")
+            if argument in ("dx", "dy") and dtype == "fp16":
                 kind = "*fp32"  # ``Problem.gradient_dtype``
-            if config["float8"] and argument.startswith("teacher") and argument in _FEATURES:
-                kind = "*u8"
+            if argument in ("S", "T") and config["kept"]:
+                kind = "*i16"
+            if described and argument in _FACTORS:
+                block = constants["BLOCK_M" if argument.endswith("x") else "BLOCK_N"]
+                kind = f"tensordesc<{dtype}[{block}, {constants['BLOCK_D']}]>"
+            if described and argument in ("S_kept", "T_kept"):
+                kind = f"tensordesc<i16[{constants['BLOCK_M']}, {constants['BLOCK_N']}]>"
         signature[argument] = kind
         if kind.startswith("*") or argument in _DIVISIBLE - other:
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -289,6 +344,6 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
 
 def setting_of(config: dict[str, Any]) -> Launch:
     """The launch that the package would take, for any D and any number of rows."""
-    switches = {name: config[name] for name in _SWITCH_NAMES}
-    cell = Cell(config["kernel"], DTYPES[config["dtype"]], D=768, rows=16_384, **switches)
+    teacher, diagnostics = config["teacher"], config["diagnostics"]
+    cell = Cell(config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics)
     return cell.shipped(config["target"])

@@ -34,6 +34,7 @@ from mxm_kernels.backends.triton.tile import (
     place_of,
     prepared,
     products,
+    store_tile,
     teacher_arguments,
     tile_places,
 )
@@ -77,16 +78,6 @@ def teacher_gradient(T, teacher_scale, u, t, du, row, col, M):
         tl.load(du + row) * u,
         tl.load(du + M + col) * u,
     )
-
-
-@triton.jit
-def store_tile(grad, dS, row, col, stride, below, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A tile of dS at a row and column of the chunk, whose rows have room for whole tiles.
-
-    A mask over columns would make every store 2 bytes wide.
-    """
-    corner, inner = tile_places(row, col, stride, BLOCK_M, BLOCK_N)
-    tl.store(dS + corner + inner, grad.to(dS.dtype.element_ty), mask=below)
 
 
 _CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "group"]
@@ -144,8 +135,8 @@ def gradient_kernel(
         if coarse == 0:
             return
     rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
-    below = (rows < last_row)[:, None]
-    inside = below & (cols < last_col)[None, :]
+    below = rows < last_row
+    inside = below[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
     s = tl.load(scale)
     u, _ = factor_of(s, UNIT)
@@ -157,7 +148,7 @@ def gradient_kernel(
             BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
         )  # fmt: skip
         grad += teacher_gradient(T, teacher_scale, u, t, du, row, col, M)
-    store_tile(grad, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+    store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=[*_CHUNK, "source_row", "source_col"])
@@ -203,20 +194,20 @@ def stored_gradient_kernel(
         if coarse:
             return
     rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
-    below = (rows < last_row)[:, None]
-    inside = below & (cols < last_col)[None, :]
+    below = rows < last_row
+    inside = below[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
     corner, inner = tile_places(
         tile_row - source_row, tile_col - source_col, source_stride, BLOCK_M, BLOCK_N
     )
     # Loaded without a mask over columns, as wide as can be; what is beyond the last is left out.
-    S_tile = tl.load(S + corner + inner, mask=below, other=0)
+    S_tile = tl.load(S + corner + inner, mask=below[:, None], other=0)
     if FIXED:
         S_tile = out_of_fixed_point(S_tile, units, tile_row, tile_col, M, N, BLOCK_M, BLOCK_N)
     else:
         S_tile = tl.where(inside, S_tile, 0.0)
     if TEACHER:
-        T_tile = tl.load(T + corner + inner, mask=below, other=0)
+        T_tile = tl.load(T + corner + inner, mask=below[:, None], other=0)
         if FIXED:
             of_teacher = units + M + N
             T_tile = out_of_fixed_point(
@@ -227,7 +218,7 @@ def stored_gradient_kernel(
     grad = student_gradient(S_tile, s, u, image_groups, text_groups, n, dn, row, col, inside, M)
     if TEACHER:
         grad += teacher_gradient(T_tile, teacher_scale, u, t, du, row, col, M)
-    store_tile(grad, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+    store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 @triton.jit

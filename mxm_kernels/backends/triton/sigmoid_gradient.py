@@ -26,7 +26,6 @@ from mxm_kernels.backends.interface import (
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
-from mxm_kernels.backends.triton.gradient import store_tile
 from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
 from mxm_kernels.backends.triton.sigmoid_terms import sigmoid_with, softplus_with
 from mxm_kernels.backends.triton.stored import Chunk, Chunks
@@ -35,6 +34,7 @@ from mxm_kernels.backends.triton.tile import (
     place_of,
     prepared,
     products,
+    store_tile,
     tile_places,
     valid_scale,
 )
@@ -57,8 +57,8 @@ def _sigmoid_tile(
     """Gradient u dS of a tile of products S, and its three sums over the tile's rows."""
     rows = first_row + own_row + tl.arange(0, BLOCK_M)
     cols = first_col + own_col + tl.arange(0, BLOCK_N)
-    below = (rows < last_row)[:, None]
-    inside = below & (cols < last_col)[None, :]
+    below = rows < last_row
+    inside = below[:, None] & (cols < last_col)[None, :]
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
     logit = S * s + tl.load(bias)
     weight = tl.load(weights + row)[:, None] + tl.load(weights + M + col)[None, :]
@@ -73,7 +73,7 @@ def _sigmoid_tile(
     tl.store(line, tl.sum(grad * S, axis=1))
     tl.store(line + sums, tl.sum(grad, axis=1))
     u, _ = factor_of(s, UNIT)
-    store_tile(grad * u, dS, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+    store_tile(dS, grad * u, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 _CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "sums", "group"]

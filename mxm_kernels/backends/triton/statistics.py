@@ -23,45 +23,58 @@ from mxm_kernels.backends.interface import Memory, Problem, Statistics
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton import launch, merge
 from mxm_kernels.backends.triton.chunks import padded, spans
-from mxm_kernels.backends.triton.exponentials import LOG2E
+from mxm_kernels.backends.triton.exponentials import LN2, LOG2E
 from mxm_kernels.backends.triton.fixed_point import in_fixed_point
 from mxm_kernels.backends.triton.plan import kept_stride, span_width, spend
 from mxm_kernels.backends.triton.rows_of_features import units_and_positives
 from mxm_kernels.backends.triton.settings import Phase
 from mxm_kernels.backends.triton.stored import multiply
 from mxm_kernels.backends.triton.tile import (
+    operand,
     operands,
     place_of,
     prepared,
     products,
+    store_tile,
     teacher_arguments,
     tile_places,
     valid_scale,
 )
 
 
-@triton.jit
-def _store_sums(L, S, s, T, t, line, length, at, inside, axis: tl.constexpr, FIELDS: tl.constexpr):
-    """Maxima of the logits L, base 2, over ``axis``, and the sums against them.
+# What is added to the logits, base 2, of a row or column that is outside, and takes the place of
+# a positive's. Both at once are inside float32; -inf times a share of 0 would be NaN.
+OUTSIDE = tl.constexpr(-1.5e38)
+NOTHING = tl.constexpr(-1e38)  # a maximum below it is of no entry
 
-    They are those of exp, of exp times s S and, with 4 FIELDS, of exp times t T.
+
+@triton.jit
+def _store_sums(
+    L, S, s, line, length, at, inside, axis: tl.constexpr, WEIGHTED: tl.constexpr, OWN: tl.constexpr
+):
+    """Maxima of the logits L, base 2, over ``axis``, and the sums of exp against them.
+
+    WEIGHTED: and of exp times s S. OWN: and of exp times the logits themselves.
     """
     top = tl.max(L, axis)
-    # A row without an entry has maximum -inf; -inf - -inf would be NaN.
-    share = tl.exp2(L - tl.expand_dims(tl.where(top == float("-inf"), 0.0, top), axis))
-    tl.store(line + at, top, mask=inside)
-    tl.store(line + length + at, tl.sum(share, axis), mask=inside)
-    tl.store(line + 2 * length + at, tl.sum(share * S, axis) * s, mask=inside)
-    if FIELDS == 4:
-        tl.store(line + 3 * length + at, tl.sum(share * T, axis) * t, mask=inside)
+    share = tl.exp2(L - tl.expand_dims(top, axis))
+    empty = top <= NOTHING
+    tl.store(line + at, tl.where(empty, float("-inf"), top), mask=inside)
+    tl.store(line + length + at, tl.where(empty, 0.0, tl.sum(share, axis)), mask=inside)
+    line += 2 * length
+    if WEIGHTED:
+        tl.store(line + at, tl.where(empty, 0.0, tl.sum(share * S, axis) * s), mask=inside)
+        line += length
+    if OWN:
+        tl.store(line + at, tl.where(empty, 0.0, tl.sum(share * L, axis) * LN2), mask=inside)
 
 
 @triton.jit
 def _block(first, end, BLOCK: tl.constexpr):
-    """Rows or columns of a block, whether each is inside, and 0 there or -inf outside."""
+    """Rows or columns of a block, whether each is inside, and what is added to its logits."""
     at = first + tl.arange(0, BLOCK)
     inside = at < end
-    return at, inside, tl.where(inside, 0.0, float("-inf"))
+    return at, inside, tl.where(inside, 0.0, OUTSIDE)
 
 
 @triton.jit
@@ -75,24 +88,23 @@ def student_sums(
     of_row = tl.load(image_groups + row, mask=row_inside, other=0)
     of_col = tl.load(text_groups + col, mask=col_inside, other=0)
     L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
-    L = tl.where(of_row[:, None] == of_col[None, :], float("-inf"), L)
-    _store_sums(L, S, s, S, s, row_line, M, row, row_inside, 1, 3)
-    _store_sums(L, S, s, S, s, col_line, last - first, col - first, col_inside, 0, 3)
+    L = tl.where(of_row[:, None] == of_col[None, :], OUTSIDE, L)
+    _store_sums(L, S, s, row_line, M, row, row_inside, 1, False, True)
+    _store_sums(L, S, s, col_line, last - first, col - first, col_inside, 0, False, True)
 
 
 @triton.jit
 def teacher_sums(
     T, t, S, s, row_line, col_line, first_row, first_col, M, first, last,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, T_FIELDS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """The partial statistics of a tile of T, with the sums of its shares of S."""
     row, row_inside, row_out = _block(first_row, M, BLOCK_M)
     col, col_inside, col_out = _block(first_col, last, BLOCK_N)
     width = last - first
     L = T * (t * LOG2E) + row_out[:, None] + col_out[None, :]
-    _store_sums(L, S, s, T, t, row_line + 3 * M, M, row, row_inside, 1, T_FIELDS)
-    col_line += 3 * width
-    _store_sums(L, S, s, T, t, col_line, width, col - first, col_inside, 0, T_FIELDS)
+    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, True, OWN)
+    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, True, OWN)
 
 
 @triton.jit
@@ -114,7 +126,8 @@ def statistics_kernel(
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
     units,  # (1 or 2, M + N), not read unless KEEP
-    kept,  # (1 or 2, M, stride) int16 out, not written unless KEEP
+    S_kept,  # (M, stride) int16 out, a pointer or a descriptor, not written unless KEEP
+    T_kept,  # (M, stride) int16 out
     row_state,  # (column blocks, FIELDS, M) out
     col_state,  # (row blocks, FIELDS, last - first) out
     M,
@@ -140,12 +153,10 @@ def statistics_kernel(
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     s = valid_scale(scale)
     S = products(x, y, first_row, first_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN)
+    below = first_row + tl.arange(0, BLOCK_M) < M
     if KEEP:
-        corner, inner = tile_places(first_row, first_col, stride, BLOCK_M, BLOCK_N)
-        # No mask over columns, which would make every store 2 bytes wide: rows have room.
-        below = (first_row + tl.arange(0, BLOCK_M) < M)[:, None]
         fixed = in_fixed_point(S, units, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
-        tl.store(kept + corner + inner, fixed, mask=below)
+        store_tile(S_kept, fixed, first_row, first_col, stride, below, BLOCK_M, BLOCK_N)
     student_sums(
         S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
         BLOCK_M, BLOCK_N,
@@ -156,12 +167,11 @@ def statistics_kernel(
             BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
         )  # fmt: skip
         if KEEP:
-            corner += M.to(tl.int64) * stride
             fixed = in_fixed_point(T, units + M + N, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
-            tl.store(kept + corner + inner, fixed, mask=below)
+            store_tile(T_kept, fixed, first_row, first_col, stride, below, BLOCK_M, BLOCK_N)
         teacher_sums(
             T, valid_scale(teacher_scale), S, s, row_line, col_line,
-            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS,
+            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
         )  # fmt: skip
 
 
@@ -205,7 +215,7 @@ def stored_statistics_kernel(
         T_tile = tl.where(beyond, 0.0, tl.load(T + corner + inner, mask=below, other=0.0))
         teacher_sums(
             T_tile, valid_scale(teacher_scale), S_tile, s, row_line, col_line,
-            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS,
+            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
         )  # fmt: skip
 
 
@@ -249,14 +259,17 @@ class _Forward:
         return self.made
 
     def _tiles(self, span: Span, row_state: Tensor, col_state: Tensor) -> None:
-        p, kept = self.p, self.made.kept
+        p, kept = self.p, (self.made.kept,) * 2
+        if self.stride is not None:
+            tile = self.setting.rows, self.setting.cols
+            kept = operand(self.made.kept[0], *tile), operand(self.made.kept[-1], *tile)
         *_, teacher_scale = teacher_arguments(p)
         x, y, teacher_x, teacher_y = operands(p, self.setting)
         programs = row_state.shape[0] * col_state.shape[0]
         D, teacher_D = p.x.shape[1], p.x.shape[1] if p.teacher_x is None else p.teacher_x.shape[1]
         statistics_kernel[(programs,)](
             x, y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
-            self.units, kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
+            self.units, *kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
             *span, self.stride or 0, self.setting.group, KEEP=self.stride is not None,
             T_FIELDS=self.t_fields, **self.setting.tile(), **launch.widening(p.x),
             **self.setting.options(),

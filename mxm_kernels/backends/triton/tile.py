@@ -92,6 +92,20 @@ def tile_places(first_row, first_col, stride, BLOCK_M: tl.constexpr, BLOCK_N: tl
 
 
 @triton.jit
+def store_tile(a, value, row, col, stride, below, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store a tile at a row and column of a matrix whose rows have room for whole tiles.
+
+    ``below`` (BLOCK_M,) says which of its rows there are. A mask over columns would make every
+    store 2 bytes wide.
+    """
+    if isinstance(a, tl.tensor_descriptor):
+        a.store([row, col], value.to(a.dtype))
+    else:
+        corner, inner = tile_places(row, col, stride, BLOCK_M, BLOCK_N)
+        tl.store(a + corner + inner, value.to(a.dtype.element_ty), mask=below[:, None])
+
+
+@triton.jit
 def place_of(program, rows, cols, group, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Row block and column block of a program, of rows x cols.
 
@@ -105,15 +119,15 @@ def place_of(program, rows, cols, group, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
     return first + inside % height, inside // height
 
 
-def operand(features: Tensor, block: int, depth: int) -> Tensor | TensorDescriptor:
-    """Features (rows, D) as ``products`` takes them: by descriptor where that can be.
+def operand(matrix: Tensor, height: int, width: int) -> Tensor | TensorDescriptor:
+    """A matrix as the kernels take it, in blocks: by descriptor where that can be.
 
     The matrix has to begin at a multiple of 16 bytes, and so has each of its rows.
     """
-    aligned = features.data_ptr() % 16 == 0 and features.stride(0) * features.itemsize % 16 == 0
-    if not aligned or not described(features.device):
-        return features
-    return TensorDescriptor.from_tensor(features, [block, depth])
+    aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
+    if not aligned or not described(matrix.device):
+        return matrix
+    return TensorDescriptor.from_tensor(matrix, [height, width])
 
 
 def operands(p: Problem, setting: Launch) -> tuple[Tensor | TensorDescriptor, ...]:
