@@ -49,24 +49,29 @@ NOTHING = tl.constexpr(-1e38)  # a maximum below it is of no entry
 
 
 @triton.jit
-def _store_sums(
-    L, S, s, line, length, at, inside, axis: tl.constexpr, WEIGHTED: tl.constexpr, OWN: tl.constexpr
-):
-    """Maxima of the logits L, base 2, over ``axis``, and the sums of exp against them.
+def _add(a, b, c, d):
+    return a + c, b + d
 
-    WEIGHTED: and of exp times s S. OWN: and of exp times the logits themselves.
+
+@triton.jit
+def _store_sums(
+    L, weights, factor, line, length, at, inside, axis: tl.constexpr, OWN: tl.constexpr
+):  # fmt: skip
+    """Maxima of the logits L, base 2, over ``axis``, and sums of exp against them.
+
+    They are those of exp, of exp times ``factor`` weights and, with OWN, of exp times the logits.
     """
     top = tl.max(L, axis)
     share = tl.exp2(L - tl.expand_dims(top, axis))
+    # Both at once: one after the other, all shares and all weights are in registers, which spills.
+    total, weighted = tl.reduce((share, share * weights), axis, _add)
     empty = top <= NOTHING
     tl.store(line + at, tl.where(empty, float("-inf"), top), mask=inside)
-    tl.store(line + length + at, tl.where(empty, 0.0, tl.sum(share, axis)), mask=inside)
-    line += 2 * length
-    if WEIGHTED:
-        tl.store(line + at, tl.where(empty, 0.0, tl.sum(share * S, axis) * s), mask=inside)
-        line += length
+    tl.store(line + length + at, tl.where(empty, 0.0, total), mask=inside)
+    tl.store(line + 2 * length + at, tl.where(empty, 0.0, weighted * factor), mask=inside)
     if OWN:
-        tl.store(line + at, tl.where(empty, 0.0, tl.sum(share * L, axis) * LN2), mask=inside)
+        own = tl.sum(share * L, axis) * LN2
+        tl.store(line + 3 * length + at, tl.where(empty, 0.0, own), mask=inside)
 
 
 @triton.jit
@@ -89,8 +94,8 @@ def student_sums(
     of_col = tl.load(text_groups + col, mask=col_inside, other=0)
     L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
     L = tl.where(of_row[:, None] == of_col[None, :], OUTSIDE, L)
-    _store_sums(L, S, s, row_line, M, row, row_inside, 1, False, True)
-    _store_sums(L, S, s, col_line, last - first, col - first, col_inside, 0, False, True)
+    _store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False)
+    _store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False)
 
 
 @triton.jit
@@ -103,8 +108,8 @@ def teacher_sums(
     col, col_inside, col_out = _block(first_col, last, BLOCK_N)
     width = last - first
     L = T * (t * LOG2E) + row_out[:, None] + col_out[None, :]
-    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, True, OWN)
-    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, True, OWN)
+    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, OWN)
+    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, OWN)
 
 
 @triton.jit
