@@ -87,6 +87,7 @@ _INT_POINTERS = {
     "offsets": "*i64",
     "seed": "*i64",
     "lowered": "*i32",
+    "coarse": "*i32",
     "S_kept": "*i16",
     "T_kept": "*i16",
 }
@@ -292,7 +293,7 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         options = setting.options()
     elif name in STORED:
         setting = setting_of(config)
-        constants |= setting.area()
+        constants |= setting.strip()
         options = setting.options()
     elif name == "units":
         constants |= ROWS

@@ -10,13 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mxm_kernels.backends.tiles import Span
+
 LARGEST = tl.constexpr(32767.0)
+ROOT = tl.constexpr(181.0193359837562)  # its square root
 # 1.5 times 2^23: a float32 of that size has steps of 1, so adding rounds to the nearest integer,
 # and the last 16 bits of the sum are that integer's.
 ROUNDING = tl.constexpr(12582912.0)
 # Where s |x_i| |y_j| may be greater, steps of 1 / 32767 of it are too coarse for exp: 2^-8.
 MOST_LOGIT = tl.constexpr(128.0)
-PART = tl.constexpr(128)  # rows and columns that are decided together
+PART = tl.constexpr(128)  # rows and columns of a chunk that are decided together
 
 
 @triton.jit
@@ -39,37 +42,29 @@ def in_fixed_point(
 
 
 @triton.jit
-def out_of_fixed_point(
-    fixed, units, first_row, first_col, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """The products of a tile of int16; 0 outside the M rows and N columns."""
-    of_row = _units(units, first_row, M, BLOCK_M)
-    of_col = _units(units + M, first_col, N, BLOCK_N)
+def from_fixed_point(fixed, of_row, of_col):
+    """The products of a tile of int16, from the units of its rows and columns."""
     return fixed.to(tl.float32) * (of_row[:, None] * of_col[None, :])
 
 
 @triton.jit
-def _most_logit(units, scale, row, col, M, N):
-    """The greatest s |x_i| |y_j| of the part that begins with a row and a column."""
-    of_row = _units(units, row, M, PART)
-    of_col = _units(units + M, col, N, PART)
-    return tl.max(of_row, 0) * tl.max(of_col, 0) * LARGEST * tl.load(scale)
+def most_of(units, first, own, length):
+    """The greatest unit of a part of the rows or columns of a chunk, times sqrt(32767).
+
+    The product of a row's part and a column's is |x_i| |y_j| at most. The chunk begins with
+    ``first``; the part is that of its row or column ``own``. NaN where one is not finite.
+    """
+    at = first + own // PART * PART + tl.arange(0, PART)
+    unit = tl.load(units + at, mask=at < length, other=0.0)
+    return (tl.max(unit, 0) + tl.sum(unit * 0.0, 0)) * ROOT
 
 
 @triton.jit
-def is_coarse(
-    units, scale, teacher_scale, first_row, first_col, own_row, own_col, M, N,
-    TEACHER: tl.constexpr,
-):  # fmt: skip
-    """Whether 16 bits are too coarse in the part of S or of T that a tile of a chunk lies in.
+def part_of(own_row, own_col, width):
+    """Number of the part of a chunk, of ``width`` columns, that a tile lies in."""
+    return own_row // PART * tl.cdiv(width, PART) + own_col // PART
 
-    The chunk begins with ``first_row`` and ``first_col``, the tile ``own_row`` and ``own_col``
-    later. Parts are PART x PART entries of the chunk, so tiles of different kernels agree.
-    """
-    row, col = first_row + own_row // PART * PART, first_col + own_col // PART * PART
-    most = _most_logit(units, scale, row, col, M, N)
-    if TEACHER:
-        of_T = _most_logit(units + M + N, teacher_scale, row, col, M, N)
-        most = tl.maximum(most, of_T, propagate_nan=tl.PropagateNan.ALL)
-    # True of NaN too: what is multiplied again shows what is not finite.
-    return (most <= MOST_LOGIT) == 0
+
+def parts(rows: Span, cols: Span) -> int:
+    """How many parts a chunk has."""
+    return -(-(rows[1] - rows[0]) // PART.value) * -(-(cols[1] - cols[0]) // PART.value)

@@ -14,7 +14,7 @@ from mxm_kernels.backends.interface import Statistics
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton.exponentials import LN2
 
-BLOCK = {"BLOCK": 32, "LINES": 16}
+BLOCK = {"BLOCK": 32, "LINES": 64}
 
 
 @triton.jit

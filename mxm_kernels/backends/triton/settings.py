@@ -37,7 +37,7 @@ KINDS: dict[Phase, Kind] = {
     "stored_statistics": "stored_statistics",
     "stored_gradient": "stored_gradient",
     "stored_sigmoid_statistics": "stored_statistics",
-    "stored_sigmoid_gradient": "stored_gradient",
+    "stored_sigmoid_gradient": "stored_statistics",
 }
 
 
@@ -54,6 +54,7 @@ class Launch:
     # an H100 then read 16 blocks of x and 17 of y at a time: 4.7 MB at D 768. A chunk's whole x is
     # 25 MB, with a teacher 50 MB, which is all of its L2.
     group: int = 16
+    steps: int = 1  # tiles that a program takes along its rows, of those that are read from memory
 
     def options(self) -> dict[str, int]:
         """Compiler options of the launch."""
@@ -63,13 +64,17 @@ class Launch:
         """Tile shape as constexpr arguments."""
         return {"BLOCK_M": self.rows, "BLOCK_N": self.cols}
 
+    def strip(self) -> dict[str, int]:
+        """Tile shape and how many a program takes, as constexpr arguments."""
+        return {**self.area(), "STEPS": self.steps}
+
     def tile(self) -> dict[str, int]:
         """Tile shape and the slice of D as constexpr arguments."""
         return {**self.area(), "BLOCK_D": self.depth}
 
     def tiles(self, rows: int, cols: int) -> int:
-        """How many of them cover rows x cols."""
-        return -(-rows // self.rows) * -(-cols // self.cols)
+        """How many programs cover rows x cols."""
+        return -(-rows // self.rows) * -(-cols // (self.cols * self.steps))
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,12 @@ class Setting:
 
 _TINY = Launch(16, 16, 16, warps=1, stages=1, group=2)
 _SMALL = Launch(16, 16, 0, warps=1, stages=1, group=2)
-# Measured on an H200 at 16,384 squared: 2.7 to 3.0 TB/s; wider tiles 1.2 to 2.5.
-_STORED = Launch(64, 64, 0, warps=4, stages=2)
+_STRIPS = Launch(16, 16, 0, warps=1, stages=1, group=2, steps=2)
+_STORED = Launch(64, 64, 0, warps=4, stages=1)
+_STORED_STRIPS = Launch(32, 128, 0, warps=4, stages=1, steps=8)
 _STORED_KINDS: dict[Kind, Setting] = {
-    "stored_statistics": Setting(_STORED, _STORED),
-    "stored_gradient": Setting(_STORED, _STORED),
+    "stored_statistics": Setting(_STORED, Launch(32, 64, 0, warps=4, stages=1)),
+    "stored_gradient": Setting(_STORED_STRIPS, _STORED_STRIPS),
 }
 
 SETTINGS: dict[Target, dict[Kind, Setting]] = {
@@ -119,7 +125,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             teacher=Launch(128, 64, 64, warps=4, stages=3),
         ),
         "gradient": Setting(
-            student=Launch(64, 128, 64, warps=4, stages=3),
+            student=Launch(128, 128, 64, warps=4, stages=3),
             teacher=Launch(64, 128, 64, warps=4, stages=3),
         ),
         **_STORED_KINDS,
@@ -151,7 +157,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
         "statistics": Setting(_TINY, _TINY),
         "gradient": Setting(_TINY, _TINY),
         "stored_statistics": Setting(_SMALL, _SMALL),
-        "stored_gradient": Setting(_SMALL, _SMALL),
+        "stored_gradient": Setting(_STRIPS, _STRIPS),
     },
 }
 
