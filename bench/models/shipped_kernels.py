@@ -17,6 +17,7 @@ from mxm_kernels.backends.triton import launch, merge, row_scales, row_sums, tar
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
+from mxm_kernels.backends.triton.fixed_point import PART, tops_kernel
 from mxm_kernels.backends.triton.float8 import TILE as FLOAT8_TILE
 from mxm_kernels.backends.triton.float8 import float8_teacher_kernel
 from mxm_kernels.backends.triton.gradient import (
@@ -87,7 +88,6 @@ _INT_POINTERS = {
     "offsets": "*i64",
     "seed": "*i64",
     "lowered": "*i32",
-    "coarse": "*i32",
     "S_kept": "*i16",
     "T_kept": "*i16",
 }
@@ -158,6 +158,7 @@ KERNELS = {
     "statistics": statistics_kernel,
     "stored_statistics": stored_statistics_kernel,
     "units": units_kernel,
+    "tops": tops_kernel,
     "merge": merge.merge_kernel,
     "gradient": gradient_kernel,
     "stored_gradient": stored_gradient_kernel,
@@ -192,6 +193,7 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     **ROW_LOSSES,
     **ROW_LOSSES_BACKWARD,
     "merge": merge.BLOCK,
+    "tops": {"PART": PART.value},
     "drawn_weights": DRAW,
     "merge_queue": {"BLOCK": QUEUE_BLOCK},
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
@@ -220,6 +222,7 @@ SWITCHES = {
     "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, *_KEPT, (True, True, True, False), *_POINTERS),
     "stored_statistics": (_NEITHER, _TEACHER, *_DIAGNOSED),
     "units": (_NEITHER, _TEACHER),
+    "tops": (_NEITHER,),
     "merge": (_NEITHER, _TEACHER, *_DIAGNOSED),
     "gradient": (_NEITHER, _TEACHER, *_KEPT, *_POINTERS),
     "stored_gradient": (_NEITHER, _TEACHER, *_KEPT),
@@ -293,7 +296,7 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         options = setting.options()
     elif name in STORED:
         setting = setting_of(config)
-        constants |= setting.strip()
+        constants |= setting.area()
         options = setting.options()
     elif name == "units":
         constants |= ROWS

@@ -37,6 +37,16 @@ def _exp_at_most(bound, x):
 
 
 @triton.jit
+def two_exponentials(total, scale, rows, cols, d_rows, d_cols):
+    """As ``two_sided``, with an exponential for the row and one for the column.
+
+    Faster where no product stands before it: ``two_sided`` waits for its block four times.
+    """
+    grad = _exp_at_most(0.0, total * scale - rows[:, None]) * d_rows[:, None]
+    return grad + _exp_at_most(0.0, total * scale - cols[None, :]) * d_cols[None, :]
+
+
+@triton.jit
 def two_sided(total, scale, rows, cols, d_rows, d_cols):
     """d_i exp(L - l_i) + d_j exp(L - l_j) of the logits L = scale total, (BLOCK_M, BLOCK_N).
 
@@ -52,6 +62,5 @@ def two_sided(total, scale, rows, cols, d_rows, d_cols):
         grad = _exp_at_most(GRADIENT_RANGE, total * scale - low)
         grad *= by_row[:, None] + by_col[None, :]
     else:
-        grad = _exp_at_most(0.0, total * scale - rows[:, None]) * d_rows[:, None]
-        grad += _exp_at_most(0.0, total * scale - cols[None, :]) * d_cols[None, :]
+        grad = two_exponentials(total, scale, rows, cols, d_rows, d_cols)
     return grad

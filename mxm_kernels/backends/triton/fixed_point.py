@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mxm_kernels.backends.tiles import Span
+from mxm_kernels.backends.interface import Problem
 
 LARGEST = tl.constexpr(32767.0)
-ROOT = tl.constexpr(181.0193359837562)  # its square root
 # 1.5 times 2^23: a float32 of that size has steps of 1, so adding rounds to the nearest integer,
 # and the last 16 bits of the sum are that integer's.
 ROUNDING = tl.constexpr(12582912.0)
 # Where s |x_i| |y_j| may be greater, steps of 1 / 32767 of it are too coarse for exp: 2^-8.
 MOST_LOGIT = tl.constexpr(128.0)
-PART = tl.constexpr(128)  # rows and columns of a chunk that are decided together
+PART = tl.constexpr(128)  # rows and columns that are decided together
 
 
 @triton.jit
@@ -47,24 +47,50 @@ def from_fixed_point(fixed, of_row, of_col):
     return fixed.to(tl.float32) * (of_row[:, None] * of_col[None, :])
 
 
-@triton.jit
-def most_of(units, first, own, length):
-    """The greatest unit of a part of the rows or columns of a chunk, times sqrt(32767).
-
-    The product of a row's part and a column's is |x_i| |y_j| at most. The chunk begins with
-    ``first``; the part is that of its row or column ``own``. NaN where one is not finite.
-    """
-    at = first + own // PART * PART + tl.arange(0, PART)
+@triton.jit(do_not_specialize=["M", "N"])
+def tops_kernel(
+    units,  # (1 or 2, M + N)
+    tops,  # (1 or 2, parts of M + parts of N) out
+    M,
+    N,
+    PART: tl.constexpr,
+):
+    """The greatest |a_i| / sqrt(32767) of every part of the rows; NaN where one is not finite."""
+    part, matrix = tl.program_id(0), tl.program_id(1)
+    row_parts = tl.cdiv(M, PART)
+    of_rows = part < row_parts
+    length = tl.where(of_rows, M, N)
+    units += matrix * (M + N) + tl.where(of_rows, 0, M)
+    at = tl.where(of_rows, part, part - row_parts) * PART + tl.arange(0, PART)
     unit = tl.load(units + at, mask=at < length, other=0.0)
-    return (tl.max(unit, 0) + tl.sum(unit * 0.0, 0)) * ROOT
+    top = tl.max(unit, 0) + tl.sum(unit * 0.0, 0)
+    tl.store(tops + matrix * tl.num_programs(0) + part, top)
+
+
+def tops_of(p: Problem, units: Tensor) -> Tensor:
+    """(1 or 2, parts) the greatest units of PART images or texts each."""
+    M, N = len(p.x), len(p.y)
+    parts = triton.cdiv(M, PART.value) + triton.cdiv(N, PART.value)
+    tops = units.new_empty((p.matrices, parts))
+    tops_kernel[(parts, p.matrices)](units, tops, M, N, PART=PART.value, num_warps=1)
+    return tops
 
 
 @triton.jit
-def part_of(own_row, own_col, width):
-    """Number of the part of a chunk, of ``width`` columns, that a tile lies in."""
-    return own_row // PART * tl.cdiv(width, PART) + own_col // PART
+def _most(tops, row, col, M):
+    """|x_i| |y_j| at most, of the part that an entry lies in."""
+    return tl.load(tops + row // PART) * tl.load(tops + tl.cdiv(M, PART) + col // PART) * LARGEST
 
 
-def parts(rows: Span, cols: Span) -> int:
-    """How many parts a chunk has."""
-    return -(-(rows[1] - rows[0]) // PART.value) * -(-(cols[1] - cols[0]) // PART.value)
+@triton.jit
+def is_fine(tops, scale, teacher_scale, row, col, M, N, TEACHER: tl.constexpr):
+    """Whether 16 bits are fine enough in the part of S and T, PART x PART, that a tile lies in.
+
+    Chunks and tiles begin where no tile lies in two parts. False of NaN: what is multiplied again
+    shows what is not finite.
+    """
+    fine = _most(tops, row, col, M) * tl.load(scale) <= MOST_LOGIT
+    if TEACHER:
+        of_T = tops + tl.cdiv(M, PART) + tl.cdiv(N, PART)
+        fine = fine & (_most(of_T, row, col, M) * tl.load(teacher_scale) <= MOST_LOGIT)
+    return fine

@@ -25,14 +25,8 @@ from mxm_kernels.backends.interface import (
 )
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.exponentials import two_sided
-from mxm_kernels.backends.triton.fixed_point import (
-    MOST_LOGIT,
-    from_fixed_point,
-    most_of,
-    part_of,
-    parts,
-)
+from mxm_kernels.backends.triton.exponentials import two_exponentials, two_sided
+from mxm_kernels.backends.triton.fixed_point import from_fixed_point, is_fine, tops_of
 from mxm_kernels.backends.triton.positives import positive_gradients
 from mxm_kernels.backends.triton.stored import Chunk, Chunks
 from mxm_kernels.backends.triton.tile import (
@@ -64,12 +58,12 @@ def load_side(n, dn, groups, at, u):
 
 
 @triton.jit
-def student_gradient(S, s, of_rows, of_cols, inside):
-    """Gradient u dS of a tile's negatives, without the teacher's part."""
-    grad = two_sided(S, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
-    same = of_rows[2][:, None] == of_cols[2][None, :]
-    # A row or column without a negative has n = -inf and garbage here, all of it at positives.
-    return tl.where(same | ~inside, 0.0, grad)
+def negatives_alone(grad, row_groups, col_groups, inside):
+    """A tile of dS with 0 at positives and outside.
+
+    A row or column without a negative has n = -inf and garbage, all of it at positives.
+    """
+    return tl.where((row_groups[:, None] == col_groups[None, :]) | ~inside, 0.0, grad)
 
 
 _CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "group"]
@@ -86,7 +80,7 @@ def gradient_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
-    coarse,  # parts of the chunk, not read unless COARSE
+    tops,  # of the parts, not read unless COARSE
     n,  # (M + N,)
     t,  # (M + N,)
     dn,  # (M + N,)
@@ -121,7 +115,8 @@ def gradient_kernel(
     own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
     tile_row, tile_col = first_row + own_row, first_col + own_col
     if COARSE:
-        if tl.load(coarse + part_of(own_row, own_col, width)) == 0:
+        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER)
+        if fine:
             return
     rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
     below = rows < last_row
@@ -132,7 +127,8 @@ def gradient_kernel(
     S = products(x, y, tile_row, tile_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN)
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
-    grad = student_gradient(S, s, of_rows, of_cols, inside)
+    grad = two_sided(S, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
+    grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
     if TEACHER:
         T = products(
             teacher_x, teacher_y, tile_row, tile_col, M, N, TEACHER_D,
@@ -153,7 +149,7 @@ def stored_gradient_kernel(
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
     units,  # (1 or 2, M + N), not read unless FIXED
-    coarse,  # parts of the chunk, out, not written unless FIXED
+    tops,  # of the parts, not read unless FIXED
     n,  # (M + N,)
     t,  # (M + N,)
     dn,  # (M + N,)
@@ -174,65 +170,46 @@ def stored_gradient_kernel(
     FIXED: tl.constexpr,  # int16; parts for which that is too coarse are left out
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    STEPS: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """Tiles of u dS as in ``gradient_kernel``, of S and T that lie in memory: STEPS in a program."""
+    """Tiles of u dS as in ``gradient_kernel``, of S and T that lie in memory."""
     height, width = last_row - first_row, last_col - first_col
-    row_block, strip = place_of(tl.program_id(0), height, width, group, BLOCK_M, BLOCK_N * STEPS)
-    own_row = row_block * BLOCK_M
-    rows = first_row + own_row + tl.arange(0, BLOCK_M)
+    row_block, col_block = place_of(tl.program_id(0), height, width, group, BLOCK_M, BLOCK_N)
+    own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
+    tile_row, tile_col = first_row + own_row, first_col + own_col
+    if FIXED:
+        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER)
+        if fine == 0:
+            return
+    rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
     below = rows < last_row
-    row = tl.minimum(rows, last_row - 1)
+    inside = below[:, None] & (cols < last_col)[None, :]
+    row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
+    corner, inner = tile_places(
+        tile_row - source_row, tile_col - source_col, source_stride, BLOCK_M, BLOCK_N
+    )
+    # Without a mask over columns, as wide as can be; what is beyond the last is left out.
+    S_tile = tl.load(S + corner + inner, mask=below[:, None], other=0)
+    if TEACHER:
+        T_tile = tl.load(T + corner + inner, mask=below[:, None], other=0)
     s = tl.load(scale)
     u, _ = factor_of(s, UNIT)
-    of_rows = load_side(n, dn, image_groups, row, u)
-    if TEACHER:
-        t_scale = tl.load(teacher_scale)
-        t_rows, du_rows = tl.load(t + row), tl.load(du + row) * u
     if FIXED:
-        S_unit = tl.load(units + row)
-        S_most = s * most_of(units, first_row, own_row, M)
-        if TEACHER:
-            T_unit = tl.load(units + M + N + row)
-            T_most = t_scale * most_of(units + M + N, first_row, own_row, M)
-    for step in range(STEPS):
-        own_col = (strip * STEPS + step) * BLOCK_N
-        taken = own_col < width
+        S_tile = from_fixed_point(S_tile, tl.load(units + row), tl.load(units + M + col))
+    else:
+        S_tile = tl.where(inside, S_tile, 0.0)
+    of_rows = load_side(n, dn, image_groups, row, u)
+    of_cols = load_side(n + M, dn + M, text_groups, col, u)
+    grad = two_exponentials(S_tile, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
+    grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
+    if TEACHER:
         if FIXED:
-            most = S_most * most_of(units + M, first_col, own_col, N)
-            if TEACHER:
-                of_T = T_most * most_of(units + M + N + M, first_col, own_col, N)
-                most = tl.maximum(most, of_T, propagate_nan=tl.PropagateNan.ALL)
-            # NaN is too coarse: what is multiplied again shows what is not finite.
-            fine = most <= MOST_LOGIT
-            if taken:
-                tl.store(coarse + part_of(own_row, own_col, width), (fine == 0).to(tl.int32))
-            taken = taken & fine
-        if taken:
-            cols = first_col + own_col + tl.arange(0, BLOCK_N)
-            inside = below[:, None] & (cols < last_col)[None, :]
-            col = tl.minimum(cols, last_col - 1)
-            corner, inner = tile_places(
-                first_row + own_row - source_row, first_col + own_col - source_col,
-                source_stride, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
-            # Without a mask over columns, as wide as can be; what is beyond the last is left out.
-            S_tile = tl.load(S + corner + inner, mask=below[:, None], other=0)
-            if TEACHER:
-                T_tile = tl.load(T + corner + inner, mask=below[:, None], other=0)
-            if FIXED:
-                S_tile = from_fixed_point(S_tile, S_unit, tl.load(units + M + col))
-            else:
-                S_tile = tl.where(inside, S_tile, 0.0)
-            of_cols = load_side(n + M, dn + M, text_groups, col, u)
-            grad = student_gradient(S_tile, s, of_rows, of_cols, inside)
-            if TEACHER:
-                if FIXED:
-                    T_tile = from_fixed_point(T_tile, T_unit, tl.load(units + M + N + M + col))
-                t_cols, du_cols = tl.load(t + M + col), tl.load(du + M + col) * u
-                grad += two_sided(T_tile, t_scale, t_rows, t_cols, du_rows, du_cols)
-            store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
+            of_T = units + M + N
+            T_tile = from_fixed_point(T_tile, tl.load(of_T + row), tl.load(of_T + M + col))
+        t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
+        du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
+        grad += two_exponentials(T_tile, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
+    store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -305,15 +282,13 @@ class _Backward:
     def __init__(self, p: Problem, statistics: Statistics, upstream: Upstream, unit: Unit) -> None:
         self.p, self.statistics, self.unit = p, statistics, unit
         self.fixed_point = statistics.kept.numel() > 0 and statistics.kept.dtype == torch.int16
-        self.coarse = statistics.units  # of the chunk at hand; anything where nothing is coarse
+        self.tops = tops_of(p, statistics.units) if self.fixed_point else statistics.units
         self.teacher = teacher_arguments(p)
         upstream_of = upstream.neg_lse, upstream.teacher_mean
         self.rows = statistics.neg_lse, statistics.teacher_lse, *upstream_of
 
     def fill(self, chunk: Chunk, rows: Span, cols: Span) -> None:
         """Write u dS of the negatives."""
-        if self.fixed_point:
-            self.coarse = self.p.x.new_empty(parts(rows, cols), dtype=torch.int32)
         if chunk.products is not None:
             self._stored_tiles(chunk, rows, cols)
         if chunk.products is None or self.fixed_point:
@@ -326,7 +301,7 @@ class _Backward:
         x, y, teacher_x, teacher_y = operands(p, setting)
         gradient_kernel[(tiles,)](
             x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
-            self.coarse, *self.rows, chunk.dS,
+            self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
             chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
             UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
@@ -339,10 +314,10 @@ class _Backward:
         assert chunk.products is not None
         stored_gradient_kernel[(tiles,)](
             chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
-            p.image_groups, p.text_groups, self.statistics.units, self.coarse, *self.rows, chunk.dS,
+            p.image_groups, p.text_groups, self.statistics.units, self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
             chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point,
-            UNIT=self.unit.kind, **setting.strip(), **setting.options(),
+            UNIT=self.unit.kind, **setting.area(), **setting.options(),
         )  # fmt: skip
 
 

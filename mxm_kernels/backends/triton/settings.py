@@ -17,7 +17,7 @@ from mxm_kernels.backends.interface import Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
 # Kernels that multiply the tile of 16-bit features, and kernels that read it from memory.
-Kind = Literal["statistics", "gradient", "stored_statistics", "stored_gradient"]
+Kind = Literal["statistics", "gradient", "sigmoid_gradient", "stored_statistics", "stored_gradient"]
 Phase = Literal[
     "statistics",
     "gradient",
@@ -28,16 +28,16 @@ Phase = Literal[
     "stored_sigmoid_statistics",
     "stored_sigmoid_gradient",
 ]
-# The kernels of the sigmoid loss take the table's launches of the others.
+# The other kernels of the sigmoid loss take the launches of those that they resemble.
 KINDS: dict[Phase, Kind] = {
     "statistics": "statistics",
     "gradient": "gradient",
     "sigmoid_statistics": "statistics",
-    "sigmoid_gradient": "gradient",
+    "sigmoid_gradient": "sigmoid_gradient",
     "stored_statistics": "stored_statistics",
     "stored_gradient": "stored_gradient",
     "stored_sigmoid_statistics": "stored_statistics",
-    "stored_sigmoid_gradient": "stored_statistics",
+    "stored_sigmoid_gradient": "stored_gradient",
 }
 
 
@@ -54,7 +54,6 @@ class Launch:
     # an H100 then read 16 blocks of x and 17 of y at a time: 4.7 MB at D 768. A chunk's whole x is
     # 25 MB, with a teacher 50 MB, which is all of its L2.
     group: int = 16
-    steps: int = 1  # tiles that a program takes along its rows, of those that are read from memory
 
     def options(self) -> dict[str, int]:
         """Compiler options of the launch."""
@@ -64,17 +63,13 @@ class Launch:
         """Tile shape as constexpr arguments."""
         return {"BLOCK_M": self.rows, "BLOCK_N": self.cols}
 
-    def strip(self) -> dict[str, int]:
-        """Tile shape and how many a program takes, as constexpr arguments."""
-        return {**self.area(), "STEPS": self.steps}
-
     def tile(self) -> dict[str, int]:
         """Tile shape and the slice of D as constexpr arguments."""
         return {**self.area(), "BLOCK_D": self.depth}
 
     def tiles(self, rows: int, cols: int) -> int:
         """How many programs cover rows x cols."""
-        return -(-rows // self.rows) * -(-cols // (self.cols * self.steps))
+        return -(-rows // self.rows) * -(-cols // self.cols)
 
 
 @dataclass(frozen=True)
@@ -96,13 +91,13 @@ class Setting:
 
 _TINY = Launch(16, 16, 16, warps=1, stages=1, group=2)
 _SMALL = Launch(16, 16, 0, warps=1, stages=1, group=2)
-_STRIPS = Launch(16, 16, 0, warps=1, stages=1, group=2, steps=2)
 _STORED = Launch(64, 64, 0, warps=4, stages=1)
-_STORED_STRIPS = Launch(32, 128, 0, warps=4, stages=1, steps=8)
 _STORED_KINDS: dict[Kind, Setting] = {
     "stored_statistics": Setting(_STORED, Launch(32, 64, 0, warps=4, stages=1)),
-    "stored_gradient": Setting(_STORED_STRIPS, _STORED_STRIPS),
+    "stored_gradient": Setting(_STORED, _STORED),
 }
+
+_SIGMOID_90 = Launch(64, 128, 64, warps=4, stages=3, group=64)
 
 SETTINGS: dict[Target, dict[Kind, Setting]] = {
     "sm_80": {
@@ -114,6 +109,9 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             student=Launch(128, 128, 32, warps=8, stages=3),
             teacher=Launch(128, 128, 32, warps=8, stages=3),
         ),
+        "sigmoid_gradient": Setting(
+            Launch(128, 128, 32, warps=8, stages=3), Launch(128, 128, 32, warps=8, stages=3)
+        ),
         **_STORED_KINDS,
     },
     # Programs of 4 warps, two on a multiprocessor: one multiplies while the other takes
@@ -121,13 +119,14 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
     # tiles of 128 x 128 with 4 warps, at 425 in 128 x 256 and 352 in 128 x 128 with 8.
     "sm_90": {
         "statistics": Setting(
-            student=Launch(128, 128, 64, warps=4, stages=3),
-            teacher=Launch(128, 64, 64, warps=4, stages=3),
+            student=Launch(128, 128, 64, warps=4, stages=3, group=32),
+            teacher=Launch(128, 64, 64, warps=4, stages=4, group=32),
         ),
         "gradient": Setting(
-            student=Launch(128, 128, 64, warps=4, stages=3),
-            teacher=Launch(64, 128, 64, warps=4, stages=3),
+            student=Launch(128, 128, 64, warps=4, stages=3, group=32),
+            teacher=Launch(64, 128, 64, warps=4, stages=3, group=32),
         ),
+        "sigmoid_gradient": Setting(_SIGMOID_90, _SIGMOID_90),
         **_STORED_KINDS,
     },
     "sm_100": {
@@ -138,6 +137,9 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
         "gradient": Setting(
             student=Launch(128, 64, 64, warps=8, stages=3),
             teacher=Launch(128, 64, 64, warps=8, stages=3),
+        ),
+        "sigmoid_gradient": Setting(
+            Launch(128, 64, 64, warps=8, stages=3), Launch(128, 64, 64, warps=8, stages=3)
         ),
         **_STORED_KINDS,
     },
@@ -151,13 +153,17 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             student=Launch(128, 128, 32, warps=8, stages=2),
             teacher=Launch(128, 64, 32, warps=4, stages=2),
         ),
+        "sigmoid_gradient": Setting(
+            Launch(128, 128, 32, warps=8, stages=2), Launch(128, 128, 32, warps=8, stages=2)
+        ),
         **_STORED_KINDS,
     },
     "interpreter": {
         "statistics": Setting(_TINY, _TINY),
         "gradient": Setting(_TINY, _TINY),
+        "sigmoid_gradient": Setting(_TINY, _TINY),
         "stored_statistics": Setting(_SMALL, _SMALL),
-        "stored_gradient": Setting(_STRIPS, _STRIPS),
+        "stored_gradient": Setting(_SMALL, _SMALL),
     },
 }
 

@@ -41,7 +41,6 @@ from mxm_kernels.backends.triton.tile import (
     valid_scale,
 )
 
-
 # What is added to the logits, base 2, of a row or column that is outside, and takes the place of
 # a positive's. Both at once are inside float32; -inf times a share of 0 would be NaN.
 OUTSIDE = tl.constexpr(-1.5e38)

@@ -115,7 +115,7 @@ def raise_kernel(
     tl.store(lowered, E)
 
 
-RAISE_BLOCK = 16_384
+RAISE_BLOCK = 4096
 
 
 def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -125,7 +125,7 @@ def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[T
     raised = vectors[0].new_empty(sum(lengths), dtype=torch.float32)
     lowered = raised.new_empty((), dtype=torch.int32)
     raise_kernel[(1,)](
-        *given, raised, lowered, *lengths, UNIT=_kind(dtype), BLOCK=RAISE_BLOCK, num_warps=32
+        *given, raised, lowered, *lengths, UNIT=_kind(dtype), BLOCK=RAISE_BLOCK, num_warps=8
     )
     return list(raised.split(lengths)[: len(vectors)]), lowered
 
