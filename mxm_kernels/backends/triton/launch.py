@@ -45,6 +45,16 @@ def target(device: torch.device) -> Target:
     return by_major.get(major, "sm_80")
 
 
+def aligned(matrix: Tensor) -> bool:
+    """Whether a matrix and each of its rows begin at multiples of 16 bytes, as descriptors need."""
+    return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
+
+
+def factors(p: Problem) -> list[Tensor]:
+    """The matrices of features that are multiplied."""
+    return [f for f in (p.x, p.y, p.teacher_x, p.teacher_y) if f is not None]
+
+
 _forced_launches: dict[Phase, Launch] = {}
 
 
@@ -78,6 +88,9 @@ def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
     if phase in _forced_launches:
         return _forced_launches[phase]
     cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
+    by_pointers = cell.setting(target(device)).pointers
+    if by_pointers is not None and not all(map(aligned, factors(problem))):
+        return by_pointers
     measured = in_force(device)  # mostly empty, and then a key need not be made
     found = measured.get(tuned.key(cell)) if measured else None
     return cell.shipped(target(device)) if found is None else found
