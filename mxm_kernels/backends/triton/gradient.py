@@ -359,10 +359,12 @@ def _scale_gradient(
 ) -> Tensor:
     """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
     dscale = torch.empty_like(p.scale)
+    # A part of a larger matrix may have none, and wants no gradient of the scale.
+    mean = statistics.neg_mean if len(statistics.neg_mean) else upstream.neg_lse
     dx, dy = late or (dscale[None][:0],) * 2
     programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
     scale_gradient_kernel[(programs,)](
-        statistics.positives, upstream.positives, statistics.neg_mean, upstream.neg_lse,
+        statistics.positives, upstream.positives, mean, upstream.neg_lse,
         statistics.teacher_mean, upstream.teacher_mean, *unit.arguments(), dscale, dx, dy,
         2 * p.pairs, len(upstream.neg_lse), dx.numel(), dy.numel(),
         TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,
