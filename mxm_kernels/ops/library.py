@@ -61,8 +61,8 @@ def within(memory: Memory, like: Tensor):
             yield
     except torch.OutOfMemoryError as error:  # its own text first, which programs search
         raise torch.OutOfMemoryError(
-            f"{error}\nmxm_kernels: the memory budget in force is {memory.budget} bytes; "
-            f'mxm_kernels.set_memory_budget(nbytes, "{like.device.type}") lowers it'
+            f"{error}\nThe memory budget in force is {memory.budget:,} bytes; "
+            f"mxm_kernels.set_memory_budget(nbytes, {like.device.type!r}) lowers it."
         ) from error
 
 
