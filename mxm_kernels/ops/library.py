@@ -61,7 +61,7 @@ def within(memory: Memory, like: Tensor):
             yield
     except torch.OutOfMemoryError as error:  # its own text first, which programs search
         raise torch.OutOfMemoryError(
-            f"{error}\nThe memory budget in force is {memory.budget:,} bytes; "
+            f"{error} The memory budget in force is {memory.budget:,} bytes; "
             f"mxm_kernels.set_memory_budget(nbytes, {like.device.type!r}) lowers it."
         ) from error
 
