@@ -4,8 +4,8 @@
 
 With a teacher, in float32 and bfloat16: 4,920 x 4,100 x 512 on a CPU, 32,768 x 32,768 x 768 on a
 GPU. All budgets of a case are timed interleaved with its matrix products alone, each after its
-gradients were held to float64. FILE is a table in Markdown; where it has the table of another
-device, that one stays.
+gradients were held to float64, which takes a CPU some 5 minutes for each dtype. FILE is a table in
+Markdown; where it has the table of another device, that one stays.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ def main() -> None:
         "Medians; peak is over inputs and gradients.\n"
     )
     for case in cases(device, arguments.rows):
-        found = measure(case, device, BUDGETS[device.type], arguments.seconds)
-        text += f"\n{page(case, *found)}"
+        made = page(case, *measure(case, device, BUDGETS[device.type], arguments.seconds))
+        print(made, flush=True)  # the next case takes minutes
+        text += f"\n{made}"
     if arguments.out:
         old = arguments.out.read_text() if arguments.out.exists() else ""
         arguments.out.write_text(merged(old, device, text))
-    print(text)
 
 
 if __name__ == "__main__":
