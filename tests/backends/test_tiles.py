@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mxm_kernels import fused_siglip_loss
+from mxm_kernels import Folds, fused_siglip_loss
 from mxm_kernels.backends import blocked, tiles
+from mxm_kernels.backends.interface import Needs, Problem
 from mxm_kernels.backends.native import plane
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, Case, run_fused
@@ -29,6 +30,28 @@ def test_split_covers_evenly(length, most):
     sizes = {hi - lo for lo, hi in spans}
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("height", [3, 7, 20])
+def test_the_sums_beside_the_memory_budget_are_those_documented(height, dtype):
+    """Of 16-bit gradients 4 (N D + chunk D) bytes at most, and none where gradients are sums."""
+    M, N, D = 20, 15, 4
+    tables = Folds.uniform(4, 3).tables(M, N, torch.device("cpu")).pair_tables()
+    x, y = (torch.ones(rows, D, dtype=dtype) for rows in (M, N))
+    problem = Problem(x, y, None, None, torch.ones(()), None, *tables)
+    sums = tiles.GradientSum(problem, Needs(True, True, True))
+    most = 0
+    for rows in tiles.split(M, height):
+        for cols in tiles.split(N, 8):
+            dS = torch.ones(rows[1] - rows[0], cols[1] - cols[0])
+            sums.add(dS, rows, cols)
+            beside = [v for v in (sums.dy, sums._block) if v is not None and v.dtype != dtype]
+            most = max(most, sum(v.nbytes for v in beside))
+    assert most == (0 if dtype == torch.float32 else 4 * (N * D + -(-M // -(-M // height)) * D))
+    made = sums.finish(problem.scale)
+    assert torch.equal(made.x, torch.full((M, D), float(N), dtype=dtype))
+    assert torch.equal(made.y, torch.full((N, D), float(M), dtype=dtype))
 
 
 def test_a_cpu_has_no_sums_in_place():
