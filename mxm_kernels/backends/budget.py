@@ -19,9 +19,7 @@ def kept_bytes(problem: Problem, stride: int) -> int:
 def widened_depth(problem: Problem) -> int:
     """Numbers in the longest row of features that has to be widened; 0 where none has to be."""
     p = problem
-    depths = [
-        f.shape[1] for f in (p.x, p.teacher_x) if f is not None and f.dtype != p.accumulator
-    ]
+    depths = [f.shape[1] for f in (p.x, p.teacher_x) if f is not None and f.dtype != p.accumulator]
     return max(depths, default=0)
 
 

@@ -2,7 +2,7 @@
 
 Entry (i, j) of S is a whole number of at most 32767 in magnitude, times u_i u_j:
 
-    u_i = |x_i| / sqrt(32767)          u_j = |y_j| / sqrt(32767)          k_ij = <x_i, y_j> / (u_i u_j)
+    u_i = |x_i| / sqrt(32767)      u_j = |y_j| / sqrt(32767)      k_ij = <x_i, y_j> / (u_i u_j)
 
 T alike. A row and a column have units of their own: one long row does not take the digits of all
 others. A row that is not finite has the unit NaN, a row of zeros 0.
@@ -18,7 +18,7 @@ from torch import Tensor
 from mxm_kernels.backends.interface import Problem
 
 MOST = 32767
-# Of s |x_i| |y_j|, anywhere: half a unit of a logit is 0.002 then, as much as bfloat16 takes from dS.
+# Of s |x_i| |y_j|, anywhere: half a unit of a logit is 0.002 then, what bfloat16 takes from dS.
 GREATEST_LOGIT = 128.0
 LEAST_UNIT = 1e-30  # whose inverse, times another one, is an ordinary float
 _ROWS = 1024  # rows that are widened to float64 at a time

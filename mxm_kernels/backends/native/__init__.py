@@ -2,12 +2,12 @@
 
 The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers, or into
 what is kept of S and T; the extension (``mxm_kernels/csrc``) then reads a tile once, with all
-threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return float32 from 16-bit factors
-on a CPU, so these are widened tile by tile; where the CPU multiplies bfloat16 itself (AMX, or
-AVX-512's dot products), those products are the extension's own, with dS rounded to bfloat16 as a
-factor of the gradients; nothing is kept there. S and T are float32 on either way, and of 16-bit
-features they are kept as 16-bit fixed point. Two runs with the same number of threads give the
-same bits, and forward does whatever the budget.
+threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return
+float32 from 16-bit factors on a CPU, so these are widened tile by tile; where the CPU multiplies
+bfloat16 itself (AMX, or AVX-512's dot products), those products are the extension's own, with dS
+rounded to bfloat16 as a factor of the gradients, and nothing is kept. S and T are float32 on either
+way; of 16-bit features they are kept in fixed point. Two runs with the same number of threads give
+the same bits, and so does forward with any budget.
 """
 
 from __future__ import annotations
@@ -163,9 +163,7 @@ class _Native(Backend):
     def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
         made, S = problem.allocate(diagnostics=False), _slots(problem)
-        sweep = cpp.SigmoidForwardPass(
-            self.level, problem_of(problem), bias.item(), S.data_ptr()
-        )
+        sweep = cpp.SigmoidForwardPass(self.level, problem_of(problem), bias.item(), S.data_ptr())
         for tile in Plane(problem, tiling(problem, memory)).multiplied():
             sweep.sweep(*tile.addresses)
         sweep.finish(*_addresses(problem, made.neg_lse))
