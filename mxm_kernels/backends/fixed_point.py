@@ -19,7 +19,8 @@ from mxm_kernels.backends.interface import Problem
 
 MOST = 32767
 # Of s |x_i| |y_j|, anywhere: half a unit of a logit is 0.002 then, what bfloat16 takes from dS.
-GREATEST_LOGIT = 128.0
+# float16 takes an eighth of it.
+GREATEST_LOGIT = {torch.bfloat16: 128.0, torch.float16: 16.0}
 LEAST_UNIT = 1e-30  # whose inverse, times another one, is an ordinary float
 _ROWS = 1024  # rows that are widened to float64 at a time
 
@@ -44,7 +45,7 @@ def too_coarse(problem: Problem, units: Tensor) -> bool:
     for scale, of_matrix in zip([s] if t is None else [s, t], units, strict=True):
         rows, cols = problem.halves(of_matrix)
         greatest = float(scale) * MOST * float(rows.max()) * float(cols.max())
-        if not (float(scale) > 0 and greatest <= GREATEST_LOGIT):  # or NaN
+        if not (float(scale) > 0 and greatest <= GREATEST_LOGIT[problem.x.dtype]):  # or NaN
             return True
     return bool(((units > 0) & (units < LEAST_UNIT)).any())
 

@@ -102,6 +102,7 @@ struct FixedRow {
         unit(kept.rows[tile.row + i]),
         units(kept.cols.data() + tile.col) {}
   Floats operator()(std::int64_t j) const { return widened(from + j) * (load(units + j) * unit); }
+  float at(std::int64_t j) const { return from[j] * (units[j] * unit); }
 
   const std::int16_t* from;
   float unit;
@@ -149,6 +150,33 @@ inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t
   return total;
 }
 
+// T's share of dS at the positives of row i from T itself, where the sweep had it in fixed point:
+// near convergence the targets lie there, and dS is what they differ by from the probabilities.
+// Returns what the sum of dS * S gains.
+template <bool kShared>
+double mend_row(const Backward& pass, const Tile& tile, std::int64_t i) {
+  const std::int64_t row = tile.row + i;
+  const FixedRow student(pass.kept_student, tile.student, tile, i);
+  double total = 0;
+  each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t j) {
+    const Side& cols = pass.teacher.cols;
+    float& dS = tile.dS[i * tile.dS_stride + j];
+    const Floats share = both_terms<kShared>(pass.teacher, row, fill(pass.teacher_positives[slot]),
+                                             fill(cols.factor[tile.col + j]),
+                                             fill(cols.shift[tile.col + j]));
+    const float product = student.at(j);
+    total += static_cast<double>(share[0]) * pass.positives[slot] -
+             static_cast<double>(dS) * product * pass.problem.scale;
+    dS = share[0];
+  });
+  return total;
+}
+
+inline double mend(const Backward& pass, const Tile& tile, std::int64_t i) {
+  if (pass.teacher_positives == nullptr) return 0;
+  return pass.teacher.shared ? mend_row<true>(pass, tile, i) : mend_row<false>(pass, tile, i);
+}
+
 using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
 
 template <class Row>
@@ -173,6 +201,7 @@ inline void backward_tile(Backward& pass, const Tile& tile) {
     double total = 0;
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
       total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
+      total += mend(pass, tile, i);
       total += add_positives(pass, tile, i);
     }
     totals[thread] = total;

@@ -186,10 +186,13 @@ void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Columns c
 }
 
 inline void gather_positives(const Problem& p, float* positives, const Tile& tile, int first,
-                             int rows) {
+                             int rows, float* teacher_positives = nullptr) {
   for (int i = first; i < first + rows; ++i) {
     each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
       positives[slot] = tile.student[i * tile.stride + j] * p.scale;
+      if (teacher_positives != nullptr) {
+        teacher_positives[slot] = tile.teacher[i * tile.stride + j] * p.teacher_scale;
+      }
     });
   }
 }
@@ -245,7 +248,7 @@ inline void forward_tile(Forward& pass, const Tile& tile) {
       pass.problem.threads, tile,
       [&](std::int64_t strip, int first, int rows) {
         sweep_strip(pass, tile, first, rows, StripColumns{pass.strips, strip});
-        gather_positives(pass.problem, pass.positives, tile, first, rows);
+        gather_positives(pass.problem, pass.positives, tile, first, rows, pass.teacher_positives);
       },
       [&](std::int64_t strips, std::int64_t from, std::int64_t to) {
         merge_strips(pass, tile, strips, from, to);

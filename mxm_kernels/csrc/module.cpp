@@ -89,10 +89,12 @@ class ForwardPass {
               bool diagnostics)
       : kernels_(kernels(level)), pass_(problem, at<float>(positives), diagnostics) {}
 
-  // Keeps the products of S, and of T, in fixed point: (M, stride) of 16 bits each, and the
-  // inverse units of the rows and columns of each.
+  // Keeps the products of S, and of T, in fixed point: (M, stride) of 16 bits each, the inverse
+  // units of the rows and columns of each, and (P,) T of the positives.
   void keep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-            std::uintptr_t student_units, std::uintptr_t teacher_units) {
+            std::uintptr_t student_units, std::uintptr_t teacher_units,
+            std::uintptr_t teacher_positives) {
+    pass_.teacher_positives = at<float>(teacher_positives);
     pass_.student = make_keep(student, stride, student_units);
     pass_.teacher = make_keep(teacher, stride, teacher_units);
   }
@@ -174,7 +176,9 @@ class BackwardPass {
 
   // Reads the products from what forward kept in fixed point.
   void read(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-            std::uintptr_t student_units, std::uintptr_t teacher_units) {
+            std::uintptr_t student_units, std::uintptr_t teacher_units,
+            std::uintptr_t teacher_positives) {
+    pass_.teacher_positives = at<const float>(teacher_positives);
     pass_.kept_student = make_fixed(pass_.problem, student, stride, student_units);
     pass_.kept_teacher = make_fixed(pass_.problem, teacher, stride, teacher_units);
   }

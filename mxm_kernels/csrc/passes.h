@@ -147,6 +147,7 @@ struct Forward {
   StripSums strips;  // of the tile at hand
   Keep student;
   Keep teacher;
+  float* teacher_positives = nullptr;  // (P,) T, null where it is not kept
 };
 
 // One side of a term of dS, d_i exp(L_ij - l_i) or d_j exp(L_ij - l_j), for all rows or all
@@ -202,6 +203,7 @@ struct Backward : Gradient {
   Term teacher;
   Fixed kept_student;
   Fixed kept_teacher;
+  const float* teacher_positives = nullptr;  // (P,) T beside what is kept in fixed point
 
   // The greatest upstream gradient times what it is multiplied by, the unit left out.
   double size() const {

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends import fixed_point
-from mxm_kernels.backends.budget import kept_bytes, room_of, too_small
+from mxm_kernels.backends.budget import (
+    kept_bytes,
+    positives_of,
+    room_of,
+    stride_with_positives,
+    too_small,
+)
 from mxm_kernels.backends.interface import Memory, Problem, Statistics
 from mxm_kernels.backends.tiles import Span, split
 
@@ -66,11 +72,17 @@ def workspace_bytes(problem: Problem) -> int:
     return numbers * problem.accumulator.itemsize
 
 
+def row_stride(problem: Problem) -> int:
+    """Numbers for a row of what is kept: of 16 bits an even one, since floats follow."""
+    cols = problem.y.shape[0]
+    return cols + cols % 2 if problem.kept_dtype == torch.int16 else cols
+
+
 def kept_stride(problem: Problem, memory: Memory) -> int | None:
-    """Numbers in a row of what forward keeps; None where backward multiplies again."""
+    """The stride of the tensor that forward keeps; None where backward multiplies again."""
     if not memory.keep or memory.budget == 0:
         return None
-    stride = problem.y.shape[0]
+    stride = stride_with_positives(problem, row_stride(problem), 2)
     fits = kept_bytes(problem, stride) + workspace_bytes(problem) <= memory.budget
     return stride if fits else None
 
@@ -153,8 +165,8 @@ class Kept:
     """What is kept of S and T, tile after tile: a tile lies in one piece.
 
     In the accumulator's dtype the logits stay where they were multiplied, scale and all; products
-    of 16-bit features are in fixed point. Where nothing is kept, or the fixed point is too coarse,
-    it is false.
+    of 16-bit features are in fixed point, but for the positives. It is false where nothing is kept,
+    and where the fixed point is too coarse.
     """
 
     def __init__(self, problem: Problem, made: Statistics) -> None:
@@ -165,6 +177,9 @@ class Kept:
             self.there = not fixed_point.too_coarse(problem, made.units)
             scales = problem.scale, problem.teacher_scale
             self.scales = [s for s in scales if s is not None]
+            self.positives = [made.positives[: problem.pairs]]
+            if problem.has_teacher:
+                self.positives.append(positives_of(made.kept, problem, row_stride(problem)))
 
     def __bool__(self) -> bool:
         return self.there
@@ -182,6 +197,8 @@ class Kept:
         torch.mul(logits, rows[:, None], out=scratch).mul_(fixed_point.inverse(cols))
         scratch.round_().clamp_(-fixed_point.MOST, fixed_point.MOST)
         self._at(matrix, tile).copy_(scratch)
+        if matrix == 1:
+            self.positives[1][tile.pairs] = logits.view(-1)[tile.places]
 
     def load(self, matrix: int, tile: Tile, out: Tensor) -> Tensor:
         """The logits of a tile, not to be written to; in ``out`` where they are in fixed point."""
@@ -189,12 +206,14 @@ class Kept:
         if not self.fixed:
             return found
         rows, cols = self._units(matrix, tile)
-        return out.copy_(found).mul_((rows * self.scales[matrix])[:, None]).mul_(cols)
+        out.copy_(found).mul_((rows * self.scales[matrix])[:, None]).mul_(cols)
+        out.view(-1)[tile.places] = self.positives[matrix][tile.pairs]
+        return out
 
     def _at(self, matrix: int, tile: Tile) -> Tensor:
-        height, _ = tile.shape
-        block = self.kept[matrix, slice(*tile.rows)].view(-1)
-        return block[height * tile.cols[0] : height * tile.cols[1]].view(tile.shape)
+        height, width = tile.shape
+        first = tile.rows[0] * len(self.problem.y) + height * tile.cols[0]
+        return self.kept[matrix].view(-1)[first : first + height * width].view(tile.shape)
 
     def _units(self, matrix: int, tile: Tile) -> tuple[Tensor, Tensor]:
         rows, cols = self.problem.halves(self.units[matrix])
@@ -206,6 +225,7 @@ def room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statistics:
     made = problem.allocate_kept(made, stride)
     if made.kept.dtype == torch.int16:
         made.units.copy_(fixed_point.units_of(problem))
-        if fixed_point.too_coarse(problem, made.units):
-            made.kept.zero_()  # for the same bits from the same features
+        unwritten = 0 if fixed_point.too_coarse(problem, made.units) else len(problem.x)
+        # Zeros, for the same bits from the same features.
+        made.kept.view(len(made.kept), -1)[:, unwritten * len(problem.y) :].zero_()
     return made

@@ -42,7 +42,7 @@ from mxm_kernels.backends.native.plane import (
     with_room_to_keep,
 )
 from mxm_kernels.backends.native.rows import row_losses
-from mxm_kernels.backends.native.tiling import kept_stride, tiling
+from mxm_kernels.backends.native.tiling import kept_stride, tiles_that_fit
 from mxm_kernels.backends.row_interface import Draw, FusedFormula, RowLosses, RowProblem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,8 +109,8 @@ class _Native(Backend):
                 made.kept.zero_()
             else:
                 inverse = fixed_point.inverse(made.units)  # named: as above
-                sweep.keep(*addresses_of(made.kept, inverse))
-        tiles = tiling(problem, memory, keeps=stride is not None)
+                sweep.keep(*addresses_of(problem, made.kept, inverse))
+        tiles = tiles_that_fit(problem, memory, keeps=stride is not None)
         for tile in Plane(problem, tiles, place).multiplied():
             sweep.sweep(*tile.addresses)
         return made
@@ -141,13 +141,13 @@ class _Native(Backend):
             ],
         )
         if self._reads(problem, s):
-            tiles = tiling(problem, memory, keeps=True)
+            tiles = tiles_that_fit(problem, memory, keeps=True)
             gradients = kept_gradients(problem, tiles, needs, sweep, s)
         elif self._fuses(problem):
             gradients = fused_gradients(problem, needs, sweep, self.isa)
         else:
             # What was kept and is too coarse is still there, beside the tiles.
-            tiles = tiling(problem, memory, keeps=s.kept.numel() > 0)
+            tiles = tiles_that_fit(problem, memory, keeps=s.kept.numel() > 0)
             gradients = tiled_gradients(problem, tiles, needs, sweep)
         dscale = sweep.dscale / _scale_of(problem) ** 2
         return gradients._replace(scale=problem.scale.new_tensor(dscale))
@@ -164,7 +164,7 @@ class _Native(Backend):
         problem = problem.with_valid_scales()
         made, S = problem.allocate(diagnostics=False), _slots(problem)
         sweep = cpp.SigmoidForwardPass(self.level, problem_of(problem), bias.item(), S.data_ptr())
-        for tile in Plane(problem, tiling(problem, memory)).multiplied():
+        for tile in Plane(problem, tiles_that_fit(problem, memory)).multiplied():
             sweep.sweep(*tile.addresses)
         sweep.finish(*_addresses(problem, made.neg_lse))
         return SigmoidStatistics(made.neg_lse, problem.to_list(S))
@@ -187,7 +187,7 @@ class _Native(Backend):
             positives.data_ptr(),
             [*_addresses(problem, upstream.softplus_sum), dS.data_ptr()],
         )
-        gradients = tiled_gradients(problem, tiling(problem, memory), needs, sweep)
+        gradients = tiled_gradients(problem, tiles_that_fit(problem, memory), needs, sweep)
         scale = _scale_of(problem)
         return SigmoidGradients(
             gradients.x,
@@ -208,7 +208,7 @@ class _Native(Backend):
             S.data_ptr(),
             [*_addresses(problem, weights.rows), pairs.data_ptr() if len(pairs) else 0],
         )
-        tiles = tiling(problem, memory)
+        tiles = tiles_that_fit(problem, memory)
         gradients = tiled_gradients(problem, tiles, needs, sweep, problem.gradient_dtype)
         scale = problem.scale.item()  # which the upstream gradients carry
         dscale, dbias = sweep.dscale / scale**2, sweep.dbias / scale

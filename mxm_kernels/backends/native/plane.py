@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends import fixed_point
+from mxm_kernels.backends.budget import positives_of
 from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics
 from mxm_kernels.backends.native.extension import cpp, features_of
-from mxm_kernels.backends.native.tiling import Tiling, columns_of, rows_of, stride_of
+from mxm_kernels.backends.native.tiling import Tiling, columns_of, row_stride, rows_of, stride_of
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.units import multiply
 
@@ -118,18 +119,19 @@ def with_room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statis
         made.kept[..., len(problem.y) :].zero_()  # for the same bits from the same features
     else:
         made.units.copy_(fixed_point.units_of(problem))
+        made.kept.view(len(made.kept), -1)[:, len(problem.x) * row_stride(problem) :].zero_()
     return made
 
 
-def addresses_of(kept: Tensor, units: Tensor) -> tuple[int, ...]:
+def addresses_of(problem: Problem, kept: Tensor, units: Tensor) -> tuple[int, ...]:
     """S and T in fixed point as the extension takes them, 0 for T without a teacher."""
-    teacher = len(kept) - 1  # its index
+    stride = row_stride(problem)
+    if len(kept) == 1:
+        return kept.data_ptr(), 0, stride, units.data_ptr(), 0, 0
+    positives = positives_of(kept, problem, stride)
     return (
-        kept.data_ptr(),
-        kept[1].data_ptr() if teacher else 0,
-        kept.shape[2],
-        units.data_ptr(),
-        units[1].data_ptr() if teacher else 0,
+        *(kept.data_ptr(), kept[1].data_ptr(), stride),
+        *(units.data_ptr(), units[1].data_ptr(), positives.data_ptr()),
     )
 
 
@@ -141,7 +143,7 @@ def kept_gradients(
     sums = GradientSum(problem, needs, _without_unit(sweep))
     plane = Plane(problem, tiling, matrices=1)
     if kept.dtype == torch.int16:
-        sweep.read(*addresses_of(kept, statistics.units))
+        sweep.read(*addresses_of(problem, kept, statistics.units))
     for rows, cols in plane.spans():
         dS = plane.at(0, rows, cols)
         S, T = kept[0, rows[0] :, cols[0] :], kept[-1, rows[0] :, cols[0] :]

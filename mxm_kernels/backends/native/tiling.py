@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 import torch
 
-from mxm_kernels.backends.budget import kept_bytes, room_of, too_small, widened_depth
+from mxm_kernels.backends.budget import (
+    kept_bytes,
+    room_of,
+    stride_with_positives,
+    too_small,
+    widened_depth,
+)
 from mxm_kernels.backends.interface import Memory, Problem
 from mxm_kernels.backends.tiles import Span
 
@@ -63,17 +69,22 @@ def stride_of(width: int, dtype: torch.dtype = torch.float32) -> int:
     return stride + unit if stride * dtype.itemsize % 4096 == 0 else stride
 
 
+def row_stride(problem: Problem) -> int:
+    """Numbers from row to row of what is kept."""
+    return stride_of(problem.y.shape[0], problem.kept_dtype)
+
+
 def kept_stride(problem: Problem, memory: Memory) -> int | None:
-    """Numbers in a row of what forward keeps; None where backward multiplies again."""
+    """The stride of the tensor that forward keeps; None where backward multiplies again."""
     if not memory.keep or memory.budget == 0:
         return None
-    stride = stride_of(problem.y.shape[0], problem.kept_dtype)
+    stride = stride_with_positives(problem, row_stride(problem), LINE)
     left = memory.budget - kept_bytes(problem, stride)
     least = _bytes(problem, _tiles(problem, keeps=True), max(KEPT_ROWS, _least_rows(problem)))
     return stride if left >= least else None
 
 
-def tiling(problem: Problem, memory: Memory, keeps: bool = False) -> Tiling:
+def tiles_that_fit(problem: Problem, memory: Memory, keeps: bool = False) -> Tiling:
     """The tiles of a call that fits into the budget.
 
     Raises:
@@ -81,7 +92,7 @@ def tiling(problem: Problem, memory: Memory, keeps: bool = False) -> Tiling:
     """
     room = room_of(memory)
     if keeps:
-        room -= kept_bytes(problem, stride_of(problem.y.shape[0], problem.kept_dtype))
+        room -= kept_bytes(problem, stride_with_positives(problem, row_stride(problem), LINE))
     tiles, least = _tiles(problem, keeps), _least_rows(problem)
     if _bytes(problem, tiles, least) > room:
         what = f"one tile of {least:,} x {_width(problem):,} numbers"
