@@ -181,14 +181,15 @@ def _setup_context(ctx, inputs, output):
 
 def _differentiate(ctx, *grads):
     # What is saved begins with the outputs that are differentiable.
-    outputs = ctx.saved_tensors[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
+    saved = ctx.saved_tensors  # once: a checkpoint gives them once, save_on_cpu copies them
+    outputs = saved[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
     upstream = [
         torch.zeros_like(output) if grad is None else grad
         for grad, output in zip(grads, outputs, strict=False)
     ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     gradients = torch.ops.mxm_kernels.statistics_backward(
-        *ctx.saved_tensors, *upstream, needs, ctx.backend, ctx.budget
+        *saved, *upstream, needs, ctx.backend, ctx.budget
     )
     dx, dy, ds = wanted(gradients, needs)
     return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 4)
