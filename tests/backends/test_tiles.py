@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxm_kernels import Folds, fused_siglip_loss
-from mxm_kernels.backends import blocked, tiles
+from mxm_kernels.backends import tiles
+from mxm_kernels.backends.blocked import plane
 from mxm_kernels.backends.interface import Needs, Problem
-from mxm_kernels.backends.native import plane
+from mxm_kernels.backends.native import tiling
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, Case, run_fused
 from tests.support.compare import assert_as_good
@@ -105,11 +106,14 @@ def test_products_are_added_in_float32_on_a_gpu(dtype, in_place, monkeypatch):
 def small_workspace(monkeypatch, backend):
     """Workspaces of a few hundred numbers: tens of chunks where there was one."""
     if backend.name == "blocked":
-        monkeypatch.setattr(blocked, "TILE", 70)
-        monkeypatch.setattr(blocked, "TILE_COLUMNS", 9)
-    elif backend.name == "native":
-        monkeypatch.setattr(plane, "TILE", 70)
+        monkeypatch.setattr(plane, "TILE", 280)
         monkeypatch.setattr(plane, "TILE_COLUMNS", 9)
+    elif backend.name == "native":
+        for name in ("TILE", "KEPT_TILE", "LEAST_ROWS", "LEAST_NUMBERS", "KEPT_ROWS"):
+            monkeypatch.setattr(tiling, name, 1)
+        monkeypatch.setattr(tiling, "STRIP", 8)
+        for name in ("CHUNK", "TILE_COLUMNS"):  # as aligned as the vectors that are kept
+            monkeypatch.setattr(tiling, name, 32)
     else:
         from mxm_kernels.backends.triton import chunks, launch, workspace
 
