@@ -25,6 +25,7 @@ class Case:
     dtype: str = "float32"
     threads: int | None = None  # None is torch's own choice
     sigmoid: bool = False  # SigLIP's loss of one pair in every row, instead of MFH
+    budget: int | None = None  # bytes of memory that ours may take; None is the default
 
     def __post_init__(self) -> None:
         if self.sigmoid and (not self.pairs or self.teacher):
@@ -72,6 +73,7 @@ class Case:
         parts += ["sigmoid"] if self.sigmoid else []
         parts += [self.dtype]
         parts += [] if self.threads is None else [f"{self.threads} threads"]
+        parts += [] if self.budget is None else [f"budget {self.budget >> 20} MiB"]
         return ", ".join(parts)
 
     def as_dict(self) -> dict:
@@ -96,6 +98,7 @@ class Group:
 
 PAPER = Case(420, 350, 512)
 LARGE = Case(4920, 4100, 512)
+KEPT = replace(LARGE, budget=512 << 20)  # whose S and T have room between forward and backward
 OURS = ("native", "blocked", "triton", "floor")
 # The floor's products are those of MFH.
 NO_FLOOR = ("native", "blocked", "triton", "dense", "chunked", "open_clip")
@@ -129,6 +132,15 @@ def cpu_suite(cores: int) -> list[Group]:
             25,
             2,
             needs=150,
+        ),
+        Group("kept", (KEPT,), (*OURS[:2], "floor", "dense eager"), 30, 3, needs=110),
+        Group(
+            "kept bfloat16",
+            (replace(KEPT, dtype="bfloat16"),),
+            ("native", "floor"),
+            15,
+            3,
+            needs=60,
         ),
         *_each(paper(512), "paper", seconds=4),
         *_each(paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
@@ -212,6 +224,7 @@ def smoke_suite(device: torch.device) -> list[Group]:
     providers = (ours, "floor", "dense eager", "chunked")
     return [
         Group("large", (Case(24, 20, 16),), providers, 0.2),
+        Group("kept", (Case(24, 20, 16, budget=1 << 20),), providers, 0.1),
         Group("rounds", tuple(Case(24, 20, 16, rounds=n) for n in (1, 10)), (ours,), 0.1),
         Group("pairs", (pairs(24, 16, teacher=False),), providers, 0.1),
         Group("sigmoid", (pairs(24, 16, teacher=False, sigmoid=True),), (ours, "dense eager"), 0.1),

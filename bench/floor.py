@@ -5,6 +5,9 @@ dx = dS y and dy = dS^T x: six products with a teacher, four without. The sigmoi
 terms before it knows them, so one pass is enough: three products. They run a block of rows
 at a time over all columns, at whichever block height is fastest here. The block of S takes
 the place of dS, whose numbers do not matter.
+
+Where S and T are kept there is a lower floor beside it, without the products that compute them
+again: four with a teacher, three without.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from bench.machine import free_bytes
 from bench.providers.provider import Mark
 
 NAME = "floor"
+KEPT = "floor of kept products"
 HEIGHTS = (256, 512, 1024, 2048)
 CALIBRATION_ROWS = 8192  # rows are alike: this many tell the best height
 
@@ -26,7 +30,8 @@ CALIBRATION_ROWS = 8192  # rows are alike: this many tell the best height
 class Floor:
     """The products of one batch; ``height`` is chosen by :meth:`choose_height`."""
 
-    def __init__(self, batch: Batch, height: int) -> None:
+    def __init__(self, batch: Batch, height: int, keeps: bool = False) -> None:
+        self.keeps = keeps
         self.x, self.y = batch.x.detach(), batch.y.detach()
         self.X, self.Y = batch.teacher_x, batch.teacher_y
         self.height, self.sigmoid = height, batch.case.sigmoid
@@ -48,7 +53,7 @@ class Floor:
                     self._logits(lo, hi)
             mark()
             for lo, hi in spans:
-                dS = self._logits(lo, hi)
+                dS = self.S[: hi - lo] if self.keeps else self._logits(lo, hi)
                 torch.mm(dS, self.y, out=self.dx[lo:hi])
                 # The sum over blocks is part of the product: beta = 1, but for the first.
                 self.dy.addmm_(dS.T, self.x[lo:hi], beta=0 if lo == 0 else 1)
@@ -77,6 +82,22 @@ def choose_height(batch: Batch) -> tuple[Floor, dict[str, float]]:
         seconds[height] = min(_time(Floor(batch, height), part) for _ in range(2)) / part * 1000
     best = min(seconds, key=lambda height: seconds[height])
     return Floor(batch, best), {str(height): s for height, s in seconds.items()}
+
+
+def copy_rate() -> float:
+    """Bytes a second that a copy of 256 MiB reads and writes on the CPU.
+
+    What is kept in float32 is written, read for the statistics and read again: the rate says what
+    that costs beside the products.
+    """
+    source = torch.ones(64 << 20)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(4):
+        start = perf_counter()
+        target.copy_(source)
+        seconds.append(perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
 
 
 def _time(floor: Floor, rows: int) -> float:

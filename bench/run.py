@@ -40,6 +40,10 @@ def prepare(
             best, heights = floor.choose_height(batch)
             extra = {"block_height": best.height, "seconds_per_1000_rows": heights}
             entries.append(Entry(floor.NAME, case, batch, best.step, extra=extra))
+            if case.budget is not None:
+                kept = floor.Floor(batch, best.height, keeps=True)
+                extra = {"block_height": best.height, "copy_rate": floor.copy_rate()}
+                entries.append(Entry(floor.KEPT, case, batch, kept.step, extra=extra))
     return entries, out
 
 
@@ -97,7 +101,7 @@ def run_group(group: Group, device: torch.device, benchmark: Any) -> list[Record
             note_turns(benchmark, entries, order)
         records = [timed_record(group.name, entry, entries) for entry in entries]
         for record, entry in zip(records, entries, strict=True):
-            if entry.provider != floor.NAME:
+            if entry.provider not in (floor.NAME, floor.KEPT):
                 record.update(peaks(entry))
     finally:
         torch.set_num_threads(threads)  # a case may have its own number
@@ -121,6 +125,7 @@ def timed_record(group: str, entry: Entry, entries: list[Entry]) -> Record:
         "seconds": {phase: summary(entry.seconds[phase]) for phase in kept},
         "to_dense": against(DENSE),
         "to_floor": against(floor.NAME),
+        "to_kept_floor": against(floor.KEPT),
         "gate": entry.gate,
         **entry.extra,
     }

@@ -35,9 +35,17 @@ def speed(records: list[Record]) -> str:
     def cell(record: Record) -> str:
         text = seconds(record["seconds"]["both"]["median"])
         over = [f"{record[k]['both']:.3g}" if record[k] else "-" for k in ("to_floor", "to_dense")]
-        return text if record["provider"] == "floor" else f"{text} ({', '.join(over)})"
+        if record["provider"].startswith("floor"):
+            rate = record.get("copy_rate")
+            return f"{text}, copies {rate / 1e9:.1f} GB/s" if rate else text
+        kept = record.get("to_kept_floor")
+        over += [f"{kept['both']:.3g} of kept"] if kept else []
+        return f"{text} ({', '.join(over)})"
 
-    note = "Median of forward and backward (as a multiple of the floor, of dense eager).\n\n"
+    note = (
+        "Median of forward and backward (as a multiple of the floor, of dense eager; with room to "
+        "keep S and T, of the floor that has them).\n\n"
+    )
     return note + _grid(timed(records), cell)
 
 
@@ -78,7 +86,7 @@ def rounds(records: list[Record]) -> str:
             if (r["group"], r["provider"]) == (record["group"], record["provider"])
             and r["case"]["rounds"] == 1
         ]
-        if one and record["provider"] != "floor":
+        if one and not record["provider"].startswith("floor"):
             value = record["seconds"]["both"]["median"]
             ratio = f"{value / one[0]:.3f}"
             rows.append([record["case"]["name"], record["provider"], seconds(value), ratio])

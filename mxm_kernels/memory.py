@@ -7,14 +7,17 @@ batch alone, never by the loss or its options. The workspaces are cut to fit int
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from numbers import Integral
 from typing import Literal
 
 import torch
 
 DeviceType = Literal["cpu", "cuda"]
+_TYPES: tuple[DeviceType, ...] = ("cpu", "cuda")
+_MOST = 2**63 - 1  # the operators take it as int64
 CPU_DEFAULT = 64 << 20
 CUDA_SHARE = 16  # of the memory of a GPU one part in so many, but
 CUDA_MOST = 4 << 30  # at most so many bytes
@@ -33,18 +36,19 @@ def set_memory_budget(nbytes: int | None, device: DeviceType | None = None) -> N
     temporaries of the products. What grows with M + N is beside it: features, gradients, numbers
     of rows and pairs, and float32 sums of at most 4 (N D + chunk D) bytes.
 
+    The default is 64 MiB on a CPU. On a GPU it is a sixteenth of its memory, at most 4 GiB.
+
     Args:
         nbytes: bytes, at least 0; None takes the default again. 0 keeps nothing and leaves the
             workspace as it is by default.
-        device: "cpu", "cuda" (ROCm too), or None for both.
+        device: "cpu", "cuda" (ROCm too), or None for both. All GPUs have one budget.
 
     Raises:
         TypeError: ``nbytes`` is not an integer or None.
-        ValueError: ``nbytes`` is negative, or ``device`` is none of these.
-
-    The default is 64 MiB on a CPU. On a GPU it is a sixteenth of its memory, at most 4 GiB.
+        ValueError: ``nbytes`` is negative or above 2**63 - 1, or ``device`` is none of these.
 
     Example:
+        >>> from mxm_kernels import get_memory_budget, set_memory_budget
         >>> set_memory_budget(16 << 30, "cuda")
         >>> get_memory_budget("cuda")
         17179869184
@@ -60,20 +64,30 @@ def set_memory_budget(nbytes: int | None, device: DeviceType | None = None) -> N
 
 
 def get_memory_budget(device: DeviceType | torch.device) -> int:
-    """The memory budget in bytes that holds for ``device``: "cpu", "cuda" or a ``torch.device``.
+    """The memory budget that holds for a device now.
+
+    Args:
+        device: "cpu", "cuda" (ROCm too), or a ``torch.device`` of one of these types: the default
+            of a GPU depends on its memory.
+
+    Returns:
+        Bytes. The default of "cuda" is 4 GiB where there is no GPU.
 
     Raises:
-        ValueError: ``device`` is of another type.
+        ValueError: ``device`` is none of these.
 
     Example:
+        >>> from mxm_kernels import get_memory_budget
         >>> get_memory_budget("cpu")
         67108864
     """
     kind = device.type if isinstance(device, torch.device) else device
+    if not isinstance(kind, str) or kind not in _TYPES:  # an array compares by element
+        raise ValueError(
+            f"device must be 'cpu', 'cuda' or a torch.device of one of them, got {device!r}"
+        )
     if kind == "cpu":
         return CPU_DEFAULT if _cpu is None else _cpu
-    if kind not in ("cuda",):
-        _kinds(kind)
     return _cuda_default(device) if _cuda is None else _cuda
 
 
@@ -81,21 +95,32 @@ def get_memory_budget(device: DeviceType | torch.device) -> int:
 def memory_budget(nbytes: int | None, device: DeviceType | None = None) -> Iterator[None]:
     """Set the memory budget inside a ``with`` block; afterwards it is what it was before.
 
-    Arguments and errors are those of :func:`set_memory_budget`. The budget is one of the process:
-    calls in other threads see it too. Backward takes the budget of its forward.
+    The budget is one of the process, so calls in other threads see it too. Backward takes the
+    budget of its forward, wherever it runs.
+
+    Args:
+        nbytes: as in :func:`set_memory_budget`.
+        device: as in :func:`set_memory_budget`; the other type's budget stays as it is.
+
+    Returns:
+        A context manager, or a decorator of functions.
+
+    Raises:
+        TypeError, ValueError: as :func:`set_memory_budget`, where the block is entered.
 
     Example:
+        >>> from mxm_kernels import get_memory_budget, memory_budget
         >>> with memory_budget(1 << 30, "cpu"):
         ...     get_memory_budget("cpu")
         1073741824
     """
-    global _cpu, _cuda
-    before = _cpu, _cuda
+    before = {"cpu": _cpu, "cuda": _cuda}
     set_memory_budget(nbytes, device)
     try:
         yield
     finally:
-        _cpu, _cuda = before
+        for kind in _kinds(device):
+            set_memory_budget(before[kind], kind)
 
 
 def budget_of(device: torch.device) -> int:
@@ -115,32 +140,38 @@ def default_budget(device: torch.device) -> int:
 
 @torch.compiler.assume_constant_result
 def _cuda_default(device: str | torch.device) -> int:
+    index = device.index if isinstance(device, torch.device) else None
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return _default_of_index(index)
+
+
+@cache  # asked at every call of an operator
+def _default_of_index(index: int) -> int:
     if not torch.cuda.is_available():
         return CUDA_MOST
-    return default_of_card(torch.cuda.get_device_properties(device).total_memory)
+    return default_of_card(torch.cuda.get_device_properties(index).total_memory)
 
 
 def _checked(nbytes: object) -> int | None:
     if nbytes is None:
         return None
-    if isinstance(nbytes, bool | float | str):
+    if isinstance(nbytes, bool) or not isinstance(nbytes, Integral):
         raise TypeError(
             f"nbytes must be an integer number of bytes or None, got {type(nbytes).__name__}"
         )
-    try:
-        value = operator.index(nbytes)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"nbytes must be an integer number of bytes or None, got {type(nbytes).__name__}"
-        ) from None
-    if value < 0:
-        raise ValueError(f"nbytes must be at least 0, got {value}")
+    value = int(nbytes)
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"nbytes must be from 0 to 2**63 - 1, got {value}")
     return value
 
 
-def _kinds(device: object) -> tuple[str, ...]:
+def _kinds(device: object) -> tuple[DeviceType, ...]:
     if device is None:
-        return "cpu", "cuda"
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu', 'cuda' or None, got {device!r}")
-    return (str(device),)
+        return _TYPES
+    for kind in _TYPES:
+        if isinstance(device, str) and device == kind:
+            return (kind,)
+    raise ValueError(
+        f"device must be 'cpu', 'cuda' or None, a type and not one of its devices, got {device!r}"
+    )

@@ -10,7 +10,7 @@ import mxm_kernels
 
 PACKAGE = Path(mxm_kernels.__file__).parent
 LAYERS = (
-    ("folds", "checks", "_native"),
+    ("folds", "checks", "memory", "_native"),
     ("backends",),
     ("ops",),
     ("distributed",),

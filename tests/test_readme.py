@@ -30,23 +30,15 @@ def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_workspaces_are_those_of_the_code():
-    from mxm_kernels.backends import blocked
+def test_the_default_budgets_are_those_of_the_code():
+    from mxm_kernels import memory
 
-    assert 3 * 4 * blocked.TILE == 24 << 20
-    pytest.importorskip("triton")
-    from mxm_kernels.backends.triton import chunks
-
-    assert (chunks.WORKSPACE_BYTES, chunks.LARGE_WORKSPACE_BYTES) == (256 << 20, 1 << 30)
-    assert chunks.LARGE_CARD == 40 * 10**9
-
-
-def test_the_memory_of_the_example_is_that_of_the_code():
-    from mxm_kernels.backends.triton import chunks
-
-    (stated,) = re.findall(r"65,536 x 65,536 at D 768 in bfloat16 takes ([\d,]+) MiB", README)
-    found = chunks.backward_bytes(65_536, 65_536, 768, 2, chunks.LARGE_WORKSPACE_BYTES, True)
-    assert int(stated.replace(",", "")) == round(found / 2**20)
+    words = " ".join(README.split())
+    assert (
+        "by default 64 MiB on a CPU, and on a GPU a sixteenth of its memory, at most 4 GiB" in words
+    )
+    assert (memory.CPU_DEFAULT, memory.CUDA_MOST) == (64 << 20, 4 << 30)
+    assert memory.CUDA_SHARE == 16
 
 
 def test_the_code_runs():

@@ -17,13 +17,15 @@ def cells(smoke: bool) -> list[Cell]:
     D, rows = (16, 24) if smoke else (768, 16_384)
     of: list[tuple[Phase, bool]] = [
         ("statistics", True),
+        ("stored_gradient", True),
         ("gradient", True),
         ("statistics", False),
+        ("stored_gradient", False),
         ("gradient", False),
         ("sigmoid_gradient", False),
     ]
     every = [Cell(phase, torch.bfloat16, teacher, D, rows) for phase, teacher in of]
-    return [every[0], every[1], every[-1]] if smoke else every
+    return [every[0], every[2], every[-1]] if smoke else every
 
 
 def name(cell: Cell) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 from bench.gpu.clock import once, synchronize, timed
 from bench.gpu.kernels import empty_kernel, read_kernel
 from bench.models.rates import CHUNK_D, CHUNKS, S_DEPTHS, S_SHAPE
-from mxm_kernels.backends.triton import launch
 
 Suite = Literal["full", "smoke"]
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
@@ -85,8 +84,7 @@ class Constants:
         return float(found)
 
     def _multiprocessors(self) -> Found:
-        how = "launch.processors, by which the kernels size their grids"
-        return Found(launch.processors(self.device), "count", how)
+        return Found(self._properties("multi_processor_count"), "count", "device properties")
 
     def _l2_bytes(self) -> Found:
         return Found(self._properties("L2_cache_size"), "bytes", "device properties")
@@ -146,7 +144,8 @@ class Constants:
     def _l2_read(self) -> Found:
         BLOCK, per_processor = (8192, 4) if self.suite == "full" else (256, 1)
         data = self.random(self.scaled(L2_NUMBERS), dtype=FLOAT32)
-        blocks, programs = data.numel() // BLOCK, per_processor * launch.processors(self.device)
+        processors = int(self._properties("multi_processor_count")) if self.is_gpu else 2
+        blocks, programs = data.numel() // BLOCK, per_processor * processors
         sums = torch.empty(programs, device=self.device)
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""Every phase on a small ragged batch with a few programs: what the memory checker watches.
+"""Every phase on a small ragged batch in several spans and chunks: what the memory checker watches.
 
     python -m bench.gpu.forced DEVICE
 
@@ -12,16 +12,19 @@ import sys
 import torch
 
 from mxm_kernels.backends import load
-from mxm_kernels.backends.triton import launch
+from mxm_kernels.backends.triton.plan import budget_of_spans
 from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.memory import memory_budget
 from mxm_kernels.tuning import check
 from mxm_kernels.tuning.workload import small
 
 PHASES: tuple[tuple[Phase, bool], ...] = (
     ("statistics", True),
     ("gradient", True),
+    ("stored_gradient", True),
     ("statistics", False),
     ("gradient", False),
+    ("stored_gradient", False),
     ("sigmoid_statistics", False),
     ("sigmoid_gradient", False),
 )
@@ -33,7 +36,7 @@ def main() -> None:
     device = torch.device(sys.argv[1])
     for phase, teacher in PHASES:
         workload = small(Cell(phase, torch.bfloat16, teacher, D, ROWS), device)
-        with launch.few_programs(3):
+        with memory_budget(budget_of_spans(workload.problem), "cuda"):
             got = workload.run(load("triton"), check.EVERYTHING)
         fault = check.wrong(workload, got, check.expected(workload))
         if fault is not None:

@@ -1,8 +1,9 @@
 """Phases 3 and 5: the headline cases, ours and the floor interleaved, and where our time goes.
 
-The floor is the step's matrix products alone (``bench.floor``), in the same run. Where the ceilings
-were measured, a line also has the share of the rate of an 8192-cubed product, counted at the same
-operations: 6 U with a teacher, 4 U without, 3 U for SigLIP's one pass.
+The floor is the step's matrix products alone (``bench.floor``), in the same run, of a step that keeps
+none: 6 with a teacher, 4 without, 3 for SigLIP's one pass. Where the ceilings were measured, a line
+also has the share of the rate of an 8192-cubed product, counted at the same operations U, 2 M N D each.
+A step whose budget keeps S and T makes 4 of these products, or 3.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from bench.run import Refused, is_fault, prepared
 from bench.timing import Entry, interleave
 from mxm_kernels.backends import load
 from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.memory import get_memory_budget, memory_budget
 from mxm_kernels.tuning.check import EVERYTHING
 from mxm_kernels.tuning.workload import timed
 
 SECONDS, FEWEST = 1.5, 5  # of the timed repeats of a line
 SMOKE_SECONDS, SMOKE_FEWEST = 0.05, 2
 PART_REPEATS = 3
+KEEPS = 16 << 30  # S and T of the largest
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,11 @@ class Line:
     case: Case
     provider: str = "triton"
     parts: bool = False  # whether its kernels are long enough to be told apart
+    budget: int | None = None  # bytes that S and T may be kept in; None: the default
 
 
 def lines(smoke: bool) -> tuple[Line, ...]:
-    """Eight of them, the most important first."""
+    """The most important first."""
     bf16: dict[str, Any] = {"dtype": "bfloat16"}
     graph = "triton, CUDA graph"
     if smoke:
@@ -62,16 +66,19 @@ def lines(smoke: bool) -> tuple[Line, ...]:
             Line("paper, CUDA graph", Case(12, 10, 16), graph),
         )
     paper = replace(PAPER, **bf16)
+    mfh, wide = pairs(32_768, 768, **bf16), pairs(32_768, 1024, **bf16)
     large = pairs(65_536, 768, teacher=False, **bf16)
     return (
-        Line("MFH 32k", pairs(32_768, 768, **bf16), parts=True),
-        Line("InfoNCE 64k", large, parts=True),
-        Line("MFH 32k wide", pairs(32_768, 1024, **bf16), parts=True),
+        Line("MFH 32k", mfh, parts=True, budget=KEEPS),
+        Line("InfoNCE 64k", large, parts=True, budget=KEEPS),
         Line("SigLIP 64k", replace(large, sigmoid=True), parts=True),
+        Line("MFH 32k wide", wide, parts=True, budget=KEEPS),
         Line("paper, CUDA graph", paper, graph),
         Line("paper", paper),
         Line("paper float32", PAPER),
-        Line("MFH 16k", pairs(16_384, 768, **bf16), parts=True),
+        Line("MFH 32k, default budget", mfh, parts=True),
+        Line("InfoNCE 64k, default budget", large, parts=True),
+        Line("MFH 32k wide, default budget", wide),
     )
 
 
@@ -85,7 +92,8 @@ def phase(run: Run) -> None:
         if share < 1.0 and not run.smoke:
             found[line.name] = {"refused": f"no time: {run.left:.0f} s were left"}
         else:
-            found[line.name] = measure(line, run, rate, share)
+            with memory_budget(line.budget):
+                found[line.name] = measure(line, run, rate, share)
         refused = found[line.name].get("refused", "")
         if is_fault(refused):
             faults.append(f"{line.name}: {refused}")
@@ -119,6 +127,7 @@ def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str,
     mine, least = (_medians(entry) for entry in entries)
     record: dict[str, Any] = {
         "case": line.case.name,
+        "budget": get_memory_budget(run.device),
         "milliseconds": {"ours": mine, "floor": least},
         "to_floor": mine["both"] / least["both"],
         "products": line.case.products,
@@ -146,7 +155,7 @@ def _parts(case: Case, device: torch.device, repeats: int) -> dict[str, dict[str
     """Milliseconds of each kernel and product, by phase."""
     backend = load("triton")
     found: dict[str, dict[str, float]] = {}
-    for phase in _phases(case):
+    for phase in _phases(case, device):
         workload = timed(Cell(phase, case.torch_dtype, case.teacher, case.D, case.M), device)
         run = partial(workload.run, backend, EVERYTHING)
         seconds = parts.measure(run, device, repeats)
@@ -154,9 +163,10 @@ def _parts(case: Case, device: torch.device, repeats: int) -> dict[str, dict[str
     return found
 
 
-def _phases(case: Case) -> Iterator[Phase]:
+def _phases(case: Case, device: torch.device) -> Iterator[Phase]:
     if case.sigmoid:
         yield "sigmoid_gradient"
-    else:
-        yield "statistics"
-        yield "gradient"
+        return
+    yield "statistics"
+    kept = 2 * (1 + case.teacher) * case.M * case.N
+    yield "stored_gradient" if kept < get_memory_budget(device) else "gradient"

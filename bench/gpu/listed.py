@@ -18,6 +18,7 @@ from bench.gpu.results import Results
 from bench.gpu.right import names
 
 SHOWN, LENGTH = 5, 600  # failures whose words are kept, and how many letters of each
+SAME = 60  # last letters by which two failures are one fault
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,7 +97,9 @@ class Count:
         self._write()
 
     def _failed(self, name: str, words: str) -> None:
-        if len(self.failures) < SHOWN:
+        ends = words.rstrip()[-SAME:]  # one fault fails many tests
+        alike = any(failure["words"].rstrip().endswith(ends) for failure in self.failures)
+        if len(self.failures) < SHOWN and not alike:
             self.failures.append({"test": name, "words": words[-LENGTH:]})
         self._write()
 

@@ -20,9 +20,16 @@ from triton import knobs
 from bench.calls import named_launches
 
 PARTS = {
+    "units_kernel": "units and positives",
     "statistics_kernel": "statistics",
+    "stored_statistics_kernel": "statistics",
+    "sigmoid_statistics_kernel": "statistics",
+    "stored_sigmoid_statistics_kernel": "statistics",
     "merge_kernel": "merge",
+    "tops_kernel": "units and positives",
     "gradient_kernel": "dS",
+    "stored_gradient_kernel": "dS of kept products",
+    "stored_sigmoid_gradient_kernel": "dS",
     "sigmoid_gradient_kernel": "dS",
     "pair_gradient_kernel": "positives of dS",
     "sigmoid_pairs_kernel": "positives of dS",

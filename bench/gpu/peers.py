@@ -12,11 +12,12 @@ from typing import Any
 from bench.batch import Batch
 from bench.cases import Case, pairs
 from bench.gate import Gate
-from bench.gpu.headline import release
+from bench.gpu.headline import KEEPS, release
 from bench.gpu.phases import Run, WrongError
 from bench.providers import named
 from bench.run import Refused, is_fault, prepared
 from bench.timing import interleave
+from mxm_kernels.memory import memory_budget
 
 SECONDS, FEWEST = 1.0, 3
 
@@ -37,7 +38,8 @@ def phase(run: Run) -> None:
     """One duel after the other, each kept as it ends."""
     found: dict[str, Any] = {}
     for case, other in duels(run.smoke):
-        found[f"{other}, {case.name}"] = duel(case, other, run)
+        with memory_budget(KEEPS):
+            found[f"{other}, {case.name}"] = duel(case, other, run)
         run.keep({"peers": found})
         release(run.device)
 

@@ -20,6 +20,7 @@ METRICS = (
 KERNELS = {
     "statistics": "statistics_kernel",
     "dS": "gradient_kernel",
+    "dS of kept products": "stored_gradient_kernel",
     "merge": "merge_kernel",
     "positives of dS": "pair_gradient_kernel",
 }

@@ -93,7 +93,7 @@ def _sweep(file: dict[str, Any]) -> str:
             lines.append(
                 f"sweep, {name}: {b['milliseconds']:.3f} ms (table {against}) at {b['rows']} x "
                 f"{b['cols']} x {b['depth']}, {b['warps']} warps, {b['stages']} stages, "
-                f"{b['programs']} programs, groups of {b['group']}"
+                f"groups of {b['group']}"
             )
     for name, times in file.get("variants", {}).items():
         lines.append(f"{name}: " + ", ".join(f"{how} {ms:.2f} ms" for how, ms in times.items()))

@@ -1,7 +1,4 @@
-"""Two choices that are no launch setting: the chunks of dS, and how the statistics walk the plane.
-
-Each is run with the constants of the package replaced, interleaved with the package's own.
-"""
+"""A choice that is no launch setting: the chunks of dS, interleaved with the package's own."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import torch
 
 from bench.gpu.phases import Run
 from mxm_kernels.backends import load
-from mxm_kernels.backends.triton import launch, workspace
+from mxm_kernels.backends.triton import plan
 from mxm_kernels.backends.triton.settings import Cell, Phase
 from mxm_kernels.tuning.check import EVERYTHING
 from mxm_kernels.tuning.race import one_after_the_other
@@ -28,7 +25,6 @@ SHAPES = {  # rows x columns of a chunk, at most
     ),
     True: ((16, 128), (32, 128)),
 }  # fmt: skip
-CACHED_MEGABYTES = (6, 12, 24, 48)
 
 
 def variants(run: Run) -> dict[str, dict[str, float]]:
@@ -47,13 +43,6 @@ def variants(run: Run) -> dict[str, dict[str, float]]:
         for shape in SHAPES[run.smoke]:
             calls[f"{shape[0]} x {shape[1]}"] = partial(_chunked, shape, step)
         found["chunks of dS, gradient of InfoNCE 64k"] = _times(calls, run.device)
-    if run.left > 5:
-        step = batch("statistics", True, 32_768)
-        calls = {
-            f"{megabytes} MB": partial(_cached, megabytes << 20, step)
-            for megabytes in CACHED_MEGABYTES
-        }
-        found["rows of x walked together, statistics of MFH 32k"] = _times(calls, run.device)
     return found
 
 
@@ -61,12 +50,7 @@ def _chunked(shape: tuple[int, int], step: Callable[[], object]) -> None:
     def chunk_shape(rows: int, cols: int, *_: int) -> tuple[int, int]:
         return min(rows, shape[0]), min(cols, shape[1])
 
-    with patch.object(workspace, "chunk_shape", chunk_shape):
-        step()
-
-
-def _cached(size: int, step: Callable[[], object]) -> None:
-    with patch.object(launch, "CACHED_BYTES", size):
+    with patch.object(plan, "chunk_shape", chunk_shape):
         step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,16 +19,23 @@ from mxm_kernels.folds import Folds
 def loss(backend: str, batch: Batch) -> Tensor:
     """The MFH loss. With one pair in every instance and no teacher it is InfoNCE."""
     case = batch.case
-    return fused_mfh_loss(
-        batch.x,
-        batch.y,
-        Folds.uniform(case.views, case.captions),
-        logit_scale=batch.scale,
-        teacher_image_features=batch.teacher_x,
-        teacher_text_features=batch.teacher_y,
-        rounds=case.rounds,
-        backend=backend,
-    )
+    with nullcontext() if case.budget is None else _budget(case.budget):
+        return fused_mfh_loss(
+            batch.x,
+            batch.y,
+            Folds.uniform(case.views, case.captions),
+            logit_scale=batch.scale,
+            teacher_image_features=batch.teacher_x,
+            teacher_text_features=batch.teacher_y,
+            rounds=case.rounds,
+            backend=backend,
+        )
+
+
+def _budget(nbytes: int):
+    from mxm_kernels import memory_budget  # here: bench/against.py times versions without it
+
+    return memory_budget(nbytes)
 
 
 def _draw(batch: Batch) -> Selection:

@@ -10,7 +10,7 @@ ROWS, COLUMNS, HEIGHT, WIDTH = 8, 10, 2, 2.5
 
 
 def draw() -> Figure:
-    """The plane of similarities, which is never stored, and what is."""
+    """The plane of similarities, of which a tile is at hand, and what is stored."""
     figure, axes = pyplot.subplots(figsize=(6.4, 3.9), layout="constrained")
     for r in range(4):
         for c in range(4):
@@ -36,7 +36,7 @@ def draw() -> Figure:
     axes.add_patch(Rectangle((11.4, 2.0), 0.6, 0.5, facecolor=DRAWN))
     axes.text(12.2, 2.25, "the tile at hand", va="center")
     axes.add_patch(Rectangle((11.4, 0.8), 0.6, 0.5, facecolor="none", edgecolor="gray", ls=":"))
-    axes.text(12.2, 1.05, "never all in memory", va="center", color="gray")
+    axes.text(12.2, 1.05, "in memory if it fits the budget", va="center", color="gray")
     axes.text(-0.3, ROWS / 2, "M images", rotation=90, ha="right", va="center")
     axes.text(COLUMNS / 2, ROWS + 0.2, "N texts", ha="center", va="bottom")
     axes.set(xlim=(-1, 18), ylim=(-2, ROWS + 1), aspect="equal")

@@ -39,7 +39,7 @@ def run(
         add_up = None if b.shard is None else b.shard.ranks.sum
         x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
     made = _statistics(b, x, y, teacher, s, t)
-    return RowStatistics(*[getattr(made, name) for name in RowStatistics._fields[:-1]], row_sum)
+    return RowStatistics._make([*made[: len(RowStatistics._fields) - 1], row_sum])
 
 
 def _statistics(

@@ -87,24 +87,47 @@ inline Floats both_terms(const Term& term, std::int64_t i, Floats L, Floats fact
          exponential(at_most(0, L - shift)) * factor;
 }
 
+// The products of a row of the tile, as floats or from what is kept in fixed point.
+struct FloatRow {
+  FloatRow(const Fixed&, const float* products, const Tile& tile, std::int64_t i)
+      : from(products + i * tile.stride) {}
+  Floats operator()(std::int64_t j) const { return load(from + j); }
+
+  const float* from;
+};
+
+struct FixedRow {
+  FixedRow(const Fixed& kept, const float*, const Tile& tile, std::int64_t i)
+      : from(kept.numbers + (tile.row + i) * kept.stride + tile.col),
+        unit(kept.rows[tile.row + i]),
+        units(kept.cols.data() + tile.col) {}
+  Floats operator()(std::int64_t j) const { return widened(from + j) * (load(units + j) * unit); }
+  float at(std::int64_t j) const { return from[j] * (units[j] * unit); }
+
+  const std::int16_t* from;
+  float unit;
+  const float* units;
+};
+
 // dS of row i of the tile, the positives' own gradient left out. Returns the sum of dS times the
 // products, which it may be written over.
-template <bool kShared, bool kTeacher>
+template <bool kShared, bool kTeacher, class Row>
 float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
-  const float* const student = tile.student + i * tile.stride;
-  const float* const teacher = kTeacher ? tile.teacher + i * tile.stride : nullptr;
-  float* const to = tile.dS + i * tile.stride;
+  const Row student(pass.kept_student, tile.student, tile, i);
+  const Row teacher(kTeacher ? pass.kept_teacher : pass.kept_student,
+                    kTeacher ? tile.teacher : tile.student, tile, i);
+  float* const to = tile.dS + i * tile.dS_stride;
   Floats total{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Columns columns(pass, tile.col + j);
-    const Floats product = load(student + j);
+    const Floats product = student(j);
     const Floats negative = both_terms<kShared>(pass.student, row, logit(product, p.scale),
                                                 columns.S_factor, columns.S_shift);
     Floats dS = columns.groups == p.image_groups[row] ? Floats{} : negative;
     if (kTeacher) {
-      dS += both_terms<kShared>(pass.teacher, row, logit(load(teacher + j), p.teacher_scale),
+      dS += both_terms<kShared>(pass.teacher, row, logit(teacher(j), p.teacher_scale),
                                 columns.T_factor, columns.T_shift);
     }
     store(to + j, dS);
@@ -119,21 +142,54 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
 // Adds the positives' own gradients to row i; returns the sum of those times S.
 inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
   double total = 0;
-  each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t place) {
+  each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t j) {
     const float gradient = static_cast<float>(pass.dpositives[slot] * pass.upstream_scale());
-    tile.dS[place] += gradient;
+    tile.dS[i * tile.dS_stride + j] += gradient;
     total += static_cast<double>(gradient) * pass.positives[slot];
   });
   return total;
 }
 
+// T's share of dS at the positives of row i from T itself, where the sweep had it in fixed point:
+// near convergence the targets lie there, and dS is what they differ by from the probabilities.
+// Returns what the sum of dS * S gains.
+template <bool kShared>
+double mend_row(const Backward& pass, const Tile& tile, std::int64_t i) {
+  const std::int64_t row = tile.row + i;
+  const FixedRow student(pass.kept_student, tile.student, tile, i);
+  double total = 0;
+  each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t j) {
+    const Side& cols = pass.teacher.cols;
+    float& dS = tile.dS[i * tile.dS_stride + j];
+    const Floats share = both_terms<kShared>(pass.teacher, row, fill(pass.teacher_positives[slot]),
+                                             fill(cols.factor[tile.col + j]),
+                                             fill(cols.shift[tile.col + j]));
+    const float product = student.at(j);
+    total += static_cast<double>(share[0]) * pass.positives[slot] -
+             static_cast<double>(dS) * product * pass.problem.scale;
+    dS = share[0];
+  });
+  return total;
+}
+
+inline double mend(const Backward& pass, const Tile& tile, std::int64_t i) {
+  if (pass.teacher_positives == nullptr) return 0;
+  return pass.teacher.shared ? mend_row<true>(pass, tile, i) : mend_row<false>(pass, tile, i);
+}
+
 using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
 
-inline RowSweep row_sweep(const Backward& pass) {
+template <class Row>
+RowSweep row_sweep_of(const Backward& pass) {
   const bool has_teacher = pass.problem.has_teacher;
   const bool shared = pass.student.shared;
-  if (has_teacher) return shared ? sweep_row<true, true> : sweep_row<false, true>;
-  return shared ? sweep_row<true, false> : sweep_row<false, false>;
+  if (has_teacher) return shared ? sweep_row<true, true, Row> : sweep_row<false, true, Row>;
+  return shared ? sweep_row<true, false, Row> : sweep_row<false, false, Row>;
+}
+
+inline RowSweep row_sweep(const Backward& pass) {
+  return pass.kept_student.numbers == nullptr ? row_sweep_of<FloatRow>(pass)
+                                              : row_sweep_of<FixedRow>(pass);
 }
 
 inline void backward_tile(Backward& pass, const Tile& tile) {
@@ -145,6 +201,7 @@ inline void backward_tile(Backward& pass, const Tile& tile) {
     double total = 0;
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
       total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
+      total += mend(pass, tile, i);
       total += add_positives(pass, tile, i);
     }
     totals[thread] = total;

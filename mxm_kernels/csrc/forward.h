@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "chunk.h"
+#include "keep.h"
 #include "passes.h"
 #include "positives.h"
 #include "running.h"
@@ -93,17 +94,57 @@ void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
   }
 }
 
+// Where the column sums of the chunks of one strip go: into a thread's running statistics,
+struct RunningColumns {
+  void add(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
+    merge(to.S, j, sums.S_cols, chunk.cols);
+    if (chunk.teacher != nullptr) merge(to.T, j, sums.T_cols, chunk.cols);
+  }
+  void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
+    raise(to.hardest, j, sums.S_cols.top, chunk.cols);
+    if (chunk.teacher != nullptr) merge(to.self_weighted, j, sums.T_cols, chunk.cols);
+  }
+
+  Statistics& to;
+};
+
+// or beside those of other strips.
+struct StripColumns {
+  void add(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
+    put(StripSums::kTop, j, sums.S_cols.top, chunk.cols);
+    put(StripSums::kTotal, j, sums.S_cols.total, chunk.cols);
+    if (chunk.teacher != nullptr) put(StripSums::kTeacherTop, j, sums.T_cols, chunk.cols);
+  }
+  void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
+    put(StripSums::kHardest, j, sums.S_cols.top, chunk.cols);
+    if (chunk.teacher != nullptr) put(StripSums::kSelfTop, j, sums.T_cols, chunk.cols);
+  }
+
+  void put(int part, std::int64_t j, const float* from, std::int64_t length) {
+    std::copy_n(from, length, to.at(strip, part) + j);
+  }
+  void put(int part, std::int64_t j, const Sums<kChunk>& sums, std::int64_t length) {
+    put(part, j, sums.top, length);
+    put(part + 1, j, sums.total, length);
+    put(part + 2, j, sums.weighted, length);
+  }
+
+  StripSums& to;
+  std::int64_t strip;
+};
+
 // What diagnostics want besides, from the same products: apart from the sums above, which
 // stay what they are without diagnostics.
-inline void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t col, ChunkSums& sums,
-                     Statistics& rows, Statistics& cols) {
+template <class Columns>
+void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t j, ChunkSums& sums,
+              Statistics& rows, Columns& cols) {
   find_maxima<true>(chunk, sums.S_rows.top, sums.S_cols.top);
   raise(rows.hardest, row, sums.S_rows.top, chunk.rows);
-  raise(cols.hardest, col, sums.S_cols.top, chunk.cols);
-  if (chunk.teacher == nullptr) return;
-  add_apart<Weighed::kTeacher>(chunk, sums.T_rows, sums.T_cols);
-  merge(rows.self_weighted, row, sums.T_rows, chunk.rows);
-  merge(cols.self_weighted, col, sums.T_cols, chunk.cols);
+  if (chunk.teacher != nullptr) {
+    add_apart<Weighed::kTeacher>(chunk, sums.T_rows, sums.T_cols);
+    merge(rows.self_weighted, row, sums.T_rows, chunk.rows);
+  }
+  cols.diagnose(j, chunk, sums);
 }
 
 // `rows` rows of a tile from `first` on, its columns from j on.
@@ -120,7 +161,8 @@ inline Chunk cut(const Problem& p, const Tile& tile, int first, int rows, std::i
           p.teacher_scale};
 }
 
-inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Statistics& cols) {
+template <class Columns>
+void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Columns cols) {
   ChunkSums sums;
   for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
     const Chunk chunk = cut(pass.problem, tile, first, rows, j);
@@ -129,70 +171,87 @@ inline void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, St
     } else {
       sum_chunk<false>(chunk, sums);
     }
-    merge(pass.rows.S, tile.row + first, sums.S_rows, rows);
-    merge(cols.S, j, sums.S_cols, chunk.cols);
-    if (tile.teacher != nullptr) {
-      merge(pass.rows.T, tile.row + first, sums.T_rows, rows);
-      merge(cols.T, j, sums.T_cols, chunk.cols);
+    const std::int64_t row = tile.row + first;
+    merge(pass.rows.S, row, sums.S_rows, rows);
+    if (tile.teacher != nullptr) merge(pass.rows.T, row, sums.T_rows, rows);
+    cols.add(j, chunk, sums);
+    if (pass.diagnostics) diagnose(chunk, row, j, sums, pass.rows, cols);
+    for (const bool student : {true, false}) {
+      const Keep& keep = student ? pass.student : pass.teacher;
+      if (keep.to == nullptr) continue;
+      keep_chunk(keep, chunk, student ? chunk.student : chunk.teacher, row, tile.col + j,
+                 pass.problem.cols);
     }
-    if (pass.diagnostics) diagnose(chunk, tile.row + first, j, sums, pass.rows, cols);
   }
 }
 
 inline void gather_positives(const Problem& p, float* positives, const Tile& tile, int first,
-                             int rows) {
+                             int rows, float* teacher_positives = nullptr) {
   for (int i = first; i < first + rows; ++i) {
-    each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
-      positives[slot] = tile.student[place] * p.scale;
+    each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
+      positives[slot] = tile.student[i * tile.stride + j] * p.scale;
+      if (teacher_positives != nullptr) {
+        teacher_positives[slot] = tile.teacher[i * tile.stride + j] * p.teacher_scale;
+      }
     });
   }
 }
 
-// The column statistics of [from, to) of a tile: every thread's, in the order of the threads.
-inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_t from,
-                          std::int64_t to) {
-  for (int thread = 0; thread < team; ++thread) {
-    const Statistics& partial = pass.partials[thread];
-    if (pass.diagnostics) {
-      raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
+// The columns [from, to) of the tile: the sums of every strip, in the order of the strips.
+inline void merge_strips(Forward& pass, const Tile& tile, std::int64_t strips, std::int64_t from,
+                         std::int64_t to) {
+  using Part = StripSums::Part;
+  StripSums& sums = pass.strips;
+  const std::int64_t first = tile.col + from, length = to - from;
+  const auto part = [&](std::int64_t strip, int of) { return sums.at(strip, of) + from; };
+  for (std::int64_t k = 0; k < strips; ++k) {
+    merge(pass.cols.S, first, part(k, Part::kTop), part(k, Part::kTotal), nullptr, length);
+    if (tile.teacher != nullptr) {
+      merge(pass.cols.T, first, part(k, Part::kTeacherTop), part(k, Part::kTeacherTotal),
+            part(k, Part::kWeighted), length);
     }
-    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted}) {
-      const Running& sums = partial.*part;
-      if (sums.top.empty()) continue;
-      const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
-      merge(pass.cols.*part, tile.col + from, sums.top.data() + from, sums.total.data() + from,
-            weighted, to - from);
-    }
+    if (!pass.diagnostics) continue;
+    raise(pass.cols.hardest, first, part(k, Part::kHardest), length);
+    if (tile.teacher == nullptr) continue;
+    merge(pass.cols.self_weighted, first, part(k, Part::kSelfTop), part(k, Part::kSelfTotal),
+          part(k, Part::kSelfWeighted), length);
   }
 }
 
-// Deals the strips of a tile out to threads, then its columns: begin(thread) once, strip(thread,
-// first row, rows) for each, and when all are done columns(team, from, to).
-template <class Begin, class Strip, class Columns>
-inline void deal(int threads, const Tile& tile, Begin begin, Strip strip, Columns columns) {
+// Deals the strips of a tile out to threads, then its columns: strip(number, first row, rows) for
+// each, and when all are done columns(strips, from, to), a chunk at a time.
+template <class Strip, class Columns>
+inline void deal(int threads, const Tile& tile, Strip strip, Columns columns) {
   const std::int64_t strips = (tile.rows + kStrip - 1) / kStrip;
 #pragma omp parallel num_threads(threads)
   {
     const int team = team_size(), thread = thread_number();
-    begin(thread);
     for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
       const int first = static_cast<int>(k * kStrip);
-      strip(thread, first, static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first)));
+      strip(k, first, static_cast<int>(std::min<std::int64_t>(kStrip, tile.rows - first)));
     }
+    finish_streams();
 #pragma omp barrier
-    columns(team, tile.cols * thread / team, tile.cols * (thread + 1) / team);
+    const std::int64_t last = tile.cols * (thread + 1) / team;
+    for (std::int64_t j = tile.cols * thread / team; j < last; j += kChunk) {
+      columns(strips, j, std::min<std::int64_t>(j + kChunk, last));
+    }
   }
 }
 
 inline void forward_tile(Forward& pass, const Tile& tile) {
+  const int parts = pass.diagnostics           ? StripSums::kParts
+                    : pass.problem.has_teacher ? StripSums::kHardest
+                                               : StripSums::kTeacherTop;
+  pass.strips.resize((tile.rows + kStrip - 1) / kStrip, tile.cols, parts);
   deal(
-      pass.problem.threads, tile, [&](int thread) { pass.partials[thread].clear(tile.cols); },
-      [&](int thread, int first, int rows) {
-        sweep_strip(pass, tile, first, rows, pass.partials[thread]);
-        gather_positives(pass.problem, pass.positives, tile, first, rows);
+      pass.problem.threads, tile,
+      [&](std::int64_t strip, int first, int rows) {
+        sweep_strip(pass, tile, first, rows, StripColumns{pass.strips, strip});
+        gather_positives(pass.problem, pass.positives, tile, first, rows, pass.teacher_positives);
       },
-      [&](int team, std::int64_t from, std::int64_t to) {
-        merge_columns(pass, tile, team, from, to);
+      [&](std::int64_t strips, std::int64_t from, std::int64_t to) {
+        merge_strips(pass, tile, strips, from, to);
       });
 }
 

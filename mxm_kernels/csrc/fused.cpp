@@ -15,16 +15,36 @@ namespace mxm {
 namespace MXM_LEVEL {
 namespace {
 
+// The column statistics of [from, to) of a tile: every thread's, in the order of the threads.
+inline void merge_columns(Forward& pass, const std::vector<Statistics>& partials, const Tile& tile,
+                          int team, std::int64_t from, std::int64_t to) {
+  for (int thread = 0; thread < team; ++thread) {
+    const Statistics& partial = partials[thread];
+    if (pass.diagnostics) {
+      raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
+    }
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted}) {
+      const Running& sums = partial.*part;
+      if (sums.top.empty()) continue;
+      const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
+      merge(pass.cols.*part, tile.col + from, sums.top.data() + from, sums.total.data() + from,
+            weighted, to - from);
+    }
+  }
+}
+
 void forward(Forward& pass, const Features& features) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const std::int64_t strips = (p.rows + kStrip - 1) / kStrip;
+  std::vector<Statistics> partials(  // each thread's column statistics of the columns at hand
+      p.threads, Statistics(kForwardColumns, p.has_teacher, pass.diagnostics));
 #pragma omp parallel num_threads(p.threads)
   {
     [[maybe_unused]] const Unit unit;
     const Strip strip(deepest(student, teacher));
     const int team = team_size(), thread = thread_number();
-    Statistics& partial = pass.partials[thread];
+    Statistics& partial = partials[thread];
     for (std::int64_t col = 0; col < p.cols; col += kForwardColumns) {
       const std::int64_t cols = std::min<std::int64_t>(kForwardColumns, p.cols - col);
       student.pack(col, cols);
@@ -34,12 +54,12 @@ void forward(Forward& pass, const Features& features) {
       for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
         const std::int64_t row = k * kStrip, rows = std::min<std::int64_t>(kStrip, p.rows - row);
         const Tile tile = multiply_both(student, teacher, row, rows, col, cols, strip);
-        sweep_strip(pass, tile, 0, static_cast<int>(rows), partial);
+        sweep_strip(pass, tile, 0, static_cast<int>(rows), RunningColumns{partial});
         gather_positives(p, pass.positives, tile, 0, static_cast<int>(rows));
       }
 #pragma omp barrier
-      const Tile block{nullptr, nullptr, nullptr, 0, 0, col, p.rows, cols};
-      merge_columns(pass, block, team, cols * thread / team, cols * (thread + 1) / team);
+      const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};
+      merge_columns(pass, partials, block, team, cols * thread / team, cols * (thread + 1) / team);
 #pragma omp barrier
     }
   }
@@ -126,10 +146,10 @@ inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sw
   for (std::int64_t i = 0; i < tile.rows; ++i) {
     total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
     total += add_positives(pass, tile, i);
-    std::fill_n(tile.student + i * tile.stride + tile.cols, width - tile.cols, 0.0f);
+    std::fill_n(tile.dS + i * tile.dS_stride + tile.cols, width - tile.cols, 0.0f);
   }
   for (std::int64_t i = tile.rows; i < kBlock; ++i) {
-    std::fill_n(tile.student + i * tile.stride, width, 0.0f);
+    std::fill_n(tile.dS + i * tile.dS_stride, width, 0.0f);
   }
   return total;
 }
@@ -166,7 +186,7 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
       const std::int64_t count = std::min<std::int64_t>(kBlock, row + rows - first);
       const Tile tile = multiply_both(student, teacher, first, count, col, cols, strip);
       total += sweep_gradient(pass, tile, sweep, width);
-      pack_rounded(tile.student, kStripStride, width, rounded, g.dS.get() + k * kTile,
+      pack_rounded(tile.dS, kStripStride, width, rounded, g.dS.get() + k * kTile,
                    strips * kTile);
       if (g.want_x) add_to_dx(g, rounded, width, k * kBlock, col == 0);
     }

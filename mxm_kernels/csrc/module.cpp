@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 #include "draw.h"
 #include "fused.h"
@@ -58,7 +59,18 @@ Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float te
 
 Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
                std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-  return {at<float>(student), at<float>(teacher), at<float>(student), stride, row, col, rows, cols};
+  return {at<const float>(student), at<const float>(teacher), stride, row, col, rows, cols,
+          at<float>(student), stride};
+}
+
+// What is kept in fixed point of S, or of T: nothing where the address is 0.
+Fixed make_fixed(const Problem& p, std::uintptr_t numbers, std::int64_t stride,
+                 std::uintptr_t units) {
+  if (numbers == 0) return {};
+  const float* const rows = at<const float>(units);
+  std::vector<float> cols(p.cols + kPad, 0.0f);
+  std::copy_n(rows + p.rows, p.cols, cols.begin());
+  return {at<const std::int16_t>(numbers), stride, rows, std::move(cols)};
 }
 
 Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
@@ -74,8 +86,18 @@ Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
 class ForwardPass {
  public:
   ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
-              std::int64_t widest, bool diagnostics)
-      : kernels_(kernels(level)), pass_(problem, at<float>(positives), widest, diagnostics) {}
+              bool diagnostics)
+      : kernels_(kernels(level)), pass_(problem, at<float>(positives), diagnostics) {}
+
+  // Keeps the products of S, and of T, in fixed point: (M, stride) of 16 bits each, the inverse
+  // units of the rows and columns of each, and (P,) T of the positives.
+  void keep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+            std::uintptr_t student_units, std::uintptr_t teacher_units,
+            std::uintptr_t teacher_positives) {
+    pass_.teacher_positives = at<float>(teacher_positives);
+    pass_.student = make_keep(student, stride, student_units);
+    pass_.teacher = make_keep(teacher, stride, teacher_units);
+  }
 
   void sweep(const Tile& tile) { kernels_.forward_tile(pass_, tile); }
 
@@ -103,6 +125,11 @@ class ForwardPass {
   }
 
  private:
+  Keep make_keep(std::uintptr_t to, std::int64_t stride, std::uintptr_t units) const {
+    const float* const rows = at<const float>(units);
+    return {at<std::int16_t>(to), stride, rows, units == 0 ? nullptr : rows + pass_.problem.rows};
+  }
+
   static void store_hardest(const std::vector<float>& maxima, float* to) {
     for (const float top : maxima) *to++ = top > kNothing ? top : -INFINITY;
   }
@@ -147,10 +174,22 @@ class BackwardPass {
   // Writes dS over the student's products, or elsewhere.
   void sweep(const Tile& tile) { kernels_.backward_tile(pass_, tile); }
 
-  void sweep_to(std::uintptr_t dS, std::uintptr_t student, std::uintptr_t teacher,
-                std::int64_t stride, std::int64_t rows, std::int64_t cols) {
-    Tile tile = make_tile(student, teacher, stride, 0, rows, 0, cols);
+  // Reads the products from what forward kept in fixed point.
+  void read(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
+            std::uintptr_t student_units, std::uintptr_t teacher_units,
+            std::uintptr_t teacher_positives) {
+    pass_.teacher_positives = at<const float>(teacher_positives);
+    pass_.kept_student = make_fixed(pass_.problem, student, stride, student_units);
+    pass_.kept_teacher = make_fixed(pass_.problem, teacher, stride, teacher_units);
+  }
+
+  // Writes dS elsewhere: what is kept stays as it is.
+  void sweep_to(std::uintptr_t dS, std::int64_t dS_stride, std::uintptr_t student,
+                std::uintptr_t teacher, std::int64_t stride, std::int64_t row, std::int64_t rows,
+                std::int64_t col, std::int64_t cols) {
+    Tile tile = make_tile(student, teacher, stride, row, rows, col, cols);
     tile.dS = at<float>(dS);
+    tile.dS_stride = dS_stride;
     kernels_.backward_tile(pass_, tile);
   }
 
@@ -202,6 +241,8 @@ void run_row_losses(const std::string& level, const std::string& formula, float 
 NB_MODULE(_native, m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.attr("CHUNK") = kChunk;
+  m.attr("STRIP") = kStrip;
+  m.attr("LINE") = kLine;
   m.def("levels", levels);
   m.def("advise_large_pages", advise_large_pages);
   m.def("units", units);
@@ -219,7 +260,8 @@ NB_MODULE(_native, m) {
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
-      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, std::int64_t, bool>())
+      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool>())
+      .def("keep", &ForwardPass::keep)
       .def("sweep", sweep<ForwardPass>, Release())
       .def("fused", &ForwardPass::run_fused, Release())
       .def("finish", &ForwardPass::finish, Release())
@@ -229,12 +271,13 @@ NB_MODULE(_native, m) {
                     const std::vector<std::uintptr_t>&>(),
            Release())
       .def("sweep", sweep<BackwardPass>, Release())
+      .def("read", &BackwardPass::read)
       .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::run_fused, Release())
       .def_prop_ro("unit", &BackwardPass::unit)
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
-      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t, std::int64_t>())
+      .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t>())
       .def("sweep", sweep<SigmoidForwardPass>, Release())
       .def("finish", &SigmoidForwardPass::finish, Release());
   nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")

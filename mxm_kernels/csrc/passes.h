@@ -81,31 +81,73 @@ struct Problem {
 
 // Products of a tile, not yet scaled. A row may be read up to `padded(cols)`, garbage included.
 struct Tile {
-  float* student = nullptr;
-  float* teacher = nullptr;  // null without one
-  float* dS = nullptr;       // where backward writes, mostly over the student's
-  std::int64_t stride = 0;   // floats from row to row, a multiple of kPad
+  const float* student = nullptr;
+  const float* teacher = nullptr;  // null without one
+  std::int64_t stride = 0;         // floats from row to row, a multiple of kPad
   std::int64_t row = 0;      // where the tile begins in the plane
   std::int64_t col = 0;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  float* dS = nullptr;         // where backward writes, mostly over the student's
+  std::int64_t dS_stride = 0;  // floats from row to row of it
+};
+
+// A whole matrix of products in 16-bit fixed point, (M, stride): entry (i, j) is the number times
+// rows[i] cols[j].
+struct Fixed {
+  const std::int16_t* numbers = nullptr;  // null: the products come as floats
+  std::int64_t stride = 0;
+  const float* rows = nullptr;  // (M,)
+  std::vector<float> cols;      // (N + kPad,)
+};
+
+// Where forward keeps such a matrix; `rows` and `cols` are the inverse units.
+struct Keep {
+  std::int16_t* to = nullptr;  // null: it keeps nothing
+  std::int64_t stride = 0;     // a multiple of kLine
+  const float* rows = nullptr;
+  const float* cols = nullptr;
+};
+
+constexpr std::int64_t kLine = 32;  // 16-bit numbers in a line of the cache
+
+// Sums of the columns of a tile, those of every strip apart: they are merged strip after strip, so
+// that neither the cut of the plane into tiles nor the number of threads changes a bit.
+struct StripSums {
+  enum Part { kTop, kTotal, kTeacherTop, kTeacherTotal, kWeighted, kHardest, kSelfTop, kSelfTotal,
+              kSelfWeighted, kParts };
+
+  void resize(std::int64_t strips, std::int64_t cols, int parts) {
+    width = padded(cols);
+    this->parts = parts;
+    if (numbers.size() < static_cast<std::size_t>(strips * parts * width)) {
+      numbers.resize(strips * parts * width);
+    }
+  }
+  float* at(std::int64_t strip, int part) { return numbers.data() + (strip * parts + part) * width; }
+
+  std::int64_t width = 0;
+  int parts = 0;
+  std::vector<float> numbers;
 };
 
 struct Forward {
-  Forward(const Problem& problem, float* positives, std::int64_t widest, bool diagnostics)
+  Forward(const Problem& problem, float* positives, bool diagnostics)
       : problem(problem),
         diagnostics(diagnostics),
         positives(positives),
         rows(problem.rows, problem.has_teacher, diagnostics),
-        cols(problem.cols, problem.has_teacher, diagnostics),
-        partials(problem.threads, Statistics(widest, problem.has_teacher, diagnostics)) {}
+        cols(problem.cols, problem.has_teacher, diagnostics) {}
 
   Problem problem;
   bool diagnostics;
   float* positives;  // (P,)
   Statistics rows;
   Statistics cols;
-  std::vector<Statistics> partials;  // each thread's column statistics of the tile at hand
+  StripSums strips;  // of the tile at hand
+  Keep student;
+  Keep teacher;
+  float* teacher_positives = nullptr;  // (P,) T, null where it is not kept
 };
 
 // One side of a term of dS, d_i exp(L_ij - l_i) or d_j exp(L_ij - l_j), for all rows or all
@@ -159,6 +201,9 @@ inline double ordinary_unit(double size) {
 struct Backward : Gradient {
   Term student;
   Term teacher;
+  Fixed kept_student;
+  Fixed kept_teacher;
+  const float* teacher_positives = nullptr;  // (P,) T beside what is kept in fixed point
 
   // The greatest upstream gradient times what it is multiplied by, the unit left out.
   double size() const {
@@ -176,27 +221,26 @@ struct Backward : Gradient {
 
 // Sums of softplus(S + b) over the negatives of all rows and columns.
 struct SigmoidForward {
-  SigmoidForward(const Problem& problem, float bias, float* positives, std::int64_t widest)
+  SigmoidForward(const Problem& problem, float bias, float* positives)
       : problem(problem),
         bias(bias),
         positives(positives),
         rows(problem.rows, 0.0),
-        cols(problem.cols, 0.0),
-        partials(problem.threads, std::vector<double>(widest)) {}
+        cols(problem.cols, 0.0) {}
 
   Problem problem;
   float bias;
   float* positives;  // (P,)
   std::vector<double> rows;
   std::vector<double> cols;
-  std::vector<std::vector<double>> partials;  // each thread's columns of the tile at hand
+  StripSums strips;  // of the tile at hand
 };
 
 struct SigmoidBackward : Gradient {
   float bias = 0;
   std::vector<float> rows;  // (M,) upstream gradients times s and the unit
   std::vector<float> cols;  // (N + kPad,)
-  double loss = 0;          // sum of the negatives' softplus(S + b), weighted by those
+  std::vector<double> losses;  // (M,) of the rows: softplus(S + b), weighted by those
   double dbias = 0;         // sum of the negatives' dS
 };
 

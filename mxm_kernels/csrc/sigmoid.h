@@ -17,10 +17,10 @@ namespace MXM_LEVEL {
 
 // A chunk is summed in float32, chunks in float64.
 inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first, int rows,
-                              std::vector<double>& cols) {
-  alignas(64) float sums[kChunk];
+                              float* cols) {
   for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
     const Chunk chunk = cut(pass.problem, tile, first, rows, j);
+    float* const sums = cols + j;
     std::fill_n(sums, padded(chunk.cols), 0.0f);
     for (int i = 0; i < chunk.rows; ++i) {
       Floats total{};
@@ -32,23 +32,21 @@ inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first,
       }
       pass.rows[tile.row + first + i] += sum(total);
     }
-    for (int k = 0; k < chunk.cols; ++k) cols[j + k] += sums[k];
   }
 }
 
 inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
+  pass.strips.resize((tile.rows + kStrip - 1) / kStrip, tile.cols, 1);
   deal(
       pass.problem.threads, tile,
-      [&](int thread) { std::fill_n(pass.partials[thread].begin(), tile.cols, 0.0); },
-      [&](int thread, int first, int rows) {
-        sum_sigmoid_strip(pass, tile, first, rows, pass.partials[thread]);
+      [&](std::int64_t strip, int first, int rows) {
+        sum_sigmoid_strip(pass, tile, first, rows, pass.strips.at(strip, 0));
         gather_positives(pass.problem, pass.positives, tile, first, rows);
       },
-      [&](int team, std::int64_t from, std::int64_t to) {
-        for (int thread = 0; thread < team; ++thread) {
-          for (std::int64_t j = from; j < to; ++j) {
-            pass.cols[tile.col + j] += pass.partials[thread][j];
-          }
+      [&](std::int64_t strips, std::int64_t from, std::int64_t to) {
+        for (std::int64_t k = 0; k < strips; ++k) {
+          const float* const sums = pass.strips.at(k, 0);
+          for (std::int64_t j = from; j < to; ++j) pass.cols[tile.col + j] += sums[j];
         }
       });
 }
@@ -66,7 +64,7 @@ inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
   const float* const student = tile.student + i * tile.stride;
-  float* const to = tile.dS + i * tile.stride;
+  float* const to = tile.dS + i * tile.dS_stride;
   Floats loss{}, scale{}, bias{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Floats product = load(student + j);
@@ -90,25 +88,26 @@ inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std
 inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, std::int64_t i,
                                    SigmoidTotal& total) {
   const Problem& p = pass.problem;
-  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
-    pass.products[slot] = tile.student[place];
+  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
+    pass.products[slot] = tile.student[i * tile.stride + j];
   });
   sweep_sigmoid_row<true>(pass, tile, i, total);
-  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t place) {
+  each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
     const float weight = pass.pair_weights == nullptr
                              ? pass.rows[tile.row + i] + pass.cols[p.pair_texts[slot]]
                              : static_cast<float>(pass.pair_weights[slot] * pass.upstream_scale());
     const float S = pass.products[slot] * p.scale;
     const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
     const float dS = -weight * sigmoid(margin)[0];
-    tile.dS[place] = dS;
+    tile.dS[i * tile.dS_stride + j] = dS;
     total.loss += static_cast<double>(weight) * softplus(margin)[0];
     total.scale += static_cast<double>(dS) * S;
     total.bias += dS;
   });
 }
 
-// Deals the rows of a tile out to the threads, and adds up what they find.
+// Deals the rows of a tile out to the threads, and adds up what they find. The loss is of each row:
+// no bit of it hangs on the heights of the tiles or on the number of threads.
 template <class Row>
 void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_row) {
   std::vector<SigmoidTotal> totals(pass.problem.threads);
@@ -117,12 +116,13 @@ void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_ro
     const int team = team_size(), thread = thread_number();
     SigmoidTotal total;
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
+      total.loss = 0;
       sweep_row(i, total);
+      if (!pass.losses.empty()) pass.losses[tile.row + i] += total.loss;
     }
     totals[thread] = total;
   }
   for (const SigmoidTotal& total : totals) {
-    pass.loss += total.loss;
     pass.dscale += total.scale;
     pass.dbias += total.bias;
   }

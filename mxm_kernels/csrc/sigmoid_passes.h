@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,8 @@ T* at(std::uintptr_t address) {
 class SigmoidForwardPass {
  public:
   SigmoidForwardPass(const std::string& level, const Problem& problem, float bias,
-                     std::uintptr_t positives, std::int64_t widest)
-      : kernels_(kernels(level)), pass_(problem, bias, at<float>(positives), widest) {}
+                     std::uintptr_t positives)
+      : kernels_(kernels(level)), pass_(problem, bias, at<float>(positives)) {}
 
   void sweep(const Tile& tile) { kernels_.sigmoid_forward_tile(pass_, tile); }
 
@@ -87,13 +88,16 @@ class SigmoidLossPass {
     const float* const cols = at<const float>(weights.at(1));
     const std::int64_t pairs = problem.image_offsets[problem.rows];
     pass_.products = at<float>(scratch);
+    pass_.losses.assign(problem.rows, 0.0);
     pass_.pair_weights = at<const float>(weights.at(2));
     set_up(pass_, problem, bias, rows, cols, largest_of(pass_.pair_weights, pairs));
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_loss_tile(pass_, tile); }
 
-  double loss() const { return pass_.loss / pass_.unit; }
+  double loss() const {
+    return std::accumulate(pass_.losses.begin(), pass_.losses.end(), 0.0) / pass_.unit;
+  }
   double unit() const { return pass_.unit; }
   double dscale() const { return pass_.dscale / pass_.unit; }
   double dbias() const { return pass_.dbias / pass_.unit; }

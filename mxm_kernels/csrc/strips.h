@@ -90,7 +90,8 @@ inline Tile multiply_both(const Pair& student, const Pair& teacher, std::int64_t
   multiply_strip(student, row, cols, strip.rows.get(), strip.S.get());
   if (teacher.exists()) multiply_strip(teacher, row, cols, strip.rows.get(), strip.T.get());
   float* const S = strip.S.get();
-  return {S, teacher.exists() ? strip.T.get() : nullptr, S, kStripStride, row, col, rows, cols};
+  return {S,   teacher.exists() ? strip.T.get() : nullptr, kStripStride, row, col, rows, cols, S,
+          kStripStride};
 }
 
 inline std::int64_t deepest(const Pair& student, const Pair& teacher) {

@@ -29,6 +29,23 @@ inline Ints load(const std::int32_t* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
+typedef std::int16_t Shorts __attribute__((vector_size(MXM_LANES * sizeof(std::int16_t))));
+
+inline Floats widened(const std::int16_t* from) {
+  Shorts value;
+  std::memcpy(&value, from, sizeof value);
+  return __builtin_convertvector(__builtin_convertvector(value, Ints), Floats);
+}
+
+// Rounded to the nearest integer, at most 2^15 - 1 in magnitude. Beside 1.5 * 2^23 a float has no
+// bit below 1, and its last 16 bits are the integer's.
+inline Shorts fixed_point(Floats value) {
+  constexpr float kMost = 32767.0f;
+  value = value > kMost ? Floats{} + kMost : value;
+  value = value < -kMost ? Floats{} - kMost : value;
+  return __builtin_convertvector(reinterpret_cast<Ints>(value + 12582912.0f), Shorts);
+}
+
 // The first `count` lanes only; the others are 0.
 inline Floats load(const float* from, std::int64_t count) {
   if (count >= kLanes) return load(from);

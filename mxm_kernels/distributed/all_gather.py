@@ -41,7 +41,7 @@ from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstre
 from mxm_kernels.distributed.merging import column_parts, joined, merge, of_rows, shares_of
 from mxm_kernels.distributed.ring import ring_sigmoid, ring_statistics
 from mxm_kernels.distributed.shards import Shard, at_first_places
-from mxm_kernels.ops.library import wanted
+from mxm_kernels.ops.library import memory_for, wanted
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
 from mxm_kernels.ops.statistics import statistics, statistics_backward
 
@@ -58,11 +58,15 @@ def statistics_over_ranks(
     backend: str,
     diagnostics: bool,
 ) -> Statistics:
-    """The statistics of this rank's rows, images first, over the whole batch; nothing is kept."""
+    """The statistics of this rank's rows, images first, over the whole batch.
+
+    All-gather keeps S and T of the rank's images within the memory budget; a ring keeps nothing.
+    """
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     function = ring_statistics if shard.ring else _ShardStatistics.apply
+    memory = memory_for(x, y, scale)
     outputs = function(
-        shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
+        shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
     return Statistics._make([*outputs, *[x.new_empty(0)] * 3])
 
@@ -75,21 +79,21 @@ class _ShardStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+    def forward(ctx, shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, t):
         ranks = shard.ranks
         every_y = ranks.gather(y, shard.texts)
         teacher = None
         if teacher_x is not None:
             teacher = teacher_x, ranks.gather(teacher_y, shard.texts)
-        keep = any(ctx.needs_input_grad)  # grad mode is off in here
-        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, diagnostics, keep)
+        tables = shard.row_tables
+        s = statistics(x, every_y, teacher, scale, t, tables, backend, diagnostics, memory)
         parts = shard.to_columns(column_parts(s, len(x)))
         taught, slots = teacher is not None, s.positives[: len(shard.sent_slots)]
         merged = merge(parts, taught, diagnostics)
         outputs = joined(of_rows(s, len(x)), merged, slots, shard.pairs_to_columns(slots))
         features = x, every_y, scale, *(teacher or (None, None)), t
         ctx.save_for_backward(*features, *s, parts, merged.neg_lse, merged.teacher_lse)
-        ctx.shard, ctx.backend = shard, backend
+        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         ctx.mark_non_differentiable(*outputs[_DIFFERENTIABLE:])
         ctx.set_materialize_grads(True)
         return outputs
@@ -110,7 +114,7 @@ class _ShardStatistics(torch.autograd.Function):
             at_first_places(shard.slot_gradients(dS)),
             torch.cat([du[:images], every[:, 1]]) if taught else du,
         )
-        needs = list(ctx.needs_input_grad[3:6])
+        needs = list(ctx.needs_input_grad[4:7])
         teacher = None if teacher_x is None else (teacher_x, teacher_y)
         dx, dy, ds = statistics_backward(
             x,
@@ -123,10 +127,11 @@ class _ShardStatistics(torch.autograd.Function):
             upstream,
             needs,
             ctx.backend,
+            ctx.memory,
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dn.dtype)
-        return (None, None, None, *wanted((dx, dy, ds), needs), None, None, None)
+        return (*[None] * 4, *wanted((dx, dy, ds), needs), *[None] * 3)
 
 
 def sigmoid_over_ranks(
@@ -134,20 +139,21 @@ def sigmoid_over_ranks(
 ) -> SigmoidStatistics:
     """The sigmoid statistics of this rank's rows, images first, over the whole batch."""
     function = ring_sigmoid if shard.ring else _ShardSigmoid.apply
-    return SigmoidStatistics(*function(shard, backend, x, y, scale, bias))
+    memory = memory_for(x, y, scale, bias)
+    return SigmoidStatistics(*function(shard, backend, memory, x, y, scale, bias))
 
 
 class _ShardSigmoid(torch.autograd.Function):
     """Like :class:`_ShardStatistics`; the parts of a column are sums, and add up."""
 
     @staticmethod
-    def forward(ctx, shard, backend, x, y, scale, bias):
+    def forward(ctx, shard, backend, memory, x, y, scale, bias):
         every_y = shard.ranks.gather(y, shard.texts)
-        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend)
+        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend, memory)
         cols = s.softplus_sum[len(x) :]
         slots = s.positives[: len(shard.sent_slots)]
         ctx.save_for_backward(x, every_y, scale, bias, s.positives)
-        ctx.shard, ctx.backend = shard, backend
+        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         return (
             torch.cat([s.softplus_sum[: len(x)], shard.sum_columns(cols, cols.dtype)]),
             torch.cat([slots, shard.pairs_to_columns(slots)]),
@@ -162,10 +168,19 @@ class _ShardSigmoid(torch.autograd.Function):
         upstream = SigmoidStatistics(
             torch.cat([dr[: len(x)], every]), at_first_places(shard.slot_gradients(dS))
         )
-        needs = list(ctx.needs_input_grad[2:6])
+        needs = list(ctx.needs_input_grad[3:7])
         dx, dy, ds, db = sigmoid_statistics_backward(
-            x, every_y, scale, bias, shard.row_tables, positives, upstream, needs, ctx.backend
+            x,
+            every_y,
+            scale,
+            bias,
+            shard.row_tables,
+            positives,
+            upstream,
+            needs,
+            ctx.backend,
+            ctx.memory,
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dr.dtype)
-        return (None, None, *wanted((dx, dy, ds, db), needs))
+        return (None, None, None, *wanted((dx, dy, ds, db), needs))

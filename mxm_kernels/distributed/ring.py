@@ -4,7 +4,8 @@ The texts of a rank travel from rank to rank, and every rank runs its images aga
 are with it while the next are on their way. The sums of its rows are merged block by block;
 those of the columns, and the pairs, go the way of ``all_gather``. Backward sends the texts
 around again, and behind them the gradient of each, to which every rank adds its part in the
-dtype of the statistics. A rank holds the texts of two ranks instead of all; in a step it sends
+dtype of the statistics. A rank holds the texts of two ranks instead of all, and keeps no S and T;
+in a step it sends
 
     features        (W - 1) N_r (D + D') e forward, the same again backward (without D' N_r e
                     for a teacher that there is not)
@@ -46,7 +47,8 @@ def ring_sigmoid(*arguments: Any) -> tuple[Tensor, ...]:
 
 class _RingStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard, backend, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+    def forward(ctx, shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+        memory = memory._replace(keep=False)  # what every block kept would be all of S and T
         taught, images = teacher_x is not None, len(x)
         mine = (y, teacher_y) if taught else (y,)
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
@@ -56,7 +58,7 @@ class _RingStatistics(torch.autograd.Function):
         for owner, block in shard.ranks.ring(mine, shard.texts):
             tables, places = shard.block(owner)
             teacher = (teacher_x, block[1]) if taught else None
-            s = statistics(x, block[0], teacher, scale, t, tables, backend, diagnostics)
+            s = statistics(x, block[0], teacher, scale, t, tables, backend, diagnostics, memory)
             slots[places] = s.positives[: len(places)]
             rows[owner] = row_parts(s, images)
             cols[owner] = column_parts(s, images)
@@ -68,17 +70,10 @@ class _RingStatistics(torch.autograd.Function):
         of_rows, of_cols = (merge(p, taught, diagnostics) for p in (blocks, parts))
         outputs = joined(of_rows, of_cols, slots, shard.pairs_to_columns(slots))
         features = x, y, scale, teacher_x, teacher_y, t
-        ctx.save_for_backward(
-            *features,
-            slots,
-            blocks,
-            every,
-            parts,
-            *of_rows,
-            *of_cols,
-            *[means[rank] for rank in world],
-        )
-        ctx.shard, ctx.backend = shard, backend
+        merged = *of_rows, *of_cols
+        every_mean = [means[rank] for rank in world]
+        ctx.save_for_backward(*features, slots, blocks, every, parts, *merged, *every_mean)
+        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         ctx.mark_non_differentiable(*outputs[len(Upstream._fields) :])
         return outputs
 
@@ -98,7 +93,7 @@ class _RingStatistics(torch.autograd.Function):
         down = shard.from_columns(torch.stack(down, -1)).split(shard.texts)
         every = every.split(shard.texts)  # (N_r, k) of each rank
         dS = shard.slot_gradients(dS)
-        needs = list(ctx.needs_input_grad[3:6])
+        needs = list(ctx.needs_input_grad[4:7])
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
@@ -138,31 +133,31 @@ class _RingStatistics(torch.autograd.Function):
                 upstream,
                 needs,
                 ctx.backend,
+                ctx.memory,
             )
 
         mine = (y, teacher_y) if taught else (y,)
         grads = _around(shard, mine, block_gradient, (x, y, scale), needs)
-        return (None, None, None, *grads, None, None, None)
+        return (*[None] * 4, *grads, *[None] * 3)
 
 
 class _RingSigmoid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard, backend, x, y, scale, bias):
+    def forward(ctx, shard, backend, memory, x, y, scale, bias):
         images = len(x)
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
         r_rows = x.new_zeros(images, dtype=scale.dtype)
         cols: dict[int, Tensor] = {}
-        means: dict[int, Tensor] = {}  # (M + N_r,) neg_mean of each block, where the backend has it
         for owner, (block,) in shard.ranks.ring((y,), shard.texts):
             tables, places = shard.block(owner)
-            s = sigmoid_statistics(x, block, scale, bias, tables, backend)
+            s = sigmoid_statistics(x, block, scale, bias, tables, backend, memory)
             slots[places] = s.positives[: len(places)]
             r_rows += s.softplus_sum[:images]
             cols[owner] = s.softplus_sum[images:]
         every = torch.cat([cols[rank] for rank in range(shard.ranks.world)])
         r_cols = shard.sum_columns(every, every.dtype)
         ctx.save_for_backward(x, y, scale, bias, slots)
-        ctx.shard, ctx.backend = shard, backend
+        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         return torch.cat([r_rows, r_cols]), torch.cat([slots, shard.pairs_to_columns(slots)])
 
     @staticmethod
@@ -173,7 +168,7 @@ class _RingSigmoid(torch.autograd.Function):
         images, world = len(x), shard.ranks.world
         down = shard.from_columns(dr[images:].expand(world, -1)).split(shard.texts)
         dS = shard.slot_gradients(dS)
-        needs = list(ctx.needs_input_grad[2:6])
+        needs = list(ctx.needs_input_grad[3:7])
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
@@ -190,10 +185,11 @@ class _RingSigmoid(torch.autograd.Function):
                 upstream,
                 needs,
                 ctx.backend,
+                ctx.memory,
             )
 
         grads = _around(shard, (y,), block_gradient, (x, y, scale, bias), needs)
-        return (None, None, *grads)
+        return (None, None, None, *grads)
 
 
 def _around(

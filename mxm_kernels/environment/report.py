@@ -140,15 +140,13 @@ def _launches(device: torch.device) -> dict:
     row, used = launch.target(device), unavailable("triton", device, torch.float32) is None
     launches = [
         {
-            "phase": phase,
-            "dtype": _name(dtype),
+            "kind": kind,
             "teacher": teacher,
-            **asdict(settings.Cell(phase, dtype, teacher, D=768, rows=16_384).shipped(row)),
+            **asdict(setting.pick(teacher)),
         }
-        for phase in settings.SETTINGS[row]
-        for dtype in DTYPES
-        if dtype != torch.float64
+        for kind, setting in settings.SETTINGS[row].items()
         for teacher in (False, True)
+        if not (teacher and kind == "sigmoid_gradient")
     ]
     return {
         "device": str(device),
@@ -243,7 +241,7 @@ def _launch_text(row: dict) -> str:
     use = "" if row["used"] else "; not used, see the reason above"
     head = f"{row['device']}: row {row['row']} of {', '.join(row['rows'])}{use}"
     lines = [
-        f"  {entry['phase']}, {entry['dtype']}{', teacher' if entry['teacher'] else ''}:"
+        f"  {entry['kind'].replace('_', ' ')}{', teacher' if entry['teacher'] else ''}:"
         f" {_tile_text(entry)}"
         for entry in row["launches"]
     ]

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.backends.interface import Gradients, Statistics, Upstream
+from mxm_kernels.backends.interface import Gradients, Memory, Statistics, Upstream
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.folds.tables import PairTables
+from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.statistics import statistics_backward
 
 
@@ -42,24 +43,25 @@ def average_over_negatives(batch: Batch, z: Tensor, a: Tensor, t: Tensor, n: Ten
 
     """
     tables = batch.tables.pair_tables() if batch.shard is None else batch.shard.row_tables
-    return cast(Tensor, _Average.apply(z, batch.shard, batch.backend, a, t, n, *tables))
+    memory = Memory(budget_of(z.device))
+    return cast(Tensor, _Average.apply(z, batch.shard, batch.backend, memory, a, t, n, *tables))
 
 
 class _Average(torch.autograd.Function):
     """Linear in z: m = P z, and dz = P^T dm."""
 
     @staticmethod
-    def forward(ctx, z, shard, backend, a, t, n, *tables):
+    def forward(ctx, z, shard, backend, memory, a, t, n, *tables):
         every_a, every_z, every_n = a, z, n
         if shard is not None:
             gathered = shard.ranks.gather(torch.cat([a, z, n[:, None]], 1), shard.texts)
             every_a, every_z, every_n = gathered.split([a.shape[1], z.shape[1], 1], 1)
             every_n = every_n.squeeze(1)
         ctx.save_for_backward(a, every_a, t, n, every_n, *tables)
-        ctx.shard, ctx.backend = shard, backend
+        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         rows, cols = torch.cat([a, torch.zeros_like(z)], 1), torch.cat([every_a, every_z], 1)
         saved = t, n, every_n, PairTables(*tables)
-        dx = _differentiate(rows, cols, *saved, [True, False, False], backend).x
+        dx = _differentiate(rows, cols, *saved, [True, False, False], backend, memory).x
         return dx[:, a.shape[1] :].contiguous()
 
     @staticmethod
@@ -69,11 +71,11 @@ class _Average(torch.autograd.Function):
         rest = dm.new_zeros(len(every_a), dm.shape[1])
         rows, cols = torch.cat([a, dm], 1), torch.cat([every_a, rest], 1)
         saved = t, n, every_n, PairTables(*tables)
-        dy = _differentiate(rows, cols, *saved, [False, True, False], ctx.backend).y
+        dy = _differentiate(rows, cols, *saved, [False, True, False], ctx.backend, ctx.memory).y
         dz = dy[:, a.shape[1] :].contiguous()
         if ctx.shard is not None:
             dz = ctx.shard.sum_columns(dz, dz.dtype)
-        return dz, *[None] * (5 + len(tables))
+        return dz, *[None] * (6 + len(tables))
 
 
 def _differentiate(
@@ -85,10 +87,13 @@ def _differentiate(
     tables: PairTables,
     needs: list[bool],
     backend: str,
+    memory: Memory,
 ) -> Gradients:
     """The operator's backward for an upstream gradient of 1 / t for every row with a negative."""
     nothing, positives = n.new_empty(0), n.new_zeros(len(tables.owners))
     saved = Statistics(torch.cat([n, every_n]), positives, *[nothing] * 7)
     dn = torch.where(n == -torch.inf, 0, 1 / t)
     upstream = Upstream(torch.cat([dn, torch.zeros_like(every_n)]), positives, nothing)
-    return statistics_backward(rows, cols, None, t, None, tables, saved, upstream, needs, backend)
+    return statistics_backward(
+        rows, cols, None, t, None, tables, saved, upstream, needs, backend, memory
+    )

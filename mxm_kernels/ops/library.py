@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Problem
+from mxm_kernels.backends.interface import Memory, Problem
 from mxm_kernels.folds.tables import FoldTables, PairTables
+from mxm_kernels.memory import budget_of
 
 library = torch.library.Library("mxm_kernels", "DEF")
 
@@ -50,6 +51,28 @@ def no_graph(like: Tensor):
     rounds = torch.is_autocast_enabled(kind)  # asked, since to make an autocast takes 40 us
     with torch.no_grad(), torch.autocast(kind, enabled=False) if rounds else nullcontext():
         yield
+
+
+@contextmanager
+def within(memory: Memory, like: Tensor):
+    """``no_graph``; where memory runs out, the error names the budget and what lowers it."""
+    try:
+        with no_graph(like):
+            yield
+    except torch.OutOfMemoryError as error:  # its own text first, which programs search
+        raise torch.OutOfMemoryError(
+            f"{error} The memory budget in force is {memory.budget:,} bytes; "
+            f"mxm_kernels.set_memory_budget(nbytes, {like.device.type!r}) lowers it."
+        ) from error
+
+
+def memory_for(x: Tensor, *leaves: Tensor) -> Memory:
+    """The memory of a call on x and ``leaves``: the budget in force, kept if one wants a gradient.
+
+    Inside an autograd.Function grad mode is off: it asks before, and passes the answer on.
+    """
+    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *leaves))
+    return Memory(budget_of(x.device), wanted)
 
 
 def wanted(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

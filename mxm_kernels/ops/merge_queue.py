@@ -64,11 +64,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, dn, du, _):
-    n, _, t = ctx.saved_tensors[:3]
+    saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
+    n, _, t = saved[:3]
     dn = torch.zeros_like(n) if dn is None else dn
     du = torch.zeros_like(t) if du is None else du
     own_n, own_u, queue_n, queue_u = torch.ops.mxm_kernels.merge_queue_backward(
-        dn, du, *ctx.saved_tensors, *ctx.rest
+        dn, du, *saved, *ctx.rest
     )
     return own_n, own_u, None, queue_n, queue_u, None, *[None] * 4
 

@@ -68,7 +68,8 @@ class _ScaleRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dx, dy, dz_x, dz_y, *_):
-        features, scales = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
+        features, scales = saved[:2], saved[2:]
         of_features, of_scales = slice(1, 3), slice(1 + ctx.count, 3 + ctx.count)
         needs = [*ctx.needs_input_grad[of_features], *ctx.needs_input_grad[of_scales]]
         counts = [len(x) if needs[k] or needs[k + 2] else 0 for k, x in enumerate(features)]

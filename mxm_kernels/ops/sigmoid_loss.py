@@ -25,11 +25,11 @@ from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     is_differentiated_once,
     library,
-    no_graph,
     pair_tables,
     register_autograd,
     schema,
     wanted,
+    within,
 )
 from mxm_kernels.ops.sigmoid_statistics import INPUT_COUNT, INPUTS, problem_of
 
@@ -68,9 +68,10 @@ def _forward(*arguments):
     *inputs, needs, backend, budget = arguments
     x, y, scale, bias, *tables = inputs[:INPUT_COUNT]
     weights = SigmoidWeights(*(w.contiguous() for w in inputs[INPUT_COUNT:]))
-    with no_graph(x):
-        problem, run = problem_of(x, y, scale, *tables), backends.load(backend).sigmoid_loss
-        return tuple(run(problem, bias, weights, Needs(*needs), Memory(budget)))
+    memory, run = Memory(budget), backends.load(backend).sigmoid_loss
+    with within(memory, x):
+        problem = problem_of(x, y, scale, *tables)
+        return tuple(run(problem, bias, weights, Needs(*needs), memory))
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_loss", lib=library)

@@ -29,16 +29,16 @@ from mxm_kernels.backends.interface import (
     SigmoidStatistics,
 )
 from mxm_kernels.folds.tables import FoldTables, PairTables
-from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     TABLES,
     is_differentiated_once,
     library,
-    no_graph,
+    memory_for,
     pair_tables,
     register_autograd,
     schema,
     wanted,
+    within,
 )
 
 INPUTS = f"{schema('x', 'y', 'scale', 'bias')}, {TABLES}"
@@ -59,8 +59,11 @@ def sigmoid_statistics(
     bias: Tensor,
     tables: FoldTables | PairTables,
     backend: str,
+    memory: Memory | None = None,
 ) -> SigmoidStatistics:
     """Run the operator: x (M, D), y (N, D), 0-d scale and bias.
+
+    By default the memory budget in force holds, for backward too. Nothing of S is kept.
 
     Returns the statistics in float32 (float64 for float64 features), differentiable in x, y,
     scale and bias. The positives are S without the bias.
@@ -68,8 +71,10 @@ def sigmoid_statistics(
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return SigmoidStatistics(scale.new_zeros(len(x) + len(y)), scale.new_zeros(0))
     run = torch.ops.mxm_kernels.sigmoid_statistics
-    budget = budget_of(x.device)
-    return SigmoidStatistics(*run(x, y, scale, bias, *pair_tables(tables), backend, budget))
+    if memory is None:
+        memory = memory_for(x, y, scale, bias)
+    inputs = x, y, scale, bias, *pair_tables(tables)
+    return SigmoidStatistics(*run(*inputs, backend, memory.budget))
 
 
 def sigmoid_statistics_backward(
@@ -82,13 +87,17 @@ def sigmoid_statistics_backward(
     upstream: SigmoidStatistics,
     needs: list[bool],
     backend: str,
+    memory: Memory,
 ) -> SigmoidGradients:
-    """Gradients of :func:`sigmoid_statistics`, for an autograd.Function that is built around it."""
+    """Gradients of :func:`sigmoid_statistics`, for an autograd.Function that is built around it.
+
+    ``memory`` is that of forward.
+    """
     if not len(x) or not len(y):
         return SigmoidGradients(*(torch.zeros_like(t) for t in (x, y, scale, bias)))
     run = torch.ops.mxm_kernels.sigmoid_statistics_backward
     inputs = x, y, scale, bias, *pair_tables(tables)
-    outputs = run(*inputs, positives, *upstream, needs, backend, budget_of(x.device))
+    outputs = run(*inputs, positives, *upstream, needs, backend, memory.budget)
     return SigmoidGradients(*outputs)
 
 
@@ -104,10 +113,11 @@ def _arguments(*arguments) -> tuple[Problem, Tensor]:
 
 @torch.library.impl(library, "sigmoid_statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    with no_graph(arguments[0]):
+    backend, budget = arguments[INPUT_COUNT:]
+    memory = Memory(budget)
+    with within(memory, arguments[0]):
         problem, bias = _arguments(*arguments[:INPUT_COUNT])
-        backend, budget = arguments[INPUT_COUNT:]
-        made = backends.load(backend).sigmoid_forward(problem, bias, Memory(budget))
+        made = backends.load(backend).sigmoid_forward(problem, bias, memory)
         # A feature of -inf makes terms vanish: 0 times a sum that is not finite is NaN.
         total = problem.x.sum(dtype=problem.accumulator) + problem.y.sum(dtype=problem.accumulator)
         return torch.add(made.softplus_sum, total, alpha=0), made.positives
@@ -123,11 +133,10 @@ def _fake_forward(*arguments):
 @torch.library.impl(library, "sigmoid_statistics_backward", "CompositeExplicitAutograd")
 def _backward(*arguments):
     positives, *grads, needs, backend, budget = arguments[INPUT_COUNT:]
-    with no_graph(arguments[0]):
+    memory, run = Memory(budget), backends.load(backend).sigmoid_backward
+    with within(memory, arguments[0]):
         problem, bias = _arguments(*arguments[:INPUT_COUNT])
         upstream = SigmoidStatistics(*(g.contiguous() for g in grads))
-        run = backends.load(backend).sigmoid_backward
-        memory = Memory(budget)
         return tuple(run(problem, bias, positives, upstream, Needs(*needs), memory))
 
 

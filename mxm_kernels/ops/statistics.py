@@ -32,17 +32,17 @@ from mxm_kernels.backends.interface import (
     Upstream,
 )
 from mxm_kernels.folds.tables import FoldTables, PairTables
-from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
     INPUT_COUNT,
     INPUTS,
     is_differentiated_once,
     library,
     make_problem,
-    no_graph,
+    memory_for,
     register_autograd,
     schema,
     wanted,
+    within,
 )
 
 # What backward reads.
@@ -67,23 +67,21 @@ def statistics(
     tables: FoldTables | PairTables,
     backend: str,
     diagnostics: bool = False,
-    keep: bool | None = None,
+    memory: Memory | None = None,
 ) -> Statistics:
     """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
 
-    ``keep`` says whether S and T may be kept for backward, within the memory budget; by default
-    they may where a gradient is wanted. Returns the statistics in float32 (float64 for float64
+    By default the memory budget in force holds, for backward too, and S and T may be kept within
+    it where a gradient is wanted. Returns the statistics in float32 (float64 for float64
     features), differentiable in x, y and scale. Diagnostics come from the same pass without
     another product.
     """
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return _of_no_entries(problem, diagnostics)
-    if keep is None:
-        keep = torch.is_grad_enabled() and any(v.requires_grad for v in (x, y, scale))
-    return Statistics(
-        *torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics, budget_of(x.device), keep)
-    )
+    if memory is None:
+        memory = memory_for(x, y, scale)
+    return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics, *memory))
 
 
 def statistics_backward(
@@ -97,18 +95,19 @@ def statistics_backward(
     upstream: Upstream,
     needs: list[bool],
     backend: str,
+    memory: Memory,
 ) -> Gradients:
     """The gradients of :func:`statistics`, for an autograd.Function that is built around it.
 
     ``saved`` may be the statistics of a larger matrix: the backward of a part of it. ``needs``
-    says which of x, y and scale want a gradient.
+    says which of x, y and scale want a gradient. ``memory`` is that of forward.
     """
     if not len(x) or not len(y):
         return Gradients(torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale))
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     return Gradients(
         *torch.ops.mxm_kernels.statistics_backward(
-            *problem, *pack_saved(saved), *upstream, needs, backend, budget_of(x.device)
+            *problem, *pack_saved(saved), *upstream, needs, backend, memory.budget
         )
     )
 
@@ -135,9 +134,9 @@ def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
 @torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
     *inputs, backend, diagnostics, budget, keep = arguments
-    problem = Problem(*inputs)
-    with no_graph(problem.x):
-        return tuple(backends.load(backend).forward(problem, Memory(budget, keep), diagnostics))
+    problem, memory = Problem(*inputs), Memory(budget, keep)
+    with within(memory, problem.x):
+        return tuple(backends.load(backend).forward(problem, memory, diagnostics))
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)
@@ -155,9 +154,9 @@ def _backward(*arguments):
     problem = Problem(*arguments[:INPUT_COUNT])
     *rest, needs, backend, budget = arguments[INPUT_COUNT:]
     saved, upstream = _unpack_saved(tuple(rest[: len(_SAVED)])), rest[len(_SAVED) :]
-    with no_graph(problem.x):
-        given, memory = Upstream(*[g.contiguous() for g in upstream]), Memory(budget)
-        run = backends.load(backend).backward
+    memory, run = Memory(budget), backends.load(backend).backward
+    with within(memory, problem.x):
+        given = Upstream(*[g.contiguous() for g in upstream])
         return tuple(run(problem, saved, given, Needs(*needs), memory))
 
 
@@ -181,15 +180,16 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, *grads):
-    # What is saved begins with the outputs that are differentiable.
-    outputs = ctx.saved_tensors[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
+    saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
+    # After the inputs they begin with the outputs that are differentiable.
+    outputs = saved[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
     upstream = [
         torch.zeros_like(output) if grad is None else grad
         for grad, output in zip(grads, outputs, strict=False)
     ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     gradients = torch.ops.mxm_kernels.statistics_backward(
-        *ctx.saved_tensors, *upstream, needs, ctx.backend, ctx.budget
+        *saved, *upstream, needs, ctx.backend, ctx.budget
     )
     dx, dy, ds = wanted(gradients, needs)
     return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 4)

@@ -119,20 +119,24 @@ def _reset(file: Path) -> int:
 
 def cells(options: argparse.Namespace, dtype: torch.dtype) -> list:
     """The cells of the table that the options ask for."""
-    from mxm_kernels.backends.triton.settings import Cell
+    from mxm_kernels.backends.triton.settings import Cell, Phase
 
     size = {"D": options.dim, "rows": options.rows}
+    wide = dtype == torch.float32  # whose products are the vendor's, read from memory
     if options.loss == "sigmoid":
-        return [
-            Cell("sigmoid_statistics", dtype, teacher=False, **size),
-            Cell("sigmoid_gradient", dtype, teacher=False, **size),
-        ]
+        phases: tuple[Phase, ...] = ("sigmoid_statistics", "sigmoid_gradient")
+        if wide:
+            phases = ("stored_sigmoid_statistics", "stored_sigmoid_gradient")
+        return [Cell(phase, dtype, teacher=False, **size) for phase in phases]
     teachers = {"both": (True, False), "with": (True,), "without": (False,)}[options.teacher]
     found = []
     for teacher in teachers:
-        found.append(Cell("statistics", dtype, teacher, **size, diagnostics=options.diagnostics))
+        forward: Phase = "stored_statistics" if wide else "statistics"
+        found.append(Cell(forward, dtype, teacher, **size, diagnostics=options.diagnostics))
         if not options.diagnostics:  # which change nothing in backward
-            found.append(Cell("gradient", dtype, teacher, **size))
+            found.append(Cell("stored_gradient", dtype, teacher, **size))
+            if not wide:
+                found.append(Cell("gradient", dtype, teacher, **size))
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from mxm_kernels.backends import load
 from mxm_kernels.backends.triton import launch, tuned
 from mxm_kernels.backends.triton.candidates import GROUPS, candidates
-from mxm_kernels.backends.triton.settings import KINDS, Cell, Launch
+from mxm_kernels.backends.triton.settings import Cell, Launch
 from mxm_kernels.environment.machine import cores
 from mxm_kernels.tuning import check
 from mxm_kernels.tuning.compile import LATE, Job, Outcome, compile_all
@@ -22,7 +22,7 @@ from mxm_kernels.tuning.workload import timed
 
 COMPILING = 0.5  # share of the time, at most
 SPENT = 0.95  # of the time, once the last race is over
-GROUPED = 3  # fastest launches of a gradient that are raced in every group
+GROUPED = 3  # fastest launches of a cell that are raced in every group
 Report = Callable[[str], None]
 
 
@@ -132,7 +132,7 @@ def raced(found: Found, device: torch.device, seconds: float, report: Report) ->
             found.races.append(race(workload, right, seconds, lambda: report(f"timing {name}")))
 
     run(found.right, 0.6 * seconds)
-    if found.races and KINDS[found.cell.phase] == "gradient":
+    if found.races and found.cell.phase != "stored_statistics":
         times = found.races[0]
         fastest = [*sorted(times, key=times.__getitem__)[:GROUPED]]
         first = [found.shipped] if found.shipped in times else []

@@ -20,7 +20,7 @@ from mxm_kernels.backends.interface import (
     Statistics,
     Upstream,
 )
-from mxm_kernels.backends.triton.settings import Cell, Phase
+from mxm_kernels.backends.triton.settings import Cell
 from mxm_kernels.folds import Folds
 from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import make_problem
@@ -43,20 +43,20 @@ class Workload:
 
     def run(self, backend: Backend, needs: Needs) -> Any:
         """The phase's named results; ``needs`` says which gradients its backward computes."""
-        return _PHASES[self.cell.phase](self, backend, needs)
+        return _PHASES[self.cell.phase.removeprefix("stored_")](self, backend, needs)
 
 
 def small(cell: Cell, device: torch.device) -> Workload:
     """About a thousand rows of ragged instances, its statistics computed in float64."""
     rows, cols = min(CHECKED_ROWS, cell.rows), min(CHECKED_COLS, cell.rows)
     ids = torch.arange(rows) * 3 % INSTANCES, torch.arange(cols) * 5 % (INSTANCES + 7)
-    return _workload(cell, _problem(cell, Folds.from_ids(*ids), rows, cols, device), "blocked")
+    return _workload(cell, _problem(cell, Folds.from_ids(*ids), rows, cols, device))
 
 
 def timed(cell: Cell, device: torch.device) -> Workload:
     """``cell.rows`` images, each with a text of its own."""
     problem = _problem(cell, Folds.uniform(1, 1), cell.rows, cell.rows, device)
-    return _workload(cell, problem, "triton")
+    return _workload(cell, problem)
 
 
 def _problem(cell: Cell, folds: Folds, rows: int, cols: int, device: torch.device) -> Problem:
@@ -69,14 +69,14 @@ def _problem(cell: Cell, folds: Folds, rows: int, cols: int, device: torch.devic
     x, y = features(rows), features(cols)
     teacher = (features(rows), features(cols)) if cell.teacher else None
     scale = torch.tensor(SCALE, device=device)
-    tables = folds.to(device).tables(rows, cols, device)
+    tables = folds.to(x.device).tables(rows, cols, x.device)
     return make_problem(x, y, teacher, scale, scale if cell.teacher else None, tables)
 
 
-def _workload(cell: Cell, problem: Problem, source: str) -> Workload:
-    """With statistics from the backend ``source``, and upstream gradients of a mean's size."""
+def _workload(cell: Cell, problem: Problem) -> Workload:
+    """With statistics of the kernels, and upstream gradients of a mean's size."""
     bias = torch.tensor(BIAS, device=problem.x.device)
-    wide = widened(problem) if source == "blocked" else problem
+    backend, memory = load("triton"), _memory(cell, problem)
     generator = torch.Generator(bias.device).manual_seed(1)
 
     def shares(like: Tensor) -> Tensor:
@@ -85,19 +85,20 @@ def _workload(cell: Cell, problem: Problem, source: str) -> Workload:
 
     saved: Statistics | SigmoidStatistics
     upstream: Upstream | SigmoidStatistics
-    if cell.phase.startswith("sigmoid"):
-        saved = load(source).sigmoid_forward(wide, bias.to(wide.scale.dtype), _memory(wide))
+    if "sigmoid" in cell.phase:
+        saved = backend.sigmoid_forward(problem, bias, memory)
         upstream = SigmoidStatistics(*map(shares, saved))
     else:
-        saved = load(source).forward(wide, _memory(wide))
+        saved = backend.forward(problem, memory)
         neg_lse, positives, teacher_mean = map(shares, saved[: len(Upstream._fields)])
         upstream = Upstream(neg_lse, -positives, teacher_mean)
-    saved = type(saved)(*(numbers.float() for numbers in saved))
     return Workload(cell, problem, bias, saved, upstream)
 
 
-def _memory(problem: Problem) -> Memory:
-    return Memory(budget_of(problem.x.device))
+def _memory(cell: Cell, problem: Problem) -> Memory:
+    """Forward keeps S and T for the gradient that reads them, as in a training step."""
+    keeps = cell.dtype != torch.float32 and cell.phase in ("statistics", "stored_gradient")
+    return Memory(budget_of(problem.x.device), keeps)
 
 
 def widened(numbers: Any) -> Any:
@@ -108,23 +109,23 @@ def widened(numbers: Any) -> Any:
 
 
 def _statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
-    return backend.forward(w.problem, _memory(w.problem), w.cell.diagnostics)
+    return backend.forward(w.problem, _memory(w.cell, w.problem), w.cell.diagnostics)
 
 
 def _gradient(w: Any, backend: Backend, needs: Needs) -> Any:
-    return backend.backward(w.problem, w.saved, w.upstream, needs, _memory(w.problem))
+    return backend.backward(w.problem, w.saved, w.upstream, needs, _memory(w.cell, w.problem))
 
 
 def _sigmoid_statistics(w: Workload, backend: Backend, needs: Needs) -> Any:
-    return backend.sigmoid_forward(w.problem, w.bias, _memory(w.problem))
+    return backend.sigmoid_forward(w.problem, w.bias, _memory(w.cell, w.problem))
 
 
 def _sigmoid_gradient(w: Any, backend: Backend, needs: Needs) -> Any:
-    run, memory = backend.sigmoid_backward, _memory(w.problem)
+    run, memory = backend.sigmoid_backward, _memory(w.cell, w.problem)
     return run(w.problem, w.bias, w.saved.positives, w.upstream, needs, memory)
 
 
-_PHASES: dict[Phase, Callable[[Workload, Backend, Needs], Any]] = {
+_PHASES: dict[str, Callable[[Workload, Backend, Needs], Any]] = {
     "statistics": _statistics,
     "gradient": _gradient,
     "sigmoid_statistics": _sigmoid_statistics,

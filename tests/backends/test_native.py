@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from mxm_kernels import BackendUnavailableError, Folds, backends, fused_mfh_loss
 from mxm_kernels.backends import native
 from mxm_kernels.backends.interface import (
+    Memory,
     Needs,
     Problem,
     SigmoidStatistics,
@@ -18,9 +20,10 @@ from mxm_kernels.backends.interface import (
     Statistics,
     Upstream,
 )
-from mxm_kernels.backends.native import plane
+from mxm_kernels.backends.native import tiling
 
 CPU = torch.device("cpu")
+MEMORY = Memory(64 << 20)
 extension = pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
 LEVELS = native.cpp.levels() if native.cpp is not None else []
 
@@ -57,20 +60,21 @@ def _upstream(statistics: Statistics) -> Upstream:
 
 
 def _run(backend, problem: Problem) -> list[torch.Tensor]:
-    statistics = backend.forward(problem, diagnostics=True)
+    statistics = backend.forward(problem, MEMORY, diagnostics=True)
     upstream = _upstream(statistics)
-    gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True))
-    return [*statistics[:-1], *gradients]  # without what one backend keeps
+    gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True), MEMORY)
+    return [*statistics[:-2], *gradients]  # without what one backend keeps
 
 
 def _run_sigmoid(backend, problem: Problem) -> list[torch.Tensor]:
     bias = problem.scale * 0 - 3
-    statistics = backend.sigmoid_forward(problem, bias)
+    statistics = backend.sigmoid_forward(problem, bias, MEMORY)
     g = torch.Generator().manual_seed(1)
     upstream = SigmoidStatistics(*(torch.randn(v.shape, generator=g).to(v) for v in statistics))
     needs = Needs(True, True, True, True)
     positives = statistics.positives
-    return [*statistics, *backend.sigmoid_backward(problem, bias, positives, upstream, needs)]
+    run = backend.sigmoid_backward(problem, bias, positives, upstream, needs, MEMORY)
+    return [*statistics, *run]
 
 
 def _run_sigmoid_loss(backend, problem: Problem, weighted: bool) -> list[torch.Tensor]:
@@ -78,7 +82,7 @@ def _run_sigmoid_loss(backend, problem: Problem, weighted: bool) -> list[torch.T
     sizes = len(problem.x) + len(problem.y), problem.pairs if weighted else 0
     weights = SigmoidWeights(*(torch.rand(n, generator=g).to(problem.scale) for n in sizes))
     needs = Needs(True, True, True, True)
-    return list(backend.sigmoid_loss(problem, problem.scale * 0 - 3, weights, needs))
+    return list(backend.sigmoid_loss(problem, problem.scale * 0 - 3, weights, needs, MEMORY))
 
 
 def _double(problem: Problem) -> Problem:
@@ -185,7 +189,7 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     if p.has_teacher:
         T = p.teacher_scale * p.teacher_x @ p.teacher_y.T
         statistics.append(torch.cat([(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]))
-    upstream = _upstream(native.backend.forward(problem))
+    upstream = _upstream(native.backend.forward(problem, MEMORY))
     (dS,) = torch.autograd.grad(statistics, S, [u.double() for u in upstream[: len(statistics)]])
     return p.scale * dS.abs() @ p.y.abs(), p.scale * dS.abs().T @ p.x.abs()
 
@@ -224,10 +228,10 @@ def test_units_for_bfloat16_agree_with_widened_features(unit, rows, cols, D, wit
 def test_only_the_gradients_that_are_wanted(needs, dtype):
     problem = _problem()
     problem = _cast(problem, dtype)
-    statistics = native.backend.forward(problem)
+    statistics = native.backend.forward(problem, MEMORY)
     upstream = _upstream(statistics)
-    whole = native.backend.backward(problem, statistics, upstream, Needs(True, True, True))
-    part = native.backend.backward(problem, statistics, upstream, Needs(*needs, True))
+    whole = native.backend.backward(problem, statistics, upstream, Needs(True, True, True), MEMORY)
+    part = native.backend.backward(problem, statistics, upstream, Needs(*needs, True), MEMORY)
     for got, expected, wanted in zip(part, whole, (*needs, True), strict=True):
         assert torch.equal(got, expected) if wanted else got.numel() == 0
 
@@ -236,7 +240,7 @@ def test_only_the_gradients_that_are_wanted(needs, dtype):
 def test_a_wide_range_is_not_shared():
     """The third case above takes the other path: its normalisers are more than 40 apart."""
     problem = _problem(scale=100.0, spread=4.0)
-    of_images, _ = problem.halves(native.backend.forward(problem).neg_lse)
+    of_images, _ = problem.halves(native.backend.forward(problem, MEMORY).neg_lse)
     assert of_images.max() - of_images.min() > 40
 
 
@@ -263,12 +267,12 @@ def test_uses_the_threads_that_torch_was_given(threads):
     program = (
         "import os, torch\n"
         "torch.set_num_threads(1)\n"  # torch itself starts none
-        "from tests.backends.test_native import _problem\n"
+        "from tests.backends.test_native import MEMORY, _problem\n"
         "from mxm_kernels.backends.native import backend\n"
         "p, count = _problem(400, 300), lambda: len(os.listdir('/proc/self/task'))\n"
         "before = count()\n"
         f"torch.get_num_threads = lambda: {threads}\n"
-        "backend.forward(p)\n"
+        "backend.forward(p, MEMORY)\n"
         "print(count() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -306,7 +310,7 @@ def test_an_unknown_level_is_an_error():
 @extension
 def test_an_unknown_unit_is_an_error():
     with pytest.raises(ValueError, match="no unit abacus"):
-        native._Native(isa="abacus").forward(_cast(_problem(), torch.bfloat16))
+        native._Native(isa="abacus").forward(_cast(_problem(), torch.bfloat16), MEMORY)
 
 
 @extension
@@ -323,10 +327,23 @@ def test_runs_on_the_cpu_only(name):
 
 
 @extension
-def test_the_row_stride_is_no_multiple_of_a_page():
-    for width in (1, 16, 350, 1024, 4096, 8192):
-        stride = plane.stride_of(width)
-        assert stride >= width and stride % plane.PAD == 0 and stride % 1024 != 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=str)
+def test_the_row_stride_is_no_multiple_of_a_page(dtype):
+    for width in (1, 16, 350, 1024, 2048, 4096, 8192):
+        stride = tiling.stride_of(width, dtype)
+        assert stride >= width and stride * dtype.itemsize % 64 == 0
+        assert stride * dtype.itemsize % 4096 != 0
+
+
+@extension
+def test_the_tiles_are_whole_strips_and_chunks_of_the_extension():
+    assert (native.cpp.STRIP, native.cpp.CHUNK) == (tiling.STRIP, tiling.CHUNK)
+    assert native.cpp.LINE == tiling.LINE
+    for length, most, unit in ((13655, 4608, 512), (4609, 4608, 512), (700, 256, 32), (5, 5, 32)):
+        spans = list(tiling.blocks(length, most, unit))
+        assert spans[0][0] == 0 and spans[-1][1] == length
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
+        assert all(lo % unit == 0 and 0 < hi - lo <= most for lo, hi in spans)
 
 
 @extension

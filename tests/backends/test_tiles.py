@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mxm_kernels import fused_siglip_loss
-from mxm_kernels.backends import blocked, tiles
-from mxm_kernels.backends.native import plane
+from mxm_kernels import Folds, fused_siglip_loss
+from mxm_kernels.backends import tiles
+from mxm_kernels.backends.blocked import plane
+from mxm_kernels.backends.interface import Needs, Problem
+from mxm_kernels.backends.native import tiling
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, Case, run_fused
 from tests.support.compare import assert_as_good
@@ -29,6 +31,28 @@ def test_split_covers_evenly(length, most):
     sizes = {hi - lo for lo, hi in spans}
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("height", [3, 7, 20])
+def test_the_sums_beside_the_memory_budget_are_those_documented(height, dtype):
+    """Of 16-bit gradients 4 (N D + chunk D) bytes at most, and none where gradients are sums."""
+    M, N, D = 20, 15, 4
+    tables = Folds.uniform(4, 3).tables(M, N, torch.device("cpu")).pair_tables()
+    x, y = (torch.ones(rows, D, dtype=dtype) for rows in (M, N))
+    problem = Problem(x, y, None, None, torch.ones(()), None, *tables)
+    sums = tiles.GradientSum(problem, Needs(True, True, True))
+    most = 0
+    for rows in tiles.split(M, height):
+        for cols in tiles.split(N, 8):
+            dS = torch.ones(rows[1] - rows[0], cols[1] - cols[0])
+            sums.add(dS, rows, cols)
+            beside = [v for v in (sums.dy, sums._block) if v is not None and v.dtype != dtype]
+            most = max(most, sum(v.nbytes for v in beside))
+    assert most == (0 if dtype == torch.float32 else 4 * (N * D + -(-M // -(-M // height)) * D))
+    made = sums.finish(problem.scale)
+    assert torch.equal(made.x, torch.full((M, D), float(N), dtype=dtype))
+    assert torch.equal(made.y, torch.full((N, D), float(M), dtype=dtype))
 
 
 def test_a_cpu_has_no_sums_in_place():
@@ -82,11 +106,14 @@ def test_products_are_added_in_float32_on_a_gpu(dtype, in_place, monkeypatch):
 def small_workspace(monkeypatch, backend):
     """Workspaces of a few hundred numbers: tens of chunks where there was one."""
     if backend.name == "blocked":
-        monkeypatch.setattr(blocked, "TILE", 70)
-        monkeypatch.setattr(blocked, "TILE_COLUMNS", 9)
-    elif backend.name == "native":
-        monkeypatch.setattr(plane, "TILE", 70)
+        monkeypatch.setattr(plane, "TILE", 280)
         monkeypatch.setattr(plane, "TILE_COLUMNS", 9)
+    elif backend.name == "native":
+        for name in ("TILE", "KEPT_TILE", "LEAST_ROWS", "LEAST_NUMBERS", "KEPT_ROWS"):
+            monkeypatch.setattr(tiling, name, 1)
+        monkeypatch.setattr(tiling, "STRIP", 8)
+        for name in ("CHUNK", "TILE_COLUMNS"):  # as aligned as the vectors that are kept
+            monkeypatch.setattr(tiling, name, 32)
     else:
         from mxm_kernels.backends.triton import chunks, launch, workspace
 

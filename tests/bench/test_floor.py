@@ -5,7 +5,7 @@ import torch
 
 from bench.batch import Batch
 from bench.cases import Case
-from bench.floor import HEIGHTS, Floor, choose_height
+from bench.floor import HEIGHTS, Floor, choose_height, copy_rate
 
 CPU = torch.device("cpu")
 
@@ -46,3 +46,15 @@ def test_every_height_is_tried_and_the_fastest_kept():
     assert set(seconds) == {"256", str(rows)}
     assert seconds[str(floor.height)] == min(seconds.values())
     assert HEIGHTS == (256, 512, 1024, 2048)
+
+
+def test_the_floor_of_kept_products_has_no_product_twice():
+    batch = Batch.make(Case(24, 20, 16), torch.device("cpu"))
+    for height in (7, 24):
+        floor = Floor(batch, height, keeps=True)
+        floor.step(lambda: None)
+        assert floor.products == 4 * -(-24 // height)
+
+
+def test_the_rate_of_a_copy_is_that_of_memory():
+    assert 1e8 < copy_rate() < 1e13

@@ -85,7 +85,7 @@ def test_tables(folder):
     assert "| native, large batch, over dense eager | 0.142857 x | 0.105 x | yes |" in page
     assert "| native, 10 or 100 rounds over one round | 1.02 x | 1.1 x | no |" in page
     assert "| native, paper's batches, over dense eager | 1 x | 2 x | no |" in page
-    assert "| native, peak memory at any batch | 64 MiB | 16 MiB | yes |" in page
+    assert "| native, peak memory at any batch, default budget | 64 MiB | 16 MiB | yes |" in page
     assert f"| {LARGE.name} | 1.05 s (1.05, 0.105) | 10 s (10, 1) | 1 s |" in page
     assert f"| triton | needs a / GPU | {LARGE.name} |" in page
     assert "| native | 1.1 s | 1.099 |" in page

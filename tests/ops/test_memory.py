@@ -6,21 +6,18 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mxm_kernels import Folds, backends, fused_mfh_loss, fused_siglip_loss
-from mxm_kernels.backends import native
-from mxm_kernels.backends.native import plane
+from mxm_kernels import Folds, backends, fused_mfh_loss, fused_siglip_loss, memory_budget
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support import sigmoid
 from tests.support.memory import WORKSPACE, peak_bytes, saved_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend, monkeypatch):
+def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend):
     """Beside its inputs: O(M + N + P) numbers, at two sizes; never a similarity matrix.
 
-    What native keeps of a small batch is the next test's; here it keeps nothing.
+    What is kept within the memory budget is tests/backends/test_kept.py's: here nothing is.
     """
-    monkeypatch.setattr(plane, "KEPT", 0)
     fuses = bool(backends.load(backend.name).fused_formulas)  # PyTorch's formulas keep more
     for instances in (4, 8) if backend.interpreted else (40, 80) if fuses else (80, 160):
         M, N, P = instances * 6, instances * 5, instances * 30
@@ -31,42 +28,18 @@ def test_autograd_keeps_numbers_per_row_and_per_pair_only(dtype, backend, monkey
         folds = Folds.uniform(6, 5)
         tables = folds.tables(M, N, x.device)
         known = [x, y, tx, ty, *(v for v in vars(tables).values() if torch.is_tensor(v))]
-        saved = saved_bytes(
-            lambda: fused_mfh_loss(
-                x, y, folds, logit_scale=20.0, teacher_image_features=tx,  # noqa: B023
-                teacher_text_features=ty, backend=backend.name,  # noqa: B023
-            ),
-            known,
-        )  # fmt: skip
+        with memory_budget(0):
+            saved = saved_bytes(
+                lambda: fused_mfh_loss(
+                    x, y, folds, logit_scale=20.0, teacher_image_features=tx,  # noqa: B023
+                    teacher_text_features=ty, backend=backend.name,  # noqa: B023
+                ),
+                known,
+            )  # fmt: skip
         # float32: at most 8 numbers a row and 8 or 12 a pair, which is in the list twice.
         assert saved <= 4 * (8 * (M + N) + (8 if fuses else 12) * P) + 1024
         if not backend.interpreted:
             assert saved < 4 * M * N / 4
-
-
-@pytest.mark.skipif(native.cpp is None, reason="built without a compiler")
-@pytest.mark.parametrize("with_teacher", [True, False])
-def test_what_native_keeps_changes_nothing_but_the_products(with_teacher, monkeypatch):
-    x, y, tx, ty = (normalize(torch.randn(n, 24)) for n in (203, 157) * 2)
-    options = {"teacher_image_features": tx, "teacher_text_features": ty} if with_teacher else {}
-    results, saved = [], []
-    for bound in (plane.KEPT, 0):
-        monkeypatch.setattr(plane, "KEPT", bound)
-        leaves = [v.clone().requires_grad_() for v in (x, y)]
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
-        ):
-            loss = fused_mfh_loss(
-                *leaves, (torch.arange(203) // 3, torch.arange(157) // 2),
-                logit_scale=20.0, rounds=None, backend="native", **options,
-            )  # fmt: skip
-        results.append(torch.autograd.grad(loss, leaves))
-        saved.append(max(sizes))
-    for kept, computed in zip(*results, strict=True):
-        assert torch.equal(kept, computed)
-    assert saved[0] == (1 + with_teacher) * 203 * plane.stride_of(157)
-    assert saved[1] == 203 * 24
 
 
 def test_sigmoid_statistics_keep_two_numbers_a_pair(backend):

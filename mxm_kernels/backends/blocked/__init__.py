@@ -1,22 +1,30 @@
 """The operator in plain PyTorch, tile by tile: any device, any dtype, float64 included.
 
 The readable definition of the algorithm, and the fallback everywhere. It holds three tiles
-(four for diagnostics) of at most ``TILE`` numbers and the statistics, whatever M and N are.
-16-bit features are widened tile by tile, so products accumulate in float32. On a GPU it waits
-for the device (the pairs of a tile are looked up on the host); the Triton backend never does.
+(four for diagnostics) of at most 8 MiB and the statistics, whatever M and N are, and S and T
+between forward and backward where the memory budget has room for them. 16-bit features are widened
+tile by tile, so products accumulate in float32. On a GPU it waits for the device (the pairs of a
+tile are looked up on the host); the Triton backend never does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.blocked.exponentials import Running, Term, add_both
+from mxm_kernels.backends.blocked.plane import (
+    Kept,
+    Workspace,
+    kept_stride,
+    room_to_keep,
+    tiles_of,
+)
 from mxm_kernels.backends.interface import (
     Gradients,
     Memory,
@@ -29,105 +37,48 @@ from mxm_kernels.backends.interface import (
     Statistics,
     Upstream,
 )
-from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.tiles import GradientSum
 from mxm_kernels.backends.units import largest_of, multiply, unit_of
-
-TILE = 1 << 21  # numbers in a tile: 8 MiB of float32
-TILE_COLUMNS = 8192
-
-
-class _Tile(NamedTuple):
-    rows: Span
-    cols: Span
-    pairs: Tensor  # slots of the positive pairs inside the tile
-    places: Tensor  # where they are in the flattened tile
-    hidden: Tensor  # places of the tile that are no negatives, whose groups are the same
-
-
-def _tiles(problem: Problem):
-    """Tiles in row-block order, each with its positive pairs."""
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    columns = list(split(cols, TILE_COLUMNS))
-    height = max(1, TILE // max(hi - lo for lo, hi in columns))
-    groups = problem.image_groups, problem.text_groups
-    every_pair = _same_groups(problem) == problem.pairs
-    for r0, r1 in split(rows, height):
-        first, last = problem.offsets[[r0, r1]].tolist()
-        texts = problem.pair_texts[first:last]
-        places = problem.owners[first:last] - r0
-        for c0, c1 in columns:
-            inside = ((texts >= c0) & (texts < c1)).nonzero().squeeze(1)
-            place = places[inside] * (c1 - c0) + texts[inside] - c0
-            hidden = place
-            if not every_pair:
-                same = groups[0][r0:r1, None] == groups[1][c0:c1]
-                hidden = same.view(-1).nonzero().squeeze(1)
-            yield _Tile((r0, r1), (c0, c1), inside + first, place, hidden)
-
-
-def _same_groups(problem: Problem) -> int:
-    """How many pairs of rows have one group: more than P where a row is no positive of itself."""
-    images, texts = (g.long() for g in (problem.image_groups, problem.text_groups))
-    counts = torch.bincount(images, minlength=int(texts.max()) + 1)
-    return int(counts[texts].sum())
-
-
-class _Workspace:
-    """Three tiles of memory, cut to the shape of the tile at hand, and its two products."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        size = min(TILE, problem.x.shape[0] * problem.y.shape[0])
-        size = max(size, min(problem.y.shape[0], TILE_COLUMNS))
-        self.buffers = problem.x.new_empty((3, size), dtype=problem.accumulator)
-
-    def take(self, index: int, tile: _Tile) -> Tensor:
-        height, width = tile.rows[1] - tile.rows[0], tile.cols[1] - tile.cols[0]
-        return self.buffers[index, : height * width].view(height, width)
-
-    def logits(self, index: int, tile: _Tile, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        """``scale * x y^T`` of the tile, into buffer ``index``."""
-        dtype = self.problem.accumulator
-        a = x[slice(*tile.rows)].to(dtype) * scale
-        b = y[slice(*tile.cols)].to(dtype)
-        return torch.mm(a, b.T, out=self.take(index, tile))
-
-    def student(self, tile: _Tile) -> Tensor:
-        p = self.problem
-        return self.logits(0, tile, p.x, p.y, p.scale)
-
-    def teacher(self, tile: _Tile) -> Tensor:
-        p = self.problem
-        assert p.teacher_x is not None and p.teacher_y is not None and p.teacher_scale is not None
-        return self.logits(1, tile, p.teacher_x, p.teacher_y, p.teacher_scale)
 
 
 class _Blocked(Backend):
     """The backend: see the module's docstring."""
 
+    def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
+        return kept_stride(problem, memory)
+
     def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
         problem = problem.with_valid_scales()
-        work = _Workspace(problem)
+        work = Workspace(problem, memory)
         rows, cols = problem.x.shape[0], problem.y.shape[0]
-        like = work.buffers
+        like = work.like
         S_rows, S_cols = Running(rows, like), Running(cols, like)
         T_rows, T_cols = Running(rows, like), Running(cols, like)
         m_rows, m_cols = (like.new_full((length,), -torch.inf) for length in (rows, cols))
         positives = like.new_empty(problem.pairs)
-        for tile in _tiles(problem):
-            S, scratch = work.student(tile), work.take(2, tile)
+        made, stride = problem.allocate(diagnostics), kept_stride(problem, memory)
+        if stride is not None:
+            made = room_to_keep(problem, made, stride)
+        kept = Kept(problem, made)
+        for tile in tiles_of(problem):
+            S, scratch = work.student(tile, kept.place(0, tile)), work.take(2, tile)
+            kept.store(0, tile, S, scratch)
             if problem.has_teacher:
-                T = work.teacher(tile)
+                T = work.teacher(tile, kept.place(1, tile))
+                kept.store(1, tile, T, scratch)
                 add_both((T_rows, T_cols), tile.rows, tile.cols, T, S, scratch, entropy=diagnostics)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
+            hidden = flat[tile.hidden] if kept else None
             flat[tile.hidden] = -torch.inf
             if diagnostics:
                 for m, span, dim in ((m_rows, tile.rows, 1), (m_cols, tile.cols, 0)):
                     part = m[slice(*span)]
                     torch.maximum(part, S.amax(dim), out=part)
             add_both((S_rows, S_cols), tile.rows, tile.cols, S, None, scratch)
-        made = problem.allocate(diagnostics)._replace(
+            if hidden is not None:
+                flat[tile.hidden] = hidden
+        made = made._replace(
             neg_lse=torch.cat([S_rows.logsumexp(), S_cols.logsumexp()]),
             positives=problem.to_list(positives),
         )
@@ -152,31 +103,35 @@ class _Blocked(Backend):
     ) -> Gradients:
         # The sums get the scale, dS does not: in dS S its square may be below float32's numbers.
         d, unit = _bounded(problem, upstream)
-        work, sums = _Workspace(problem), GradientSum(problem, needs, _by_scale(problem, unit))
+        work = Workspace(problem, memory)
+        sums = GradientSum(problem, needs, _by_scale(problem, unit))
         positives = problem.from_list(d.positives)
         of_S = Term.of(*problem.halves(statistics.neg_lse), *problem.halves(d.neg_lse))
         of_T = Term.of(*problem.halves(statistics.teacher_lse), *problem.halves(d.teacher_mean))
         dscale = problem.scale.new_zeros((), dtype=torch.float64)
-        for tile in _tiles(problem):
-            spans, dS = (tile.rows, tile.cols), work.take(2, tile)
+        kept = Kept(problem, statistics)
+        for tile in tiles_of(problem):
+            spans, dS, scratch = (tile.rows, tile.cols), work.take(2, tile), work.take(1, tile)
             if problem.has_teacher:
-                of_T.add(*spans, work.teacher(tile), dS, work.take(0, tile), fresh=True)
-            S, scratch, fresh = work.student(tile), work.take(1, tile), not problem.has_teacher
-            of_S.add(*spans, S, dS, scratch, fresh=fresh, left_out=tile.hidden)
+                other = work.take(0, tile)  # T may be in the scratch
+                T = kept.load(1, tile, scratch) if kept else work.teacher(tile)
+                of_T.add(*spans, T, dS, other, fresh=True)
+            S = kept.load(0, tile, work.take(0, tile)) if kept else work.student(tile)
+            of_S.add(*spans, S, dS, scratch, fresh=not problem.has_teacher, left_out=tile.hidden)
             flat = dS.view(-1)
             flat[tile.places] += positives[tile.pairs]
             if needs.scale:
-                dscale += _dot_into(S, dS)
+                dscale += _dot(S, dS, scratch)
             sums.add(dS, tile.rows, tile.cols)
         return sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
-        work = _Workspace(problem)
-        r_rows, r_cols = (work.buffers.new_zeros(len(f)) for f in (problem.x, problem.y))
-        positives = work.buffers.new_empty(problem.pairs)
-        zero = work.buffers.new_zeros(())
-        for tile in _tiles(problem):
+        work = Workspace(problem, memory)
+        r_rows, r_cols = (work.like.new_zeros(len(f)) for f in (problem.x, problem.y))
+        positives = work.like.new_empty(problem.pairs)
+        zero = work.like.new_zeros(())
+        for tile in tiles_of(problem):
             S = work.student(tile)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
@@ -199,10 +154,10 @@ class _Blocked(Backend):
         d, unit = _bounded(problem, upstream)
         d_rows, d_cols = problem.halves(d.softplus_sum)
         d_positives = problem.from_list(d.positives)
-        work = _Workspace(problem)
+        work = Workspace(problem, memory)
         sums = GradientSum(problem, needs, _by_scale(problem, unit))  # as in backward
         dscale, dbias = problem.scale.new_zeros(2, dtype=torch.float64)
-        for tile in _tiles(problem):
+        for tile in tiles_of(problem):
             S = work.student(tile)
             dS = torch.add(S, bias, out=work.take(2, tile)).sigmoid_()
             rows, cols = d_rows[slice(*tile.rows), None], d_cols[slice(*tile.cols)]
@@ -212,7 +167,7 @@ class _Blocked(Backend):
             dbias += flat.sum()
             flat[tile.places] = d_positives[tile.pairs]
             if needs.scale:
-                dscale += _dot_into(S, dS)
+                dscale += _dot(S, dS, S)
             sums.add(dS, tile.rows, tile.cols)
         gradients = sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
         return SigmoidGradients(*gradients, (dbias / unit).to(bias.dtype))
@@ -221,16 +176,16 @@ class _Blocked(Backend):
         self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
     ) -> SigmoidLoss:
         problem = problem.with_valid_scales()
-        work = _Workspace(problem)
+        work = Workspace(problem, memory)
         by_scale = _by_scale(problem, 1.0)
         sums = GradientSum(problem, needs, by_scale, dtype=problem.gradient_dtype)
-        zero = work.buffers.new_zeros(())
+        zero = work.like.new_zeros(())
         row_weights, col_weights = problem.halves(weights.rows)
         pair_weights = weights.pairs
         if not len(pair_weights):
             pair_weights = row_weights[problem.pair_images] + col_weights[problem.pair_texts]
         loss, dscale, dbias = problem.scale.new_zeros(3, dtype=torch.float64)
-        for tile in _tiles(problem):
+        for tile in tiles_of(problem):
             rows, cols = row_weights[slice(*tile.rows)], col_weights[slice(*tile.cols)]
             S, weight = work.student(tile), pair_weights[tile.pairs]
             margins = bias + S.view(-1)[tile.places]
@@ -244,7 +199,7 @@ class _Blocked(Backend):
             flat = dS.view(-1)
             flat[tile.places] = -weight * torch.sigmoid(-margins)
             dbias += flat.sum()
-            dscale += _dot_into(S, dS)
+            dscale += _dot(S, dS, S)
             sums.add(dS, tile.rows, tile.cols)
         dscale /= problem.scale
         gradients = sums.finish(problem.scale)
@@ -273,13 +228,13 @@ def _by_scale(problem: Problem, unit: float) -> Callable[[Tensor], Tensor]:
     return partial(multiply, factor=float(problem.scale) / unit)
 
 
-def _dot_into(S: Tensor, dS: Tensor) -> Tensor:
-    """() sum of dS S, which ``S`` is overwritten with.
+def _dot(S: Tensor, dS: Tensor, scratch: Tensor) -> Tensor:
+    """() sum of dS S.
 
     ``torch.dot`` adds up in a few lanes: over a million terms it was off by 1e-7 to 7e-7 of their
     size, this sum by less than 3e-8.
     """
-    return S.mul_(dS).sum()
+    return torch.mul(S, dS, out=scratch).sum()
 
 
 backend = _Blocked()

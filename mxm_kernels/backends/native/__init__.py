@@ -1,12 +1,13 @@
 """The operator in C++ for the CPU: products by the BLAS behind torch, the rest in one sweep.
 
-The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers; the
-extension (``mxm_kernels/csrc``) then reads a tile once, with all threads, for everything that
-``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return float32 from 16-bit factors
-on a CPU, so these are widened tile by tile; where the CPU multiplies bfloat16 itself (AMX, or
-AVX-512's dot products), those products are the extension's own, with dS rounded to bfloat16 as a
-factor of the gradients. S and T are float32 on either way. Two runs with the same number of
-threads give the same bits.
+The plane is walked in tiles. torch.mm multiplies features into two preallocated buffers, or into
+what is kept of S and T; the extension (``mxm_kernels/csrc``) then reads a tile once, with all
+threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.mm cannot return
+float32 from 16-bit factors on a CPU, so these are widened tile by tile; where the CPU multiplies
+bfloat16 itself (AMX, or AVX-512's dot products), those products are the extension's own, with dS
+rounded to bfloat16 as a factor of the gradients, and nothing is kept. S and T are float32 on either
+way; of 16-bit features they are kept in fixed point. Two runs with the same number of threads give
+the same bits, and so does forward with any budget.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends import fixed_point
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import (
     Gradients,
@@ -32,13 +34,15 @@ from mxm_kernels.backends.interface import (
 from mxm_kernels.backends.native.extension import MISSING, cpp, features_of, problem_of, threads
 from mxm_kernels.backends.native.plane import (
     Plane,
+    addresses_of,
     fused_gradients,
     kept_gradients,
-    kept_shape,
     packed,
     tiled_gradients,
+    with_room_to_keep,
 )
 from mxm_kernels.backends.native.rows import row_losses
+from mxm_kernels.backends.native.tiling import kept_stride, tiles_that_fit
 from mxm_kernels.backends.row_interface import Draw, FusedFormula, RowLosses, RowProblem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,24 +76,17 @@ class _Native(Backend):
         return self.isa != "" and problem.x.dtype == torch.bfloat16
 
     def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
-        if not memory.keep or self._fuses(problem) or problem.kept_dtype != torch.float32:
-            return None
-        shape = kept_shape(problem)
-        return shape[2] if len(shape) > 1 else None
+        return None if self._fuses(problem) else kept_stride(problem, memory)
 
     def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
         problem = problem.with_valid_scales()
         made, S = problem.allocate(diagnostics), _slots(problem)
-        fuse = self._fuses(problem)
-        plane = None if fuse else Plane(problem)
-        widest = cpp.CHUNK if plane is None else plane.widest
-        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), widest, diagnostics)
-        if plane is None:
+        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), diagnostics)
+        if self._fuses(problem):
             rowwise = packed(problem)  # named: the extension takes addresses
             sweep.fused(self.isa, features_of(rowwise))
         else:
-            for rows, cols in plane:
-                sweep.sweep(*plane.addresses(rows, cols))
+            made = self._sweep(sweep, problem, made, memory)
         sweep.finish(
             *_addresses(problem, made.neg_lse),
             *_addresses(problem, made.teacher_mean),
@@ -99,10 +96,24 @@ class _Native(Backend):
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
             )
-        if plane is not None and self.kept_stride(problem, memory) is not None:
-            plane.buffers[..., plane.widest :].zero_()  # for the same bits from the same features
-            made = made._replace(kept=plane.buffers)
         return made._replace(positives=problem.to_list(S)).checked(problem)
+
+    def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> Statistics:
+        """Sweep the tiles; ``made`` with what is kept of them."""
+        stride, place, inverse = self.kept_stride(problem, memory), None, None
+        if stride is not None:
+            made = with_room_to_keep(problem, made, stride)
+            if made.kept.dtype == torch.float32:
+                place = made.kept
+            elif fixed_point.too_coarse(problem, made.units):
+                made.kept.zero_()
+            else:
+                inverse = fixed_point.inverse(made.units)  # named: as above
+                sweep.keep(*addresses_of(problem, made.kept, inverse))
+        tiles = tiles_that_fit(problem, memory, keeps=stride is not None)
+        for tile in Plane(problem, tiles, place).multiplied():
+            sweep.sweep(*tile.addresses)
+        return made
 
     def backward(
         self,
@@ -129,29 +140,32 @@ class _Native(Backend):
                 *_addresses(problem, d.teacher_mean),
             ],
         )
-        if s.kept.numel():
-            gradients = kept_gradients(problem, needs, sweep, s.kept)
+        if self._reads(problem, s):
+            tiles = tiles_that_fit(problem, memory, keeps=True)
+            gradients = kept_gradients(problem, tiles, needs, sweep, s)
         elif self._fuses(problem):
             gradients = fused_gradients(problem, needs, sweep, self.isa)
         else:
-            gradients = tiled_gradients(problem, needs, sweep)
+            # What was kept and is too coarse is still there, beside the tiles.
+            tiles = tiles_that_fit(problem, memory, keeps=s.kept.numel() > 0)
+            gradients = tiled_gradients(problem, tiles, needs, sweep)
         dscale = sweep.dscale / _scale_of(problem) ** 2
         return gradients._replace(scale=problem.scale.new_tensor(dscale))
+
+    def _reads(self, problem: Problem, made: Statistics) -> bool:
+        """Whether backward reads what forward kept."""
+        if not made.kept.numel():
+            return False
+        return made.kept.dtype != torch.int16 or not fixed_point.too_coarse(problem, made.units)
 
     # The sigmoid statistics take the tiled way for every dtype: fused they would be a second
     # pair of drivers of the matrix unit.
     def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
-        made, S, plane = problem.allocate(diagnostics=False), _slots(problem), Plane(problem)
-        sweep = cpp.SigmoidForwardPass(
-            self.level,
-            problem_of(problem),
-            bias.item(),
-            S.data_ptr(),
-            plane.widest,
-        )
-        for rows, cols in plane:
-            sweep.sweep(*plane.addresses(rows, cols))
+        made, S = problem.allocate(diagnostics=False), _slots(problem)
+        sweep = cpp.SigmoidForwardPass(self.level, problem_of(problem), bias.item(), S.data_ptr())
+        for tile in Plane(problem, tiles_that_fit(problem, memory)).multiplied():
+            sweep.sweep(*tile.addresses)
         sweep.finish(*_addresses(problem, made.neg_lse))
         return SigmoidStatistics(made.neg_lse, problem.to_list(S))
 
@@ -173,7 +187,8 @@ class _Native(Backend):
             positives.data_ptr(),
             [*_addresses(problem, upstream.softplus_sum), dS.data_ptr()],
         )
-        gradients, scale = tiled_gradients(problem, needs, sweep), _scale_of(problem)
+        gradients = tiled_gradients(problem, tiles_that_fit(problem, memory), needs, sweep)
+        scale = _scale_of(problem)
         return SigmoidGradients(
             gradients.x,
             gradients.y,
@@ -193,7 +208,8 @@ class _Native(Backend):
             S.data_ptr(),
             [*_addresses(problem, weights.rows), pairs.data_ptr() if len(pairs) else 0],
         )
-        gradients = tiled_gradients(problem, needs, sweep, problem.gradient_dtype)
+        tiles = tiles_that_fit(problem, memory)
+        gradients = tiled_gradients(problem, tiles, needs, sweep, problem.gradient_dtype)
         scale = problem.scale.item()  # which the upstream gradients carry
         dscale, dbias = sweep.dscale / scale**2, sweep.dbias / scale
         # What is not finite among the features may vanish from the loss, but not from dS S.

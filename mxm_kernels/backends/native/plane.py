@@ -5,101 +5,163 @@ torch.mm multiplies features into a tile, the extension sweeps over it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Gradients, Needs, Problem
+from mxm_kernels.backends import fixed_point
+from mxm_kernels.backends.budget import positives_of
+from mxm_kernels.backends.interface import Gradients, Needs, Problem, Statistics
 from mxm_kernels.backends.native.extension import cpp, features_of
-from mxm_kernels.backends.tiles import GradientSum, Span, split
+from mxm_kernels.backends.native.tiling import Tiling, columns_of, row_stride, rows_of, stride_of
+from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.units import multiply
 
-TILE = 5 << 20  # floats in a tile: two tiles are 40 MiB
-TILE_COLUMNS = 4608  # at D = 1024 their widened features are 18 MiB
-KEPT = 4 << 20  # floats of S, and of T, up to which forward keeps them: two are 32 MiB
-LARGE = 8 << 20  # bytes from which a workspace asks for large pages
-PAD = 16  # floats in the widest vector of the sweep
+LARGE = 8 << 20  # bytes from which memory asks for large pages
+
+
+class Tile(NamedTuple):
+    """A part of the plane with its products, not yet scaled."""
+
+    rows: Span
+    cols: Span
+    S: Tensor  # (h, w), a view
+    T: Tensor | None
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """The tile as the extension takes it."""
+        teacher = 0 if self.T is None else self.T.data_ptr()
+        return self.S.data_ptr(), teacher, self.S.stride(0), *self.place
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it is: first row, rows, first column, columns."""
+        (r0, r1), (c0, c1) = self.rows, self.cols
+        return r0, r1 - r0, c0, c1 - c0
 
 
 class Plane:
-    """Walks the M x N plane and multiplies features into its two tiles."""
+    """The M x N plane cut into tiles.
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        rows, cols = problem.x.shape[0], problem.y.shape[0]
-        self.columns = list(split(cols, TILE_COLUMNS))
-        self.widest = max(hi - lo for lo, hi in self.columns)
-        self.stride = stride_of(self.widest)
-        self.rows = list(split(rows, max(1, TILE // self.stride)))
-        height = max(hi - lo for lo, hi in self.rows)
-        shape = (2 if problem.has_teacher else 1, height, self.stride)
-        self.buffers = problem.x.new_empty(shape, dtype=torch.float32)
-        if self.buffers.nbytes > LARGE:
-            # 20,000 faults on small pages take 4% of the largest benchmark.
-            cpp.advise_large_pages(self.buffers.data_ptr(), self.buffers.nbytes)
+    A tile is a part of ``kept`` (1 or 2, M, stride), float32, where that is given, else of a
+    workspace of ``matrices`` tiles, by default one for S and one for T.
+    """
 
-    def __iter__(self):
-        """Tiles in row-block order, each with S and T multiplied out, not yet scaled."""
-        p, S = self.problem, self.buffers[0]
+    def __init__(
+        self,
+        problem: Problem,
+        tiling: Tiling,
+        kept: Tensor | None = None,
+        matrices: int | None = None,
+    ) -> None:
+        self.problem, self.tiling, self.kept = problem, tiling, kept
+        self.columns, self.rows = columns_of(problem), rows_of(problem, tiling.height)
+        if kept is None:
+            width, height = (max(hi - lo for lo, hi in s) for s in (self.columns, self.rows))
+            shape = (matrices or problem.matrices, height, stride_of(width))
+            self.workspace = problem.x.new_empty(shape, dtype=torch.float32)
+            in_large_pages(self.workspace)
+
+    def spans(self) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of the tiles, in row-block order."""
         for rows in self.rows:
             for cols in self.columns:
-                self._multiply(S, p.x, p.y, rows, cols)
-                if p.teacher_x is not None and p.teacher_y is not None:
-                    self._multiply(self.buffers[1], p.teacher_x, p.teacher_y, rows, cols)
                 yield rows, cols
 
+    def at(self, matrix: int, rows: Span, cols: Span) -> Tensor:
+        """Where a tile of S (0) or T (1) is."""
+        if self.kept is not None:
+            return self.kept[matrix, slice(*rows), slice(*cols)]
+        return self.workspace[matrix, : rows[1] - rows[0], : cols[1] - cols[0]]
+
+    def multiplied(self) -> Iterator[Tile]:
+        """The tiles, each with S and T multiplied out."""
+        p = self.problem
+        for rows, cols in self.spans():
+            S, T = self.at(0, rows, cols), None
+            self._multiply(S, p.x, p.y, rows, cols)
+            if p.teacher_x is not None and p.teacher_y is not None:
+                T = self.at(1, rows, cols)
+                self._multiply(T, p.teacher_x, p.teacher_y, rows, cols)
+            yield Tile(rows, cols, S, T)
+
     def _multiply(self, out: Tensor, x: Tensor, y: Tensor, rows: Span, cols: Span) -> None:
-        a, b = x[slice(*rows)].float(), y[slice(*cols)].float()
-        torch.mm(a, b.T, out=self.cut(out, rows, cols))
+        a = x[slice(*rows)].float()
+        for lo, hi in self.pieces(cols):
+            torch.mm(a, y[lo:hi].float().T, out=out[:, lo - cols[0] : hi - cols[0]])
 
-    def cut(self, buffer: Tensor, rows: Span, cols: Span) -> Tensor:
-        """The part of a buffer that a tile fills."""
-        return buffer[: rows[1] - rows[0], : cols[1] - cols[0]]
+    def pieces(self, cols: Span) -> Iterator[Span]:
+        """The columns of a tile, cut where its widened features have no room."""
+        for lo in range(*cols, self.tiling.piece):
+            yield lo, min(cols[1], lo + self.tiling.piece)
 
-    def addresses(self, rows: Span, cols: Span) -> tuple[int, ...]:
-        """The tile as the extension takes it."""
-        teacher = self.buffers[1].data_ptr() if self.problem.has_teacher else 0
-        place = rows[0], rows[1] - rows[0], cols[0], cols[1] - cols[0]
-        return self.buffers.data_ptr(), teacher, self.stride, *place
-
-
-def stride_of(width: int) -> int:
-    """Floats from row to row: whole vectors, and not a multiple of 4 KiB.
-
-    Rows a multiple of 4 KiB apart share the sets of the L1 cache.
-    """
-    stride = -(-width // PAD) * PAD
-    return stride + PAD if stride % 1024 == 0 else stride
+    def add(self, sums: GradientSum, dS: Tensor, rows: Span, cols: Span) -> None:
+        """Add the gradients of a tile of dS (h, w) to the sums."""
+        for lo, hi in self.pieces(cols):
+            sums.add(dS[:, lo - cols[0] : hi - cols[0]], rows, (lo, hi))
 
 
-def kept_shape(problem: Problem) -> tuple[int, ...]:
-    """(1 or 2, M, stride): one tile, which the products would fill again in backward; or (0,)."""
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    if cols > TILE_COLUMNS or rows * stride_of(cols) > KEPT:
-        return (0,)
-    return 2 if problem.has_teacher else 1, rows, stride_of(cols)
+def in_large_pages(memory: Tensor) -> None:
+    """Ask for large pages: 20,000 faults on small ones take 4% of the largest benchmark."""
+    if memory.nbytes > LARGE:
+        cpp.advise_large_pages(memory.data_ptr(), memory.nbytes)
 
 
-def kept_gradients(problem: Problem, needs: Needs, sweep, kept: Tensor) -> Gradients:
-    """From the tile that forward kept, which a second backward may read again."""
-    rows, cols = len(problem.x), len(problem.y)
+def with_room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statistics:
+    """``made`` with room for S and T; the ends of its rows, which nobody writes, are 0."""
+    made = problem.allocate_kept(made, stride)
+    in_large_pages(made.kept)
+    if made.kept.dtype == torch.float32:
+        made.kept[..., len(problem.y) :].zero_()  # for the same bits from the same features
+    else:
+        made.units.copy_(fixed_point.units_of(problem))
+        made.kept.view(len(made.kept), -1)[:, len(problem.x) * row_stride(problem) :].zero_()
+    return made
+
+
+def addresses_of(problem: Problem, kept: Tensor, units: Tensor) -> tuple[int, ...]:
+    """S and T in fixed point as the extension takes them, 0 for T without a teacher."""
+    stride = row_stride(problem)
+    if len(kept) == 1:
+        return kept.data_ptr(), 0, stride, units.data_ptr(), 0, 0
+    positives = positives_of(kept, problem, stride)
+    return (
+        *(kept.data_ptr(), kept[1].data_ptr(), stride),
+        *(units.data_ptr(), units[1].data_ptr(), positives.data_ptr()),
+    )
+
+
+def kept_gradients(
+    problem: Problem, tiling: Tiling, needs: Needs, sweep, statistics: Statistics
+) -> Gradients:
+    """From what forward kept, which a second backward may read again."""
+    kept = statistics.kept
     sums = GradientSum(problem, needs, _without_unit(sweep))
-    dS, teacher = torch.empty_like(kept[0]), kept[-1].data_ptr() if problem.has_teacher else 0
-    sweep.sweep_to(dS.data_ptr(), kept.data_ptr(), teacher, kept.shape[2], rows, cols)
-    sums.add(dS[:, :cols], (0, rows), (0, cols))
+    plane = Plane(problem, tiling, matrices=1)
+    if kept.dtype == torch.int16:
+        sweep.read(*addresses_of(problem, kept, statistics.units))
+    for rows, cols in plane.spans():
+        dS = plane.at(0, rows, cols)
+        S, T = kept[0, rows[0] :, cols[0] :], kept[-1, rows[0] :, cols[0] :]
+        tile = Tile(rows, cols, S, T if problem.has_teacher else None)
+        sweep.sweep_to(dS.data_ptr(), dS.stride(0), *tile.addresses)
+        plane.add(sums, dS, rows, cols)
     return sums.finish(problem.scale)
 
 
 def tiled_gradients(
-    problem: Problem, needs: Needs, sweep, dtype: torch.dtype | None = None
+    problem: Problem, tiling: Tiling, needs: Needs, sweep, dtype: torch.dtype | None = None
 ) -> Gradients:
     """Tile by tile: similarities again, dS in their place, its products."""
-    plane, sums = Plane(problem), GradientSum(problem, needs, _without_unit(sweep), dtype=dtype)
-    for rows, cols in plane:
-        sweep.sweep(*plane.addresses(rows, cols))
-        sums.add(plane.cut(plane.buffers[0], rows, cols), rows, cols)
+    plane = Plane(problem, tiling)
+    sums = GradientSum(problem, needs, _without_unit(sweep), dtype=dtype)
+    for tile in plane.multiplied():
+        sweep.sweep(*tile.addresses)
+        plane.add(sums, tile.S, tile.rows, tile.cols)
     return sums.finish(problem.scale)
 
 

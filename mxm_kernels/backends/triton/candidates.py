@@ -17,27 +17,31 @@ from mxm_kernels.backends.triton.settings import KINDS, Cell, Kind, Launch, Targ
 Tiles = tuple[tuple[int, int, int], ...]  # rows, columns, warps
 Slices = tuple[tuple[int, int], ...]  # depth, stages
 
-# Tiles of 16-bit features. A tile of 64 x 128 does 42.7 operations for each byte
-# that it reads, one of 128 x 256 85.3. An H200's L2 at 7.8 TB/s then allows 330 and 660 TFLOP/s.
-_TILES_16: Tiles = (
-    (128, 128, 8), (64, 128, 4), (64, 256, 8), (128, 128, 4), (128, 64, 4), (64, 128, 8),
-    (128, 256, 8), (256, 128, 8), (64, 256, 4),
-)  # fmt: skip
-_SLICES_16: Slices = (
-    (64, 3), (64, 4), (32, 4), (128, 2), (32, 5), (64, 2), (32, 3), (128, 3), (64, 5), (32, 2),
-)  # fmt: skip
-_TILES_32: Tiles = ((64, 32, 4), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8))
-_SLICES_32: Slices = ((32, 2), (16, 3), (32, 3), (16, 2))
-# The tiles that spill 72 bytes a thread and more on sm_90 in every slice, by kind and presence of a
-# teacher (Triton 3.6.0, bfloat16; the most is 1,464).
-_SPILLING: dict[tuple[Kind, bool], set[tuple[int, int, int]]] = {
-    ("statistics", False): {(128, 256, 8), (256, 128, 8), (64, 256, 4)},
-    ("statistics", True): {
-        (128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 128, 8), (64, 256, 4),
-    },
-    ("gradient", False): {(128, 128, 4), (128, 256, 8), (256, 128, 8), (64, 256, 4)},
-    ("gradient", True): {(128, 128, 4), (128, 256, 8), (256, 128, 8), (64, 256, 4)},
+# Tiles by kind and presence of a teacher, of those that compile without spills for sm_90 (Triton
+# 3.6.0, bfloat16, with descriptors). Left out for what they spill there, in bytes a thread:
+# statistics with a teacher 128 x 128 in 4 warps 912 and in 8 256; the gradient with one 128 x 128
+# in 4 warps; the sigmoid's 128 x 128 in 4 warps 1696. A tile of 128 x 64 does 43 operations for a
+# byte that it reads, one of 128 x 128 64, one of 128 x 256 85.
+_TILES: dict[tuple[Kind, bool], Tiles] = {
+    ("statistics", False): (
+        (128, 128, 4), (128, 128, 8), (128, 256, 8), (64, 128, 4), (128, 64, 4), (64, 128, 8),
+    ),
+    ("statistics", True): ((128, 64, 4), (64, 128, 4), (128, 64, 8), (64, 128, 8), (64, 64, 4)),
+    ("gradient", False): (
+        (128, 128, 4), (64, 128, 4), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4),
+    ),
+    ("gradient", True): ((64, 128, 4), (128, 64, 4), (64, 128, 8), (128, 64, 8), (64, 64, 4)),
+    ("sigmoid_gradient", False): (
+        (64, 128, 4), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4),
+    ),
 }  # fmt: skip
+_SLICES: Slices = ((64, 3), (64, 4), (32, 4), (128, 2), (64, 2), (32, 5), (32, 3))
+# Of tiles that are read from memory.
+_STORED: Tiles = (
+    (64, 64, 4), (32, 128, 4), (64, 32, 4), (32, 64, 4), (64, 128, 8), (16, 128, 4), (32, 64, 2),
+    (16, 64, 2), (128, 32, 4), (32, 32, 2), (16, 256, 4),
+)  # fmt: skip
+_UNSLICED: Slices = ((0, 1),)
 GROUPS = (4, 8, 16, 32, 64)  # of row blocks: an argument, so another one compiles nothing
 _TINY: Tiles = ((16, 16, 1), (16, 32, 1), (32, 16, 1))
 
@@ -47,20 +51,18 @@ def candidates(cell: Cell, on: Target, shared: int) -> list[Launch]:
     first = cell.shipped(on)
     tiles: Tiles
     slices: Slices
+    kind = KINDS[cell.phase]
+    stored = kind.startswith("stored")
     if on == "interpreter":
-        tiles, slices = _TINY, ((16, 1),)
-    elif cell.dtype == torch.float32:
-        tiles, slices = _TILES_32, _SLICES_32
+        tiles, slices = _TINY, _UNSLICED if stored else ((16, 1),)
+    elif stored:
+        tiles, slices = _STORED, _UNSLICED
     else:
-        spilling = _SPILLING[KINDS[cell.phase], cell.teacher]
-        tiles = tuple(tile for tile in _TILES_16 if tile not in spilling)
-        slices = _SLICES_16
+        tiles, slices = _TILES[kind, cell.teacher], _SLICES
     found = [first]
     for (depth, stages), (rows, cols, warps) in product(slices, tiles):
         taken = _shared_bytes(rows, cols, depth, stages, cell.dtype)
-        # Two programs of 4 warps have the registers that one of 8 has.
-        programs = 2 if warps <= 4 and 2 * taken <= shared else 1
-        launch = Launch(rows, cols, depth, warps, stages, programs, first.group)
+        launch = Launch(rows, cols, depth, warps, stages, first.group)
         if taken <= shared and not any(_same_code(launch, other) for other in found):
             found.append(launch)
     return found

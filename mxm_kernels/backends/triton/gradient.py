@@ -189,16 +189,15 @@ def stored_gradient_kernel(
     corner, inner = tile_places(
         tile_row - source_row, tile_col - source_col, source_stride, BLOCK_M, BLOCK_N
     )
-    # Without a mask over columns, as wide as can be; what is beyond the last is left out.
-    S_tile = tl.load(S + corner + inner, mask=below[:, None], other=0)
+    # Integers without a mask over columns, 16 bytes at a time: their rows have room for whole tiles.
+    loaded = below[:, None] if FIXED else inside
+    S_tile = tl.load(S + corner + inner, mask=loaded, other=0)
     if TEACHER:
-        T_tile = tl.load(T + corner + inner, mask=below[:, None], other=0)
+        T_tile = tl.load(T + corner + inner, mask=loaded, other=0)
     s = tl.load(scale)
     u, _ = factor_of(s, UNIT)
     if FIXED:
         S_tile = from_fixed_point(S_tile, tl.load(units + row), tl.load(units + M + col))
-    else:
-        S_tile = tl.where(inside, S_tile, 0.0)
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
     grad = two_exponentials(S_tile, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
@@ -360,10 +359,12 @@ def _scale_gradient(
 ) -> Tensor:
     """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
     dscale = torch.empty_like(p.scale)
+    # A part of a larger matrix may have none, and wants no gradient of the scale.
+    mean = statistics.neg_mean if len(statistics.neg_mean) else upstream.neg_lse
     dx, dy = late or (dscale[None][:0],) * 2
     programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
     scale_gradient_kernel[(programs,)](
-        statistics.positives, upstream.positives, statistics.neg_mean, upstream.neg_lse,
+        statistics.positives, upstream.positives, mean, upstream.neg_lse,
         statistics.teacher_mean, upstream.teacher_mean, *unit.arguments(), dscale, dx, dy,
         2 * p.pairs, len(upstream.neg_lse), dx.numel(), dy.numel(),
         TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,

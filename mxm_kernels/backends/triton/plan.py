@@ -14,7 +14,7 @@ import torch
 
 from mxm_kernels.backends.interface import Memory, Problem
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape, padded
+from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape
 from mxm_kernels.memory import default_budget
 
 MOST_SCRATCH = 256 << 20
@@ -36,7 +36,11 @@ def kept_stride(problem: Problem, memory: Memory) -> int | None:
     """Numbers from row to row of what forward keeps; None where it keeps nothing."""
     if not memory.keep or memory.budget == 0:
         return None
-    stride = padded(problem.y.shape[0])
+    cols = problem.y.shape[0]
+    stride = cols
+    if problem.kept_dtype == torch.int16:  # the tiles that write it need room for whole ones
+        width = launch.pick("statistics", problem).cols
+        stride = -(-cols // width) * width
     nbytes = kept_bytes(problem, stride)
     return stride if nbytes + _scratch(memory.budget) <= memory.budget else None
 
@@ -95,11 +99,16 @@ def bytes_per_entry(problem: Problem, stored: bool) -> int:
 
 def least_bytes(problem: Problem) -> int:
     """The smallest budget: four times a span of ALIGNMENT columns, or its stored products."""
-    rows = problem.x.shape[0]
-    span = _partial_bytes(rows, (16, 16), 6)
+    rows, side = problem.x.shape[0], 16 if problem.x.device.type == "cpu" else 64
+    span = _partial_bytes(rows, (side, side), 7)
     if problem.x.dtype == torch.float32:
         span = max(span, 2 * 4 * problem.matrices * rows * ALIGNMENT)
     return 4 * span
+
+
+def budget_of_spans(problem: Problem) -> int:
+    """A budget that walks a small batch in several spans and chunks, for what tests and checks."""
+    return least_bytes(problem)
 
 
 def _partial_bytes(rows: int, tile: tuple[int, int], fields: int) -> int:

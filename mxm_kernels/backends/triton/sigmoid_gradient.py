@@ -153,8 +153,8 @@ def stored_sigmoid_gradient_kernel(
     own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
     corner, inner = tile_places(own_row, own_col, stride, BLOCK_M, BLOCK_N)
     below = (first_row + own_row + tl.arange(0, BLOCK_M) < last_row)[:, None]
-    beyond = (first_col + own_col + tl.arange(0, BLOCK_N) >= last_col)[None, :]
-    S_tile = tl.where(beyond, 0.0, tl.load(S + corner + inner, mask=below, other=0.0))
+    within = below & (first_col + own_col + tl.arange(0, BLOCK_N) < last_col)[None, :]
+    S_tile = tl.load(S + corner + inner, mask=within, other=0.0)
     _sigmoid_tile(
         S_tile, valid_scale(scale), bias, image_groups, text_groups, weights, S,
         partial + program * BLOCK_M, sums, M, first_row, last_row, first_col, last_col,

@@ -207,16 +207,15 @@ def stored_statistics_kernel(
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     corner, inner = tile_places(first_row, first_col - before, stride, BLOCK_M, BLOCK_N)
     below = (first_row + tl.arange(0, BLOCK_M) < M)[:, None]
-    # Loaded without a mask over columns, as wide as can be; what is beyond the last is anything.
-    beyond = (first_col + tl.arange(0, BLOCK_N) >= last)[None, :]
+    within = (first_col + tl.arange(0, BLOCK_N) < last)[None, :] & below
     s = valid_scale(scale)
-    S_tile = tl.where(beyond, 0.0, tl.load(S + corner + inner, mask=below, other=0.0))
+    S_tile = tl.load(S + corner + inner, mask=within, other=0.0)
     student_sums(
         S_tile, s, image_groups, text_groups, row_line, col_line,
         first_row, first_col, M, first, last, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if T_FIELDS:
-        T_tile = tl.where(beyond, 0.0, tl.load(T + corner + inner, mask=below, other=0.0))
+        T_tile = tl.load(T + corner + inner, mask=within, other=0.0)
         teacher_sums(
             T_tile, valid_scale(teacher_scale), S_tile, s, row_line, col_line,
             first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
