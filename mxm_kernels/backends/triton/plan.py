@@ -1,13 +1,14 @@
-"""How a call's memory budget is spent: what is kept, chunks of dS, spans of the statistics.
+"""How a call's memory budget is spent: spans of the statistics, what is kept, chunks of dS.
 
-Of a budget of B bytes a part R, a quarter and at most 256 MiB, is for the scratch of the
-statistics. S and T are kept if they fit in the rest. Backward then has B less what is kept for its
-chunk of dS, and R at least. A budget of 0 keeps nothing and is otherwise the default.
+Forward walks the columns in spans, whose partial statistics take MOST_SCRATCH bytes at most; spans
+of float32 features have their products in memory, of at most MOST_PRODUCTS bytes. Spans hang on the
+batch alone: another budget gives the same bits. S and T are kept if they fit beside a span and a
+modest chunk. Backward has what is left of the budget for its chunk of dS. A budget of 0 keeps
+nothing and is otherwise the default.
 """
 
 from __future__ import annotations
 
-from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -17,106 +18,83 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape
 from mxm_kernels.memory import default_budget
 
-MOST_SCRATCH = 256 << 20
+MOST_SCRATCH = 64 << 20  # an H200's L2 holds it
+MOST_PRODUCTS = 128 << 20
 MOST_WORKSPACE = 1 << 30  # more makes no product faster: chunks are of 16,384 rows at most
-# Beside a chunk its kernels sum by rows of a tile: at most three float32 numbers for every 64
-# columns of 16-bit dS, or for every 128 of float32 dS.
-BESIDE = 3 / 32
+MODEST_CHUNK = 64 << 20  # bytes that a chunk of dS has at least, where S and T are kept
+LEAST_CHUNK = ALIGNMENT * ALIGNMENT  # entries
 
 
-class Spent(NamedTuple):
-    """What a call of an operator spends its budget on."""
+class Spans(NamedTuple):
+    """How forward walks the columns."""
 
-    stride: int | None  # numbers from row to row of what is kept, None where nothing is
-    scratch: int  # bytes of the partial statistics of one span
-    workspace: int  # bytes of a chunk, with the stored products of float32 features
+    width: int  # of a span, whole blocks of ALIGNMENT columns
+    nbytes: int  # that a span takes beside what is kept
+
+
+def spans_of(problem: Problem, fields: int) -> Spans:
+    """The spans of a forward whose rows have ``fields`` partial statistics each."""
+    rows, cols = len(problem.x), len(problem.y)
+    stored = problem.x.dtype == torch.float32
+    side = 16 if problem.x.device.type == "cpu" else 64  # of the smallest tile of a setting
+    # Of a block of ALIGNMENT columns: lines of the rows and of the columns, and its products.
+    of_rows, of_cols = ALIGNMENT // side * rows, -(-rows // side) * ALIGNMENT
+    scratch = 4 * fields * (of_rows + of_cols)
+    products = 4 * problem.matrices * rows * ALIGNMENT if stored else 0
+    blocks = max(1, MOST_SCRATCH // scratch)
+    if stored:
+        blocks = max(1, min(blocks, MOST_PRODUCTS // products))
+    blocks = min(blocks, -(-cols // ALIGNMENT))
+    return Spans(blocks * ALIGNMENT, blocks * (scratch + products))
+
+
+FIELDS = 7  # the most that there are
 
 
 def kept_stride(problem: Problem, memory: Memory) -> int | None:
     """Numbers from row to row of what forward keeps; None where it keeps nothing."""
     if not memory.keep or memory.budget == 0:
         return None
-    cols = problem.y.shape[0]
+    cols = len(problem.y)
     stride = cols
     if problem.kept_dtype == torch.int16:  # the tiles that write it need room for whole ones
         width = launch.pick("statistics", problem).cols
         stride = -(-cols // width) * width
-    nbytes = kept_bytes(problem, stride)
-    return stride if nbytes + _scratch(memory.budget) <= memory.budget else None
+    entry = launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
+    chunk = min(MODEST_CHUNK, len(problem.x) * (cols + ALIGNMENT) * entry)
+    beside = max(spans_of(problem, FIELDS).nbytes, chunk)
+    return stride if kept_bytes(problem, stride) + beside <= memory.budget else None
 
 
 def kept_bytes(problem: Problem, stride: int) -> int:
     """Bytes of S, and of T where there is a teacher."""
-    return problem.matrices * problem.x.shape[0] * stride * problem.kept_dtype.itemsize
+    return problem.matrices * len(problem.x) * stride * problem.kept_dtype.itemsize
 
 
-def spend(problem: Problem, memory: Memory, stride: int | None) -> Spent:
-    """How the budget is spent where rows of ``stride`` numbers are kept, or nothing (None).
+def check_budget(problem: Problem, memory: Memory) -> None:
+    """Whether a span and the smallest chunk fit into the budget.
 
     Raises:
-        ValueError: the budget is too small for the smallest chunk and span.
+        ValueError: they do not; the message names the least that does.
     """
     budget = memory.budget or default_budget(problem.x.device)
-    scratch = _scratch(budget)
-    rest = budget - (scratch if stride is None else kept_bytes(problem, stride))
-    workspace = min(int(rest / (1 + BESIDE)), MOST_WORKSPACE)
-    least = least_bytes(problem)
+    least = max(spans_of(problem, FIELDS).nbytes, 8 * LEAST_CHUNK)
     if budget < least:
         raise ValueError(
-            f"the memory budget is {budget} bytes, and this batch needs at least {least}: "
-            f"call mxm_kernels.set_memory_budget({least}, {problem.x.device.type!r}) or more"
+            f"the memory budget of {budget} bytes is too small: a batch of {len(problem.x)} x "
+            f"{len(problem.y)} rows takes {least} at least; call "
+            f"set_memory_budget({least}, {problem.x.device.type!r}) or more"
         )
-    return Spent(stride, scratch, workspace)
 
 
-def span_width(
-    problem: Problem, tile: tuple[int, int], fields: int, spent: Spent, stored: bool
-) -> int:
-    """Columns of one launch of the statistics, whole blocks of ALIGNMENT.
+def chunk_of(problem: Problem, memory: Memory, kept: int, remade: bool) -> tuple[int, int]:
+    """Height and width of a chunk of dS beside ``kept`` bytes.
 
-    ``tile`` is its height and width. ``stored``: whether their products lie in the workspace.
+    ``remade``: whether S and T are made again in it, S in the place of dS.
     """
-    rows = problem.x.shape[0]
-    block = _partial_bytes(rows, tile, fields)
-    blocks = spent.scratch // block
-    if stored:
-        blocks = min(blocks, spent.workspace // (4 * problem.matrices * rows * ALIGNMENT))
-    return max(1, blocks) * ALIGNMENT
-
-
-def chunk_of(problem: Problem, spent: Spent, per_entry: int) -> tuple[int, int]:
-    """Height and width of a chunk of dS that takes ``per_entry`` bytes for each of its entries."""
-    rows, cols = problem.x.shape[0], problem.y.shape[0]
-    return chunk_shape(rows, cols, per_entry, spent.workspace)
-
-
-def bytes_per_entry(problem: Problem, stored: bool) -> int:
-    """Bytes of a chunk for each entry of dS; ``stored``: with its products, S in dS's place."""
-    if stored:
-        return 4 * problem.matrices
-    return launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
-
-
-def least_bytes(problem: Problem) -> int:
-    """The smallest budget: four times a span of ALIGNMENT columns, or its stored products."""
-    rows, side = problem.x.shape[0], 16 if problem.x.device.type == "cpu" else 64
-    span = _partial_bytes(rows, (side, side), 7)
-    if problem.x.dtype == torch.float32:
-        span = max(span, 2 * 4 * problem.matrices * rows * ALIGNMENT)
-    return 4 * span
-
-
-def budget_of_spans(problem: Problem) -> int:
-    """A budget that walks a small batch in several spans and chunks, for what tests and checks."""
-    return least_bytes(problem)
-
-
-def _partial_bytes(rows: int, tile: tuple[int, int], fields: int) -> int:
-    """Partial statistics of a span of ALIGNMENT columns."""
-    height, width = tile
-    of_rows = ceil(ALIGNMENT / width) * rows
-    return 4 * fields * (of_rows + ceil(rows / height) * ALIGNMENT)
-
-
-def _scratch(budget: int) -> int:
-    return min(MOST_SCRATCH, budget // 4)
+    budget = memory.budget or default_budget(problem.x.device)
+    entry = launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
+    if remade:
+        entry = 4 * problem.matrices
+    workspace = max(min(budget - kept, MOST_WORKSPACE), entry * LEAST_CHUNK)
+    return chunk_shape(len(problem.x), len(problem.y), entry, workspace)

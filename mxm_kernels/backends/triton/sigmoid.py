@@ -15,7 +15,7 @@ from mxm_kernels.backends.interface import Memory, Problem, SigmoidStatistics
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import padded, spans
-from mxm_kernels.backends.triton.plan import span_width, spend
+from mxm_kernels.backends.triton.plan import check_budget, spans_of
 from mxm_kernels.backends.triton.rows_of_features import units_and_positives
 from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.backends.triton.sigmoid_terms import softplus
@@ -118,9 +118,9 @@ def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics
     units_and_positives(p, made)
     stored = p.x.dtype == torch.float32
     setting = launch.pick("stored_sigmoid_statistics" if stored else "sigmoid_statistics", p)
-    rows, cols, spent = len(p.x), len(p.y), spend(p, memory, None)
-    width = span_width(p, (setting.rows, setting.cols), 1, spent, stored)
-    for first, last in spans(cols, width):
+    check_budget(p, memory)
+    rows, cols = len(p.x), len(p.y)
+    for first, last in spans(cols, spans_of(p, 1).width):
         lines = -(-(last - first) // setting.cols), -(-rows // setting.rows)
         row_state = p.x.new_empty((lines[0], rows), dtype=torch.float32)
         col_state = p.x.new_empty((lines[1], last - first), dtype=torch.float32)

@@ -25,7 +25,7 @@ from mxm_kernels.backends.triton import launch, merge
 from mxm_kernels.backends.triton.chunks import padded, spans
 from mxm_kernels.backends.triton.exponentials import LN2, LOG2E
 from mxm_kernels.backends.triton.fixed_point import in_fixed_point
-from mxm_kernels.backends.triton.plan import kept_stride, span_width, spend
+from mxm_kernels.backends.triton.plan import check_budget, kept_stride, spans_of
 from mxm_kernels.backends.triton.rows_of_features import units_and_positives
 from mxm_kernels.backends.triton.settings import Phase
 from mxm_kernels.backends.triton.stored import multiply
@@ -228,7 +228,7 @@ class _Forward:
     def __init__(self, problem: Problem, memory: Memory, diagnostics: bool) -> None:
         self.p = prepared(problem)
         self.stride = kept_stride(problem, memory)
-        self.spent = spend(problem, memory, self.stride)
+        check_budget(problem, memory)
         self.stored = problem.x.dtype == torch.float32
         made = problem.allocate(diagnostics, neg_mean=True)
         if self.stride is not None:
@@ -242,8 +242,7 @@ class _Forward:
     def run(self) -> Statistics:
         p, tile, fields = self.p, (self.setting.rows, self.setting.cols), 3 + self.t_fields
         rows, cols = p.x.shape[0], p.y.shape[0]
-        width = span_width(p, tile, fields, self.spent, self.stored and self.stride is None)
-        parts = spans(cols, width)
+        parts = spans(cols, spans_of(p, fields).width)
         carried = p.x.new_empty((fields, rows) if len(parts) > 1 else 0, dtype=torch.float32)
         for span in parts:
             lines = [

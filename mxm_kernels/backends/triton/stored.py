@@ -16,7 +16,7 @@ from mxm_kernels.backends.interface import Memory, Problem
 from mxm_kernels.backends.tiles import Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import padded
-from mxm_kernels.backends.triton.plan import bytes_per_entry, chunk_of, spend
+from mxm_kernels.backends.triton.plan import check_budget, chunk_of
 
 
 class Chunk(NamedTuple):
@@ -35,9 +35,9 @@ class Chunks:
         self.p = p
         self.kept = kept if kept is not None and kept.numel() else None
         self.remade = self.kept is None and p.x.dtype == torch.float32
-        stride = None if self.kept is None else self.kept.shape[2]
-        spent = spend(p, memory, stride)
-        self.shape = chunk_of(p, spent, bytes_per_entry(p, self.remade))
+        check_budget(p, memory)
+        nbytes = 0 if self.kept is None else self.kept.nbytes
+        self.shape = chunk_of(p, memory, nbytes, self.remade)
         height, width = self.shape
         dtype = launch.workspace_dtype(p.x.dtype, p.x.device)
         matrices = p.matrices if self.remade else 1
