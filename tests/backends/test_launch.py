@@ -38,7 +38,7 @@ def on(monkeypatch):
 
 def test_aligned_factors_take_the_launch_of_descriptors(on):
     setting = on("sm_90")
-    assert launch.pick("statistics", problem([0, 8, 0, 0])) == setting.teacher
+    assert launch.pick_placed("statistics", problem([0, 8, 0, 0])) == setting.teacher
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -46,17 +46,28 @@ def test_one_factor_out_of_line_takes_the_launch_of_pointers(place, on):
     shifts = [0] * 4
     shifts[place] = 1
     setting = on("sm_90")
-    assert launch.pick("statistics", problem(shifts)) == setting.pointers != setting.teacher
+    assert launch.pick_placed("statistics", problem(shifts)) == setting.pointers != setting.teacher
 
 
 def test_a_target_without_descriptors_has_one_launch_for_both(on):
     setting = on("sm_80")
     assert setting.pointers is None
+    assert launch.pick_placed("statistics", problem([1, 1, 1, 1])) == setting.teacher
+
+
+def test_what_is_planned_for_every_batch_looks_at_no_address(on):
+    """While torch.compile traces there is none. The tiles of pointers have room all the same."""
+    setting = on("sm_90")
     assert launch.pick("statistics", problem([1, 1, 1, 1])) == setting.teacher
+    for phases in settings.SETTINGS.values():
+        for setting in phases.values():
+            for other in (setting.student, setting.teacher) if setting.pointers else ():
+                assert other.cols % setting.pointers.cols == 0
+                assert other.rows % setting.pointers.rows == 0
 
 
 def test_a_launch_that_is_forced_stays(on):
     on("sm_90")
     forced = settings.Launch(16, 16, 16, 1, 1)
     with launch.forced("statistics", forced):
-        assert launch.pick("statistics", problem([1, 0, 0, 0])) == forced
+        assert launch.pick_placed("statistics", problem([1, 0, 0, 0])) == forced

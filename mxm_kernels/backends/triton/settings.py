@@ -192,10 +192,6 @@ class Cell:
             diagnostics,
         )
 
-    def setting(self, on: Target) -> Setting:
-        """The table's launches of the phase."""
-        return SETTINGS[on][KINDS[self.phase]]
-
     def shipped(self, on: Target, pointers: bool = False) -> Launch:
         """The table's launch; ``pointers``: where a factor comes by pointers."""
-        return self.setting(on).pick(self.teacher, pointers)
+        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers)
