@@ -1,11 +1,11 @@
 """Compile every Triton kernel in every shipped launch setting, without a GPU, and report it.
 
-    python -m bench.models.machine_code [--out FILE] [--every N] [TARGET ...]
+    python -m bench.models.machine_code [--candidates] [--out FILE] [--every N] [TARGET ...]
 
 For each kernel: registers, spilled bytes, shared memory against the target's limit, programs
 on a multiprocessor (``occupancy``) and the mix of instructions (``instructions``). The tests
 hold these to their limits. FILE, and a table beside it in Markdown, are in bench/results. Run it
-without TRITON_INTERPRET.
+without TRITON_INTERPRET. With --candidates it compiles what tuning tries on sm_90 instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import triton
 
+from bench.models.candidate_kernels import candidate_configurations
 from bench.models.instructions import mix
 from bench.models.machine_code_page import markdown
 from bench.models.occupancy import occupancy
@@ -112,9 +113,8 @@ def faults(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def report(targets: list[str], every: int = 1, workers: int = 2) -> list[dict[str, Any]]:
-    """Compile every ``every``-th kernel of ``targets``."""
-    chosen = list(configurations(targets))[::every]
+def report(chosen: list[dict[str, Any]], workers: int = 2) -> list[dict[str, Any]]:
+    """Compile configurations."""
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(compile_one, chosen))
 
@@ -123,6 +123,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--candidates", action="store_true", help="what tuning tries on sm_90")
     parser.add_argument("--every", type=int, default=1, help="of so many kernels compile one")
     parser.add_argument("--out", type=Path, help="write the records as JSON")
     arguments = parser.parse_args()
@@ -133,7 +134,9 @@ def main() -> None:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
     if arguments.every < 1:
         parser.error(f"--every must be at least 1, got {arguments.every}")
-    records = report(arguments.targets or list(TARGETS), arguments.every)
+    tried = arguments.candidates
+    every = candidate_configurations() if tried else configurations(arguments.targets or [*TARGETS])
+    records = report(list(every)[:: arguments.every])
     page = markdown(records, list(TARGETS))
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")

@@ -1,10 +1,11 @@
-"""The page of what an H100 could do: a step's kernels, chunk products, additions and floors.
+"""The page of what a GPU of sm_90 could do: a step's kernels, chunk products, additions and floors.
 
-    python -m bench.models.predict [--ceilings FILE] [--out FILE]
+    python -m bench.models.predict [--ceilings FILE] [--headline FILE] [--out FILE]
 
 ``step_model.py`` is the arithmetic. The first FILE is that of ``bench/gpu/ceilings.py``, by default
-bench/results/ceilings.json if it is there; without it the rates are documented ones. Run it after
-``make machine-code``.
+``rates.CEILINGS`` if it is there; without it the rates are documented ones. The second is that of
+``bench/gpu/headline.py`` on the same GPU, by default ``HEADLINE`` if it is there: its steps and
+kernels stand beside the predicted ones. Run it after ``make machine-code``.
 """
 
 from __future__ import annotations
@@ -16,82 +17,120 @@ from typing import Any
 
 from bench.markdown import seconds, table
 from bench.models.rates import CEILINGS, Rates, read
-from bench.models.step_model import CASES, REST, Step, chunks, step
+from bench.models.step_model import CASES, REST, Case, Kernel, Step, step
 from bench.results_file import RESULTS
 
-UNITS = ("shared memory", "L2", "dS to memory", "exponentials", "instructions", "shuffles")
+HEADLINE = RESULTS / "nvidia-h200-headline.json"
+UNITS = ("product", "shared memory", "L2", "memory", "exponentials", "instructions", "shuffles")
 STEP_LAUNCHES = 14  # of MFH at 420 x 350, which tests/bench/test_calls.py counts
 
+Measured = dict[str, Any]  # lines of a headline file
 
-def _of_kernels(steps: list[Step]) -> str:
+
+def _named(case: Case) -> list[str]:
+    """A case and its budget."""
+    kept = "kept" if case.kept else "one pass" if case.sigmoid else "recomputed"
+    return [case.name, f"{case.budget >> 30} GiB, {kept}"]
+
+
+def _range(least: float, most: float) -> str:
+    low, high = seconds(least), seconds(most)
+    return low if low == high else f"{low} to {high}"
+
+
+def _of_kernels(steps: list[Step], measured: Measured) -> str:
     rows = []
     for s in steps:
-        for name, k in (("statistics", s.statistics), ("dS", s.dS)):
-            times = {"dS to memory": 0.0, **k.units, **k.after}
-            cells = [seconds(times[unit]) if times[unit] else "-" for unit in UNITS]
-            row = [s.case.name, name, k.tile, str(k.programs), seconds(k.product), *cells]
-            rows.append([*row, k.limit, seconds(k.seconds)])
-    head = ["case", "kernel", "tile", "programs", "product", *UNITS, "limited by", "time"]
-    return table(head, rows)
+        for name, k in s.kernels:
+            times = {**k.units, **k.after}
+            cells = [seconds(times[unit]) if unit in times else "-" for unit in UNITS]
+            row = [*_named(s.case), name, k.tile, str(k.programs), *cells, k.limit]
+            took = _part(measured, s.case, name)
+            rows.append([*row, _of_kernel(k), took])
+    head = ["case", "budget", "kernel", "tile", "programs", *UNITS, "limited by", "time"]
+    return table([*head, "measured"], rows)
+
+
+def _of_kernel(k: Kernel) -> str:
+    return _range(k.hidden, k.exposed)
+
+
+def _part(measured: Measured, case: Case, name: str) -> str:
+    """Measured time of a kernel: all parts of a step that begin with its name."""
+    parts = measured.get(case.headline, {}).get("parts_milliseconds")
+    if not parts:
+        return "-"
+    found = [
+        took
+        for phase in parts.values()
+        for part, took in phase.items()
+        if part.split(" of ")[0] == name
+    ]
+    return seconds(sum(found) / 1e3) if found else "-"
 
 
 def _of_chunks(steps: list[Step], rates: Rates) -> str:
     rows = []
     for s in steps:
         c = s.gradient.costs
-        row = [s.case.name, f"{c.height:,} x {c.width:,}", str(c.chunks)]
+        row = [*_named(s.case), f"{c.height:,} x {c.width:,}", str(c.chunks)]
         for count, took in ((c.dx_tiles, s.gradient.dx), (c.dy_tiles, s.gradient.dy)):
             share = f"{s.case.unit / took / rates.cubed:.0%}"
             row += [f"{count}, {rates.waves(count)}", f"{seconds(took)} ({share})"]
         rows.append([*row, f"{c.added_bytes / 1e9:.2f} GB", seconds(s.gradient.additions)])
-    head = ["case", "chunk", "chunks", "dX: tiles, waves", "dX", "dY: tiles, waves", "dY"]
+    head = ["case", "budget", "chunk", "chunks", "dX: tiles, waves", "dX", "dY: tiles, waves", "dY"]
     return table([*head, "additions", "additions take"], rows)
 
 
-def _of_steps(steps: list[Step]) -> str:
+def _of_steps(steps: list[Step], measured: Measured) -> str:
     rows = []
     for s in steps:
-        parts = [s.statistics.seconds, s.dS.seconds, s.gradient.dx + s.gradient.dy]
-        parts += [s.gradient.additions, REST, s.seconds, s.floor, s.cubed]
-        shares = [f"{s.floor / s.seconds:.0%}", f"{s.cubed / s.seconds:.0%}"]
-        rows.append([s.case.name, f"{s.case.products} U", *map(seconds, parts), *shares])
-    head = ["case", "operations", "statistics", "dS", "dX and dY", "additions", "rest", "step"]
-    head += ["benchmark's floor", "at the 8192-cubed rate", "share of the floor"]
-    return table([*head, "share of the 8192-cubed rate"], rows)
+        parts = [_of_kernel(s.statistics) if s.statistics else "-", _of_kernel(s.dS)]
+        parts += [seconds(s.gradient.seconds), seconds(s.rest), _range(s.hidden, s.exposed)]
+        parts += [seconds(s.floor), seconds(s.cubed)]
+        took = measured.get(s.case.headline, {}).get("milliseconds", {}).get("ours", {}).get("both")
+        share = f"{s.cubed / s.exposed:.0%} to {s.cubed / s.hidden:.0%}"
+        found = "-" if took is None else f"{took:.3g} ms ({s.cubed / took * 1e3:.0%})"
+        products = f"{s.case.products} U, floors {s.case.recomputed} U"
+        rows.append([*_named(s.case), products, *parts, share, found])
+    head = ["case", "budget", "operations", "statistics", "dS", "dX, dY and additions", "rest"]
+    head += ["step", "benchmark's floor", "at the 8192-cubed rate", "share of the latter"]
+    return table([*head, "measured (share)"], rows)
 
 
-def page(records: list[dict[str, Any]], rates: Rates) -> str:
+def page(records: list[dict[str, Any]], rates: Rates, measured: Measured) -> str:
     """The page."""
-    steps = [step(case, records, chunks(case), rates) for case in CASES]
-    status = "rates measured, steps not" if rates.file else "not measured"
+    steps = [step(case, records, rates) for case in CASES]
+    status = "rates measured" if rates.file else "rates documented"
+    status += ", steps measured where it is said" if measured else ", steps not measured"
     l2, stream, cubed = map(_tera, (rates.l2_product, rates.l2_stream, rates.cubed))
     of_cube = f"{rates.product(768) / rates.cubed:.0%}"
     return f"""# Predictions for {rates.gpu}: {status}
 
-`python -m bench.models.predict` computes them. No kernel was timed for this page. Its rates:
-{rates.source} (`bench/models/rates.py`).
+`python -m bench.models.predict` computes them. Its rates: {rates.source} (`bench/models/rates.py`).
 
 The time that each unit needs for all tiles of a kernel. L2 gives a product {l2}B/s, a stream
 {stream}B/s. No product is faster than the vendor's at the same K (at K 768 {of_cube} of the
-{cubed}FLOP/s of 8192 cubed). Two programs on a multiprocessor hide the units in one another,
-and the slowest is the kernel's time. With one program the slowest of exponentials, instructions and
-shuffles follows the product.
+{cubed}FLOP/s of 8192 cubed). A kernel's time is a range: the slowest unit, if the programs on a
+multiprocessor hide their units in one another, to the slowest unit of the product followed by the
+slowest of the rest, if they do not. Memory is what is written: kept products in 2 bytes, partial
+statistics, dS. A kernel of kept products reads them, and multiplies nothing.
 
-{_of_kernels(steps)}
+{_of_kernels(steps, measured)}
 
 dX and dY are the vendor's products of a chunk of dS at a time, in tiles of 128 x 256 or of half of
-that, on {rates.processors} multiprocessors (in brackets: share of the 8192-cubed rate). Results of
-several chunks are added to a sum in float32 by a second pass; a product that adds in place, where
-PyTorch has it, moves two thirds as much. The workspace is that of a card with 40 GB or more.
+that, on {rates.processors} multiprocessors (in brackets: share of the 8192-cubed rate). Products of
+several chunks are added in place to a sum in float32.
 
 {_of_chunks(steps, rates)}
 
-The floor of a step is that of its own way, S and T computed twice: 6 U with a teacher, 4 U without.
+The floors are those of a step that keeps nothing: 6 U with a teacher, 4 U without, 3 U for SigLIP.
 The benchmark's floor is those products alone, as the vendor's BLAS is taken to run them at these
 shapes. The other is the same operations at the rate of the 8192-cubed product, which is harder.
-The rest of a step, {seconds(REST)}, is an assumption.
+The rest of a step is the merge of the partial statistics, the programs of the kernel that leaves a
+tile to the other, and {seconds(REST)}, which is an assumption.
 
-{_of_steps(steps)}
+{_of_steps(steps, measured)}
 
 The smallest batch, 420 x 350, is {STEP_LAUNCHES} launches, at {seconds(rates.launch)} each in a
 CUDA graph {seconds(STEP_LAUNCHES * rates.launch)}, before any of them does anything.
@@ -107,17 +146,26 @@ def default_rates(path: Path = CEILINGS) -> Rates:
     return read(path) if path.exists() else Rates()
 
 
+def headline(path: Path = HEADLINE) -> Measured:
+    """The lines of a headline file where there is one."""
+    return json.loads(path.read_text())["lines"] if path.exists() else {}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ceilings", type=Path, help="rates of bench/gpu/ceilings.py")
+    parser.add_argument("--headline", type=Path, help="times of bench/gpu/headline.py")
     parser.add_argument("--out", type=Path, help="write the page as Markdown")
     arguments = parser.parse_args()
     try:
         rates = read(arguments.ceilings) if arguments.ceilings else default_rates()
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    text = page(json.loads((RESULTS / "machine_code.json").read_text()), rates)
+    measured = headline(arguments.headline) if arguments.headline else headline()
+    if arguments.ceilings and not arguments.headline:
+        measured = {}  # of another GPU
+    text = page(json.loads((RESULTS / "machine_code.json").read_text()), rates, measured)
     if arguments.out:
         arguments.out.write_text(text)
     print(text)

@@ -347,7 +347,9 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
 
 
 def setting_of(config: dict[str, Any]) -> Launch:
-    """The launch that the package would take, for any D and any number of rows."""
+    """The launch that the package would take, for any D and any number of rows; or its own."""
+    if "launch" in config:
+        return Launch(*config["launch"])
     teacher, diagnostics = config["teacher"], config["diagnostics"]
     cell = Cell(config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics)
     return cell.shipped(config["target"], config["pointers"])

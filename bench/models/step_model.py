@@ -4,7 +4,7 @@ A kernel's seconds lie between two: where two programs on a multiprocessor hide 
 another, the slowest unit is all; where nothing is hidden, what follows the products comes after
 them. Units are counted from a kernel's tile, in a record of bench/results/machine_code.json, and
 timed by ``bench/models/rates.py``. The products of the chunks are the vendor's, by their tiles and
-waves; chunks, spans and what is kept are those that ``backends/triton/plan.py`` makes of the budget.
+waves; chunks and what is kept are those that ``backends/triton/plan.py`` makes of the budget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from bench.models.chunk_costs import ChunkCosts, chunk_costs, tiles
 from bench.models.rates import Rates
 from mxm_kernels.backends.interface import Memory, Problem
-from mxm_kernels.backends.triton import plan
+from mxm_kernels.backends.triton import launch, plan
+from mxm_kernels.backends.triton.settings import Cell
 from mxm_kernels.memory import CUDA_MOST
 
 # CUDA programming guide, throughput of arithmetic instructions, compute capability 9.0: results a
@@ -72,7 +73,16 @@ class Case:
     @property
     def kept(self) -> bool:
         """Whether S and T fit in the budget."""
-        return not self.sigmoid and plan.kept_stride(*self._call()) is not None
+        return self.kept_bytes > 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of S and T that forward keeps."""
+        problem, memory = self._call()
+        cell = Cell("statistics", torch.bfloat16, self.teacher, self.depth, self.rows)
+        with launch.forced("statistics", cell.shipped("sm_90")):
+            stride = plan.kept_stride(problem, memory)
+        return 0 if stride is None else plan.kept_bytes(problem, stride)
 
     @property
     def products(self) -> int:
@@ -90,8 +100,7 @@ class Case:
 
     def chunks(self) -> ChunkCosts:
         """The chunks of dS, whose products are added in place."""
-        problem, memory = self._call()
-        workspace = plan.spend(problem, memory, plan.kept_stride(problem, memory)).workspace
+        workspace = min(self.budget - self.kept_bytes, plan.MOST_WORKSPACE)
         return chunk_costs(self.rows, self.cols, self.depth, BYTES, workspace, accumulates=True)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mxm_kernels.backends import tiles
-from mxm_kernels.backends.interface import Needs, Problem, Statistics, Upstream
+from mxm_kernels.backends.interface import Memory, Needs, Problem, Statistics, Upstream
 
 aten = torch.ops.aten
 SMALL = 64 << 10  # bytes of a storage that is counted, and not looked at again
@@ -115,32 +115,38 @@ def record_backward(
     accumulates: bool,
     dtype: torch.dtype = torch.bfloat16,
     needs: Needs | None = None,
+    kept: bool = False,
 ) -> Recorder:
-    """Record ``triton.gradient.backward`` of a loss with a teacher, on a device of sm_90."""
-    from mxm_kernels.backends.triton import gradient, launch, positives, unit
-    from mxm_kernels.backends.triton import workspace as workspaces
+    """Record ``triton.gradient.backward`` of a loss with a teacher, on a device of sm_90.
+
+    ``workspace`` bytes are what its budget leaves beside what is ``kept``.
+    """
+    from mxm_kernels.backends.triton import fixed_point, gradient, launch, positives, tile, unit
 
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "target", lambda device: "sm_90")
         patch.setattr(launch, "in_force", lambda device: {})
-        patch.setattr(workspaces, "workspace_bytes", lambda device: workspace)
+        patch.setattr(tile, "operand", lambda matrix, height, width: matrix)  # by address
         patch.setattr(tiles, "accumulates", lambda device, dtype: accumulates)
         patch.setattr(gradient, "gradient_kernel", recorder.kernel("gradient"))
+        patch.setattr(gradient, "stored_gradient_kernel", recorder.kernel("stored_gradient"))
+        patch.setattr(fixed_point, "tops_kernel", recorder.kernel("tops"))
         patch.setattr(gradient, "scale_gradient_kernel", recorder.kernel("scale"))
         patch.setattr(positives, "pair_gradient_kernel", recorder.kernel("positives"))
         patch.setattr(unit, "raise_kernel", recorder.kernel("raise"))
         patch.setattr(unit, "lower_kernel", recorder.kernel("lower"))
         with FakeTensorMode():
-            arguments = _fake_batch(rows, cols, D, dtype)
+            arguments = _fake_batch(rows, cols, D, dtype, kept)
             recorder.given(arguments)
+            memory = Memory(workspace + arguments[1].kept.nbytes)
             with recorder:
-                gradient.backward(*arguments, needs or Needs(True, True, True))
+                gradient.backward(*arguments, needs or Needs(True, True, True), memory)
     return recorder
 
 
 def _fake_batch(
-    rows: int, cols: int, D: int, dtype: torch.dtype
+    rows: int, cols: int, D: int, dtype: torch.dtype, kept: bool
 ) -> tuple[Problem, Statistics, Upstream]:
     def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="cuda")
@@ -151,5 +157,7 @@ def _fake_batch(
     lengths = rows + cols + 1, 2 * rows, rows, rows
     pairs = (numbers(n, dtype=torch.int64) for n in lengths)
     problem = Problem(x, y, tx, ty, numbers(), numbers(), *groups, *pairs)
-    statistics = problem.allocate(diagnostics=False)
+    statistics = problem.allocate(diagnostics=False, neg_mean=True)
+    if kept:
+        statistics = problem.allocate_kept(statistics, cols)
     return problem, statistics, Upstream(*statistics[: len(Upstream._fields)])

@@ -118,12 +118,26 @@ def test_what_fits_is_two_products_without_a_sum():
     assert recorded.peak < 4096 * 8192 * 2 * 1.1 + 2 * (4096 + 8192) * 64 + 64 * 8192
 
 
+def test_what_is_kept_is_walked_in_the_same_chunks():
+    """Two kernels for a chunk: one reads what is kept, the other multiplies where it is coarse."""
+    costs = chunk_costs(32_768, 32_768, 768, 2, 1 << 30, True)
+    recorded = record_backward(32_768, 32_768, 768, 1 << 30, True, kept=True)
+    assert recorded.products == record_backward(32_768, 32_768, 768, 1 << 30, True).products
+    assert recorded.added_bytes == costs.added_bytes
+    assert recorded.launches == {
+        "raise": 1, "tops": 1, "stored_gradient": costs.chunks, "gradient": costs.chunks,
+        "positives": costs.chunks, "scale": 1,
+    }  # fmt: skip
+
+
 def test_float32_sums_are_the_gradients():
     recorded = record_backward(20_000, 20_000, 64, 256 << 20, False, torch.float32)
-    costs = chunk_costs(20_000, 20_000, 64, 4, 256 << 20, True)
+    # S and T are made again in a chunk of both, 8 bytes an entry, and dS takes the place of S.
+    costs = chunk_costs(20_000, 20_000, 64, 8, 256 << 20, True)
     assert recorded.added_bytes == costs.added_bytes
-    promise = backward_bytes(20_000, 20_000, 64, 4, 256 << 20, False)
-    assert recorded.peak - 2 * 20_000 * 64 * 4 <= promise + 64 * 20_000
+    assert len(recorded.products) == 4 * costs.chunks
+    assert recorded.launches["stored_gradient"] == costs.chunks
+    assert recorded.peak - 2 * 20_000 * 64 * 4 <= (256 << 20) + 64 * 20_000
 
 
 @pytest.mark.parametrize(("x", "y"), [(True, False), (False, True)])
