@@ -8,9 +8,10 @@ from typing import Any
 
 from bench.models.shipped_kernels import DTYPES, configurations
 from mxm_kernels.backends.triton.candidates import candidates
-from mxm_kernels.backends.triton.settings import Cell
+from mxm_kernels.backends.triton.settings import Cell, Target
 
-TARGET, DTYPE = "sm_90", "bf16"
+TARGET: Target = "sm_90"
+DTYPE = "bf16"
 SHARED = 227 << 10  # bytes of shared memory that a program may have there
 # Kernels with candidates of their own, in the variant that keeps, or reads what is kept.
 _KEPT = {"statistics": True, "gradient": True, "sigmoid_gradient": False, "stored_gradient": True}

@@ -95,8 +95,10 @@ class Case:
         meta: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
         x, y = (torch.empty(n, self.depth, **meta) for n in (self.rows, self.cols))
         nothing = torch.empty(0, device="meta")
-        teacher = (x, y) if self.teacher else (None, None)
-        problem = Problem(x, y, *teacher, *(nothing,) * 8)
+        teacher_x, teacher_y = (x, y) if self.teacher else (None, None)
+        scales = nothing, nothing if self.teacher else None
+        tables = (nothing,) * 6
+        problem = Problem(x, y, teacher_x, teacher_y, *scales, *tables)
         return problem, Memory(self.budget, keep=not self.sigmoid)
 
     def chunks(self) -> ChunkCosts:
