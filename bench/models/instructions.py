@@ -86,12 +86,16 @@ class Flow:
             if block.falls and place + 1 < len(self.blocks):
                 following.append(place + 1)
             self.after.append(following)
+        # Blocks below the code's last exit, which wait for memory, jump back to where they were
+        # left: that is no loop.
+        leaving = [k for k, block in enumerate(self.blocks) if block.code and _leaves(block)]
+        self.end = leaving[-1] if leaving else len(self.blocks)
 
     def product_loops(self) -> list[range]:
         """The innermost loops with a matrix instruction, as the places of their blocks."""
         loops = [
             range(first, last + 1)
-            for last, following in enumerate(self.after)
+            for last, following in enumerate(self.after[: self.end + 1])
             for first in following
             if first <= last and any(self.blocks[k].count(MATRIX) for k in range(first, last + 1))
         ]
@@ -124,16 +128,16 @@ class Flow:
         return None
 
     def tile(self) -> list[Block]:
-        """What one tile executes beside the loops that multiply; empty without one."""
+        """What one tile executes beside the loops that multiply; without one, all of the code."""
         loops = sorted(self.product_loops(), key=lambda loop: loop[0])
         if not loops:
-            return []
+            return self.blocks[: self.end + 1]
         inside = {place for loop in loops for place in loop}
         way: list[int] = []
         for before, behind in pairwise(loops):
             way += (self.shortest(before, set(behind), inside - set(behind)) or [-1])[:-1]
         # Round to the first product again, where tiles are walked; else from start to end. A loop
-        # is entered from above: blocks below the code's end, which wait, jump back into it.
+        # is entered from above.
         above = {p for p in range(loops[0][0]) if any(k in loops[0] for k in self.after[p])}
         again = self.shortest(loops[-1], above, inside)
         if again is None:
@@ -143,6 +147,10 @@ class Flow:
         else:
             way += again
         return [self.blocks[place] for place in way]
+
+
+def _leaves(block: Block) -> bool:
+    return block.code[-1].startswith(("EXIT", "s_endpgm"))
 
 
 def mix(text: str, lanes: int = 0, elements: int = 0) -> dict[str, object]:

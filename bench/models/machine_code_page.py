@@ -10,8 +10,10 @@ from bench.markdown import table
 COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "kernel": lambda r: (
         r["kernel"]
-        + (", float8 teacher" if r["float8"] else ", teacher" * r["teacher"])
+        + ", teacher" * r["teacher"]
         + ", diagnostics" * r["diagnostics"]
+        + ", kept" * r["kept"]
+        + ", by pointers" * r["pointers"]
     ),
     "dtype": lambda r: r["dtype"],
     "tile": lambda r: r["tile"],

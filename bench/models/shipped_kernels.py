@@ -352,4 +352,4 @@ def setting_of(config: dict[str, Any]) -> Launch:
     """The launch that the package would take, for any D and any number of rows."""
     teacher, diagnostics = config["teacher"], config["diagnostics"]
     cell = Cell(config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics)
-    return cell.shipped(config["target"])
+    return cell.shipped(config["target"], config["pointers"])

@@ -1,9 +1,10 @@
 """Seconds of a training step on sm_90, from counts, the compiled kernels and a GPU's rates.
 
-A kernel's seconds are those of its slowest unit: from its tile, in a record of
-bench/results/machine_code.json, and from ``bench/models/rates.py``. Where two programs share a
-multiprocessor the units work side by side; a single program takes its exponentials after its
-product. The products of the chunks are the vendor's, by their tiles and waves.
+A kernel's seconds lie between two: where two programs on a multiprocessor hide their units in one
+another, the slowest unit is all; where nothing is hidden, what follows the products comes after
+them. Units are counted from a kernel's tile, in a record of bench/results/machine_code.json, and
+timed by ``bench/models/rates.py``. The products of the chunks are the vendor's, by their tiles and
+waves; chunks, spans and what is kept are those that ``backends/triton/plan.py`` makes of the budget.
 """
 
 from __future__ import annotations
@@ -12,33 +13,51 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bench.models.chunk_costs import ChunkCosts, chunk_costs, tiles
 from bench.models.rates import Rates
-from mxm_kernels.backends.triton.chunks import LARGE_WORKSPACE_BYTES
+from mxm_kernels.backends.interface import Memory, Problem
+from mxm_kernels.backends.triton import plan
+from mxm_kernels.memory import CUDA_MOST
 
 # CUDA programming guide, throughput of arithmetic instructions, compute capability 9.0: results a
 # clock and multiprocessor. Issue: 4 schedulers of 32 lanes.
 EXPONENTIALS, SHUFFLES, ISSUE = 16, 32, 128
 SHARED = 128  # bytes a clock and multiprocessor, CUDA programming guide: 32 banks of 4 bytes
-BYTES = 2  # of a bf16 number
-# Merge, positives, losses of the rows, rounding of the sums, launches: an assumption.
+BYTES = 2  # of a bf16 number, and of one that is kept
+STATISTIC = 3 * 4  # bytes of a partial statistic of S, or of T
+# Units, positives, losses of the rows, rounding of the sums, launches: an assumption.
 REST = 0.3e-3
+# A program that finds that its tile is another kernel's. 131,072 of them took 0.31 ms on an H200.
+RETURN = 2.3e-9
+
+KEEPS = 16 << 30  # bytes, the other budget of the table
+DEFAULT = CUDA_MOST  # of a card with 64 GB or more
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of the target table."""
+    """A batch of the target table, and the memory budget of its step."""
 
     name: str
     rows: int
     cols: int
     depth: int
     teacher: bool
+    budget: int = DEFAULT
+    sigmoid: bool = False
+    headline: str = ""  # its line in the file of bench/gpu/headline.py
 
     @property
     def unit(self) -> float:
         """U, the operations of one product."""
-        return 2.0 * self.rows * self.cols * self.depth
+        return 2.0 * self.entries * self.depth
+
+    @property
+    def entries(self) -> int:
+        """Entries of S."""
+        return self.rows * self.cols
 
     @property
     def logits(self) -> int:
@@ -46,16 +65,54 @@ class Case:
         return 1 + self.teacher
 
     @property
+    def recomputed(self) -> int:
+        """All products of a step that computes S and T again in backward; the sigmoid's has one."""
+        return (1 if self.sigmoid else 2 * self.logits) + 2
+
+    @property
+    def kept(self) -> bool:
+        """Whether S and T fit in the budget."""
+        return not self.sigmoid and plan.kept_stride(*self._call()) is not None
+
+    @property
     def products(self) -> int:
-        """All products of a step that computes S and T again in backward."""
-        return 2 * self.logits + 2
+        """All products of the step."""
+        return self.logits + 2 if self.kept else self.recomputed
+
+    def _call(self) -> tuple[Problem, Memory]:
+        """What the plan takes: sizes, no numbers."""
+        meta: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
+        x, y = (torch.empty(n, self.depth, **meta) for n in (self.rows, self.cols))
+        nothing = torch.empty(0, device="meta")
+        teacher = (x, y) if self.teacher else (None, None)
+        problem = Problem(x, y, *teacher, *(nothing,) * 8)
+        return problem, Memory(self.budget, keep=not self.sigmoid)
+
+    def chunks(self) -> ChunkCosts:
+        """The chunks of dS, whose products are added in place."""
+        problem, memory = self._call()
+        workspace = plan.spend(problem, memory, plan.kept_stride(problem, memory)).workspace
+        return chunk_costs(self.rows, self.cols, self.depth, BYTES, workspace, accumulates=True)
 
 
+_MFH, _INFONCE = (32768, 32768), (65536, 65536)
 CASES = (
-    Case("MFH, teacher, 32,768 squared, D 768", 32768, 32768, 768, True),
-    Case("MFH, teacher, 32,768 squared, D 1024", 32768, 32768, 1024, True),
-    Case("InfoNCE, 65,536 squared, D 768", 65536, 65536, 768, False),
-)
+    Case("MFH, 32,768 squared, D 768", *_MFH, 768, True, KEEPS, headline="MFH 32k"),
+    Case("MFH, 32,768 squared, D 768", *_MFH, 768, True, headline="MFH 32k, default budget"),
+    Case("MFH, 32,768 squared, D 1024", *_MFH, 1024, True, KEEPS, headline="MFH 32k wide"),
+    Case(
+        "MFH, 32,768 squared, D 1024", *_MFH, 1024, True, headline="MFH 32k wide, default budget"
+    ),
+    Case("InfoNCE, 65,536 squared, D 768", *_INFONCE, 768, False, KEEPS, headline="InfoNCE 64k"),
+    Case(
+        "InfoNCE, 65,536 squared, D 768", *_INFONCE, 768, False,
+        headline="InfoNCE 64k, default budget",
+    ),
+    Case(
+        "SigLIP, 65,536 squared, D 768", *_INFONCE, 768, False, sigmoid=True,
+        headline="SigLIP 64k",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,60 +121,78 @@ class Kernel:
 
     tile: str
     programs: int  # on a multiprocessor
-    product: float
-    units: dict[str, float]  # that the product waits for
-    after: dict[str, float]  # that follow it
+    units: dict[str, float]  # of the products, or of what is loaded instead
+    after: dict[str, float]  # of what follows them
 
     @property
-    def seconds(self) -> float:
-        """The slowest unit, or the slowest of the product's and then of the rest's."""
-        waiting = max(self.product, *self.units.values())
-        following = max(self.after.values())
-        return max(waiting, following) if self.programs > 1 else waiting + following
+    def hidden(self) -> float:
+        """The slowest unit."""
+        return max(*self.units.values(), *self.after.values())
+
+    @property
+    def exposed(self) -> float:
+        """The slowest unit of the products, and then the slowest of the rest."""
+        return max(self.units.values()) + max(self.after.values())
 
     @property
     def limit(self) -> str:
         """What decides."""
-        before = {"product": self.product, **self.units}
-        slowest, follows = (max(u, key=lambda name: u[name]) for u in (before, self.after))
-        if self.programs > 1:
-            return slowest if before[slowest] >= self.after[follows] else follows
-        return f"{slowest}, then {follows}"
+        return ", then ".join(max(u, key=lambda name: u[name]) for u in (self.units, self.after))
 
 
 def kernel(record: dict[str, Any], case: Case, rates: Rates) -> Kernel:
     """A kernel on a batch, from its record of the compiler's output."""
     rows, cols = (int(n) for n in re.findall(r"\d+", record["tile"])[:2])
-    length, entries = case.depth * case.logits, case.rows * case.cols
+    clocks = rates.processors * rates.clock
+    after = {
+        unit: record[f"{unit}_each"] * case.entries / (rate * clocks)
+        for unit, rate in (
+            ("exponentials", EXPONENTIALS), ("instructions", ISSUE), ("shuffles", SHUFFLES),
+        )
+    }  # fmt: skip
+    if record["kernel"].startswith("stored"):
+        moved = case.entries * BYTES * (case.logits + 1)
+        units = {"memory": moved / rates.copy}
+    else:
+        units = _product(record, case, rates, rows, cols)
+        if "statistics" in record["kernel"]:
+            written = record["kept"] * case.logits * BYTES * case.entries + partial(record, case)
+        else:
+            written = case.entries * BYTES
+        after["memory"] = written / rates.copy
+    return Kernel(record["tile"].split(",")[0], record["programs"], units, after)
+
+
+def _product(
+    record: dict[str, Any], case: Case, rates: Rates, rows: int, cols: int
+) -> dict[str, float]:
+    """S, and T, of all tiles. None of ours multiplies faster than the vendor's at the same K."""
+    length, area = case.depth * case.logits, rows * cols
     # Of a product's factors in shared memory, wgmma reads 64 rows of x and all of its columns.
     (kind,) = record["matrix"]
     width = int(kind.split("x")[1])
     read_of_tile = (rows * (cols // width) + cols * (rows // 64)) * length * BYTES
-    loaded = (rows + cols) * length * BYTES * entries / (rows * cols)
-    shared = read_of_tile * entries / (rows * cols) + loaded
-    clocks = rates.processors * rates.clock
-    units = {"shared memory": shared / (SHARED * clocks), "L2": loaded / rates.l2_product}
-    if record["kernel"] == "gradient":
-        units["dS to memory"] = entries * BYTES / rates.copy
-    return Kernel(
-        record["tile"].split(",")[0],
-        record["programs"],
-        # No kernel of ours is taken to multiply faster than the vendor's at the same K.
-        case.logits * case.unit / rates.product(case.depth),
-        units,
-        {
-            "exponentials": record["exponentials_each"] * entries / (EXPONENTIALS * clocks),
-            "instructions": record["instructions_each"] * entries / (ISSUE * clocks),
-            "shuffles": record["shuffles_each"] * entries / (SHUFFLES * clocks),
-        },
-    )
+    loaded = (rows + cols) * length * BYTES * case.entries / area
+    shared = read_of_tile * case.entries / area + loaded
+    return {
+        "product": case.logits * case.unit / rates.product(case.depth),
+        "shared memory": shared / (SHARED * rates.processors * rates.clock),
+        "L2": loaded / rates.l2_product,
+    }
 
 
-def find(records: list[dict[str, Any]], name: str, teacher: bool) -> dict[str, Any]:
+def partial(record: dict[str, Any], case: Case) -> float:
+    """Bytes of the partial statistics of all tiles, by rows and by columns."""
+    rows, cols = (int(n) for n in re.findall(r"\d+", record["tile"])[:2])
+    return STATISTIC * case.logits * case.entries * (1 / rows + 1 / cols)
+
+
+def find(records: list[dict[str, Any]], name: str, case: Case) -> dict[str, Any]:
     """The record of the kernel that a bfloat16 step runs on sm_90."""
+    kept = case.kept or (name == "stored_gradient")
     wanted = {
-        "target": "sm_90", "kernel": name, "dtype": "bf16", "teacher": teacher,
-        "diagnostics": False, "float8": False,
+        "target": "sm_90", "kernel": name, "dtype": "bf16", "teacher": case.teacher,
+        "diagnostics": False, "kept": kept, "pointers": False,
     }  # fmt: skip
     return next(r for r in records if wanted.items() <= r.items())
 
@@ -139,7 +214,7 @@ class Gradient:
 
 def gradient(case: Case, costs: ChunkCosts, rates: Rates) -> Gradient:
     """DX and dY in chunks. Either product reads dS once, which it does while it multiplies."""
-    dS = case.rows * case.cols * BYTES / rates.copy
+    dS = case.entries * BYTES / rates.copy
     dx, dy = (
         max(case.unit / rate, dS)
         for rate in rates.chunk(costs.height, costs.width, costs.dx_tiles, costs.dy_tiles)
@@ -148,11 +223,11 @@ def gradient(case: Case, costs: ChunkCosts, rates: Rates) -> Gradient:
 
 
 def floor(case: Case, rates: Rates) -> float:
-    """The benchmark's floor: the products of the step alone, by the vendor, dS as one chunk."""
+    """The benchmark's floor: products alone, S and T twice, by the vendor, dS as one chunk."""
     rate_dx = rates.gradient(tiles(case.rows, case.depth), case.cols)
     rate_dy = rates.gradient(tiles(case.cols, case.depth), case.rows)
-    again = 2 * case.logits * case.unit / rates.product(case.depth)
-    return again + case.unit / rate_dx + case.unit / rate_dy
+    logits = (case.recomputed - 2) * case.unit / rates.product(case.depth)
+    return logits + case.unit / rate_dx + case.unit / rate_dy
 
 
 @dataclass(frozen=True)
@@ -160,28 +235,50 @@ class Step:
     """A whole step of a case."""
 
     case: Case
-    statistics: Kernel
+    statistics: Kernel | None  # of SigLIP's one pass there are none
     dS: Kernel
     gradient: Gradient
+    rest: float  # the merge of the statistics, programs that return, REST
     floor: float
-    cubed: float  # seconds of all its products at the rate of the 8192-cubed product
+    cubed: float  # seconds of a recomputing step's products at the rate of the 8192-cubed product
 
     @property
-    def seconds(self) -> float:
-        """Statistics, dS, the gradient's products and additions, and the rest."""
-        return self.statistics.seconds + self.dS.seconds + self.gradient.seconds + REST
+    def kernels(self) -> list[tuple[str, Kernel]]:
+        """The kernels of ours that are M x N large."""
+        first = [] if self.statistics is None else [("statistics", self.statistics)]
+        return [*first, ("dS", self.dS)]
+
+    @property
+    def hidden(self) -> float:
+        """Seconds where kernels hide their units in one another."""
+        return self._seconds([k.hidden for _, k in self.kernels])
+
+    @property
+    def exposed(self) -> float:
+        """Seconds where they do not."""
+        return self._seconds([k.exposed for _, k in self.kernels])
+
+    def _seconds(self, kernels: list[float]) -> float:
+        return sum(kernels) + self.gradient.seconds + self.rest
 
 
-def step(case: Case, records: list[dict[str, Any]], costs: ChunkCosts, rates: Rates) -> Step:
-    """The step of ``case``, whose chunks of dS cost ``costs``."""
-    statistics, dS = (
-        kernel(find(records, name, case.teacher), case, rates)
-        for name in ("statistics", "gradient")
-    )
-    cubed = case.products * case.unit / rates.cubed
-    return Step(case, statistics, dS, gradient(case, costs, rates), floor(case, rates), cubed)
+def step(case: Case, records: list[dict[str, Any]], rates: Rates) -> Step:
+    """The step of ``case``."""
+    rest, statistics = REST, None
+    name = "sigmoid_gradient" if case.sigmoid else "gradient"
+    if not case.sigmoid:
+        record = find(records, "statistics", case)
+        statistics = kernel(record, case, rates)
+        rest += partial(record, case) / rates.copy
+    if case.kept:
+        rest += RETURN * _tiles(find(records, name, case), case)
+        name = "stored_gradient"
+    dS = kernel(find(records, name, case), case, rates)
+    cubed = case.recomputed * case.unit / rates.cubed
+    costs = gradient(case, case.chunks(), rates)
+    return Step(case, statistics, dS, costs, rest, floor(case, rates), cubed)
 
 
-def chunks(case: Case) -> ChunkCosts:
-    """The chunks on a card with 40 GB or more; results are added in a second pass."""
-    return chunk_costs(case.rows, case.cols, case.depth, BYTES, LARGE_WORKSPACE_BYTES, False)
+def _tiles(record: dict[str, Any], case: Case) -> int:
+    rows, cols = (int(n) for n in re.findall(r"\d+", record["tile"])[:2])
+    return -(-case.rows // rows) * -(-case.cols // cols)

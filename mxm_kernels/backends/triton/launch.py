@@ -18,7 +18,7 @@ from triton.runtime import driver
 
 from mxm_kernels.backends.interface import Problem
 from mxm_kernels.backends.triton import tuned
-from mxm_kernels.backends.triton.settings import Cell, Launch, Phase, Target
+from mxm_kernels.backends.triton.settings import KINDS, SETTINGS, Cell, Launch, Phase, Target
 
 
 def interpreted() -> bool:
@@ -43,6 +43,29 @@ def target(device: torch.device) -> Target:
     # Consumer Blackwell (12.x) has the shared memory and the instructions of sm_80's row.
     by_major: dict[int, Target] = {9: "sm_90", 10: "sm_100", 11: "sm_100"}
     return by_major.get(major, "sm_80")
+
+
+def pick_placed(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
+    """``pick``, or the table's launch of pointers where a factor has to come by one.
+
+    It looks at addresses, so it is for what launches: other tensors have none while torch.compile
+    traces. Its tiles have room where those of ``pick`` have.
+    """
+    picked = pick(phase, problem, diagnostics)
+    by_pointers = SETTINGS[target(problem.x.device)][KINDS[phase]].pointers
+    if by_pointers is None or phase in _forced_launches or all(map(aligned, factors(problem))):
+        return picked
+    return by_pointers
+
+
+def aligned(matrix: Tensor) -> bool:
+    """Whether a matrix and each of its rows begin at multiples of 16 bytes, as descriptors need."""
+    return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
+
+
+def factors(p: Problem) -> list[Tensor]:
+    """The matrices of features that are multiplied."""
+    return [f for f in (p.x, p.y, p.teacher_x, p.teacher_y) if f is not None]
 
 
 _forced_launches: dict[Phase, Launch] = {}

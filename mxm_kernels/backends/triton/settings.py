@@ -78,14 +78,14 @@ class Setting:
 
     student: Launch
     teacher: Launch
-    diagnostics: Launch | None = (
-        None  # with a teacher and diagnostics, where the others would spill
-    )
+    # Of either, where a target that has tensor descriptors reads a factor by pointers, whose
+    # addresses take registers; None: the others serve.
+    pointers: Launch | None = None
 
-    def pick(self, teacher: bool, diagnostics: bool = False) -> Launch:
+    def pick(self, teacher: bool, pointers: bool = False) -> Launch:
         """The launch with or without a teacher."""
-        if teacher and diagnostics and self.diagnostics is not None:
-            return self.diagnostics
+        if pointers and self.pointers is not None:
+            return self.pointers
         return self.teacher if teacher else self.student
 
 
@@ -121,6 +121,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
         "statistics": Setting(
             student=Launch(128, 128, 64, warps=4, stages=3, group=32),
             teacher=Launch(128, 64, 64, warps=4, stages=4, group=32),
+            pointers=Launch(128, 64, 64, warps=8, stages=3, group=32),
         ),
         "gradient": Setting(
             student=Launch(128, 128, 64, warps=4, stages=3, group=32),
@@ -146,8 +147,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
     "gfx942": {
         "statistics": Setting(
             student=Launch(128, 128, 32, warps=8, stages=2),
-            teacher=Launch(128, 128, 32, warps=8, stages=2),
-            diagnostics=Launch(128, 64, 32, warps=4, stages=2),
+            teacher=Launch(128, 64, 32, warps=8, stages=2),
         ),
         "gradient": Setting(
             student=Launch(128, 128, 32, warps=8, stages=2),
@@ -192,6 +192,6 @@ class Cell:
             diagnostics,
         )
 
-    def shipped(self, on: Target) -> Launch:
-        """The table's launch."""
-        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, self.diagnostics)
+    def shipped(self, on: Target, pointers: bool = False) -> Launch:
+        """The table's launch; ``pointers``: where a factor comes by pointers."""
+        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers)

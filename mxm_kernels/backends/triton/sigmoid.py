@@ -117,7 +117,7 @@ def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics
     out = SigmoidStatistics(made.neg_lse, made.positives)
     units_and_positives(p, made)
     stored = p.x.dtype == torch.float32
-    setting = launch.pick("stored_sigmoid_statistics" if stored else "sigmoid_statistics", p)
+    setting = launch.pick_placed("stored_sigmoid_statistics" if stored else "sigmoid_statistics", p)
     check_budget(p, memory)
     rows, cols = len(p.x), len(p.y)
     for first, last in spans(cols, spans_of(p, 1).width):

@@ -237,7 +237,7 @@ class _Forward:
         self.made = made
         self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
         phase: Phase = "stored_statistics" if self.stored else "statistics"
-        self.setting = launch.pick(phase, problem, diagnostics)
+        self.setting = launch.pick_placed(phase, self.p, diagnostics)
 
     def run(self) -> Statistics:
         p, tile, fields = self.p, (self.setting.rows, self.setting.cols), 3 + self.t_fields

@@ -124,8 +124,7 @@ def operand(matrix: Tensor, height: int, width: int) -> Tensor | TensorDescripto
 
     The matrix has to begin at a multiple of 16 bytes, and so has each of its rows.
     """
-    aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
-    if not aligned or not described(matrix.device):
+    if not launch.aligned(matrix) or not described(matrix.device):
         return matrix
     return TensorDescriptor.from_tensor(matrix, [height, width])
 

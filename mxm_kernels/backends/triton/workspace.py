@@ -24,3 +24,4 @@ def walk(problem: Problem, chunks: Chunks, sums: GradientSum, fill: Fill) -> Non
             chunk = chunks.chunk(rows, cols)
             fill(chunk, rows, cols)
             sums.add(chunk.dS[: rows[1] - rows[0], : cols[1] - cols[0]], rows, cols)
+    del chunks.workspace  # before sums are rounded into gradients, which takes as much again

@@ -65,3 +65,23 @@ def test_counts_of_amd_code():
 def test_atomics_are_seen():
     assert mix("        /*0010*/                   RED.E.ADD.F32 [R2.64], R4 ;")["atomics"] == 1
     assert mix("        /*0010*/                   REDUX.MAX UR4, R4 ;")["atomics"] == 0
+
+
+def test_a_wait_below_the_code_is_no_loop():
+    """The tensor copies are waited for below the last exit, and come back into the loop."""
+    waiting = SASS.replace("@P0 BRA `(.L_x_0)", "@P0 BRA `(.L_wait)") + """
+.L_wait:
+        /*00e0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R1] ;
+        /*00f0*/               @P0 BRA `(.L_wait) ;
+        /*0100*/                   BRA `(.L_x_1) ;
+"""
+    straight = SASS.replace("@P0 BRA `(.L_x_0)", "NOP")
+    # A jump more, and STG and EXIT are its own way out as in the straight code.
+    assert mix(waiting, 1, 1)["instructions_each"] == mix(straight, 1, 1)["instructions_each"]
+
+
+def test_code_without_a_product_is_counted_as_a_whole():
+    elementwise = SASS.replace("HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24", "NOP")
+    found = mix(elementwise, lanes=2, elements=4)
+    assert found["exponentials_each"] == 1.5  # three in the code
+    assert found["instructions_each"] == 7.0  # fourteen
