@@ -69,12 +69,15 @@ def test_atomics_are_seen():
 
 def test_a_wait_below_the_code_is_no_loop():
     """The tensor copies are waited for below the last exit, and come back into the loop."""
-    waiting = SASS.replace("@P0 BRA `(.L_x_0)", "@P0 BRA `(.L_wait)") + """
+    waiting = (
+        SASS.replace("@P0 BRA `(.L_x_0)", "@P0 BRA `(.L_wait)")
+        + """
 .L_wait:
         /*00e0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R1] ;
         /*00f0*/               @P0 BRA `(.L_wait) ;
         /*0100*/                   BRA `(.L_x_1) ;
 """
+    )
     straight = SASS.replace("@P0 BRA `(.L_x_0)", "NOP")
     # A jump more, and STG and EXIT are its own way out as in the straight code.
     assert mix(waiting, 1, 1)["instructions_each"] == mix(straight, 1, 1)["instructions_each"]
