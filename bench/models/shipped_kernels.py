@@ -13,6 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mxm_kernels.backends.fixed_point import GREATEST_LOGIT
 from mxm_kernels.backends.triton import launch, merge, row_scales, row_sums, target_matrix, unit
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
@@ -283,6 +284,7 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "KEEP": config["kept"],
         "COARSE": config["kept"],
         "FIXED": config["kept"],
+        "MOST": GREATEST_LOGIT.get(DTYPES[dtype], 0.0),
         "WIDEN": False,
         "UNIT": (unit.RAISED if dtype == "fp16" else unit.BOUNDED).value,
         "LOWERED": True,

@@ -16,10 +16,10 @@ namespace MXM_LEVEL {
 namespace {
 
 // The column statistics of [from, to) of a tile: every thread's, in the order of the threads.
-inline void merge_columns(Forward& pass, const std::vector<Statistics>& partials, const Tile& tile,
-                          int team, std::int64_t from, std::int64_t to) {
+inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_t from,
+                          std::int64_t to) {
   for (int thread = 0; thread < team; ++thread) {
-    const Statistics& partial = partials[thread];
+    const Statistics& partial = pass.partials[thread];
     if (pass.diagnostics) {
       raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
     }
@@ -37,14 +37,12 @@ void forward(Forward& pass, const Features& features) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const std::int64_t strips = (p.rows + kStrip - 1) / kStrip;
-  std::vector<Statistics> partials(  // each thread's column statistics of the columns at hand
-      p.threads, Statistics(kForwardColumns, p.has_teacher, pass.diagnostics));
 #pragma omp parallel num_threads(p.threads)
   {
     [[maybe_unused]] const Unit unit;
     const Strip strip(deepest(student, teacher));
     const int team = team_size(), thread = thread_number();
-    Statistics& partial = partials[thread];
+    Statistics& partial = pass.partials[thread];
     for (std::int64_t col = 0; col < p.cols; col += kForwardColumns) {
       const std::int64_t cols = std::min<std::int64_t>(kForwardColumns, p.cols - col);
       student.pack(col, cols);
@@ -59,7 +57,7 @@ void forward(Forward& pass, const Features& features) {
       }
 #pragma omp barrier
       const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};
-      merge_columns(pass, partials, block, team, cols * thread / team, cols * (thread + 1) / team);
+      merge_columns(pass, block, team, cols * thread / team, cols * (thread + 1) / team);
 #pragma omp barrier
     }
   }

@@ -102,6 +102,8 @@ class ForwardPass {
   void sweep(const Tile& tile) { kernels_.forward_tile(pass_, tile); }
 
   void run_fused(const std::string& unit, const Features& features) {
+    const Problem& p = pass_.problem;
+    pass_.partials.assign(p.threads, Statistics(kChunk, p.has_teacher, pass_.diagnostics));
     fused(unit).forward(pass_, features);
   }
 

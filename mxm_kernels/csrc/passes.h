@@ -145,6 +145,9 @@ struct Forward {
   Statistics rows;
   Statistics cols;
   StripSums strips;  // of the tile at hand
+  // Each thread's column statistics of the columns that the fused pass has at hand. They are made by
+  // module.cpp: what a level makes has that level's instructions, and the linker keeps one copy.
+  std::vector<Statistics> partials;
   Keep student;
   Keep teacher;
   float* teacher_positives = nullptr;  // (P,) T, null where it is not kept

@@ -15,6 +15,7 @@ from mxm_kernels.backends.native import tiling
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 from tests.support.cases import NAMED_CASES, Case, run_fused
 from tests.support.compare import assert_as_good
+from tests.support.plan import in_small_parts
 from tests.support.sigmoid import NAMES, batch, differentiated
 
 CASE = NAMED_CASES["several tiles and tails"]
@@ -115,18 +116,14 @@ def small_workspace(monkeypatch, backend):
         for name in ("CHUNK", "TILE_COLUMNS"):  # as aligned as the vectors that are kept
             monkeypatch.setattr(tiling, name, 32)
     else:
-        from mxm_kernels.backends.triton import chunks, launch, workspace
+        from mxm_kernels.backends.triton import chunks, plan
 
-        size = 128 * 129 * 4
-        if backend.interpreted:  # its tiles are 16 x 16, and rows have room for a whole one
-            size = 1024
-            monkeypatch.setattr(chunks, "ALIGNMENT", 16)
+        in_small_parts(monkeypatch, backend.interpreted)
         rows, cols = len(CASE.image_ids), len(CASE.text_ids)
-        for itemsize in (2, 4):
-            height, width = chunks.chunk_shape(rows, cols, itemsize, size)
+        for itemsize in (2, 4, 8):
+            least = itemsize * plan.LEAST_CHUNK
+            height, width = chunks.chunk_shape(rows, cols, itemsize, least)
             assert height < rows and width < cols
-        monkeypatch.setattr(launch, "SCRATCH_BYTES", size)
-        monkeypatch.setattr(workspace, "workspace_bytes", lambda device: size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

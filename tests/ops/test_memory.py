@@ -84,9 +84,7 @@ def test_peak_memory_is_features_rows_pairs_and_a_workspace(name, backend, monke
     if backend.interpreted:
         pytest.skip("triton-cpu: interpreted kernels allocate in NumPy, unseen by PyTorch")
     if backend.name == "triton":  # a large card would hold all of the smaller matrix
-        from mxm_kernels.backends.triton import workspace
-
-        monkeypatch.setattr(workspace, "workspace_bytes", lambda device: 256 << 20)
+        monkeypatch.setattr("mxm_kernels.memory._cuda", 256 << 20)
     loss_of, of_features, of_rows, of_pairs = STEPS[name]
     D = 16
     dtypes = (torch.float32, torch.bfloat16) if backend.name == "triton" else (torch.float32,)

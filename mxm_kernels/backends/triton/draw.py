@@ -52,7 +52,9 @@ def drawn_weights_kernel(
             drew = ((low == k) & (2 * turn < rounds)).to(tl.int32)
             drew += ((high == k) & (2 * turn + 1 < rounds)).to(tl.int32)
             drawn += tl.sum(drew, axis=1)
-        tl.store(weights + first + k, drawn.to(tl.float32) / rounds, mask=k < count)
+        # Rounded as every backend rounds it: a GPU's own quotient may be one unit off.
+        share = tl.div_rn(drawn.to(tl.float32), tl.zeros((BLOCK,), tl.float32) + rounds)
+        tl.store(weights + first + k, share, mask=k < count)
 
 
 def drawn_weights(draw: Draw, dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,6 @@ LARGEST = tl.constexpr(32767.0)
 # 1.5 times 2^23: a float32 of that size has steps of 1, so adding rounds to the nearest integer,
 # and the last 16 bits of the sum are that integer's.
 ROUNDING = tl.constexpr(12582912.0)
-# Where s |x_i| |y_j| may be greater, steps of 1 / 32767 of it are too coarse for exp: 2^-8.
-MOST_LOGIT = tl.constexpr(128.0)
 PART = tl.constexpr(128)  # rows and columns that are decided together
 
 
@@ -83,14 +81,18 @@ def _most(tops, row, col, M):
 
 
 @triton.jit
-def is_fine(tops, scale, teacher_scale, row, col, M, N, TEACHER: tl.constexpr):
+def is_fine(
+    tops, scale, teacher_scale, row, col, M, N, TEACHER: tl.constexpr, MOST: tl.constexpr
+):  # fmt: skip
     """Whether 16 bits are fine enough in the part of S and T, PART x PART, that a tile lies in.
+
+    They are where s |x_i| |y_j| is MOST at most.
 
     Chunks and tiles begin where no tile lies in two parts. False of NaN: what is multiplied again
     shows what is not finite.
     """
-    fine = _most(tops, row, col, M) * tl.load(scale) <= MOST_LOGIT
+    fine = _most(tops, row, col, M) * tl.load(scale) <= MOST
     if TEACHER:
         of_T = tops + tl.cdiv(M, PART) + tl.cdiv(N, PART)
-        fine = fine & (_most(of_T, row, col, M) * tl.load(teacher_scale) <= MOST_LOGIT)
+        fine = fine & (_most(of_T, row, col, M) * tl.load(teacher_scale) <= MOST)
     return fine

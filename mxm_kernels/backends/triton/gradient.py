@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mxm_kernels.backends.fixed_point import GREATEST_LOGIT
 from mxm_kernels.backends.interface import (
     Gradients,
     Memory,
@@ -98,6 +99,7 @@ def gradient_kernel(
     group,
     TEACHER: tl.constexpr,
     COARSE: tl.constexpr,  # only tiles for which 16 bits are too coarse
+    MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -115,7 +117,7 @@ def gradient_kernel(
     own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
     tile_row, tile_col = first_row + own_row, first_col + own_col
     if COARSE:
-        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER)
+        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER, MOST)
         if fine:
             return
     # What only the rest needs comes after the product: before it, sm_90 spills 8 bytes a thread.
@@ -169,6 +171,7 @@ def stored_gradient_kernel(
     group,
     TEACHER: tl.constexpr,
     FIXED: tl.constexpr,  # int16; parts for which that is too coarse are left out
+    MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     UNIT: tl.constexpr,
@@ -179,7 +182,7 @@ def stored_gradient_kernel(
     own_row, own_col = row_block * BLOCK_M, col_block * BLOCK_N
     tile_row, tile_col = first_row + own_row, first_col + own_col
     if FIXED:
-        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER)
+        fine = is_fine(tops, scale, teacher_scale, tile_row, tile_col, M, N, TEACHER, MOST)
         if fine == 0:
             return
     rows, cols = tile_row + tl.arange(0, BLOCK_M), tile_col + tl.arange(0, BLOCK_N)
@@ -283,6 +286,7 @@ class _Backward:
         self.p, self.statistics, self.unit = p, statistics, unit
         self.fixed_point = statistics.kept.numel() > 0 and statistics.kept.dtype == torch.int16
         self.tops = tops_of(p, statistics.units) if self.fixed_point else statistics.units
+        self.most = GREATEST_LOGIT.get(p.x.dtype, 0.0)
         self.teacher = teacher_arguments(p)
         upstream_of = upstream.neg_lse, upstream.teacher_mean
         self.rows = statistics.neg_lse, statistics.teacher_lse, *upstream_of
@@ -303,7 +307,7 @@ class _Backward:
             x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
             self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point, MOST=self.most,
             UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
         )  # fmt: skip
 
@@ -316,7 +320,7 @@ class _Backward:
             chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
             p.image_groups, p.text_groups, self.statistics.units, self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point,
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point, MOST=self.most,
             UNIT=self.unit.kind, **setting.area(), **setting.options(),
         )  # fmt: skip
 

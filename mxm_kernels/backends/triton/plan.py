@@ -18,7 +18,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape
 from mxm_kernels.memory import default_budget
 
-MOST_SCRATCH = 64 << 20  # an H200's L2 holds it
+MOST_SCRATCH = 256 << 20
 MOST_PRODUCTS = 128 << 20
 MOST_WORKSPACE = 1 << 30  # more makes no product faster: chunks are of 16,384 rows at most
 MODEST_CHUNK = 64 << 20  # bytes that a chunk of dS has at least, where S and T are kept
