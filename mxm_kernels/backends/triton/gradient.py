@@ -308,7 +308,8 @@ class _Backward:
             self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
             chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
-            MOST=self.most, UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
+            MOST=self.most, UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x),
+            **setting.options(),
         )  # fmt: skip
 
     def _stored_tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:

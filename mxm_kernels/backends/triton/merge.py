@@ -170,6 +170,7 @@ def merge(
     diagnostics = len(made.hardest) > 0
     merge_kernel[(blocks,)](
         units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.teacher_mean,
-        made.teacher_lse, made.hardest, made.entropy, rows, cols, row_state.shape[0], col_state.shape[0],
-        span[0], width, int(span[1] == cols), T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
+        made.teacher_lse, made.hardest, made.entropy,
+        rows, cols, row_state.shape[0], col_state.shape[0], span[0], width, int(span[1] == cols),
+        T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
     )  # fmt: skip
