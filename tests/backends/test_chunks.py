@@ -1,10 +1,7 @@
 """Chunks of dS: they cover the plane once, fit the workspace, and are near square."""
 
 import itertools
-from types import SimpleNamespace
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +12,6 @@ from mxm_kernels.backends.triton.chunks import (
     chunk_shape,
     padded,
     spans,
-    workspace_bytes,
 )
 
 LENGTHS = st.integers(1, 300) | st.integers(1, 10**6)
@@ -66,17 +62,3 @@ def test_every_chunk_but_the_last_has_whole_blocks(rows, cols, workspace):
     if height >= ALIGNMENT:
         assert all(last % ALIGNMENT == 0 for _, last in spans(rows, height)[:-1])
     assert all(last % ALIGNMENT == 0 for _, last in spans(cols, width)[:-1])
-
-
-@pytest.mark.parametrize(
-    ("gigabytes", "expected"), [(16, 256 << 20), (24, 256 << 20), (42.4, 1 << 30), (80, 1 << 30)]
-)
-def test_the_workspace_of_a_card(gigabytes, expected, monkeypatch):
-    properties = SimpleNamespace(total_memory=int(gigabytes * 1e9))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    workspace_bytes.cache_clear()
-    try:
-        assert workspace_bytes(torch.device("cuda", 0)) == expected
-        assert workspace_bytes(torch.device("cpu")) == 256 << 20
-    finally:
-        workspace_bytes.cache_clear()
