@@ -1,9 +1,9 @@
-"""Phases 3 and 5: the headline cases, ours and the floor interleaved, and where our time goes.
+"""Phases 3 and 5: the headline cases beside the floor, interleaved, and where our time goes.
 
-The floor is the step's matrix products alone (``bench.floor``), in the same run, of a step that keeps
-none: 6 with a teacher, 4 without, 3 for SigLIP's one pass. Where the ceilings were measured, a line
-also has the share of the rate of an 8192-cubed product, counted at the same operations U, 2 M N D each.
-A step whose budget keeps S and T makes 4 of these products, or 3.
+The floor is the step's matrix products alone (``bench.floor``), in the same run, of a step that
+keeps none: 6 with a teacher, 4 without, 3 for SigLIP's one pass. Where the ceilings were measured,
+a line also has the share of the rate of an 8192-cubed product, counted at the same operations,
+2 M N D each. A step whose budget keeps S and T makes 4 of these products, or 3.
 """
 
 from __future__ import annotations

@@ -172,9 +172,9 @@ class Problem(NamedTuple):
 class Statistics(NamedTuple):
     """The result of forward: O(R + P) numbers, and what is kept of S and T.
 
-    Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty; so are
-    ``hardest`` and ``entropy`` where no diagnostics are wanted, ``kept`` and ``units`` where nothing
-    is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
+    Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty. So are
+    ``hardest`` and ``entropy`` where no diagnostics are wanted, and ``kept`` and ``units`` where
+    nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
     infinite, come from features that are not finite: both are NaN here, and ``hardest`` is where
     ``neg_lse`` is (:meth:`checked`).
     """

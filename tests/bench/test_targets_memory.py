@@ -20,22 +20,23 @@ def fraction(*arguments, **case):
     return found
 
 
-# Workspace, 3 / 32 of it, 2 N D of dY beyond dY's own 2 N D, and 4 D of 16,384 and 32,768 rows.
-HAND = 1024 + 96 + 96 + 48 + 96
+# The budget of a card of 80 GB, and float32 sums of 65,536 rows of dY and 16,384 of dX.
+HAND = 4096 + 192 + 48
 LINEAR = (110 + 2 * 64) * 65_536 / MIB
 
 
 def test_the_promise_by_hand():
     assert fraction(MIB) == pytest.approx(1 / (HAND + LINEAR))
     assert fraction(MIB, sigmoid=True) == pytest.approx(1 / (HAND + LINEAR + 192))
+    assert fraction(MIB, budget=16 << 30) == pytest.approx(1 / (HAND + 12 * 1024 + LINEAR))
 
 
-def test_a_small_batch_has_the_workspace():
-    linear = 110 * 420 * 5 + 64 * 770
+def test_a_small_batch_has_the_budget():
+    linear = 110 * 420 * 5 + 64 * 770 + 4 * 768 * (350 + 420)
     small = {"M": 420, "N": 350, "captions": 5}
-    assert fraction(MIB, **small) == pytest.approx(MIB / (1024 * MIB + linear))
-    assert fraction(MIB, "T4", 16 * 10**9, **small) == pytest.approx(MIB / (256 * MIB + linear))
-    assert fraction(MIB, None, **small) == pytest.approx(MIB / (256 * MIB + linear))
+    assert fraction(MIB, **small) == pytest.approx(MIB / (4096 * MIB + linear))
+    assert fraction(MIB, "T4", 16 * 10**9, **small) == pytest.approx(MIB / (10**9 + linear))
+    assert fraction(MIB, None, **small) == pytest.approx(MIB / (64 * MIB + linear))
 
 
 def test_other_providers_promise_nothing():

@@ -192,7 +192,7 @@ def stored_gradient_kernel(
     corner, inner = tile_places(
         tile_row - source_row, tile_col - source_col, source_stride, BLOCK_M, BLOCK_N
     )
-    # Integers without a mask over columns, 16 bytes at a time: their rows have room for whole tiles.
+    # Integers without a mask over columns, 16 bytes at a time: rows have room for whole tiles.
     loaded = below[:, None] if FIXED else inside
     S_tile = tl.load(S + corner + inner, mask=loaded, other=0)
     if TEACHER:
@@ -307,8 +307,9 @@ class _Backward:
             x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
             self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point, MOST=self.most,
-            UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
+            MOST=self.most, UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x),
+            **setting.options(),
         )  # fmt: skip
 
     def _stored_tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
@@ -320,8 +321,8 @@ class _Backward:
             chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
             p.image_groups, p.text_groups, self.statistics.units, self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point, MOST=self.most,
-            UNIT=self.unit.kind, **setting.area(), **setting.options(),
+            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point,
+            MOST=self.most, UNIT=self.unit.kind, **setting.area(), **setting.options(),
         )  # fmt: skip
 
 

@@ -68,7 +68,8 @@ def _store_carried(state, length, index, inside, partial, FIELDS: tl.constexpr):
 
 @triton.jit
 def _merge_block(
-    state, carried, units, teacher_units, n, mean, u, t, m, h, block, lines, first, length, again, last,
+    state, carried, units, teacher_units, n, mean, u, t, m, h,
+    block, lines, first, length, again, last,
     T_FIELDS: tl.constexpr, DIAGNOSTICS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """A block of the ``length`` rows from ``first`` on.
@@ -146,7 +147,8 @@ def merge_kernel(
         )  # fmt: skip
     else:
         _merge_block(
-            col_state, carried, units + M, of_teacher + M, n + M, mean + M, u + M, t + M, m + M, h + M,
+            col_state, carried, units + M, of_teacher + M,
+            n + M, mean + M, u + M, t + M, m + M, h + M,
             program - row_blocks, col_lines, first, width, 0, 1,
             T_FIELDS, DIAGNOSTICS, BLOCK, LINES,
         )  # fmt: skip
@@ -167,7 +169,8 @@ def merge(
     blocks = triton.cdiv(rows, BLOCK["BLOCK"]) + triton.cdiv(width, BLOCK["BLOCK"])
     diagnostics = len(made.hardest) > 0
     merge_kernel[(blocks,)](
-        units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.teacher_mean, made.teacher_lse,
-        made.hardest, made.entropy, rows, cols, row_state.shape[0], col_state.shape[0],
-        span[0], width, int(span[1] == cols), T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
+        units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.teacher_mean,
+        made.teacher_lse, made.hardest, made.entropy,
+        rows, cols, row_state.shape[0], col_state.shape[0], span[0], width, int(span[1] == cols),
+        T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
     )  # fmt: skip

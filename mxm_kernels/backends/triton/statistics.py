@@ -8,8 +8,8 @@ spans of columns; the rows' partial statistics are carried from span to span.
 
 A statistic is (maximum, sum of exp(value - maximum), sum of exp(value - maximum) S) of S over
 negatives, and of T, where there is for diagnostics also the sum of exp(T - maximum) T: 3 numbers,
-or 6 or 7 with a teacher. The maxima are in powers of 2. Where S and T are kept, the tile that was multiplied is
-stored beside, and the statistics are of the float32 products all the same.
+or 6 or 7 with a teacher. The maxima are in powers of 2. Where S and T are kept, the tile that was
+multiplied is stored beside, and the statistics are of the float32 products all the same.
 """
 
 from __future__ import annotations
