@@ -20,7 +20,7 @@ from bench.models.rates import CEILINGS, Rates, read
 from bench.models.step_model import CASES, REST, Case, Kernel, Step, step
 from bench.results_file import RESULTS
 
-HEADLINE = RESULTS / "nvidia-h200-headline.json"
+HEADLINE = RESULTS / "nvidia-h200" / "headline.json"
 UNITS = ("product", "shared memory", "L2", "memory", "exponentials", "instructions", "shuffles")
 STEP_LAUNCHES = 14  # of MFH at 420 x 350, which tests/bench/test_calls.py counts
 
