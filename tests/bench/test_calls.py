@@ -6,7 +6,7 @@ import torch
 from bench.calls import count, launches, step
 from mxm_kernels import backends
 
-MOST = {"native": (110, 30), "blocked": (458, 120)}  # calls, allocations; torch 2.11 makes 2 more
+MOST = {"native": (114, 32), "blocked": (462, 124)}  # calls, allocations; torch 2.11 makes 2 more
 
 
 @pytest.fixture(autouse=True)
@@ -34,4 +34,4 @@ def test_launches_of_a_step():
     if backends.load("triton").unavailable(torch.device(device), torch.float32) is not None:
         pytest.skip("no Triton here")
     small = {} if device == "cuda" else {"rows": (42, 35), "dimension": 16}
-    assert launches(step("triton", device=device, **small), device) == 14
+    assert launches(step("triton", device=device, **small), device) == 17

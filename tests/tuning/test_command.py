@@ -65,8 +65,10 @@ def test_by_default_both_phases_with_and_without_a_teacher(instant, capsys):
     assert __main__.main(["tune"]) == 0
     entries, _ = tuned.read(tuned.path())
     assert {(e.key.phase, e.key.teacher) for e in entries} == {
-        ("statistics", True), ("gradient", True), ("statistics", False), ("gradient", False)
-    }  # fmt: skip
+        (phase, teacher)
+        for phase in ("statistics", "stored_gradient", "gradient")
+        for teacher in (True, False)
+    }
     assert {(e.key.dtype, e.key.D, e.key.rows) for e in entries} == {("bfloat16", 1024, 16_384)}
     printed = capsys.readouterr().out
     assert "2.000 ms (table 2.000 ms): tile 16 x 16" in printed and "1 of 3 candidates" in printed
@@ -75,11 +77,14 @@ def test_by_default_both_phases_with_and_without_a_teacher(instant, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--teacher", "with"], {("statistics", True, False), ("gradient", True, False)}),
+        (
+            ["--teacher", "with"],
+            {(p, True, False) for p in ("statistics", "stored_gradient", "gradient")},
+        ),
         (["--diagnostics"], {("statistics", True, True), ("statistics", False, True)}),
         (
             ["--loss", "sigmoid", "--dtype", "float32"],
-            {("sigmoid_statistics", False, False), ("sigmoid_gradient", False, False)},
+            {(f"stored_sigmoid_{p}", False, False) for p in ("statistics", "gradient")},
         ),
     ],
 )
