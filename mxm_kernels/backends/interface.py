@@ -186,7 +186,7 @@ class Statistics(NamedTuple):
     hardest: Tensor  # (R,) greatest S over the negatives, -inf without one
     entropy: Tensor  # (R,) of the teacher's softmax, in nats
     neg_mean: Tensor  # (R,) mean of S by softmax over the negatives, 0 without one; or empty
-    kept: Tensor  # (1 or 2, M, stride) the products of S and of T for backward, without s and t
+    kept: Tensor  # (1 or 2, M, stride) S and T for backward as the backend reads them, or empty
     units: Tensor  # (1 or 2, R) of 16-bit ``kept``: entry (i, j) is in units of u_i u_j
 
     def checked(self, p: Problem) -> Statistics:
