@@ -39,7 +39,8 @@ def test_the_smoke_suite(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*.json")
     records = read(path)
-    assert {r["group"] for r in records} == {"large", "rounds", "pairs", "sigmoid", "memory"}
+    groups = {"large", "rounds", "pairs", "sigmoid", "memory", "kept"}
+    assert {r["group"] for r in records} == groups
     timed = {(r["case"]["name"], r["provider"]) for r in records if "seconds" in r}
     assert {provider for _, provider in timed} >= {OURS, "dense eager", "floor"}
     for record in records:
