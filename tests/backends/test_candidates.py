@@ -35,6 +35,8 @@ def test_none_but_the_tables_needs_more_shared_memory_than_there_is(cell):
     small = 64 << 10
     for one in candidates.candidates(cell, "sm_90", small)[1:]:
         assert one.stages * (one.rows + one.cols) * one.depth * cell.dtype.itemsize <= small
+    if cell.phase.startswith("stored"):
+        return  # its tiles have no factors
     assert len(candidates.candidates(cell, "sm_90", small)) < len(
         candidates.candidates(cell, "sm_90", H100)
     )
