@@ -42,7 +42,7 @@ def test_end_to_end(two, monkeypatch):
     assert launch.in_force(CPU) == {}  # a process reads the file once, and this one has
     launch.in_force.cache_clear()
     assert launch.in_force(CPU) == {tuned.key(of.cell): of.best for of in found}
-    other = Launch(16, 32, 16, 1, 1, 2, 2)
+    other = Launch(16, 32, 16, 1, 1, 2)
     tuned.write([replace(found[0].entry(CPU), launch=other)])
     launch.in_force.cache_clear()
     picked = []
@@ -50,7 +50,8 @@ def test_end_to_end(two, monkeypatch):
     monkeypatch.setattr(launch, "pick", lambda *a, **k: picked.append(pick(*a, **k)) or picked[-1])
     x = torch.randn(20, 16).bfloat16().requires_grad_()
     fused_info_nce_loss(x, x.detach(), logit_scale=5.0, backend="triton").backward()
-    assert picked == [other, CELL.shipped("interpreter")]
+    stored = replace(CELL, phase="stored_gradient").shipped("interpreter")
+    assert set(picked) == {other, stored, CELL.shipped("interpreter")}
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -96,9 +97,9 @@ def test_a_launch_that_the_sample_shows_wrong_is_named_and_not_raced(two, monkey
     tune.raced(found, CPU, 30.0, quiet)
     wrong, other = launches[place - 1], launches[2 - place]
     assert found.faults == [(wrong, "neg_lse is off by 1")]
-    assert list(found.races[0]) == [other] and found.best == other
+    assert list(found.races[0]) == [other] and replace(found.best, group=other.group) == other
     assert (found.milliseconds[1] is None) == (place == 1)
-    assert found.entry(CPU).launch == other
+    assert found.entry(CPU).launch == found.best
 
 
 def test_nothing_compiled_is_nothing_raced():
