@@ -38,22 +38,6 @@ def test_triton_on_a_cpu_tensor_says_what_it_needs(monkeypatch):
         backends.choose("triton", torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("precision", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")]
-)
-def test_float32_products_follow_the_setting(precision, expected):
-    pytest.importorskip("triton")
-    from mxm_kernels.backends.triton import launch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        options = launch.product_options(torch.float32, torch.device("cuda"))
-        assert options == {"PRECISION": expected, "WIDEN": False, "FLOAT8": False}
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "blocked"), ((8, 0), "triton")])
 def test_a_gpu_that_is_too_old_gets_blocked(monkeypatch, capability, expected):
     from mxm_kernels.backends import triton

@@ -97,9 +97,9 @@ def test_a_frozen_tower_costs_no_product_in_any_way_to_the_operator(way, trained
     (x, y)[trained].requires_grad_()
     asked, kind = [], type(backends.load("blocked"))
 
-    def recorded(self, problem, statistics, upstream, needs, real=kind.backward):
+    def recorded(self, problem, statistics, upstream, needs, memory, real=kind.backward):
         asked.append(needs[:2])
-        return real(self, problem, statistics, upstream, needs)
+        return real(self, problem, statistics, upstream, needs, memory)
 
     monkeypatch.setattr(kind, "backward", recorded)
     given = {"logit_scale": torch.tensor(3.0), "backend": "blocked"}
