@@ -37,12 +37,13 @@ def prepare(
             else:
                 entries.append(entry)
         if not prefixes or floor.NAME in prefixes:
-            best, heights = floor.choose_height(batch)
-            extra = {"block_height": best.height, "seconds_per_1000_rows": heights}
+            best, heights = floor.choose_floor(batch)
+            chosen = {"block_height": best.height, "products_in": str(best.dtype).split(".")[1]}
+            extra: dict[str, Any] = {**chosen, "seconds_per_1000_rows": heights}
             entries.append(Entry(floor.NAME, case, batch, best.step, extra=extra))
             if case.budget is not None:
-                kept = floor.Floor(batch, best.height, keeps=True)
-                extra = {"block_height": best.height, "copy_rate": floor.copy_rate()}
+                kept = floor.Floor(batch, best.height, keeps=True, dtype=best.dtype)
+                extra = {**chosen, "copy_rate": floor.copy_rate()}
                 entries.append(Entry(floor.KEPT, case, batch, kept.step, extra=extra))
     return entries, out
 

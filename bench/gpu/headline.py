@@ -118,7 +118,7 @@ def measure(line: Line, run: Run, rate: float | None, share: float) -> dict[str,
         ours = prepared(named(line.provider, line.case), gate, run.device)
     except Refused as reason:
         return {"case": line.case.name, "refused": str(reason)}
-    products, _ = floor.choose_height(gate.batch)
+    products, _ = floor.choose_floor(gate.batch)
     entries = [ours, Entry(floor.NAME, line.case, gate.batch, products.step)]
     if run.smoke:
         interleave(entries, SMOKE_SECONDS, SMOKE_FEWEST)

@@ -18,8 +18,7 @@ import torch
 from bench.models.chunk_costs import ChunkCosts, chunk_costs, tiles
 from bench.models.rates import Rates
 from mxm_kernels.backends.interface import Memory, Problem
-from mxm_kernels.backends.triton import launch, plan
-from mxm_kernels.backends.triton.settings import Cell
+from mxm_kernels.backends.triton import plan
 from mxm_kernels.memory import CUDA_MOST
 
 # CUDA programming guide, throughput of arithmetic instructions, compute capability 9.0: results a
@@ -80,9 +79,7 @@ class Case:
     def kept_bytes(self) -> int:
         """Bytes of S and T that forward keeps."""
         problem, memory = self._call()
-        cell = Cell("statistics", torch.bfloat16, self.teacher, self.depth, self.rows)
-        with launch.forced("statistics", cell.shipped("sm_90")):
-            stride = plan.kept_stride(problem, memory)
+        stride = plan.kept_stride(problem, memory)
         return 0 if stride is None else plan.kept_bytes(problem, stride)
 
     @property

@@ -90,7 +90,7 @@ def measure(
             entries[budget] = prepared(provider(name, budget), gate, device)
         except Refused as reason:
             refused[_size(budget)] = str(reason)
-    best, _ = floor.choose_height(batch)
+    best, _ = floor.choose_floor(batch)
     products = Entry(floor.NAME, case, batch, best.step)
     interleave([*entries.values(), products], budget_of_time, 3)
     rows = [

@@ -5,7 +5,7 @@ import torch
 
 from bench.batch import Batch
 from bench.cases import Case
-from bench.floor import HEIGHTS, Floor, choose_height, copy_rate
+from bench.floor import HEIGHTS, Floor, choose_floor, copy_rate
 
 CPU = torch.device("cpu")
 
@@ -42,10 +42,24 @@ def test_nothing_is_allocated(monkeypatch):
 
 def test_every_height_is_tried_and_the_fastest_kept():
     rows = 6 * 50
-    floor, seconds = choose_height(Batch.make(Case(rows, 250, 4), CPU))
+    floor, seconds = choose_floor(Batch.make(Case(rows, 250, 4), CPU))
     assert set(seconds) == {"256", str(rows)}
     assert seconds[str(floor.height)] == min(seconds.values())
     assert HEIGHTS == (256, 512, 1024, 2048)
+
+
+@pytest.mark.parametrize("fastest", [torch.bfloat16, torch.float32])
+def test_16_bit_features_are_multiplied_in_the_faster_dtype(fastest, monkeypatch):
+    seconds = lambda floor, rows: 1.0 + (floor.dtype != fastest)  # noqa: E731
+    monkeypatch.setattr("bench.floor._time", seconds)
+    floor, _ = choose_floor(Batch.make(Case(12, 10, 8, dtype="bfloat16"), CPU))
+    used = (floor.x, floor.y, floor.X, floor.Y, floor.S, floor.T, floor.dx, floor.dy)
+    assert {f.dtype for f in used} == {floor.dtype} == {fastest}
+
+
+def test_float32_features_are_multiplied_in_float32():
+    floor, _ = choose_floor(Batch.make(Case(12, 10, 8), CPU))
+    assert floor.dtype == torch.float32
 
 
 def test_the_floor_of_kept_products_has_no_product_twice():

@@ -49,7 +49,7 @@ def pick_placed(phase: Phase, problem: Problem, diagnostics: bool = False) -> La
     """``pick``, or the table's launch of pointers where a factor has to come by one.
 
     It looks at addresses, so it is for what launches: other tensors have none while torch.compile
-    traces. Its tiles have room where those of ``pick`` have.
+    traces.
     """
     picked = pick(phase, problem, diagnostics)
     by_pointers = SETTINGS[target(problem.x.device)][KINDS[phase]].pointers

@@ -15,7 +15,7 @@ import torch
 
 from mxm_kernels.backends.interface import Memory, Problem
 from mxm_kernels.backends.triton import launch
-from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape
+from mxm_kernels.backends.triton.chunks import ALIGNMENT, chunk_shape, padded
 from mxm_kernels.memory import default_budget
 
 MOST_SCRATCH = 256 << 20
@@ -56,12 +56,10 @@ def kept_stride(problem: Problem, memory: Memory) -> int | None:
     if not memory.keep or memory.budget == 0:
         return None
     cols = len(problem.y)
-    stride = cols
-    if problem.kept_dtype == torch.int16:  # the tiles that write it need room for whole ones
-        width = launch.pick("statistics", problem).cols
-        stride = -(-cols // width) * width
+    # The kernel that multiplies 16-bit features stores whole tiles.
+    stride = padded(cols) if problem.kept_dtype == torch.int16 else cols
     entry = launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
-    chunk = min(MODEST_CHUNK, len(problem.x) * (cols + ALIGNMENT) * entry)
+    chunk = min(MODEST_CHUNK, len(problem.x) * padded(cols) * entry)
     beside = max(spans_of(problem, FIELDS).nbytes, chunk)
     return stride if kept_bytes(problem, stride) + beside <= memory.budget else None
 

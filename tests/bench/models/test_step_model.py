@@ -144,7 +144,6 @@ def test_chunks_are_those_of_the_plan(case, monkeypatch):
     teacher = (x, y) if case.teacher else (None, None)
     problem, memory = Problem(x, y, *teacher, *(nothing,) * 8), Memory(case.budget, True)
     monkeypatch.setattr(launch, "target", lambda device: "sm_90")
-    monkeypatch.setattr(launch, "in_force", lambda device: {})
     if not case.sigmoid:
         assert case.kept == (plan.kept_stride(problem, memory) is not None)
     shape = plan.chunk_of(problem, memory, case.kept_bytes, remade=False)
