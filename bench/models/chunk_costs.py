@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mxm_kernels.backends.triton.chunks import chunk_shape, spans
+from mxm_kernels.backends.triton.chunks import chunk_shape, padded, spans
 
 TILE = (128, 256)  # of the product that a program of the vendor's BLAS is taken to compute
 PROCESSORS = 132  # of an H100
@@ -62,3 +62,21 @@ def chunk_costs(
         tiles(height, D),
         tiles(width, D),
     )
+
+
+def backward_bytes(
+    rows: int, cols: int, D: int, itemsize: int, workspace: int, accumulates: bool
+) -> int:
+    """Most memory that the gradients take besides themselves and O(M + N + P) numbers.
+
+    While chunks are walked: the workspace; with 16-bit features also the float32 sums of dY, in the
+    place of dY itself, and of a chunk's rows of dX; and, where products are not added in place
+    (``tiles.accumulates``), the largest product. At the end: the float32 sums of dY beside dY. D is
+    a multiple of 16.
+    """
+    height, width = chunk_shape(rows, cols, itemsize, workspace)
+    walked = height * padded(width) * itemsize
+    if itemsize >= 4:
+        return walked  # the sums are the gradients
+    product = 0 if accumulates else max(height, width)
+    return max(walked + D * ((4 - itemsize) * cols + 4 * (height + product)), 4 * D * cols)

@@ -10,7 +10,7 @@ ROWS, COLUMNS, HEIGHT, WIDTH = 8, 10, 2, 2.5
 
 
 def draw() -> Figure:
-    """The plane of similarities, of which a tile is at hand, and what is stored."""
+    """The plane of similarities with one tile marked, and what is stored."""
     figure, axes = pyplot.subplots(figsize=(6.4, 3.9), layout="constrained")
     for r in range(4):
         for c in range(4):

@@ -27,11 +27,7 @@ _ROWS = 1024  # rows that are widened to float64 at a time
 
 def units_of(problem: Problem) -> Tensor:
     """(1 or 2, M + N) float32 units of the rows and columns of S, and of T."""
-    p = problem
-    matrices = [(p.x, p.y)]
-    if p.teacher_x is not None and p.teacher_y is not None:
-        matrices.append((p.teacher_x, p.teacher_y))
-    norms = torch.stack([torch.cat([_norms(f) for f in pair]) for pair in matrices])
+    norms = torch.stack([torch.cat([_norms(f) for f in pair]) for pair in problem.feature_pairs])
     units = (norms / math.sqrt(MOST)).float()
     return units.masked_fill_(~units.isfinite(), math.nan)
 

@@ -87,6 +87,13 @@ class Problem(NamedTuple):
         return self.teacher_x is not None
 
     @property
+    def feature_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """The features that S is a product of, and where there is a teacher those of T."""
+        if self.teacher_x is None or self.teacher_y is None:
+            return [(self.x, self.y)]
+        return [(self.x, self.y), (self.teacher_x, self.teacher_y)]
+
+    @property
     def is_float8(self) -> bool:
         """Whether the teacher is in float8: a NaN among its features is one of its scale too."""
         return self.teacher_x is not None and self.teacher_x.dtype == torch.float8_e4m3fn

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-# Bytes that a backend may use beside features, rows and pairs. On triton the kernels' own sums take
+# Bytes that a backend may use beside features, rows and pairs. On triton the sigmoid's sums take
 # 3 / 32 of the workspace; float32 sums of 16-bit gradients and temporaries of the products count
-# with the features (``chunks.backward_bytes``). A card of 40 GB has 1 GiB instead of 256 MiB.
+# with the features (``chunk_costs.backward_bytes``). A card of 40 GB has 1 GiB instead of 256 MiB.
 WORKSPACE = {"blocked": 24 << 20, "native": 48 << 20, "triton": (256 << 20) * 35 // 32}
 
 

@@ -59,10 +59,7 @@ def size_of(problem: Problem) -> tuple[int, int]:
 
 def _depth(problem: Problem) -> int:
     """Numbers in the longest row of features."""
-    depths = [1, problem.x.shape[1]]
-    if problem.teacher_x is not None:
-        depths.append(problem.teacher_x.shape[1])
-    return max(depths)
+    return max(1, *(x.shape[1] for x, _ in problem.feature_pairs))
 
 
 def workspace_bytes(problem: Problem) -> int:

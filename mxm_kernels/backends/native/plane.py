@@ -80,14 +80,12 @@ class Plane:
 
     def multiplied(self) -> Iterator[Tile]:
         """The tiles, each with S and T multiplied out."""
-        p = self.problem
+        pairs = self.problem.feature_pairs
         for rows, cols in self.spans():
-            S, T = self.at(0, rows, cols), None
-            self._multiply(S, p.x, p.y, rows, cols)
-            if p.teacher_x is not None and p.teacher_y is not None:
-                T = self.at(1, rows, cols)
-                self._multiply(T, p.teacher_x, p.teacher_y, rows, cols)
-            yield Tile(rows, cols, S, T)
+            made = [self.at(matrix, rows, cols) for matrix in range(len(pairs))]
+            for out, (x, y) in zip(made, pairs, strict=True):
+                self._multiply(out, x, y, rows, cols)
+            yield Tile(rows, cols, made[0], made[1] if self.problem.has_teacher else None)
 
     def _multiply(self, out: Tensor, x: Tensor, y: Tensor, rows: Span, cols: Span) -> None:
         a = x[slice(*rows)].float()

@@ -61,26 +61,6 @@ def chunk_shape(rows: int, cols: int, itemsize: int, workspace: int) -> tuple[in
     return min(map(cut, range(fewest, max(fewest, rows // least) + 1)), key=cost)
 
 
-def backward_bytes(
-    rows: int, cols: int, D: int, itemsize: int, workspace: int, accumulates: bool
-) -> int:
-    """Most memory that the gradients take besides themselves and O(M + N + P) numbers.
-
-    While chunks are walked: the workspace; what the kernels sum of a tile's rows, at most three
-    float32 numbers for every 64 columns of 16-bit dS or 32 of float32 dS, 3 / 32 of the workspace;
-    with 16-bit features also the float32 sums of dY, in the place of dY itself, and of a chunk's
-    rows of dX; and, where products are not added in place (``tiles.accumulates``), the largest
-    product. At the end: the float32 sums of dY beside dY. D is a multiple of 16.
-    """
-    height, width = chunk_shape(rows, cols, itemsize, workspace)
-    stored = height * padded(width) * itemsize
-    walked = stored + _ceil(3 * stored, 32)
-    if itemsize >= 4:
-        return walked  # the sums are the gradients
-    product = 0 if accumulates else max(height, width)
-    return max(walked + D * ((4 - itemsize) * cols + 4 * (height + product)), 4 * D * cols)
-
-
 def _ceil(length: int, part: int) -> int:
     """How many parts cover ``length``."""
     return -(-length // part)

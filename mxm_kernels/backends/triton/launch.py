@@ -53,7 +53,9 @@ def pick_placed(phase: Phase, problem: Problem, diagnostics: bool = False) -> La
     """
     picked = pick(phase, problem, diagnostics)
     by_pointers = SETTINGS[target(problem.x.device)][KINDS[phase]].pointers
-    if by_pointers is None or phase in _forced_launches or all(map(aligned, factors(problem))):
+    if by_pointers is None or phase in _forced_launches:
+        return picked
+    if all(aligned(x) and aligned(y) for x, y in problem.feature_pairs):
         return picked
     return by_pointers
 
@@ -61,11 +63,6 @@ def pick_placed(phase: Phase, problem: Problem, diagnostics: bool = False) -> La
 def aligned(matrix: Tensor) -> bool:
     """Whether a matrix and each of its rows begin at multiples of 16 bytes, as descriptors need."""
     return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
-
-
-def factors(p: Problem) -> list[Tensor]:
-    """The matrices of features that are multiplied."""
-    return [f for f in (p.x, p.y, p.teacher_x, p.teacher_y) if f is not None]
 
 
 _forced_launches: dict[Phase, Launch] = {}

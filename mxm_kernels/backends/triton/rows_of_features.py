@@ -1,7 +1,7 @@
 """Before the tiles: the unit of every row of features, and S of every positive pair, in one launch.
 
-The units are those of ``fixed_point``. They also say which rows are not finite, of which a sum may
-lose every trace: a feature of -inf makes exp(S) vanish.
+The units are those of ``fixed_point``. A row that is not finite has the unit NaN. Sums over a row
+would not show all such rows: a feature of -inf makes exp(S) vanish.
 """
 
 from __future__ import annotations

@@ -60,9 +60,6 @@ def multiply(p: Problem, out: Tensor, rows: Span, cols: Span) -> None:
 
     By the vendor's float32 product, which follows torch.set_float32_matmul_precision.
     """
-    pairs = [(p.x, p.y)]
-    if p.teacher_x is not None and p.teacher_y is not None:
-        pairs.append((p.teacher_x, p.teacher_y))
-    for matrix, (a, b) in zip(out, pairs, strict=True):
+    for matrix, (a, b) in zip(out, p.feature_pairs, strict=True):
         corner = matrix[: rows[1] - rows[0], : cols[1] - cols[0]]
         torch.mm(a[slice(*rows)], b[slice(*cols)].T, out=corner)

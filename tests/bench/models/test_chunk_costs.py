@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench.models.chunk_costs import chunk_costs, tiles, waves
+from bench.models.chunk_costs import backward_bytes, chunk_costs, tiles, waves
 from mxm_kernels.backends.interface import Needs
-from mxm_kernels.backends.triton.chunks import backward_bytes, spans
+from mxm_kernels.backends.triton.chunks import spans
 
 pytest.importorskip("triton")
 
