@@ -38,7 +38,9 @@ def suite(name: str, device: torch.device) -> list[Group]:
     """The groups that are measured on a device."""
     if name == "smoke":
         return smoke_suite(device)
-    return gpu_suite() if device.type == "cuda" else cpu_suite(machines.cores())
+    if device.type == "cuda":
+        return gpu_suite()
+    return cpu_suite(machines.cores(), machines.multiplies_bfloat16())
 
 
 def pytest_configure(config: pytest.Config) -> None:

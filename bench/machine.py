@@ -47,6 +47,11 @@ def cpu_model() -> str:
     return get_cpu_info().get("brand_raw") or platform.processor() or platform.machine()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(get_cpu_info().get("flags", ()))
+
+
 def commit() -> str | None:
     """The commit, with "+" for changes not committed to what is measured; None without git."""
 

@@ -7,7 +7,7 @@ from bench.batch import Batch
 from bench.cases import Case, cpu_suite, gpu_suite, pairs, smoke_suite
 
 SUITES = {
-    "cpu": cpu_suite(2),
+    "cpu": cpu_suite(2, multiplies_bfloat16=True),
     "gpu": gpu_suite(),
     "smoke": smoke_suite(torch.device("cpu")),
 }
@@ -18,6 +18,12 @@ def test_names_identify_groups_and_cases(groups):
     assert len({g.name for g in groups}) == len(groups)
     for group in groups:
         assert len({case.name for case in group.cases}) == len(group.cases)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_dense_eager_in_bfloat16_only_where_the_cpu_has_instructions_for_it(multiplies):
+    (group,) = (g for g in cpu_suite(2, multiplies) if g.name == "bfloat16")
+    assert ("dense eager" in group.providers) == multiplies
 
 
 def test_rows_that_are_no_instances_are_an_error():

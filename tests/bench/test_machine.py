@@ -28,3 +28,11 @@ def test_a_processor_without_a_name_of_its_own(monkeypatch):
     monkeypatch.setattr(machine, "get_cpu_info", dict)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")
     assert machine.cpu_model.__wrapped__() == machine.platform.machine()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [({"avx2"}, False), ({"avx2", "avx512_bf16"}, True), ({"bf16"}, True)]
+)
+def test_whether_a_cpu_multiplies_bfloat16(flags, expected, monkeypatch):
+    monkeypatch.setattr(machine, "get_cpu_info", lambda: {"flags": sorted(flags)})
+    assert machine.multiplies_bfloat16() == expected
