@@ -122,8 +122,8 @@ def _each(cases: tuple[Case, ...], prefix: str, **options) -> list[Group]:
 def cpu_suite(cores: int, multiplies_bfloat16: bool) -> list[Group]:
     """The groups of ``make bench``, most important first.
 
-    ``multiplies_bfloat16``: the CPU has instructions for it. On one that has none, an EPYC with AVX2,
-    a step of dense eager takes 39 s on the large batch in bfloat16, so it is left out there.
+    ``multiplies_bfloat16``: the CPU has instructions for it. On one that has none, an EPYC with
+    AVX2, dense eager takes 39 s on the large batch in bfloat16, so it is left out there.
     """
     eager = ("dense eager",) if multiplies_bfloat16 else ()
     small = Case(1680, 1400, 512)
@@ -147,6 +147,14 @@ def cpu_suite(cores: int, multiplies_bfloat16: bool) -> list[Group]:
             3,
             needs=60,
         ),
+        Group(
+            "rounds",
+            tuple(replace(LARGE, rounds=rounds) for rounds in (1, 10, 100, None)),
+            OURS[:3],
+            40,
+            5,
+            needs=100,
+        ),
         *_each(paper(512), "paper", seconds=4),
         *_each(paper(1024), "paper", seconds=3, providers=(*OURS, "dense eager", "chunked")),
         *_each(
@@ -160,14 +168,6 @@ def cpu_suite(cores: int, multiplies_bfloat16: bool) -> list[Group]:
             providers=(*OURS, "dense eager", "chunked"),
         ),
         Group("no teacher", (replace(LARGE, teacher=False),), (*OURS, "chunked"), 10),
-        Group(
-            "rounds",
-            tuple(replace(LARGE, rounds=rounds) for rounds in (1, 10, 100, None)),
-            OURS[:3],
-            40,
-            5,
-            needs=100,
-        ),
         Group(
             "rounds of the paper",
             tuple(replace(small, rounds=rounds) for rounds in (1, 5, 10, 100, None)),
