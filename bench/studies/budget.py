@@ -4,7 +4,7 @@
 
 With a teacher, in float32 and bfloat16: 4,920 x 4,100 x 512 on a CPU, 32,768 x 32,768 x 768 on a
 GPU. All budgets of a case are timed interleaved with its matrix products alone, each after its
-gradients were held to float64, which takes a CPU some 5 minutes for each dtype. FILE is a table in
+gradients were held to float64: some minutes for each dtype on a CPU. FILE is a table in
 Markdown; where it has the table of another device, that one stays.
 """
 
