@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bench.results_file import Record, timed
 
-_FAMILY = ("D", "views", "captions", "rounds", "teacher", "dtype", "threads")
+_FAMILY = ("D", "views", "captions", "rounds", "teacher", "dtype", "threads", "budget")
 Point = tuple[float, float]
 Lines = dict[str, list[Point]]
 
@@ -43,7 +43,7 @@ def largest_family(records: list[Record]) -> list[Record]:
     families: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
         case = record["case"]
-        families[tuple(case[name] for name in _FAMILY)].append(record)
+        families[tuple(case.get(name) for name in _FAMILY)].append(record)
     if not families:
         return []
     return max(families.values(), key=lambda family: len({r["case"]["M"] for r in family}))
