@@ -340,8 +340,8 @@ def tiles_of_a_gpu(backend):
     from mxm_kernels.backends.triton.launch import forced
     from mxm_kernels.backends.triton.settings import Launch
 
-    tile = Launch(128, 128, 64, warps=1, stages=1, group=2)
-    with forced("sigmoid_statistics", tile), forced("sigmoid_gradient", tile):
+    tile = Launch(128, 128, 0, warps=1, stages=1, group=2)
+    with forced("stored_sigmoid_statistics", tile), forced("stored_sigmoid_gradient", tile):
         yield
 
 
