@@ -80,9 +80,9 @@ furniture: $(INSTALLED) $(FURNITURE)/usr ## the ablation on 820 rendered 3D mode
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[furniture]'
 	$(BIN)/python -m examples.studies.ablation --data furniture --data_root $(FURNITURE) --epochs 40
 
-machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, and what an H100 could do
+machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, and what a Hopper GPU could do
 	$(BIN)/python -m bench.models.machine_code --out bench/results/machine_code.json
-	$(BIN)/python -m bench.models.predict --out bench/results/h100-predicted.md
+	$(BIN)/python -m bench.models.predict --out bench/results/predicted.md
 
 bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes, then bench-report
 	$(BIN)/python -m pytest bench/test_speed.py bench/test_memory.py --bench-minutes 14 --timeout 900

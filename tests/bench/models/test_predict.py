@@ -46,7 +46,7 @@ def test_every_case_is_in_the_committed_page(records):
     for name, cases in budgets.items():
         kernels = sum(1 if case.sigmoid else 2 for case in cases)
         assert text.count(f"| {name} |") == kernels + 2 * len(cases)
-    assert (RESULTS / "h100-predicted.md").read_text() == text
+    assert (RESULTS / "predicted.md").read_text() == text
 
 
 def test_without_a_file_the_page_says_that_nothing_is_measured(records):
