@@ -29,15 +29,15 @@ def test_the_tables_own_comes_first_and_none_twice(cell, on):
     assert found[0] == cell.shipped(on)
     code = {(*one.tile().values(), one.warps, one.stages) for one in found}
     assert len(code) == len(found)
-    assert len(found) >= 10
+    assert len(found) > 10
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=NAMES)
 @pytest.mark.parametrize("on", get_args(settings.Target))
 def test_matrices_in_memory_have_room_for_the_tiles_of_each(cell, on):
     """Rows of what is kept and of dS have whole blocks of ALIGNMENT numbers."""
-    with_pointers = [cell.shipped(on, pointers=True), *candidates.candidates(cell, on, H100)]
-    assert all(chunks.ALIGNMENT % one.cols == 0 for one in with_pointers)
+    launches = [cell.shipped(on, pointers=True), *candidates.candidates(cell, on, H100)]
+    assert all(chunks.ALIGNMENT % one.cols == 0 for one in launches)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=NAMES)

@@ -248,7 +248,7 @@ def test_only_the_gradients_that_are_wanted(needed, backend):
     )
     for k, got in zip(needed, some, strict=True):
         torch.testing.assert_close(got, every[k])
-    assert made == 1 + sum(k in needed for k in (0, 1))  # S is made once and kept
+    assert made == 1 + sum(k in needed for k in (0, 1))  # S is made once
 
 
 def test_without_gradients_none_is_computed(backend):

@@ -40,7 +40,7 @@ _SLICES: Slices = ((64, 3), (64, 4), (32, 4), (128, 2), (64, 2), (32, 5), (32, 3
 # Of tiles that are read from memory.
 _STORED: Tiles = (
     (64, 64, 4), (32, 128, 4), (64, 32, 4), (32, 64, 4), (64, 128, 8), (16, 128, 4), (32, 64, 2),
-    (16, 64, 2), (128, 32, 4), (32, 32, 2),
+    (16, 64, 2), (128, 32, 4), (32, 32, 2), (16, 128, 2),
 )  # fmt: skip
 _UNSLICED: Slices = ((0, 1),)
 GROUPS = (4, 8, 16, 32, 64)  # of row blocks: an argument, so another one compiles nothing

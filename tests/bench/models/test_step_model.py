@@ -19,7 +19,7 @@ from bench.models.step_model import (
     step,
 )
 from mxm_kernels.backends.interface import Memory, Problem
-from mxm_kernels.backends.triton import launch, plan
+from mxm_kernels.backends.triton import plan
 
 RECORD = {
     "target": "sm_90", "kernel": "statistics", "dtype": "bf16", "diagnostics": False,
@@ -137,13 +137,12 @@ def test_the_sigmoids_one_pass_has_no_statistics():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}, {case.budget >> 30} GiB")
-def test_chunks_are_those_of_the_plan(case, monkeypatch):
+def test_chunks_are_those_of_the_plan(case):
     meta = {"dtype": torch.bfloat16, "device": "meta"}
     x, y = torch.empty(case.rows, case.depth, **meta), torch.empty(case.cols, case.depth, **meta)
     nothing = torch.empty(0, device="meta")
     teacher = (x, y) if case.teacher else (None, None)
     problem, memory = Problem(x, y, *teacher, *(nothing,) * 8), Memory(case.budget, True)
-    monkeypatch.setattr(launch, "target", lambda device: "sm_90")
     if not case.sigmoid:
         assert case.kept == (plan.kept_stride(problem, memory) is not None)
     shape = plan.chunk_of(problem, memory, case.kept_bytes, remade=False)
