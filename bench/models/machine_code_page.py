@@ -14,6 +14,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
         + ", diagnostics" * r["diagnostics"]
         + ", kept" * r["kept"]
         + ", by pointers" * r["pointers"]
+        + ", with sums" * r["neg_sum"]
     ),
     "dtype": lambda r: r["dtype"],
     "tile": lambda r: r["tile"],

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mxm_kernels.backends.fixed_point import GREATEST_LOGIT
-from mxm_kernels.backends.triton import launch, merge, row_scales, row_sums, target_matrix, unit
+from mxm_kernels.backends.triton import launch, merge, row_scales, target_matrix, unit
 from mxm_kernels.backends.triton.diagnostics import BLOCK as DIAGNOSTICS_BLOCK
 from mxm_kernels.backends.triton.diagnostics import diagnostic_sums_kernel
 from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
@@ -107,23 +107,25 @@ _DIVISIBLE = {
 }
 _DIVISIBLE |= {f"D{k}" for k in range(row_scales.MATRICES)}
 _INTEGERS = {
-    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
+    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
-    "length", "l0", "l1", "l2", "images", "scale_stride", "count", "queued",
+    "length", "l0", "l1", "l2", "l3", "images", "scale_stride", "count", "queued",
     "x_rows", "y_rows", "last", "before", "blocks", "source_row", "source_col",
 } | _DIVISIBLE  # fmt: skip
 _INTEGERS |= {f"{name}{k}" for name in ("rows", "stride") for k in range(row_scales.MATRICES)}
 # Numbers of a kernel whose names stand for something else in the others.
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
-# The (teacher, diagnostics, kept, pointers) of which each kernel has a variant. Forward writes what
-# is kept, backward reads it, or multiplies where it is too coarse. ``pointers``: factors that come
-# by pointers where the target has tensor descriptors.
-_SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers")
-_NEITHER, _TEACHER = (False,) * 4, (True, False, False, False)
-_DIAGNOSED = (False, True, False, False), (True, True, False, False)
-_KEPT = tuple((teacher, False, True, False) for teacher in (False, True))
-_POINTERS = tuple((teacher, False, True, True) for teacher in (False, True))
+# The switches of which each kernel has variants. Forward writes what is kept, backward reads it, or
+# multiplies where it is too coarse. ``pointers``: factors that come by pointers where the target has
+# tensor descriptors. ``neg_sum``: the sums of S over the negatives.
+_SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers", "neg_sum")
+_NEITHER, _TEACHER = (False,) * 5, (True, *[False] * 4)
+_DIAGNOSED = tuple((teacher, True, False, False, False) for teacher in (False, True))
+_KEPT = tuple((teacher, False, True, False, False) for teacher in (False, True))
+_POINTERS = tuple((teacher, False, True, True, False) for teacher in (False, True))
+_SUMMED = tuple((teacher, False, False, False, True) for teacher in (False, True))
+_SUMMED_KEPT = tuple((teacher, False, True, False, True) for teacher in (False, True))
 _DESCRIPTORS = ("sm_90", "sm_100")
 # Formulas that are not mixed with the soft loss, nor smoothed: one has no teacher, the other is
 # that loss.
@@ -173,10 +175,6 @@ KERNELS = {
     **dict.fromkeys(ROW_LOSSES, row_losses_kernel),
     **dict.fromkeys(ROW_LOSSES_BACKWARD, row_losses_backward_kernel),
     "drawn_weights": drawn_weights_kernel,
-    "feature_sums": row_sums.feature_sums_kernel,
-    "feature_sums, weighted": row_sums.feature_sums_kernel,
-    "row_sums": row_sums.row_sums_kernel,
-    "row_sums_backward": row_sums.row_sums_backward_kernel,
     "merge_queue": merge_queue_kernel,
     "merge_queue_backward": merge_queue_backward_kernel,
     "scale_rows": row_scales.scale_rows_kernel,
@@ -220,16 +218,25 @@ STORED: tuple[Phase, ...] = (
     "stored_sigmoid_gradient",
 )
 SWITCHES = {
-    "statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, *_KEPT, (True, True, True, False), *_POINTERS),
-    "stored_statistics": (_NEITHER, _TEACHER, *_DIAGNOSED),
+    "statistics": (
+        _NEITHER,
+        _TEACHER,
+        *_DIAGNOSED,
+        *_KEPT,
+        (True, True, True, False, False),
+        *_POINTERS,
+        *_SUMMED,
+        *_SUMMED_KEPT,
+    ),
+    "stored_statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, *_SUMMED),
     "units": (_NEITHER, _TEACHER),
     "tops": (_NEITHER,),
-    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED),
-    "gradient": (_NEITHER, _TEACHER, *_KEPT, *_POINTERS),
-    "stored_gradient": (_NEITHER, _TEACHER, *_KEPT),
+    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, *_SUMMED),
+    "gradient": (_NEITHER, _TEACHER, *_KEPT, *_POINTERS, *_SUMMED),
+    "stored_gradient": (_NEITHER, _TEACHER, *_KEPT, *_SUMMED, *_SUMMED_KEPT),
     "pair_gradient": (_NEITHER, _TEACHER),
-    "sigmoid_statistics": (_NEITHER, (False, False, False, True)),
-    "sigmoid_gradient": (_NEITHER, (False, False, False, True)),
+    "sigmoid_statistics": (_NEITHER, (False, False, False, True, False)),
+    "sigmoid_gradient": (_NEITHER, (False, False, False, True, False)),
     "stored_sigmoid_statistics": (_NEITHER,),
     "stored_sigmoid_gradient": (_NEITHER,),
     "sigmoid_pairs": (_NEITHER,),
@@ -237,17 +244,13 @@ SWITCHES = {
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
-    "feature_sums": (_NEITHER,),
-    "feature_sums, weighted": (_NEITHER,),
-    "row_sums": (_NEITHER,),
-    "row_sums_backward": (_NEITHER,),
     "merge_queue": (_NEITHER, _TEACHER),
     "merge_queue_backward": (_NEITHER, _TEACHER),
     "scale_rows": (_NEITHER,),
     "scale_rows_backward": (_NEITHER,),
     "diagnostic_sums": (_NEITHER, _TEACHER),
     "float8_teacher": (_NEITHER,),
-    "scale_gradient": (_NEITHER, _TEACHER),
+    "scale_gradient": (_NEITHER, _TEACHER, *_SUMMED),
     "weight_sums": (_NEITHER,),
     "target_matrix": (_NEITHER,),
     "raise": (_NEITHER,),
@@ -281,6 +284,7 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         "WEIGHED": True,
         "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
         "DIAGNOSTICS": diagnostics,
+        "NEG_SUM": config["neg_sum"],
         "KEEP": config["kept"],
         "COARSE": config["kept"],
         "FIXED": config["kept"],
@@ -308,10 +312,6 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants["BLOCK"] = TIMES_BLOCK
     elif name == "float8_teacher":
         constants |= FLOAT8_TILE
-    elif name.startswith("feature_sums"):
-        constants |= {**row_sums.SUM, "WEIGHTED": "weighted" in name}
-    elif name.startswith("row_sums"):
-        constants |= {**row_sums.TILE, "BLOCK": row_sums.BLOCK}
     elif name in ("scale_rows", "scale_rows_backward"):
         constants |= row_scales.TILE
     elif name == "lower":

@@ -201,7 +201,7 @@ def find(records: list[dict[str, Any]], name: str, case: Case) -> dict[str, Any]
     kept = case.kept or (name == "stored_gradient")
     wanted = {
         "target": "sm_90", "kernel": name, "dtype": "bf16", "teacher": case.teacher,
-        "diagnostics": False, "kept": kept, "pointers": False,
+        "diagnostics": False, "kept": kept, "pointers": False, "neg_sum": False,
     }  # fmt: skip
     return next(r for r in records if wanted.items() <= r.items())
 

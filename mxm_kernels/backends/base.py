@@ -13,7 +13,6 @@ from mxm_kernels.backends import (
     float8,
     queues,
     row_scales,
-    row_sums,
     target_matrix,
     tiles,
 )
@@ -37,7 +36,6 @@ from mxm_kernels.backends.row_interface import (
     RowLosses,
     RowProblem,
     RowSums,
-    SummedRows,
 )
 
 
@@ -56,7 +54,9 @@ class Backend:
         """Why it cannot run on ``device`` with ``dtype`` features, or None if it can."""
         return None
 
-    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
+    def forward(
+        self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
+    ) -> Statistics:
         """Compute the statistics; diagnostics change at most the order of the other sums.
 
         ``kept_stride`` says whether S and T are kept. They change no bit of the statistics.
@@ -136,7 +136,7 @@ class Backend:
             grad * made.d_neg_lse,
             grad.index_select(0, rows.owners) * made.d_positives,
             by_parameter.sum() if rows.parameter.ndim == 0 else by_parameter,
-            grad * made.d_row_sum if len(rows.row_sum) else grad.new_empty(0),
+            grad * made.d_neg_sum if len(rows.neg_sum) else grad.new_empty(0),
         )
 
     def merge_queue(
@@ -150,26 +150,6 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients by n and u of the rows, and by those of the queue's list."""
         return queues.gradients(dn, du, rows, queue, place)
-
-    def feature_sums(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        """(2, D) sums of the rows of x (M, D) and of y (N, D), weighted by the (M + N,) or not.
-
-        They are in the dtype of ``weights``, which are empty where nothing is weighted.
-        """
-        return row_sums.feature_sums(x, y, weights)
-
-    def row_sums(self, x: Tensor, y: Tensor, scale: Tensor, sums: Tensor) -> Tensor:
-        """(M + N,) sums of S over whole rows, from the sums (2, D) of the features."""
-        return row_sums.row_sums(x, y, scale, sums)
-
-    def row_sums_backward(
-        self, made: Gradients, rows: SummedRows, grad: Tensor, weighted: Tensor
-    ) -> Gradients:
-        """Add the gradients of the sums to ``made``, whose features are empty where not wanted.
-
-        ``grad`` (M + N,) are those by the sums, ``weighted`` (2, D) the features' sums with them.
-        """
-        return row_sums.add_gradients(made, rows, grad, weighted)
 
     def scale_rows(
         self, features: Sequence[Tensor], scales: Sequence[Tensor]

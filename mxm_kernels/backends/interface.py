@@ -11,11 +11,12 @@ For row r of the list, with S_r. its row of S or of the transpose:
     n_r = logsumexp_{j not in Pos(r)} S_rj           neg_lse
     t_r = logsumexp_j T_rj                           teacher_lse
     u_r = sum_j softmax_j(T_r.) S_rj                 teacher_mean
+    sum_{j not in Pos(r)} S_rj                       neg_sum, where it is asked for
     sum_{j not in Pos(r)} exp(S_rj - n_r) S_rj       neg_mean
 
 ``neg_mean`` has no gradient: of it the gradient of the scale is made without another sum over
-the matrix, sum_r dn_r neg_mean_r + sum dS_pos S_pos + sum_r du_r u_r over s. A backend that sums
-it in backward leaves it empty. And for diagnostics, not differentiable:
+the matrix, sum_r dn_r neg_mean_r + sum dS_pos S_pos + sum_r du_r u_r + sum_r dneg_sum_r neg_sum_r
+over s. A backend that sums it in backward leaves it empty. And for diagnostics, not differentiable:
 
     max_{j not in Pos(r)} S_rj                       hardest
     t_r - sum_j softmax_j(T_r.) T_rj                 entropy, of the teacher's targets
@@ -116,11 +117,14 @@ class Problem(NamedTuple):
         slots, again = positives.tensor_split(2)
         return slots + again.index_select(0, self.slot_places)
 
-    def allocate(self, diagnostics: bool, neg_mean: bool = False) -> Statistics:
+    def allocate(
+        self, diagnostics: bool, neg_sum: bool = False, *, neg_mean: bool = False
+    ) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""
         rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
         taught = 0 if self.teacher_x is None else rows
-        sizes = [rows, self.owners.shape[0], taught, taught]  # not len, which torch.compile fixes
+        positives = self.owners.shape[0]  # not len, which torch.compile fixes
+        sizes = [rows, positives, taught, rows if neg_sum else 0, taught]
         sizes += [rows, taught] if diagnostics else [0, 0]
         sizes.append(rows if neg_mean else 0)
         made = [self.x.new_empty(size, dtype=dtype) for size in sizes]
@@ -180,8 +184,8 @@ class Statistics(NamedTuple):
     """The result of forward: O(R + P) numbers, and what is kept of S and T.
 
     Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty. So are
-    ``hardest`` and ``entropy`` where no diagnostics are wanted, and ``kept`` and ``units`` where
-    nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
+    ``hardest`` and ``entropy`` where no diagnostics are wanted, ``neg_sum`` where it is not asked
+    for, and ``kept`` and ``units`` where nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
     infinite, come from features that are not finite: both are NaN here, and ``hardest`` is where
     ``neg_lse`` is (:meth:`checked`).
     """
@@ -189,6 +193,7 @@ class Statistics(NamedTuple):
     neg_lse: Tensor  # (R,) n, -inf without a negative
     positives: Tensor  # (2 P,) S of every positive pair, in slot order, then in text-major order
     teacher_mean: Tensor  # (R,) u
+    neg_sum: Tensor  # (R,) sum of S over the negatives, 0 without one
     teacher_lse: Tensor  # (R,) t, for backward
     hardest: Tensor  # (R,) greatest S over the negatives, -inf without one
     entropy: Tensor  # (R,) of the teacher's softmax, in nats
@@ -226,6 +231,7 @@ class Upstream(NamedTuple):
     neg_lse: Tensor  # (R,)
     positives: Tensor  # (2 P,)
     teacher_mean: Tensor  # (R,), or empty without a teacher
+    neg_sum: Tensor  # (R,), or empty where forward had none
 
 
 class SigmoidStatistics(NamedTuple):

@@ -4,7 +4,9 @@ With n and n' the log-sum-exps of a row over its negatives and over the queue's,
 the teacher over all columns, and u and u' the teacher's averages:
 
     n <- log(exp n + exp n')        t <- log(exp t + exp t')
-    u <- sigmoid(t - t') u + sigmoid(t' - t) u'
+    u <- u + sigmoid(t' - t) (u' - u)
+
+Two rounded shares that do not add up to 1 would add a part of u itself: u' - u is smaller.
 
 ``total`` () is the sum of the queue's features. A feature of -inf makes terms vanish, and 0 times
 a sum that is not finite is NaN.
@@ -25,7 +27,7 @@ def merged(rows: RowSums, queue: RowSums, total: Tensor, place: QueuePlace) -> R
     n0.copy_(torch.logaddexp(n0, n1) + 0 * total)
     if len(t):
         (t0, t1), (u0, u1) = (_both(*v, place) for v in ((t, queue[2]), (u, queue[1])))
-        u0.copy_(share(t0, t1) * u0 + share(t1, t0) * u1)
+        u0.lerp_(u1, share(t1, t0))
         t0.copy_(torch.logaddexp(t0, t1))
     return RowSums(n, u, t)
 

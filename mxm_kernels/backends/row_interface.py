@@ -35,7 +35,7 @@ class RowProblem(NamedTuple):
     positives: Tensor  # (L,) sorted by row
     teacher_mean: Tensor  # (R,), or empty where the soft loss has no factor
     parameter: Tensor  # () or (R,) of the formula, or empty where it has none
-    row_sum: Tensor  # (R,) sum of S over the row, or empty where nothing is smoothed
+    neg_sum: Tensor  # (R,) sum of S over the negatives, or empty where nothing is smoothed
     pair_weights: Tensor  # (L,), or empty where the formula weighs no positive
     hard_weights: Tensor  # (R,) factors of each row's loss by the formula
     soft_weights: Tensor  # (R,) factors of each row's soft loss
@@ -51,12 +51,12 @@ class RowProblem(NamedTuple):
             torch.empty_like(n),
             torch.empty_like(self.positives),
             n.new_empty(n.shape[0] if parameter.numel() else 0),  # not len: see Problem.allocate
-            torch.empty_like(self.row_sum),
+            torch.empty_like(self.neg_sum),
         )
 
     def allocate_gradients(self) -> RowLosses:
-        """Uninitialised results of backward: by u, n, S, the parameter and the sum of the row."""
-        read = self.teacher_mean, self.neg_lse, self.positives, self.parameter, self.row_sum
+        """Uninitialised results of backward: by u, n, S, the parameter and the sum of the negatives."""
+        read = self.teacher_mean, self.neg_lse, self.positives, self.parameter, self.neg_sum
         return RowLosses(*map(torch.empty_like, read))
 
 
@@ -67,7 +67,7 @@ class RowLosses(NamedTuple):
     d_neg_lse: Tensor  # (R,)
     d_positives: Tensor  # (L,)
     d_parameter: Tensor  # (R,), or empty where the formula has no parameter
-    d_row_sum: Tensor  # (R,), or empty where nothing is smoothed
+    d_neg_sum: Tensor  # (R,), or empty where nothing is smoothed
 
 
 class RowSums(NamedTuple):
@@ -76,15 +76,6 @@ class RowSums(NamedTuple):
     neg_lse: Tensor  # (rows,)
     teacher_mean: Tensor  # (rows,)
     teacher_lse: Tensor  # (rows,)
-
-
-class SummedRows(NamedTuple):
-    """The sums of S over whole rows, and what they were computed from beside the features."""
-
-    scale: Tensor  # ()
-    sums: Tensor  # (2, D) of the images' features and of the texts', of all ranks
-    made: Tensor  # (R,) the sums of S
-    images: int  # M
 
 
 class QueuePlace(NamedTuple):

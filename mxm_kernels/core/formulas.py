@@ -61,7 +61,7 @@ class Formula:
 
     def smoothed(self, rows: Rows, weights: Tensor | None) -> Tensor | None:
         """(R,) what label smoothing adds, over e; None where it adds nothing."""
-        if self.smoothing is None or rows.row_sum is None:
+        if self.smoothing is None or rows.neg_sum is None:
             return None
         return self.smoothing(rows, weights)
 
@@ -171,9 +171,8 @@ def _over_one_and_negatives(rows: Rows, weights: Tensor) -> Tensor:
 
 def _over_mean_of_negatives(rows: Rows, weights: Tensor) -> Tensor:
     """The positives less the mean of the negatives, or less 0 without one."""
-    assert rows.row_sum is not None
-    negative_sum = rows.row_sum - rows.sum(rows.positives)
-    return _over_mean(rows, weights, negative_sum / rows.num_negatives.clamp(min=1))
+    assert rows.neg_sum is not None
+    return _over_mean(rows, weights, rows.neg_sum / rows.num_negatives.clamp(min=1))
 
 
 def _over_all(rows: Rows, weights: Tensor) -> Tensor:
@@ -189,8 +188,8 @@ def _sum_over_all(rows: Rows, weights: object) -> Tensor:
 
 def _mean_of_all(rows: Rows) -> Tensor:
     """(R,) mean of S over the negatives and the positives of each row."""
-    assert rows.row_sum is not None
-    return rows.row_sum / (rows.num_negatives + rows.counts)
+    assert rows.neg_sum is not None
+    return (rows.neg_sum + rows.sum(rows.positives)) / (rows.num_negatives + rows.counts)
 
 
 info_nce = Formula("info_nce", _info_nce, _over_one_and_negatives)

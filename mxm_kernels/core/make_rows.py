@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.queues import share
 from mxm_kernels.backends.row_interface import QueuePlace, RowSums
 from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.queues import QueuedRows
 from mxm_kernels.core.rows import Rows
 from mxm_kernels.core.run import RowStatistics, run, run_batch
-from mxm_kernels.folds.segments import Segments, segment_logsumexp, segment_sum
+from mxm_kernels.folds.segments import Segments, segment_logsumexp
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 from mxm_kernels.ops.merge_queue import merge_queue
 
@@ -37,7 +38,7 @@ def _as_rows(batch: Batch, made: RowStatistics, *, taught: bool) -> Rows:
         made.teacher_mean if taught else None,
         batch.segments,
         batch,
-        row_sum=made.row_sum,
+        neg_sum=made.neg_sum if batch.options.label_smoothing else None,
         label_smoothing=batch.options.label_smoothing,
         teacher_lse=made.teacher_lse if taught else None,
         hardest=made.hardest if diagnosed else None,
@@ -69,17 +70,10 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
         teacher_mean=sums.teacher_mean if taught else None,
         teacher_lse=sums.teacher_lse if taught else None,
     )
-    if rows.row_sum is not None:
-        merged = replace(merged, row_sum=rows.row_sum + _queued_sums(b, side, queue, made))
+    if rows.neg_sum is not None:
+        queued = _padded(made.neg_sum[: queue.tables.images], side, others, 0.0)
+        merged = replace(merged, neg_sum=rows.neg_sum + queued)
     return _with_rest(rows, merged, side, queue, made)
-
-
-def _queued_sums(b: Batch, side: int, queue: QueuedRows, made: RowStatistics) -> Tensor:
-    """(R,) sums of S over the queue's negatives, from those over all its rows; 0 for the others."""
-    assert made.row_sum is not None
-    excluded = segment_sum(made.positives[: queue.tables.pairs], _queue_segments(queue))
-    own = made.row_sum[: queue.tables.images] - excluded
-    return _padded(own, side, len((b.y, b.x)[side]), 0.0)
 
 
 def _queue_segments(queue: QueuedRows) -> Segments:
@@ -133,10 +127,9 @@ def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: Row
         merged = replace(merged, hardest=torch.maximum(rows.hardest, own))
     if rows.entropy is None or rows.teacher_lse is None or merged.teacher_lse is None:
         return merged
-    # The teacher's mean of its own similarities is its log-sum-exp minus the entropy.
+    # Of the queue's share p: p h' + (1 - p) h, and the entropy of the choice between the two.
     lse = _padded(made.teacher_lse[:count], side, others, -torch.inf)
-    mean = _padded((made.teacher_lse - made.entropy)[:count], side, others, 0.0)
-    joint = merged.teacher_lse
-    ours = (rows.teacher_lse - joint).exp() * (rows.teacher_lse - rows.entropy)
-    theirs = (lse - joint).exp() * mean
-    return replace(merged, entropy=joint - ours - theirs)
+    own = _padded(made.entropy[:count], side, others, 0.0)
+    p, q = share(lse, rows.teacher_lse), share(rows.teacher_lse, lse)
+    choice = torch.special.entr(p) + torch.special.entr(q)
+    return replace(merged, entropy=torch.lerp(rows.entropy, own, p) + choice)

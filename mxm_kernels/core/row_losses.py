@@ -91,7 +91,7 @@ READ = (
     "teacher_mean",
     "segments",
     "queued_negatives",
-    "row_sum",
+    "neg_sum",
     "label_smoothing",
     "batch",
     "teacher_lse",
@@ -133,13 +133,13 @@ def _fused(
     soft: float,
 ) -> Tensor:
     nothing = rows.neg_lse.new_empty(0)
-    smoothed = formula.smoothing is not None and rows.row_sum is not None
+    smoothed = formula.smoothing is not None and rows.neg_sum is not None
     problem = RowProblem(
         rows.neg_lse,
         rows.positives,
         nothing if rows.teacher_mean is None else rows.teacher_mean,
         nothing if formula.parameter is None else getattr(rows, formula.parameter),
-        cast(Tensor, rows.row_sum) if smoothed else nothing,
+        cast(Tensor, rows.neg_sum) if smoothed else nothing,
         pair_weights if pair_weights is not None and formula.weighs else nothing,
         hard_factors,
         soft_factors,

@@ -2,7 +2,7 @@
 
 The M rows of S and the N rows of its transpose are one list of R = M + N rows, images first. A
 loss is written once and runs once over the list. Options are data on it: a queue is merged into
-``neg_lse``, label smoothing brings ``row_sum``, a scale for each row joins the halves of two
+``neg_lse``, label smoothing brings ``neg_sum``, a scale for each row joins the halves of two
 runs of the operator.
 """
 
@@ -30,7 +30,7 @@ class Rows:
     """The rows of S and of its transpose, images first: R = M + N rows with L positives.
 
     Over ranks these are the rows of this process, M and N its own numbers. A field that is None
-    takes no part. ``neg_lse``, ``positives``, ``teacher_mean``, ``row_sum`` and
+    takes no part. ``neg_lse``, ``positives``, ``teacher_mean``, ``neg_sum`` and
     ``excluded_lse`` are differentiable, once; what is of more than one tensor is in float32
     (float64 for float64 features).
 
@@ -40,7 +40,7 @@ class Rows:
         teacher_mean: (R,) u, S averaged with the teacher's softmax over the whole row.
         segments: which positives are whose; see :meth:`sum` and :meth:`spread`.
         batch: the features and options that the rows were computed from.
-        row_sum: (R,) sum of S over negatives and positives, where ``label_smoothing`` is not 0.
+        neg_sum: (R,) sum of S over the negatives, 0 without one, where ``label_smoothing`` is not 0.
         excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives.
         queued_negatives: (R,) how many of a queue's rows are negatives.
         label_smoothing: e in [0, 1).
@@ -64,7 +64,7 @@ class Rows:
     teacher_mean: Tensor | None
     segments: Segments
     batch: Batch
-    row_sum: Tensor | None = None
+    neg_sum: Tensor | None = None
     excluded_lse: Tensor | None = None
     queued_negatives: Tensor | None = None
     label_smoothing: float = 0.0

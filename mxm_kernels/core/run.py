@@ -7,52 +7,40 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from mxm_kernels.backends.interface import SigmoidStatistics, Statistics
+from mxm_kernels.backends.interface import SigmoidStatistics
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.core.join_halves import join_halves
 from mxm_kernels.distributed.all_gather import statistics_over_ranks
 from mxm_kernels.ops.float8 import float8_teacher, largest_of
 from mxm_kernels.ops.row_scales import scale_rows
-from mxm_kernels.ops.row_sums import with_row_sums
 from mxm_kernels.ops.statistics import statistics
 
 
 class RowStatistics(NamedTuple):
-    """What a run of the operator gives of the rows; see ``Statistics``, whose fields come first."""
+    """What a run of the operator gives of the rows; the first fields of ``Statistics``."""
 
     neg_lse: Tensor
     positives: Tensor
     teacher_mean: Tensor
+    neg_sum: Tensor
     teacher_lse: Tensor
     hardest: Tensor
     entropy: Tensor
-    row_sum: Tensor | None  # (R,) sum of S over the row; None without label smoothing
 
 
 def run(
     b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
 ) -> RowStatistics:
     """The operator, on this process or over the ranks."""
-    row_sum = None
-    if b.options.label_smoothing:
-        add_up = None if b.shard is None else b.shard.ranks.sum
-        x, y, s, row_sum = with_row_sums(x, y, s, b.backend, add_up)
-    made = _statistics(b, x, y, teacher, s, t)
-    return RowStatistics._make([*made[: len(RowStatistics._fields) - 1], row_sum])
-
-
-def _statistics(
-    b: Batch, x: Tensor, y: Tensor, teacher: Teacher | None, s: Tensor, t: Tensor
-) -> Statistics:
     teacher, t = _as_quantized(b, teacher, t)
-    teacher_scale = None if teacher is None else t
-    diagnostics = b.options.diagnostics is not None
+    given = x, y, teacher, s, None if teacher is None else t
+    asked = b.options.diagnostics is not None, b.options.label_smoothing != 0
     if b.shard is not None:
-        return statistics_over_ranks(
-            b.shard, x, y, teacher, s, teacher_scale, b.backend, diagnostics
-        )
-    return statistics(x, y, teacher, s, teacher_scale, b.tables, b.backend, diagnostics)
+        made = statistics_over_ranks(b.shard, *given, b.backend, *asked)
+    else:
+        made = statistics(*given, b.tables, b.backend, *asked)
+    return RowStatistics._make(made[: len(RowStatistics._fields)])
 
 
 def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher | None, Tensor]:

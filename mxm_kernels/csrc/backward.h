@@ -47,9 +47,21 @@ inline bool share(Term& term, const Problem& p) {
   return most - least <= kWidestRange;  // -inf without any negative: nothing is out of range
 }
 
+// Their part of the sum of dS * S is known: d times the sums.
+inline void prepare_sums(Backward& pass, SumTerm& term, std::int64_t length) {
+  if (term.upstream == nullptr) return;
+  term.factor.assign(length + kPad, 0.0f);
+  for (std::int64_t k = 0; k < length; ++k) {
+    const double scaled = term.upstream[k] * pass.upstream_scale();
+    term.factor[k] = static_cast<float>(scaled);
+    pass.dscale += scaled * term.sums[k];
+  }
+}
+
 // One sweep serves both terms, so they share their exponentials together or not at all.
 inline void prepare(Backward& pass) {
   const Problem& p = pass.problem;
+  pass.dscale = 0;
   bool shared = share(pass.student, p);
   if (p.has_teacher) shared &= share(pass.teacher, p);
   for (Term* term : {&pass.student, &pass.teacher}) {
@@ -58,6 +70,8 @@ inline void prepare(Backward& pass) {
     prepare_side(term->rows, p.rows, *term, pass.upstream_scale());
     prepare_side(term->cols, p.cols, *term, pass.upstream_scale());
   }
+  prepare_sums(pass, pass.row_sums, p.rows);
+  prepare_sums(pass, pass.col_sums, p.cols);
 }
 
 // The columns' side of the terms, kLanes columns of it.
@@ -139,6 +153,19 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
   return sum(total);
 }
 
+// Adds the gradients by the sums over the negatives to row i.
+inline void add_sums(const Backward& pass, const Tile& tile, std::int64_t i) {
+  if (pass.row_sums.upstream == nullptr) return;
+  const Ints group = Ints{} + pass.problem.image_groups[tile.row + i];
+  const float of_row = pass.row_sums.factor[tile.row + i];
+  float* const to = tile.dS + i * tile.dS_stride;
+  for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
+    const Ints positive = load(pass.problem.text_groups.data() + tile.col + j) == group;
+    const Floats share = load(pass.col_sums.factor.data() + tile.col + j) + of_row;
+    store(to + j, load(to + j) + (positive ? Floats{} : share));
+  }
+}
+
 // Adds the positives' own gradients to row i; returns the sum of those times S.
 inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
   double total = 0;
@@ -202,6 +229,7 @@ inline void backward_tile(Backward& pass, const Tile& tile) {
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
       total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
       total += mend(pass, tile, i);
+      add_sums(pass, tile, i);
       total += add_positives(pass, tile, i);
     }
     totals[thread] = total;

@@ -73,6 +73,22 @@ void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
   }
 }
 
+// Adds the products of the negatives to the sums of their rows, in double, and gives those of the
+// columns.
+inline void add_products(const Chunk& chunk, double* rows, float* cols) {
+  std::fill_n(cols, padded(chunk.cols), 0.0f);
+  for (int i = 0; i < chunk.rows; ++i) {
+    Floats total{};
+    for (int j = 0; j < chunk.cols; j += kLanes) {
+      const Floats product = load(chunk.student + chunk.at(i, j));
+      const Floats negative = chunk.hidden(i, j) ? Floats{} : product;
+      total += negative;
+      store(cols + j, load(cols + j) + negative);
+    }
+    rows[i] += sum(total);
+  }
+}
+
 template <bool kTeacher>
 void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
   const std::int64_t width = padded(chunk.cols);
@@ -100,6 +116,9 @@ struct RunningColumns {
     merge(to.S, j, sums.S_cols, chunk.cols);
     if (chunk.teacher != nullptr) merge(to.T, j, sums.T_cols, chunk.cols);
   }
+  void add_products(std::int64_t j, const Chunk& chunk, const float* totals) {
+    for (int k = 0; k < chunk.cols; ++k) to.neg_sum[j + k] += totals[k];
+  }
   void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
     raise(to.hardest, j, sums.S_cols.top, chunk.cols);
     if (chunk.teacher != nullptr) merge(to.self_weighted, j, sums.T_cols, chunk.cols);
@@ -114,6 +133,9 @@ struct StripColumns {
     put(StripSums::kTop, j, sums.S_cols.top, chunk.cols);
     put(StripSums::kTotal, j, sums.S_cols.total, chunk.cols);
     if (chunk.teacher != nullptr) put(StripSums::kTeacherTop, j, sums.T_cols, chunk.cols);
+  }
+  void add_products(std::int64_t j, const Chunk& chunk, const float* totals) {
+    put(StripSums::kNegSum, j, totals, chunk.cols);
   }
   void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
     put(StripSums::kHardest, j, sums.S_cols.top, chunk.cols);
@@ -175,6 +197,10 @@ void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Columns c
     merge(pass.rows.S, row, sums.S_rows, rows);
     if (tile.teacher != nullptr) merge(pass.rows.T, row, sums.T_rows, rows);
     cols.add(j, chunk, sums);
+    if (pass.neg_sum) {
+      add_products(chunk, pass.rows.neg_sum.data() + row, sums.S_cols.weighted);
+      cols.add_products(j, chunk, sums.S_cols.weighted);
+    }
     if (pass.diagnostics) diagnose(chunk, row, j, sums, pass.rows, cols);
     for (const bool student : {true, false}) {
       const Keep& keep = student ? pass.student : pass.teacher;
@@ -206,6 +232,10 @@ inline void merge_strips(Forward& pass, const Tile& tile, std::int64_t strips, s
   const auto part = [&](std::int64_t strip, int of) { return sums.at(strip, of) + from; };
   for (std::int64_t k = 0; k < strips; ++k) {
     merge(pass.cols.S, first, part(k, Part::kTop), part(k, Part::kTotal), nullptr, length);
+    if (pass.neg_sum) {
+      const float* const totals = part(k, Part::kNegSum);
+      for (std::int64_t j = 0; j < length; ++j) pass.cols.neg_sum[first + j] += totals[j];
+    }
     if (tile.teacher != nullptr) {
       merge(pass.cols.T, first, part(k, Part::kTeacherTop), part(k, Part::kTeacherTotal),
             part(k, Part::kWeighted), length);

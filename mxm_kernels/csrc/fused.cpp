@@ -23,6 +23,9 @@ inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_
     if (pass.diagnostics) {
       raise(pass.cols.hardest, tile.col + from, partial.hardest.data() + from, to - from);
     }
+    for (std::int64_t j = from; pass.neg_sum && j < to; ++j) {
+      pass.cols.neg_sum[tile.col + j] += partial.neg_sum[j];
+    }
     for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted}) {
       const Running& sums = partial.*part;
       if (sums.top.empty()) continue;
@@ -143,6 +146,7 @@ inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sw
   double total = 0;
   for (std::int64_t i = 0; i < tile.rows; ++i) {
     total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
+    add_sums(pass, tile, i);
     total += add_positives(pass, tile, i);
     std::fill_n(tile.dS + i * tile.dS_stride + tile.cols, width - tile.cols, 0.0f);
   }

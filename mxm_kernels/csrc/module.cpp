@@ -86,8 +86,8 @@ Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
 class ForwardPass {
  public:
   ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
-              bool diagnostics)
-      : kernels_(kernels(level)), pass_(problem, at<float>(positives), diagnostics) {}
+              bool diagnostics, bool neg_sum)
+      : kernels_(kernels(level)), pass_(problem, at<float>(positives), diagnostics, neg_sum) {}
 
   // Keeps the products of S, and of T, in fixed point: (M, stride) of 16 bits each, the inverse
   // units of the rows and columns of each, and (P,) T of the positives.
@@ -103,7 +103,8 @@ class ForwardPass {
 
   void run_fused(const std::string& unit, const Features& features) {
     const Problem& p = pass_.problem;
-    pass_.partials.assign(p.threads, Statistics(kChunk, p.has_teacher, pass_.diagnostics));
+    pass_.partials.assign(p.threads,
+                          Statistics(kChunk, p.has_teacher, pass_.diagnostics, pass_.neg_sum));
     fused(unit).forward(pass_, features);
   }
 
@@ -115,6 +116,11 @@ class ForwardPass {
     if (!p.has_teacher) return;
     kernels_.finish(pass_.rows.T, p.scale, at<float>(t_rows), at<float>(u_rows), p.rows);
     kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
+  }
+
+  void finish_sums(std::uintptr_t m_rows, std::uintptr_t m_cols) {
+    store_scaled(pass_.rows.neg_sum, at<float>(m_rows));
+    store_scaled(pass_.cols.neg_sum, at<float>(m_cols));
   }
 
   void finish_diagnostics(std::uintptr_t m_rows, std::uintptr_t m_cols, std::uintptr_t h_rows,
@@ -130,6 +136,10 @@ class ForwardPass {
   Keep make_keep(std::uintptr_t to, std::int64_t stride, std::uintptr_t units) const {
     const float* const rows = at<const float>(units);
     return {at<std::int16_t>(to), stride, rows, units == 0 ? nullptr : rows + pass_.problem.rows};
+  }
+
+  void store_scaled(const std::vector<double>& sums, float* to) const {
+    for (const double total : sums) *to++ = static_cast<float>(total * pass_.problem.scale);
   }
 
   static void store_hardest(const std::vector<float>& maxima, float* to) {
@@ -155,9 +165,17 @@ Side make_side(std::uintptr_t normaliser, std::uintptr_t upstream) {
   return side;
 }
 
+SumTerm make_sums(std::uintptr_t sums, std::uintptr_t upstream) {
+  SumTerm term;
+  term.sums = at<const float>(sums);
+  term.upstream = at<const float>(upstream);
+  return term;
+}
+
 class BackwardPass {
  public:
-  // `statistics`: n, n', S of the positives, t, t'; `upstream`: dn, dn', dS_pos, du, du'.
+  // `statistics`: n, n', S of the positives, t, t', m, m'; `upstream`: dn, dn', dS_pos, du, du', dm,
+  // dm'. The last two are 0 where no sum over the negatives has a gradient.
   BackwardPass(const std::string& level, const Problem& problem,
                const std::vector<std::uintptr_t>& statistics,
                const std::vector<std::uintptr_t>& upstream)
@@ -169,6 +187,8 @@ class BackwardPass {
     pass_.dpositives = at<const float>(upstream.at(2));
     pass_.teacher.rows = make_side(statistics.at(3), upstream.at(3));
     pass_.teacher.cols = make_side(statistics.at(4), upstream.at(4));
+    pass_.row_sums = make_sums(statistics.at(5), upstream.at(5));
+    pass_.col_sums = make_sums(statistics.at(6), upstream.at(6));
     pass_.unit = ordinary_unit(pass_.size());
     kernels_.prepare(pass_);
   }
@@ -221,7 +241,7 @@ void run_drawn_weights(std::int64_t seed, std::uintptr_t offsets, std::int64_t r
   drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads);
 }
 
-// `arrays`: n, S, u, parameter, the sums of the rows, the three weights, the numbers of negatives,
+// `arrays`: n, S, u, parameter, the sums of the negatives, the three weights, the numbers of negatives,
 // offsets, 0 for one that there is not; `made`: the losses, their derivatives by n, by S, by the
 // parameter and by the sums.
 void run_row_losses(const std::string& level, const std::string& formula, float constant,
@@ -262,11 +282,12 @@ NB_MODULE(_native, m) {
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
-      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool>())
+      .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool, bool>())
       .def("keep", &ForwardPass::keep)
       .def("sweep", sweep<ForwardPass>, Release())
       .def("fused", &ForwardPass::run_fused, Release())
       .def("finish", &ForwardPass::finish, Release())
+      .def("finish_sums", &ForwardPass::finish_sums)
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,

@@ -45,23 +45,27 @@ struct Running {
 };
 
 // Running statistics of S over the negatives, and of T, by which the products of S, not yet
-// scaled, are weighted. For diagnostics the maximum of S, and T weighted by its own products.
+// scaled, are weighted. For label smoothing the sum of the products of S over the negatives, and for
+// diagnostics the maximum of S, and T weighted by its own products.
 struct Statistics {
-  Statistics(std::int64_t length, bool has_teacher, bool diagnostics)
+  Statistics(std::int64_t length, bool has_teacher, bool diagnostics, bool neg_sum)
       : S(length),
         T(has_teacher ? length : 0, has_teacher),
+        neg_sum(neg_sum ? length : 0, 0.0),
         hardest(diagnostics ? length : 0, kNothing),
         self_weighted(has_teacher && diagnostics ? length : 0, has_teacher && diagnostics) {}
 
   void clear(std::int64_t length) {
     S.clear(length);
     T.clear(length);
+    if (!neg_sum.empty()) std::fill_n(neg_sum.begin(), length, 0.0);
     if (!hardest.empty()) std::fill_n(hardest.begin(), length, kNothing);
     self_weighted.clear(length);
   }
 
   Running S;
   Running T;
+  std::vector<double> neg_sum;
   std::vector<float> hardest;
   Running self_weighted;
 };
@@ -114,8 +118,8 @@ constexpr std::int64_t kLine = 32;  // 16-bit numbers in a line of the cache
 // Sums of the columns of a tile, those of every strip apart: they are merged strip after strip, so
 // that neither the cut of the plane into tiles nor the number of threads changes a bit.
 struct StripSums {
-  enum Part { kTop, kTotal, kTeacherTop, kTeacherTotal, kWeighted, kHardest, kSelfTop, kSelfTotal,
-              kSelfWeighted, kParts };
+  enum Part { kTop, kTotal, kNegSum, kTeacherTop, kTeacherTotal, kWeighted, kHardest, kSelfTop,
+              kSelfTotal, kSelfWeighted, kParts };
 
   void resize(std::int64_t strips, std::int64_t cols, int parts) {
     width = padded(cols);
@@ -132,15 +136,17 @@ struct StripSums {
 };
 
 struct Forward {
-  Forward(const Problem& problem, float* positives, bool diagnostics)
+  Forward(const Problem& problem, float* positives, bool diagnostics, bool neg_sum)
       : problem(problem),
         diagnostics(diagnostics),
+        neg_sum(neg_sum),
         positives(positives),
-        rows(problem.rows, problem.has_teacher, diagnostics),
-        cols(problem.cols, problem.has_teacher, diagnostics) {}
+        rows(problem.rows, problem.has_teacher, diagnostics, neg_sum),
+        cols(problem.cols, problem.has_teacher, diagnostics, neg_sum) {}
 
   Problem problem;
   bool diagnostics;
+  bool neg_sum;
   float* positives;  // (P,)
   Statistics rows;
   Statistics cols;
@@ -168,6 +174,13 @@ struct Term {
   Side cols;
   float reference = 0;  // c
   bool shared = false;
+};
+
+// The gradients by the sums of S over the negatives, d_i + d_j of dS: null without them.
+struct SumTerm {
+  const float* sums = nullptr;      // (M,) or (N,) the sums themselves
+  const float* upstream = nullptr;  // d
+  std::vector<float> factor;        // (length + kPad,) d, scaled as those of the other terms
 };
 
 // What the backward passes have in common. They scale the upstream gradients by s and the unit:
@@ -204,6 +217,8 @@ inline double ordinary_unit(double size) {
 struct Backward : Gradient {
   Term student;
   Term teacher;
+  SumTerm row_sums;
+  SumTerm col_sums;
   Fixed kept_student;
   Fixed kept_teacher;
   const float* teacher_positives = nullptr;  // (P,) T beside what is kept in fixed point
@@ -214,6 +229,8 @@ struct Backward : Gradient {
     double largest = largest_of(dpositives, p.image_offsets[p.rows]);
     largest = largest_of(student.rows.upstream, p.rows, largest);
     largest = largest_of(student.cols.upstream, p.cols, largest);
+    largest = largest_of(row_sums.upstream, p.rows, largest);
+    largest = largest_of(col_sums.upstream, p.cols, largest);
     if (p.has_teacher) {
       largest = largest_of(teacher.rows.upstream, p.rows, largest);
       largest = largest_of(teacher.cols.upstream, p.cols, largest);

@@ -118,23 +118,26 @@ inline Level debiased(float n, float margin, std::int64_t count, float negatives
   return {level, 1 / (1 - taken), -taken / (1 - taken)};
 }
 
-// Adds of_weight w_k + beside to the derivatives by the positives.
+// Adds of_weight w_k + beside to the derivatives by the positives; there may be no weights.
 inline void add_weights(const Segment& row, float of_weight, float beside, float* by_S) {
+  const float* const weights = row.list.pair_weights;
   for (std::int64_t k = 0; k < row.count; k += kLanes) {
-    const Floats more = row.at(row.list.pair_weights, k) * of_weight + beside;
+    const Floats weighed = weights == nullptr ? Floats{} : row.at(weights, k) * of_weight;
+    const Floats more = weighed + beside;
     store(by_S + k, load(by_S + k, row.count - k) + more, row.count - k);
   }
 }
 
-// What label smoothing adds to the loss of a row, over e, and its derivative by the sum of the row.
+// What label smoothing adds to the loss of a row, over e, and its derivative by the sum of S over the
+// negatives.
 struct Smoothing {
   float loss;
-  float by_row_sum;
+  float by_neg_sum;
 };
 
 // Adds `factor` times its derivatives by the positives. Where the formula has the positives in one
 // logarithm p, that is yet to be added.
-inline Smoothing smoothing_of(const Segment& row, Formula formula, float negatives, float row_sum,
+inline Smoothing smoothing_of(const Segment& row, Formula formula, float negatives, float neg_sum,
                               float factor, float* by_S) {
   const bool joint = formula == Formula::kSupconIn;
   Floats positives{}, weighed{}, weight{};
@@ -150,16 +153,16 @@ inline Smoothing smoothing_of(const Segment& row, Formula formula, float negativ
   const float whole = joint ? (row.count > 0 ? 1.0f : 0.0f) : sum(weight);
   if (joint || formula == Formula::kSupconOut) {  // from the mean of the row
     const float pull = whole / (negatives + static_cast<float>(row.count));
-    if (!joint) add_weights(row, factor, 0, by_S);
-    return {sum(weighed) - pull * row_sum, -pull};
+    add_weights(row, factor, -factor * pull, by_S);
+    return {sum(weighed) - pull * (neg_sum + sum(positives)), -pull};
   }
   // From the mean of the negatives; where a positive is in the denominator, of it too.
   const bool decoupled = formula == Formula::kDecoupled;
   const float some = std::min(negatives, 1.0f);
   const float inverse = some / (decoupled ? std::max(negatives, 1.0f) : negatives + 1);
   const float share = decoupled ? some : negatives * inverse, pull = whole * inverse;
-  add_weights(row, factor * share, factor * pull, by_S);
-  return {share * sum(weighed) - pull * (row_sum - sum(positives)), -pull};
+  add_weights(row, factor * share, 0, by_S);
+  return {share * sum(weighed) - pull * neg_sum, -pull};
 }
 
 // The loss of row r and its derivatives.
@@ -214,12 +217,12 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       break;
   }
   loss += term.loss;
-  if (list.row_sum != nullptr) {
+  if (list.neg_sum != nullptr) {
     const float e = formula.smoothing * hard;
     const Smoothing more =
-        smoothing_of(row, formula.formula, list.num_negatives[r], list.row_sum[r], e, by_S);
+        smoothing_of(row, formula.formula, list.num_negatives[r], list.neg_sum[r], e, by_S);
     loss += e * more.loss;
-    made.by_row_sum[r] = e * more.by_row_sum;
+    made.by_neg_sum[r] = e * more.by_neg_sum;
     if (formula.formula == Formula::kSupconIn && row.count > 0) {
       loss += e * (p.top + std::log(p.total));
       by_p += e;

@@ -31,7 +31,7 @@ struct RowList {
   const float* S;                // (positives,) sorted by row
   const float* u;                // (rows,) the teacher's average, null where it is not read
   const float* parameter;        // () or (rows,), null where the formula has none
-  const float* row_sum;          // (rows,) sum of S over the row, null where nothing is smoothed
+  const float* neg_sum;          // (rows,) sum of S over the row, null where nothing is smoothed
   const float* pair_weights;     // (positives,), null where the formula weighs no positive
   const float* hard_weights;     // (rows,) factors of the losses by the formula
   const float* soft_weights;     // (rows,) factors of the soft losses
@@ -55,7 +55,7 @@ struct RowLosses {
   float* by_n;          // (rows,)
   float* by_S;          // (positives,)
   float* by_parameter;  // (rows,), null where the formula has none
-  float* by_row_sum;    // (rows,), null where nothing is smoothed
+  float* by_neg_sum;    // (rows,), null where nothing is smoothed
 };
 
 }  // namespace mxm

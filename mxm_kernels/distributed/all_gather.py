@@ -38,7 +38,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
-from mxm_kernels.distributed.merging import column_parts, joined, merge, of_rows, shares_of
+from mxm_kernels.distributed.merging import (
+    joined,
+    merge,
+    names_of,
+    of_rows,
+    packed,
+    shared_out,
+    with_columns,
+)
 from mxm_kernels.distributed.ring import ring_sigmoid, ring_statistics
 from mxm_kernels.distributed.shards import Shard, at_first_places
 from mxm_kernels.ops.library import memory_for, wanted
@@ -57,6 +65,7 @@ def statistics_over_ranks(
     teacher_scale: Tensor | None,
     backend: str,
     diagnostics: bool,
+    neg_sum: bool,
 ) -> Statistics:
     """The statistics of this rank's rows, images first, over the whole batch.
 
@@ -65,8 +74,9 @@ def statistics_over_ranks(
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     function = ring_statistics if shard.ring else _ShardStatistics.apply
     memory = memory_for(x, y, scale)
+    names = names_of(teacher is not None, diagnostics, neg_sum)
     outputs = function(
-        shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, teacher_scale
+        shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, teacher_scale
     )
     return Statistics._make([*outputs, *[x.new_empty(0)] * 3])
 
@@ -79,41 +89,34 @@ class _ShardStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t):
         ranks = shard.ranks
         every_y = ranks.gather(y, shard.texts)
         teacher = None
         if teacher_x is not None:
             teacher = teacher_x, ranks.gather(teacher_y, shard.texts)
-        tables = shard.row_tables
-        s = statistics(x, every_y, teacher, scale, t, tables, backend, diagnostics, memory)
-        parts = shard.to_columns(column_parts(s, len(x)))
-        taught, slots = teacher is not None, s.positives[: len(shard.sent_slots)]
-        merged = merge(parts, taught, diagnostics)
+        asked = "hardest" in names, "neg_sum" in names
+        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, *asked, memory)
+        parts = shard.to_columns(packed(s, names, slice(len(x), None)))
+        slots = s.positives[: len(shard.sent_slots)]
+        merged = merge(parts, names)
         outputs = joined(of_rows(s, len(x)), merged, slots, shard.pairs_to_columns(slots))
         features = x, every_y, scale, *(teacher or (None, None)), t
         ctx.save_for_backward(*features, *s, parts, merged.neg_lse, merged.teacher_lse)
-        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
+        ctx.shard, ctx.backend, ctx.memory, ctx.names = shard, backend, memory, names
         ctx.mark_non_differentiable(*outputs[_DIFFERENTIABLE:])
         ctx.set_materialize_grads(True)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dn, dS, du, *_):
+    def backward(ctx, dn, dS, du, dm, *_):
         shard = ctx.shard
         x, every_y, scale, teacher_x, teacher_y, t, *saved = ctx.saved_tensors
         *saved, parts, n, t_cols = saved
-        images, taught = len(x), teacher_x is not None
-        down = [dn[images:] * shares_of(parts[..., 0], n)]
-        if taught:
-            down.append(du[images:] * shares_of(parts[..., 2], t_cols))
-        every = shard.from_columns(torch.stack(down, -1))
-        upstream = Upstream(
-            torch.cat([dn[:images], every[:, 0]]),
-            at_first_places(shard.slot_gradients(dS)),
-            torch.cat([du[:images], every[:, 1]]) if taught else du,
-        )
+        d = Upstream(dn, at_first_places(shard.slot_gradients(dS)), du, dm)
+        every = shard.from_columns(shared_out(d, slice(len(x), None), parts, n, t_cols, ctx.names))
+        upstream = with_columns(d, len(x), every, ctx.names)
         needs = list(ctx.needs_input_grad[4:7])
         teacher = None if teacher_x is None else (teacher_x, teacher_y)
         dx, dy, ds = statistics_backward(

@@ -2,9 +2,12 @@
 
 Symbols as in ``backends/interface.py``, with a superscript for a part:
 
-    n_j = logsumexp_r n_j^r      t_j = logsumexp_r t_j^r      u_j = sum_r exp(t_j^r - t_j) u_j^r
+    n_j = logsumexp_r n_j^r        t_j = logsumexp_r t_j^r        m_j = sum_r m_j^r
+    p^r = softmax_r(t_j^r)         u_j = u_j^0 + sum_r p^r (u_j^r - u_j^0)
 
-and back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j).
+and back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j), dm_j^r = dm_j. The shares
+p^r are rounded: they do not add up to 1, hence the differences. The entropy of all columns is
+sum_r p^r h_j^r and that of the shares.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Statistics
+from mxm_kernels.backends.interface import Statistics, Upstream
 
 
 class Merged(NamedTuple):
@@ -22,9 +25,38 @@ class Merged(NamedTuple):
 
     neg_lse: Tensor
     teacher_mean: Tensor
+    neg_sum: Tensor
     teacher_lse: Tensor
     hardest: Tensor
     entropy: Tensor
+
+
+Names = tuple[str, ...]
+
+
+def names_of(teacher: bool, diagnostics: bool, neg_sum: bool) -> Names:
+    """The fields of :class:`Merged` that there are, in its order."""
+    there = {
+        "neg_lse": True,
+        "teacher_mean": teacher,
+        "neg_sum": neg_sum,
+        "teacher_lse": teacher,
+        "hardest": diagnostics,
+        "entropy": diagnostics and teacher,
+    }
+    return tuple(name for name in Merged._fields if there[name])
+
+
+def packed(statistics: Statistics, names: Names, rows: slice) -> Tensor:
+    """(rows, k) the fields of some rows of the list, to be sent."""
+    return torch.stack([getattr(statistics, name)[rows] for name in names], -1)
+
+
+def unpacked(parts: Tensor, names: Names) -> Merged:
+    """The fields (...) from what was sent (..., k)."""
+    nothing = parts.new_empty(0)
+    given = dict(zip(names, parts.unbind(-1), strict=True))
+    return Merged(*(given.get(name, nothing) for name in Merged._fields))
 
 
 def of_rows(statistics: Statistics, images: int) -> Merged:
@@ -32,44 +64,56 @@ def of_rows(statistics: Statistics, images: int) -> Merged:
     return Merged(*(getattr(statistics, name)[:images] for name in Merged._fields))
 
 
-def row_parts(statistics: Statistics, images: int) -> Tensor:
-    """(M, k) the same as :func:`merge` takes them."""
-    return torch.stack([v[:images] for v in _vectors(statistics)], -1)
-
-
-def column_parts(statistics: Statistics, images: int) -> Tensor:
-    """(N, k) those of the columns, the list's rows behind the ``images``."""
-    return torch.stack([v[images:] for v in _vectors(statistics)], -1)
-
-
-def _vectors(s: Statistics) -> list[Tensor]:
-    """The vectors of rows that there are, in the order of :class:`Merged`."""
-    every = [getattr(s, name) for name in Merged._fields]
-    return [every[0], *(v for v in every[1:] if len(v))]
-
-
-def merge(parts: Tensor, teacher: bool, diagnostics: bool) -> Merged:
+def merge(parts: Tensor, names: Names) -> Merged:
     """Merge W parts of the sums of some rows or columns, (W, rows, k)."""
-    columns = list(parts.unbind(-1))
-    n = columns.pop(0).logsumexp(0)
-    u, t, hardest, entropy = (parts.new_empty(0) for _ in range(4))
-    if teacher:
-        u_parts, t_parts = columns.pop(0), columns.pop(0)
-        t = t_parts.logsumexp(0)
-        shares = shares_of(t_parts, t)
-        u = (shares * u_parts).sum(0)
-    if diagnostics:
-        hardest = columns.pop(0).amax(0)
-        if teacher:
-            # Entropy t - sum_i p_i T_i, and of a rank's part t^r - h^r = sum_i p_i^r T_i.
-            mean = (t_parts - columns.pop(0)).masked_fill(t_parts == -torch.inf, 0)
-            entropy = t - (shares * mean).sum(0)
-    return Merged(n, u, t, hardest, entropy)
+    p = unpacked(parts, names)
+    made = p._replace(neg_lse=p.neg_lse.logsumexp(0))
+    if "neg_sum" in names:
+        made = made._replace(neg_sum=p.neg_sum.sum(0))
+    if "hardest" in names:
+        made = made._replace(hardest=p.hardest.amax(0))
+    if "teacher_lse" not in names:
+        return made
+    t = p.teacher_lse.logsumexp(0)
+    shares = shares_of(p.teacher_lse, t)
+    first = p.teacher_mean[0]
+    u = first + (shares * (p.teacher_mean - first)).sum(0)
+    made = made._replace(teacher_mean=u, teacher_lse=t)
+    if "entropy" in names:
+        entropy = (shares * p.entropy + torch.special.entr(shares)).sum(0)
+        made = made._replace(entropy=entropy)
+    return made
 
 
 def shares_of(parts: Tensor, total: Tensor) -> Tensor:
     """exp(parts - total), 0 where there is nothing at all."""
     return (parts - total).exp().masked_fill(total == -torch.inf, 0)
+
+
+def shared_out(
+    d: Upstream, rows: slice, parts: Tensor, n: Tensor, t: Tensor, names: Names
+) -> Tensor:
+    """(W, rows, k) gradients by W parts of some rows of the list, from those by the whole.
+
+    ``parts`` is what was merged, n and t (rows,) what of it. The fields are those of
+    :class:`Upstream` without the positives, as far as there are any.
+    """
+    p = unpacked(parts, names)
+    made = [d.neg_lse[rows] * shares_of(p.neg_lse, n)]
+    if "teacher_mean" in names:
+        made.append(d.teacher_mean[rows] * shares_of(p.teacher_lse, t))
+    if "neg_sum" in names:
+        made.append(d.neg_sum[rows].expand_as(p.neg_sum))
+    return torch.stack(made, -1)
+
+
+def with_columns(d: Upstream, images: int, of_columns: Tensor, names: Names) -> Upstream:
+    """The gradients of the ``images`` first rows, and of the columns (N, k) behind them."""
+    there = [name for name in ("neg_lse", "teacher_mean", "neg_sum") if name in names]
+    columns = dict(zip(there, of_columns.unbind(-1), strict=True))
+    return d._replace(
+        **{name: torch.cat([getattr(d, name)[:images], v]) for name, v in columns.items()}
+    )
 
 
 def joined(rows: Merged, cols: Merged, *positives: Tensor) -> tuple[Tensor, ...]:

@@ -24,11 +24,13 @@ from torch.autograd.function import once_differentiable
 from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
 from mxm_kernels.distributed.merging import (
     Merged,
-    column_parts,
     joined,
     merge,
-    row_parts,
+    packed,
+    shared_out,
     shares_of,
+    unpacked,
+    with_columns,
 )
 from mxm_kernels.distributed.shards import Shard, at_first_places
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
@@ -47,10 +49,11 @@ def ring_sigmoid(*arguments: Any) -> tuple[Tensor, ...]:
 
 class _RingStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard, backend, memory, diagnostics, x, y, scale, teacher_x, teacher_y, t):
+    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t):
         memory = memory._replace(keep=False)  # what every block kept would be all of S and T
         taught, images = teacher_x is not None, len(x)
         mine = (y, teacher_y) if taught else (y,)
+        asked = "hardest" in names, "neg_sum" in names
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
         rows: dict[int, Tensor] = {}
         cols: dict[int, Tensor] = {}
@@ -58,70 +61,66 @@ class _RingStatistics(torch.autograd.Function):
         for owner, block in shard.ranks.ring(mine, shard.texts):
             tables, places = shard.block(owner)
             teacher = (teacher_x, block[1]) if taught else None
-            s = statistics(x, block[0], teacher, scale, t, tables, backend, diagnostics, memory)
+            s = statistics(x, block[0], teacher, scale, t, tables, backend, *asked, memory)
             slots[places] = s.positives[: len(places)]
-            rows[owner] = row_parts(s, images)
-            cols[owner] = column_parts(s, images)
+            rows[owner] = packed(s, names, slice(images))
+            cols[owner] = packed(s, names, slice(images, None))
             means[owner] = s.neg_mean
         world = range(shard.ranks.world)
         blocks = torch.stack([rows[rank] for rank in world])  # (W, M, k)
         every = torch.cat([cols[rank] for rank in world])
         parts = shard.to_columns(every)
-        of_rows, of_cols = (merge(p, taught, diagnostics) for p in (blocks, parts))
+        of_rows, of_cols = (merge(p, names) for p in (blocks, parts))
         outputs = joined(of_rows, of_cols, slots, shard.pairs_to_columns(slots))
         features = x, y, scale, teacher_x, teacher_y, t
         merged = *of_rows, *of_cols
         every_mean = [means[rank] for rank in world]
         ctx.save_for_backward(*features, slots, blocks, every, parts, *merged, *every_mean)
-        ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
+        ctx.shard, ctx.backend, ctx.memory, ctx.names = shard, backend, memory, names
         ctx.mark_non_differentiable(*outputs[len(Upstream._fields) :])
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dn, dS, du, *_):
-        shard = ctx.shard
+    def backward(ctx, dn, dS, du, dm, *_):
+        shard, names = ctx.shard, ctx.names
         x, y, scale, teacher_x, teacher_y, t, slots, *parts = ctx.saved_tensors
         blocks, every, parts, *merged = parts
         half = len(Merged._fields)
         of_rows, of_cols = Merged(*merged[:half]), Merged(*merged[half : 2 * half])
         means = merged[2 * half :]
         taught, images = teacher_x is not None, len(x)
-        down = [dn[images:] * shares_of(parts[..., 0], of_cols.neg_lse)]
-        if taught:
-            down.append(du[images:] * shares_of(parts[..., 2], of_cols.teacher_lse))
-        down = shard.from_columns(torch.stack(down, -1)).split(shard.texts)
         every = every.split(shard.texts)  # (N_r, k) of each rank
-        dS = shard.slot_gradients(dS)
+        d = Upstream(dn, shard.slot_gradients(dS), du, dm)
+        columns = slice(images, None)
+        whole = of_cols.neg_lse, of_cols.teacher_lse
+        down = shard.from_columns(shared_out(d, columns, parts, *whole, names)).split(shard.texts)
         needs = list(ctx.needs_input_grad[4:7])
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
-            d, s = down[owner], every[owner].T
+            of_block, s = unpacked(blocks[owner], names), unpacked(every[owner], names)
             u = du
-            if taught:  # the block's part of the rows' averages, as s[1] is of the columns'
-                of_block = blocks[owner].T
-                u = of_block[1] * shares_of(of_block[2], of_rows.teacher_lse)
+            if taught:  # the block's part of the rows' averages, as those of s are of the columns'
+                u = of_block.teacher_mean * shares_of(of_block.teacher_lse, of_rows.teacher_lse)
             mean = means[owner]  # by the block's n, which for the rows is a part of n
             if len(mean):
                 mean = mean.clone()
-                mean[:images] *= shares_of(blocks[owner][:, 0], of_rows.neg_lse)
+                mean[:images] *= shares_of(of_block.neg_lse, of_rows.neg_lse)
             saved = Statistics(
-                neg_lse=torch.cat([of_rows.neg_lse, s[0]]),
+                neg_lse=torch.cat([of_rows.neg_lse, s.neg_lse]),
                 positives=at_first_places(slots[places]),
-                teacher_mean=torch.cat([u, s[1]]) if taught else du,
-                teacher_lse=torch.cat([of_rows.teacher_lse, s[2]]) if taught else du,
+                teacher_mean=torch.cat([u, s.teacher_mean]),
+                neg_sum=torch.cat([of_block.neg_sum, s.neg_sum]),
+                teacher_lse=torch.cat([of_rows.teacher_lse, s.teacher_lse]),
                 hardest=du.new_empty(0),
                 entropy=du.new_empty(0),
                 neg_mean=mean,
                 kept=du.new_empty(0),
                 units=du.new_empty(0),
             )
-            upstream = Upstream(
-                torch.cat([dn[:images], d[:, 0]]),
-                at_first_places(dS[places]),
-                torch.cat([du[:images], d[:, 1]]) if taught else du,
-            )
+            upstream = with_columns(d, images, down[owner], names)
+            upstream = upstream._replace(positives=at_first_places(d.positives[places]))
             return statistics_backward(
                 x,
                 block[0],

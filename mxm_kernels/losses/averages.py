@@ -91,9 +91,11 @@ def _differentiate(
 ) -> Gradients:
     """The operator's backward for an upstream gradient of 1 / t for every row with a negative."""
     nothing, positives = n.new_empty(0), n.new_zeros(len(tables.owners))
-    saved = Statistics(torch.cat([n, every_n]), positives, *[nothing] * 7)
+    others = [nothing] * (len(Statistics._fields) - 2)
+    saved = Statistics(torch.cat([n, every_n]), positives, *others)
     dn = torch.where(n == -torch.inf, 0, 1 / t)
-    upstream = Upstream(torch.cat([dn, torch.zeros_like(every_n)]), positives, nothing)
+    dn = torch.cat([dn, torch.zeros_like(every_n)])
+    upstream = Upstream(dn, positives, teacher_mean=nothing, neg_sum=nothing)
     return statistics_backward(
         rows, cols, None, t, None, tables, saved, upstream, needs, backend, memory
     )

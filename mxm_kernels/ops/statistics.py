@@ -1,14 +1,15 @@
 """The operator of the log-sum-exp losses: features and pairs in, the list of rows out.
 
-    (x, y, teacher x, teacher y, s, t, folds) -> (n, S_pos, u)
+    (x, y, teacher x, teacher y, s, t, folds) -> (n, S_pos, u, m)
 
 besides t, which backward reads, and, where they are asked for, diagnostics, which have no
-gradient. Symbols as in ``backends/interface.py``: n and u are of the R = M + N rows of S and of
-its transpose, S_pos of their 2 P positives.
+gradient. Symbols as in ``backends/interface.py``: n, u and m (``neg_sum``, where it is asked for)
+are of the R = M + N rows of S and of its transpose, S_pos of their 2 P positives.
 
 Its backward, with E = exp and every exponent <= 0; i is a row of S, j one of its transpose:
 
     dS_ij = dn_i E(S_ij - n_i) + dn_j E(S_ij - n_j)         where (i, j) is a negative pair
+            + dm_i + dm_j                                   there too
             dS_pos, of both places of the pair              where it is a positive pair
             + du_i E(T_ij - t_i) + du_j E(T_ij - t_j)       everywhere
 
@@ -46,10 +47,10 @@ from mxm_kernels.ops.library import (
 )
 
 # What backward reads.
-_SAVED = ("neg_lse", "positives", "teacher_mean", "teacher_lse", "neg_mean", "kept", "units")
+_SAVED = (*Upstream._fields, "teacher_lse", "neg_mean", "kept", "units")
 _UPSTREAM = schema(*(f"d_{name}" for name in Upstream._fields))
 library.define(
-    f"statistics({INPUTS}, str backend, bool diagnostics, int budget, bool keep) -> "
+    f"statistics({INPUTS}, str backend, bool diagnostics, bool neg_sum, int budget, bool keep) -> "
     f"({schema(*Statistics._fields)})"
 )
 library.define(
@@ -67,21 +68,23 @@ def statistics(
     tables: FoldTables | PairTables,
     backend: str,
     diagnostics: bool = False,
+    neg_sum: bool = False,
     memory: Memory | None = None,
 ) -> Statistics:
     """Run the operator: x (M, D), y (N, D), teacher features alike, 0-d scales.
 
     By default the memory budget in force holds, for backward too, and S and T may be kept within
     it where a gradient is wanted. Returns the statistics in float32 (float64 for float64
-    features), differentiable in x, y and scale. Diagnostics come from the same pass without
-    another product.
+    features), differentiable in x, y and scale. Diagnostics and the sums of S over the negatives
+    come from the same pass without another product.
     """
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables)
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
-        return _of_no_entries(problem, diagnostics)
+        return _of_no_entries(problem, diagnostics, neg_sum)
     if memory is None:
         memory = memory_for(x, y, scale)
-    return Statistics(*torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics, *memory))
+    made = torch.ops.mxm_kernels.statistics(*problem, backend, diagnostics, neg_sum, *memory)
+    return Statistics(*made)
 
 
 def statistics_backward(
@@ -112,11 +115,11 @@ def statistics_backward(
     )
 
 
-def _of_no_entries(problem: Problem, diagnostics: bool) -> Statistics:
+def _of_no_entries(problem: Problem, diagnostics: bool, neg_sum: bool) -> Statistics:
     """The statistics of an empty matrix: no sum has a term."""
-    empty = problem.allocate(diagnostics)
+    empty = problem.allocate(diagnostics, neg_sum)
     for name, value in empty._asdict().items():
-        value.fill_(0.0 if name in ("teacher_mean", "entropy") else -torch.inf)
+        value.fill_(0.0 if name in ("teacher_mean", "neg_sum", "entropy") else -torch.inf)
     return empty
 
 
@@ -133,18 +136,18 @@ def _unpack_saved(saved: tuple[Tensor, ...]) -> Statistics:
 
 @torch.library.impl(library, "statistics", "CompositeExplicitAutograd")
 def _forward(*arguments):
-    *inputs, backend, diagnostics, budget, keep = arguments
+    *inputs, backend, diagnostics, neg_sum, budget, keep = arguments
     problem, memory = Problem(*inputs), Memory(budget, keep)
     with within(memory, problem.x):
-        return tuple(backends.load(backend).forward(problem, memory, diagnostics))
+        return tuple(backends.load(backend).forward(problem, memory, diagnostics, neg_sum))
 
 
 @torch.library.register_fake("mxm_kernels::statistics", lib=library)
 def _fake_forward(*arguments):
-    *inputs, backend, diagnostics, budget, keep = arguments
+    *inputs, backend, diagnostics, neg_sum, budget, keep = arguments
     problem = Problem(*inputs)
     loaded = backends.load(backend)
-    made = problem.allocate(diagnostics, loaded.gives_neg_mean)
+    made = problem.allocate(diagnostics, neg_sum, neg_mean=loaded.gives_neg_mean)
     stride = loaded.kept_stride(problem, Memory(budget, keep))
     return tuple(made if stride is None else problem.allocate_kept(made, stride))
 
@@ -176,7 +179,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:INPUT_COUNT], *pack_saved(made))
     ctx.mark_non_differentiable(*made[len(Upstream._fields) :])
     ctx.set_materialize_grads(False)  # many calls, for zeros that nobody reads
-    ctx.backend, ctx.budget = inputs[INPUT_COUNT], inputs[INPUT_COUNT + 2]
+    ctx.backend, ctx.budget = inputs[INPUT_COUNT], inputs[INPUT_COUNT + 3]
 
 
 def _differentiate(ctx, *grads):
@@ -192,7 +195,7 @@ def _differentiate(ctx, *grads):
         *saved, *upstream, needs, ctx.backend, ctx.budget
     )
     dx, dy, ds = wanted(gradients, needs)
-    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 4)
+    return dx, dy, None, None, ds, *[None] * (INPUT_COUNT - 5 + 5)
 
 
 register_autograd("statistics", _differentiate, _setup_context)

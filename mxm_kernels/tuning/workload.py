@@ -90,8 +90,8 @@ def _workload(cell: Cell, problem: Problem) -> Workload:
         upstream = SigmoidStatistics(*map(shares, saved))
     else:
         saved = backend.forward(problem, memory)
-        neg_lse, positives, teacher_mean = map(shares, saved[: len(Upstream._fields)])
-        upstream = Upstream(neg_lse, -positives, teacher_mean)
+        given = Upstream(*map(shares, saved[: len(Upstream._fields)]))
+        upstream = given._replace(positives=-given.positives)
     return Workload(cell, problem, bias, saved, upstream)
 
 

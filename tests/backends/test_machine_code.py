@@ -36,7 +36,7 @@ CANDIDATES = list(candidate_configurations())[::SAMPLE_OF_CANDIDATES]
 
 
 def _key(record) -> tuple:
-    names = "target", "kernel", "dtype", "teacher", "diagnostics", "kept", "pointers"
+    names = "target", "kernel", "dtype", "teacher", "diagnostics", "kept", "pointers", "neg_sum"
     return (*(record[name] for name in names), *record.get("launch", ()))
 
 
@@ -86,7 +86,7 @@ def test_what_tuning_tries_has_no_fault(configuration, compiled_candidates):
 
 GOOD = {
     "triton": "3.6.0", "target": "sm_90", "kernel": "gradient", "dtype": "bf16", "teacher": True,
-    "kept": False, "pointers": False, "copies_tensor": 4,
+    "kept": False, "pointers": False, "neg_sum": False, "copies_tensor": 4,
     "spilled": 0, "shared": 1000, "shared_limit": 2000, "matrix": {"HGMMA.64x128x16": 4},
     "atomics": 0,
 }  # fmt: skip

@@ -55,12 +55,15 @@ def _cast(problem: Problem, dtype: torch.dtype) -> Problem:
 
 def _upstream(statistics: Statistics) -> Upstream:
     g = torch.Generator().manual_seed(1)
-    drawn = (torch.randn(s.shape, generator=g) / max(len(s), 1) for s in statistics[:3])
+    drawn = (
+        torch.randn(s.shape, generator=g) / max(len(s), 1)
+        for s in statistics[: len(Upstream._fields)]
+    )
     return Upstream(*(d.to(statistics.neg_lse.dtype) for d in drawn))
 
 
 def _run(backend, problem: Problem) -> list[torch.Tensor]:
-    statistics = backend.forward(problem, MEMORY, diagnostics=True)
+    statistics = backend.forward(problem, MEMORY, diagnostics=True, neg_sum=True)
     upstream = _upstream(statistics)
     gradients = backend.backward(problem, statistics, upstream, Needs(True, True, True), MEMORY)
     return [*statistics[:-2], *gradients]  # without what one backend keeps

@@ -38,7 +38,7 @@ def _problem(rows: int, most: int) -> RowProblem:
 def _run(level: str, problem: RowProblem, formula: str) -> RowLosses:
     """Smoothed, where the formula is ever smoothed."""
     if formula in ("logsumexp", "soft"):
-        problem = problem._replace(row_sum=problem.row_sum[:0])
+        problem = problem._replace(neg_sum=problem.neg_sum[:0])
     return native._Native(level).row_losses(problem, FusedFormula(formula, 0.1, 0.6, 0.4, 0.2))
 
 
@@ -64,7 +64,7 @@ def test_a_row_is_computed_alone(level):
     spoiled.positives[last:] = spoiled.pair_weights[last:] = torch.nan
     made = _run(level, spoiled, "debiased")
     assert not made.losses[20:][problem.offsets.diff()[20:] > 0].isfinite().any()
-    kept = {"losses": 20, "d_neg_lse": 20, "d_positives": last, "d_row_sum": 20}
+    kept = {"losses": 20, "d_neg_lse": 20, "d_positives": last, "d_neg_sum": 20}
     for name, length in kept.items():
         assert torch.equal(getattr(made, name)[:length], getattr(expected, name)[:length])
 

@@ -89,7 +89,7 @@ def test_what_a_queue_leaves_out_is_left_to_pytorch(fusing, launched):
 
 def test_label_smoothing_is_the_kernels(fusing, launched, monkeypatch):
     rows, weights = _rows(fusing)
-    smoothed = replace(rows, row_sum=torch.randn_like(rows.neg_lse), label_smoothing=0.3)
+    smoothed = replace(rows, neg_sum=torch.randn_like(rows.neg_lse), label_smoothing=0.3)
     losses = _losses(smoothed, weights)
     assert launched == ["info_nce"]
     assert not torch.allclose(losses, _losses(rows, weights))

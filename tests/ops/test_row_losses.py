@@ -55,30 +55,30 @@ def _rows(case, spread, no_negative=False, row_scales=False, dtype=torch.float64
     n[counts == columns] = -torch.inf
     if no_negative:
         n[counts > 0] = -torch.inf
-    row_sum = columns * random(rows)
+    neg_sum = columns * random(rows)
     scales = scale.split([len(x), len(y)]) if row_scales else (scale,)
-    leaves = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, row_sum, *scales)]
+    leaves = [v.to(dtype, copy=True).requires_grad_() for v in (n, S, u, neg_sum, *scales)]
     batch = replace(batch, scales=(leaves[4], leaves[-1]))
-    smoothed = {"row_sum": leaves[3], "label_smoothing": smoothing} if smoothing else {}
+    smoothed = {"neg_sum": leaves[3], "label_smoothing": smoothing} if smoothing else {}
     return Rows(*leaves[:3], batch.segments, batch, **smoothed), weights.to(dtype)
 
 
 def _leaves(rows):
     own = rows.batch.scales[: 1 if rows.batch.one_scale else 2]
-    sums = [] if rows.row_sum is None else [rows.row_sum]
+    sums = [] if rows.neg_sum is None else [rows.neg_sum]
     return [rows.neg_lse, rows.positives, rows.teacher_mean, *own, *sums]
 
 
 def _problem(rows, weights, formula, hard_weights, soft_weights, soft, device):
     """What the operator takes of a list of rows."""
     nothing = rows.neg_lse.new_empty(0)
-    smoothed = rows.row_sum is not None and formula.smoothing is not None
+    smoothed = rows.neg_sum is not None and formula.smoothing is not None
     made = RowProblem(
         rows.neg_lse,
         rows.positives,
         rows.teacher_mean if soft or formula.name == "soft" else nothing,
         nothing if formula.parameter is None else rows.logit_scale,
-        rows.row_sum if smoothed else nothing,
+        rows.neg_sum if smoothed else nothing,
         weights if formula.weighs else nothing,
         hard_weights,
         soft_weights,
@@ -151,7 +151,7 @@ def test_a_sum_that_is_not_a_number_shows_in_its_row_alone(name, fusing):
     rows, weights = _rows(UNPAIRED, 2.0, dtype=torch.float32, smoothing=0.1)
     spoiled = int(rows.counts.argmax())
     with torch.no_grad():
-        rows.row_sum[spoiled] = torch.nan
+        rows.neg_sum[spoiled] = torch.nan
     losses = _of_every_row(rows, weights, FORMULAS[name], fusing)
     assert losses.isnan().nonzero().flatten().tolist() == [spoiled]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mxm_kernels import Folds, fused_mfh_loss
-from mxm_kernels.ops.statistics import statistics
+from mxm_kernels.backends.interface import Statistics, Upstream
+from mxm_kernels.ops.statistics import pack_saved, statistics
 from tests.support.cases import NAMED_CASES
 from tests.support.mfh import batch, loss_of
 from tests.support.products import matrix_products
@@ -21,7 +22,7 @@ def test_opcheck(with_teacher, dtype, backend):
     teacher = (tx, ty) if with_teacher else (None, None)
     of_teacher = s.detach() if with_teacher else None
     problem = (x, y, *teacher, s, of_teacher, *t.pair_tables())
-    arguments = (*problem, backend.name, False, BUDGET, True)
+    arguments = (*problem, backend.name, False, True, BUDGET, True)
     torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 
@@ -30,14 +31,13 @@ def test_opcheck_of_the_backward(needs, backend):
     x, y, (tx, ty), s, t = batch(backend)
     x, y, s = x.detach(), y.detach(), s.detach()
     problem = (x, y, tx, ty, s, s.clone(), *t.pair_tables())
-    outputs = torch.ops.mxm_kernels.statistics(*problem, backend.name, False, 0, False)
-    upstream = [torch.randn_like(output) for output in outputs[:3]]
+    made = torch.ops.mxm_kernels.statistics(*problem, backend.name, False, True, 0, False)
+    upstream = [torch.randn_like(output) for output in made[: len(Upstream._fields)]]
     torch.library.opcheck(
         torch.ops.mxm_kernels.statistics_backward.default,
         (
             *problem,
-            *outputs[:4],
-            *outputs[-3:],
+            *pack_saved(Statistics(*made)),
             *upstream,
             [bool(n) for n in needs],
             backend.name,
@@ -52,7 +52,9 @@ def test_gradcheck(backend):
     x, y, teacher, s, tables = batch(backend, torch.float64)
 
     def differentiable(x, y, s):
-        return statistics(x, y, teacher, s, s.detach() * 0 + 17.0, tables, backend.name)[:3]
+        t = s.detach() * 0 + 17.0
+        made = statistics(x, y, teacher, s, t, tables, backend.name, neg_sum=True)
+        return made[: len(Upstream._fields)]
 
     torch.autograd.gradcheck(differentiable, (x, y, s))
 

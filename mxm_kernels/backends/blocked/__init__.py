@@ -20,6 +20,7 @@ from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.blocked.exponentials import Running, Term, add_both
 from mxm_kernels.backends.blocked.plane import (
     Kept,
+    Tile,
     Workspace,
     kept_stride,
     room_to_keep,
@@ -47,7 +48,9 @@ class _Blocked(Backend):
     def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
         return kept_stride(problem, memory)
 
-    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
+    def forward(
+        self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
+    ) -> Statistics:
         problem = problem.with_valid_scales()
         work = Workspace(problem, memory)
         rows, cols = problem.x.shape[0], problem.y.shape[0]
@@ -55,6 +58,7 @@ class _Blocked(Backend):
         S_rows, S_cols = Running(rows, like), Running(cols, like)
         T_rows, T_cols = Running(rows, like), Running(cols, like)
         m_rows, m_cols = (like.new_full((length,), -torch.inf) for length in (rows, cols))
+        of_rows, of_cols = (like.new_zeros(n, dtype=torch.float64) for n in (rows, cols))
         positives = like.new_empty(problem.pairs)
         made, stride = problem.allocate(diagnostics), kept_stride(problem, memory)
         if stride is not None:
@@ -70,6 +74,10 @@ class _Blocked(Backend):
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
             hidden = flat[tile.hidden] if kept else None
+            if neg_sum:
+                flat[tile.hidden] = 0
+                of_rows[slice(*tile.rows)] += S.sum(1)
+                of_cols[slice(*tile.cols)] += S.sum(0)
             flat[tile.hidden] = -torch.inf
             if diagnostics:
                 for m, span, dim in ((m_rows, tile.rows, 1), (m_cols, tile.cols, 0)):
@@ -84,6 +92,8 @@ class _Blocked(Backend):
         )
         if diagnostics:
             made = made._replace(hardest=torch.cat([m_rows, m_cols]))
+        if neg_sum:
+            made = made._replace(neg_sum=torch.cat([of_rows, of_cols]).to(like.dtype))
         if problem.has_teacher:
             made = made._replace(
                 teacher_mean=torch.cat([T_rows.average(), T_cols.average()]),
@@ -118,6 +128,8 @@ class _Blocked(Backend):
                 of_T.add(*spans, T, dS, other, fresh=True)
             S = kept.load(0, tile, work.take(0, tile)) if kept else work.student(tile)
             of_S.add(*spans, S, dS, scratch, fresh=not problem.has_teacher, left_out=tile.hidden)
+            if len(d.neg_sum):
+                _add_sums(problem, d.neg_sum, tile, dS, scratch)
             flat = dS.view(-1)
             flat[tile.places] += positives[tile.pairs]
             if needs.scale:
@@ -210,6 +222,14 @@ class _Blocked(Backend):
             gradients.y,
             torch.stack([dscale, dbias]).to(bias.dtype),
         )
+
+
+def _add_sums(problem: Problem, d: Tensor, tile: Tile, dS: Tensor, scratch: Tensor) -> None:
+    """Add d_i + d_j, the gradients (R,) of the sums of S over the negatives, at those of a tile."""
+    rows, cols = problem.halves(d)
+    torch.add(rows[slice(*tile.rows), None], cols[slice(*tile.cols)], out=scratch)
+    scratch.view(-1)[tile.hidden] = 0
+    dS += scratch
 
 
 _Upstream = TypeVar("_Upstream", Upstream, SigmoidStatistics)

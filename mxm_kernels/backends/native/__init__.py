@@ -78,10 +78,12 @@ class _Native(Backend):
     def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
         return None if self._fuses(problem) else kept_stride(problem, memory)
 
-    def forward(self, problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
+    def forward(
+        self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
+    ) -> Statistics:
         problem = problem.with_valid_scales()
-        made, S = problem.allocate(diagnostics), _slots(problem)
-        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), diagnostics)
+        made, S = problem.allocate(diagnostics, neg_sum), _slots(problem)
+        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), diagnostics, neg_sum)
         if self._fuses(problem):
             rowwise = packed(problem)  # named: the extension takes addresses
             sweep.fused(self.isa, features_of(rowwise))
@@ -92,6 +94,8 @@ class _Native(Backend):
             *_addresses(problem, made.teacher_mean),
             *_addresses(problem, made.teacher_lse),
         )
+        if neg_sum:
+            sweep.finish_sums(*_addresses(problem, made.neg_sum))
         if diagnostics:
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
@@ -133,11 +137,13 @@ class _Native(Backend):
                 *_addresses(problem, s.neg_lse),
                 s.positives.data_ptr(),
                 *_addresses(problem, s.teacher_lse),
+                *_addresses_or_none(problem, s.neg_sum),
             ],
             [
                 *_addresses(problem, d.neg_lse),
                 dS.data_ptr(),
                 *_addresses(problem, d.teacher_mean),
+                *_addresses_or_none(problem, d.neg_sum),
             ],
         )
         if self._reads(problem, s):
@@ -243,6 +249,11 @@ def _addresses(problem: Problem, rows: Tensor) -> tuple[int, int]:
     """Where the M image rows and the N text rows of a (R,) float32 vector begin."""
     first = rows.data_ptr()
     return first, first + 4 * problem.x.shape[0]
+
+
+def _addresses_or_none(problem: Problem, rows: Tensor) -> tuple[int, int]:
+    """The same of a vector that may be empty: 0 then."""
+    return _addresses(problem, rows) if len(rows) else (0, 0)
 
 
 def _scale_of(problem: Problem) -> float:

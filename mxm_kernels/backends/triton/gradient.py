@@ -86,6 +86,7 @@ def gradient_kernel(
     t,  # (M + N,)
     dn,  # (M + N,)
     du,  # (M + N,)
+    dm,  # (M + N,) by the sums of S over the negatives, not read unless NEG_SUM
     dS,  # (height, stride) out
     M,
     N,
@@ -98,6 +99,7 @@ def gradient_kernel(
     stride,
     group,
     TEACHER: tl.constexpr,
+    NEG_SUM: tl.constexpr,
     COARSE: tl.constexpr,  # only tiles for which 16 bits are too coarse
     MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
@@ -131,6 +133,8 @@ def gradient_kernel(
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
     grad = two_sided(S, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
+    if NEG_SUM:
+        grad += (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
     grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
     if TEACHER:
         T = products(
@@ -157,6 +161,7 @@ def stored_gradient_kernel(
     t,  # (M + N,)
     dn,  # (M + N,)
     du,  # (M + N,)
+    dm,  # (M + N,) by the sums of S over the negatives, not read unless NEG_SUM
     dS,  # (height, stride) out; may be S
     M,
     N,
@@ -170,6 +175,7 @@ def stored_gradient_kernel(
     stride,
     group,
     TEACHER: tl.constexpr,
+    NEG_SUM: tl.constexpr,
     FIXED: tl.constexpr,  # int16; parts for which that is too coarse are left out
     MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
@@ -204,6 +210,8 @@ def stored_gradient_kernel(
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
     grad = two_exponentials(S_tile, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
+    if NEG_SUM:
+        grad += (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
     grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
     if TEACHER:
         if FIXED:
@@ -236,6 +244,8 @@ def scale_gradient_kernel(
     dn,  # (rows,)
     u,  # (rows,) the teacher's averages
     du,  # (rows,)
+    sums,  # (rows,) of S over the negatives, not read unless NEG_SUM
+    dm,  # (rows,)
     scale,  # ()
     lowered,  # () int32, not read unless LOWERED
     dscale,  # () out
@@ -246,14 +256,16 @@ def scale_gradient_kernel(
     x_length,
     y_length,
     TEACHER: tl.constexpr,
+    NEG_SUM: tl.constexpr,
     UNIT: tl.constexpr,
     LOWERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The first program: the gradient of the scale; the others take the unit out of dx and dy.
 
-    The gradient of the scale is sum dS S / s over three parts, each of them of vectors: the
-    negatives' is sum dn mean and the teacher's sum du u, since both are averages of S.
+    The gradient of the scale is sum dS S / s over parts, each of them of vectors: the
+    negatives' is sum dn mean and the teacher's sum du u, since both are averages of S, and that of
+    the sums over the negatives is sum dm sums.
     """
     s = tl.load(scale)
     factor, R = factor_of(s, UNIT)
@@ -269,6 +281,8 @@ def scale_gradient_kernel(
         known += _dot(mean, dn, rows, down, BLOCK)
         if TEACHER:
             known += _dot(u, du, rows, down, BLOCK)
+        if NEG_SUM:
+            known += _dot(sums, dm, rows, down, BLOCK)
         mantissa = s * down
         total = known / mantissa * factor
         tl.store(dscale, times_power(total / mantissa, R - of_s))
@@ -288,8 +302,9 @@ class _Backward:
         self.tops = tops_of(p, statistics.units) if self.fixed_point else statistics.units
         self.most = GREATEST_LOGIT.get(p.x.dtype, 0.0)
         self.teacher = teacher_arguments(p)
-        upstream_of = upstream.neg_lse, upstream.teacher_mean
+        upstream_of = upstream.neg_lse, upstream.teacher_mean, upstream.neg_sum
         self.rows = statistics.neg_lse, statistics.teacher_lse, *upstream_of
+        self.terms = {"TEACHER": p.has_teacher, "NEG_SUM": len(upstream.neg_sum) > 0}
 
     def fill(self, chunk: Chunk, rows: Span, cols: Span) -> None:
         """Write u dS of the negatives."""
@@ -307,7 +322,7 @@ class _Backward:
             x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
             self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, COARSE=self.fixed_point,
+            chunk.dS.stride(0), setting.group, **self.terms, COARSE=self.fixed_point,
             MOST=self.most, UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x),
             **setting.options(),
         )  # fmt: skip
@@ -321,7 +336,7 @@ class _Backward:
             chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
             p.image_groups, p.text_groups, self.statistics.units, self.tops, *self.rows, chunk.dS,
             p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
-            chunk.dS.stride(0), setting.group, TEACHER=p.has_teacher, FIXED=self.fixed_point,
+            chunk.dS.stride(0), setting.group, **self.terms, FIXED=self.fixed_point,
             MOST=self.most, UNIT=self.unit.kind, **setting.area(), **setting.options(),
         )  # fmt: skip
 
@@ -370,8 +385,10 @@ def _scale_gradient(
     programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
     scale_gradient_kernel[(programs,)](
         statistics.positives, upstream.positives, mean, upstream.neg_lse,
-        statistics.teacher_mean, upstream.teacher_mean, *unit.arguments(), dscale, dx, dy,
+        statistics.teacher_mean, upstream.teacher_mean, statistics.neg_sum, upstream.neg_sum,
+        *unit.arguments(), dscale, dx, dy,
         2 * p.pairs, len(upstream.neg_lse), dx.numel(), dy.numel(),
-        TEACHER=p.has_teacher, **unit.constants(), BLOCK=SUM_BLOCK, num_warps=8,
+        TEACHER=p.has_teacher, NEG_SUM=len(upstream.neg_sum) > 0, **unit.constants(),
+        BLOCK=SUM_BLOCK, num_warps=8,
     )  # fmt: skip
     return dscale

@@ -58,6 +58,17 @@ def _joined(
 
 
 @triton.jit
+def _added(state, lines, length, index, inside, total, LINE: tl.constexpr, LINES: tl.constexpr):
+    """``total`` and the last field of all lines, LINES at a time."""
+    for start in range(0, lines, LINES):
+        line = start + tl.arange(0, LINES)
+        known = (line < lines)[:, None] & inside[None, :]
+        at = (line.to(tl.int64) * LINE * length)[:, None] + index[None, :]
+        total += tl.sum(_field(state, LINE - 1, length, at, known), 0)
+    return total
+
+
+@triton.jit
 def _store_carried(state, length, index, inside, partial, FIELDS: tl.constexpr):
     tl.store(state + index, partial[0], mask=inside)
     tl.store(state + length + index, partial[1], mask=inside)
@@ -68,15 +79,16 @@ def _store_carried(state, length, index, inside, partial, FIELDS: tl.constexpr):
 
 @triton.jit
 def _merge_block(
-    state, carried, units, teacher_units, n, mean, u, t, m, h,
+    state, carried, units, teacher_units, n, mean, neg_sum, u, t, m, h,
     block, lines, first, length, again, last,
-    T_FIELDS: tl.constexpr, DIAGNOSTICS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
+    T_FIELDS: tl.constexpr, NEG_SUM: tl.constexpr, DIAGNOSTICS: tl.constexpr,
+    BLOCK: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """A block of the ``length`` rows from ``first`` on.
 
     ``again``: whether ``carried`` has what earlier spans left. ``last``: whether no span follows.
     """
-    LINE: tl.constexpr = 3 + T_FIELDS
+    LINE: tl.constexpr = 3 + T_FIELDS + NEG_SUM
     index = block * BLOCK + tl.arange(0, BLOCK)
     inside = index < length
     known = inside & (again > 0)
@@ -87,6 +99,10 @@ def _merge_block(
         T = _carried(carried + 3 * length, length, index, known, T_FIELDS)
         T_state = state + 3 * length
         T = _joined(T_state, lines, length, index, inside, T, LINE, T_FIELDS, LINES)
+    total = S[1]
+    if NEG_SUM:
+        total = _field(carried, LINE - 1, length, index, known)
+        total = _added(state, lines, length, index, inside, total, LINE, LINES)
     if last > 0:
         row = first + index
         # 0, or NaN where a feature is not finite: a sum may show no trace of it.
@@ -95,6 +111,8 @@ def _merge_block(
         tl.store(n + row, n_value, mask=inside)
         # A row without a negative has sums of 0.
         tl.store(mean + row, tl.where(S[1] == 0, fault, S[2] / S[1] + fault), mask=inside)
+        if NEG_SUM:
+            tl.store(neg_sum + row, total + fault, mask=inside)
         if DIAGNOSTICS:
             top = tl.where(n_value != n_value, n_value, S[0] * LN2)
             tl.store(m + row, top, mask=inside)
@@ -109,6 +127,8 @@ def _merge_block(
                 tl.store(h + row, tl.where(entropy < 0, 0.0, entropy), mask=inside)
     else:
         _store_carried(carried, length, index, inside, S, 3)
+        if NEG_SUM:
+            tl.store(carried + (LINE - 1) * length + index, total, mask=inside)
         if T_FIELDS:
             _store_carried(carried + 3 * length, length, index, inside, T, T_FIELDS)
 
@@ -121,6 +141,7 @@ def merge_kernel(
     carried,  # (FIELDS, M) in and out, where there are several spans
     n,  # (M + N,) out
     mean,  # (M + N,) out, of S by softmax over the negatives
+    neg_sum,  # (M + N,) out, of S over the negatives, if NEG_SUM
     u,  # (M + N,) out, with a teacher
     t,  # (M + N,) out, with a teacher
     m,  # (M + N,) out, for diagnostics
@@ -133,6 +154,7 @@ def merge_kernel(
     width,  # and how many it has
     last,  # whether it is the last span
     T_FIELDS: tl.constexpr,
+    NEG_SUM: tl.constexpr,
     DIAGNOSTICS: tl.constexpr,
     BLOCK: tl.constexpr,
     LINES: tl.constexpr,
@@ -142,15 +164,15 @@ def merge_kernel(
     row_blocks = tl.cdiv(M, BLOCK)
     if program < row_blocks:
         _merge_block(
-            row_state, carried, units, of_teacher, n, mean, u, t, m, h,
-            program, row_lines, 0, M, first, last, T_FIELDS, DIAGNOSTICS, BLOCK, LINES,
+            row_state, carried, units, of_teacher, n, mean, neg_sum, u, t, m, h,
+            program, row_lines, 0, M, first, last, T_FIELDS, NEG_SUM, DIAGNOSTICS, BLOCK, LINES,
         )  # fmt: skip
     else:
         _merge_block(
             col_state, carried, units + M, of_teacher + M,
-            n + M, mean + M, u + M, t + M, m + M, h + M,
+            n + M, mean + M, neg_sum + M, u + M, t + M, m + M, h + M,
             program - row_blocks, col_lines, first, width, 0, 1,
-            T_FIELDS, DIAGNOSTICS, BLOCK, LINES,
+            T_FIELDS, NEG_SUM, DIAGNOSTICS, BLOCK, LINES,
         )  # fmt: skip
 
 
@@ -167,10 +189,10 @@ def merge(
     """Merge the scratches of the columns ``span``, of ``cols``, into ``made``."""
     rows, width = row_state.shape[2], col_state.shape[2]
     blocks = triton.cdiv(rows, BLOCK["BLOCK"]) + triton.cdiv(width, BLOCK["BLOCK"])
-    diagnostics = len(made.hardest) > 0
+    diagnostics, neg_sum = len(made.hardest) > 0, len(made.neg_sum) > 0
     merge_kernel[(blocks,)](
-        units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.teacher_mean,
-        made.teacher_lse, made.hardest, made.entropy,
+        units, row_state, col_state, carried, made.neg_lse, made.neg_mean, made.neg_sum,
+        made.teacher_mean, made.teacher_lse, made.hardest, made.entropy,
         rows, cols, row_state.shape[0], col_state.shape[0], span[0], width, int(span[1] == cols),
-        T_FIELDS=t_fields, DIAGNOSTICS=diagnostics, **BLOCK,
+        T_FIELDS=t_fields, NEG_SUM=neg_sum, DIAGNOSTICS=diagnostics, **BLOCK,
     )  # fmt: skip

@@ -48,7 +48,7 @@ def spans_of(problem: Problem, fields: int) -> Spans:
     return Spans(blocks * ALIGNMENT, blocks * (scratch + products))
 
 
-FIELDS = 7  # the most that there are
+FIELDS = 8  # the most that there are
 
 
 def kept_stride(problem: Problem, memory: Memory) -> int | None:

@@ -53,8 +53,7 @@ def merge_queue_kernel(
         t1 = tl.load(queue_t + other, mask=sees, other=float("-inf"))
         u0 = tl.load(u + row, mask=inside, other=0.0)
         u1 = tl.load(queue_u + other, mask=sees, other=0.0)
-        share = _difference(t0, t1)
-        mean = sigmoid(share) * u0 + sigmoid(-share) * u1
+        mean = u0 + sigmoid(_difference(t1, t0)) * (u1 - u0)
         tl.store(u_out + row, tl.where(sees, mean, u0), mask=inside)
         tl.store(t_out + row, tl.where(sees, _logaddexp(t0, t1), t0), mask=inside)
 

@@ -61,15 +61,15 @@ def level_gradient(level, S, weights, first, count, hard):
 
 
 @triton.jit
-def label_smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.constexpr):
+def label_smoothing(S, weights, first, count, negatives, neg_sum, FORMULA: tl.constexpr):
     """What label smoothing adds to each lane's loss, over e, and its derivatives.
 
-    The second result is the derivative by the sum of the row. The others are a and b: the
+    The second result is the derivative by ``neg_sum``, the sum of S over the negatives. The others are a and b: the
     derivative by S_k is a w_k + b. Where FORMULA has the positives in one logarithm p, p and its
     derivatives are yet to be added.
     """
     JOINT: tl.constexpr = FORMULA == "supcon_in"
-    positives, weighed, weight = (tl.zeros_like(row_sum),) * 3
+    positives, weighed, weight = (tl.zeros_like(neg_sum),) * 3
     for k in range(tl.max(count, axis=0)):
         here = k < count
         value = tl.load(S + first + k, mask=here, other=0.0)
@@ -83,7 +83,7 @@ def label_smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.co
     if JOINT or FORMULA == "supcon_out":  # from the mean of the row
         share = weight * 0.0 + 1.0
         pull = weight / (negatives + count)
-        return weighed - pull * row_sum, -pull, share, share * 0.0
+        return weighed - pull * (neg_sum + positives), -pull, share, -pull
     # From the mean of the negatives; where a positive is in the denominator, of it too.
     some = tl.minimum(negatives, 1.0)
     if FORMULA == "decoupled":
@@ -92,4 +92,4 @@ def label_smoothing(S, weights, first, count, negatives, row_sum, FORMULA: tl.co
         inverse = some / (negatives + 1.0)
         share = negatives * inverse
     pull = weight * inverse
-    return share * weighed - pull * (row_sum - positives), -pull, share, pull
+    return share * weighed - pull * neg_sum, -pull, share, share * 0.0

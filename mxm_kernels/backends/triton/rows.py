@@ -31,7 +31,7 @@ def row_losses_kernel(
     S,  # (positives,)
     u,  # (rows,), not read without SOFT
     parameter,  # () or (rows,), not read unless PARAMETER
-    row_sum,  # (rows,), not read unless SMOOTHED
+    neg_sum,  # (rows,), not read unless SMOOTHED
     weights,  # (positives,), not read where FORMULA weighs no positive
     hard_weights,  # (rows,)
     soft_weights,  # (rows,), not read without SOFT
@@ -41,7 +41,7 @@ def row_losses_kernel(
     dn,  # (rows,) out
     dS,  # (positives,) out
     d_parameter,  # (rows,) out, if PARAMETER
-    d_row_sum,  # (rows,) out, if SMOOTHED
+    d_neg_sum,  # (rows,) out, if SMOOTHED
     rows,
     constant,
     hard,
@@ -108,9 +108,9 @@ def row_losses_kernel(
             by_p -= pull * less_p
     if SMOOTHED:
         e = smoothing * hard
-        total_S = tl.load(row_sum + row, mask=inside, other=0.0)
+        total_S = tl.load(neg_sum + row, mask=inside, other=0.0)
         negatives = tl.load(num_negatives + row, mask=inside, other=1.0)
-        excess, by_row_sum, of_weight, beside = label_smoothing(
+        excess, by_neg_sum, of_weight, beside = label_smoothing(
             S, weights, first, count, negatives, total_S, FORMULA
         )
         of_weight *= e
@@ -119,7 +119,7 @@ def row_losses_kernel(
             excess += tl.where(count == 0, 0.0, top + tl.log(total))
             by_p += tl.where(count == 0, 0.0, e)
         loss += e * excess
-        tl.store(d_row_sum + row, e * by_row_sum, mask=inside)
+        tl.store(d_neg_sum + row, e * by_neg_sum, mask=inside)
     if WHOLE:
         by_p /= total  # of each exp(S - top): two numbers for three in the loop, which spilled
     for k in range(tl.max(count, axis=0)):
@@ -157,14 +157,14 @@ def row_losses_backward_kernel(
     dn,  # (rows,)
     dS,  # (positives,)
     d_parameter,  # (rows,)
-    d_row_sum,  # (rows,), not read unless SMOOTHED
+    d_neg_sum,  # (rows,), not read unless SMOOTHED
     owners,  # (positives,) int64
     soft_weights,  # (rows,), not read without SOFT
     du_out,  # (rows,)
     dn_out,  # (rows,)
     dS_out,  # (positives,)
     d_parameter_out,  # () or (rows,)
-    d_row_sum_out,  # (rows,), if SMOOTHED
+    d_neg_sum_out,  # (rows,), if SMOOTHED
     rows,
     positives,
     stride,
@@ -188,8 +188,8 @@ def row_losses_backward_kernel(
             by_parameter = g * tl.load(d_parameter + row, mask=inside, other=0.0)
             tl.store(d_parameter_out + row, by_parameter, mask=inside)
         if SMOOTHED:
-            by_row_sum = g * tl.load(d_row_sum + row, mask=inside, other=0.0)
-            tl.store(d_row_sum_out + row, by_row_sum, mask=inside)
+            by_neg_sum = g * tl.load(d_neg_sum + row, mask=inside, other=0.0)
+            tl.store(d_neg_sum_out + row, by_neg_sum, mask=inside)
     else:
         place = (program - row_blocks) * BLOCK + tl.arange(0, BLOCK)
         there = place < positives
@@ -215,7 +215,7 @@ def row_losses(problem: RowProblem, formula: FusedFormula) -> RowLosses:
     rows, kind, made = len(problem.neg_lse), _parameter(problem), problem.allocate()
     row_losses_kernel[(triton.cdiv(rows, BLOCK),)](
         *problem[:-1], *made, rows, *formula[1:], FORMULA=formula.name, SOFT=formula.soft != 0,
-        PARAMETER=kind, SMOOTHED=len(problem.row_sum) > 0, BLOCK=BLOCK,
+        PARAMETER=kind, SMOOTHED=len(problem.neg_sum) > 0, BLOCK=BLOCK,
     )  # fmt: skip
     return made
 
@@ -233,6 +233,6 @@ def row_losses_backward(
     row_losses_backward_kernel[(programs,)](
         grad, *made[1:], problem.owners, targets, *out, rows, positives, grad.stride(0), factor,
         SOFT=factor != 0 and len(problem.teacher_mean) > 0, PARAMETER=_parameter(problem),
-        SMOOTHED=len(problem.row_sum) > 0, BLOCK=BACKWARD_BLOCK,
+        SMOOTHED=len(problem.neg_sum) > 0, BLOCK=BACKWARD_BLOCK,
     )  # fmt: skip
     return out

@@ -8,7 +8,8 @@ spans of columns; the rows' partial statistics are carried from span to span.
 
 A statistic is (maximum, sum of exp(value - maximum), sum of exp(value - maximum) S) of S over
 negatives, and of T, where there is for diagnostics also the sum of exp(T - maximum) T: 3 numbers,
-or 6 or 7 with a teacher. The maxima are in powers of 2. Where S and T are kept, the tile that was
+or 6 or 7 with a teacher. Where the sums of S over the negatives are asked for they are one number
+more, the last of a line. The maxima are in powers of 2. Where S and T are kept, the tile that was
 multiplied is stored beside, and the statistics are of the float32 products all the same.
 """
 
@@ -84,7 +85,7 @@ def _block(first, end, BLOCK: tl.constexpr):
 @triton.jit
 def student_sums(
     S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    T_FIELDS: tl.constexpr, NEG_SUM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The partial statistics of a tile of S over its negatives; S is without s."""
     row, row_inside, row_out = _block(first_row, M, BLOCK_M)
@@ -92,7 +93,15 @@ def student_sums(
     of_row = tl.load(image_groups + row, mask=row_inside, other=0)
     of_col = tl.load(text_groups + col, mask=col_inside, other=0)
     L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
-    L = tl.where(of_row[:, None] == of_col[None, :], OUTSIDE, L)
+    same = of_row[:, None] == of_col[None, :]
+    if NEG_SUM:
+        inside = row_inside[:, None] & col_inside[None, :]
+        negatives = tl.where(inside & ~same, S, 0.0)
+        width = last - first
+        of_rows, of_cols = row_line + (3 + T_FIELDS) * M, col_line + (3 + T_FIELDS) * width
+        tl.store(of_rows + row, s * tl.sum(negatives, 1), mask=row_inside)
+        tl.store(of_cols + col - first, s * tl.sum(negatives, 0), mask=col_inside)
+    L = tl.where(same, OUTSIDE, L)
     _store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False)
     _store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False)
 
@@ -144,6 +153,7 @@ def statistics_kernel(
     group,
     KEEP: tl.constexpr,
     T_FIELDS: tl.constexpr,  # 0 without a teacher
+    NEG_SUM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -152,7 +162,7 @@ def statistics_kernel(
     """Partial statistics of a tile of 16-bit features' S and T, which it multiplies."""
     row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
     row_line, col_line = _lines(
-        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS
+        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS + NEG_SUM
     )
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     s = valid_scale(scale)
@@ -163,7 +173,7 @@ def statistics_kernel(
         store_tile(S_kept, fixed, first_row, first_col, stride, below, BLOCK_M, BLOCK_N)
     student_sums(
         S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
-        BLOCK_M, BLOCK_N,
+        T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if T_FIELDS:
         T = products(
@@ -196,13 +206,14 @@ def stored_statistics_kernel(
     stride,
     group,
     T_FIELDS: tl.constexpr,  # 0 without a teacher
+    NEG_SUM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Partial statistics of a tile of S and T that lie in memory."""
     row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
     row_line, col_line = _lines(
-        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS
+        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS + NEG_SUM
     )
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     corner, inner = tile_places(first_row, first_col - before, stride, BLOCK_M, BLOCK_N)
@@ -212,7 +223,7 @@ def stored_statistics_kernel(
     S_tile = tl.load(S + corner + inner, mask=within, other=0.0)
     student_sums(
         S_tile, s, image_groups, text_groups, row_line, col_line,
-        first_row, first_col, M, first, last, BLOCK_M, BLOCK_N,
+        first_row, first_col, M, first, last, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if T_FIELDS:
         T_tile = tl.load(T + corner + inner, mask=within, other=0.0)
@@ -225,22 +236,27 @@ def stored_statistics_kernel(
 class _Forward:
     """One call: what its launches share."""
 
-    def __init__(self, problem: Problem, memory: Memory, diagnostics: bool) -> None:
+    def __init__(self, problem: Problem, memory: Memory, diagnostics: bool, neg_sum: bool) -> None:
         self.p = prepared(problem)
         self.stride = kept_stride(problem, memory)
         check_budget(problem, memory)
         self.stored = problem.x.dtype == torch.float32
-        made = problem.allocate(diagnostics, neg_mean=True)
+        made = problem.allocate(diagnostics, neg_sum, neg_mean=True)
         if self.stride is not None:
             made = problem.allocate_kept(made, self.stride)
         self.units = units_and_positives(self.p, made)
         self.made = made
         self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
+        self.neg_sum = neg_sum
         phase: Phase = "stored_statistics" if self.stored else "statistics"
         self.setting = launch.pick_placed(phase, self.p, diagnostics)
 
     def run(self) -> Statistics:
-        p, tile, fields = self.p, (self.setting.rows, self.setting.cols), 3 + self.t_fields
+        p, tile, fields = (
+            self.p,
+            (self.setting.rows, self.setting.cols),
+            3 + self.t_fields + self.neg_sum,
+        )
         rows, cols = p.x.shape[0], p.y.shape[0]
         parts = spans(cols, spans_of(p, fields).width)
         carried = p.x.new_empty((fields, rows) if len(parts) > 1 else 0, dtype=torch.float32)
@@ -273,7 +289,7 @@ class _Forward:
             x, y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
             self.units, *kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
             *span, self.stride or 0, self.setting.group, KEEP=self.stride is not None,
-            T_FIELDS=self.t_fields, **self.setting.tile(), **launch.widening(p.x),
+            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.tile(), **launch.widening(p.x),
             **self.setting.options(),
         )  # fmt: skip
 
@@ -290,10 +306,13 @@ class _Forward:
         stored_statistics_kernel[(programs,)](
             matrices[0], matrices[-1], p.scale, teacher_scale, p.image_groups, p.text_groups,
             row_state, col_state, rows, *span, before, matrices.stride(1), self.setting.group,
-            T_FIELDS=self.t_fields, **self.setting.area(), **self.setting.options(),
+            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.area(),
+            **self.setting.options(),
         )  # fmt: skip
 
 
-def forward(problem: Problem, memory: Memory, diagnostics: bool = False) -> Statistics:
+def forward(
+    problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
+) -> Statistics:
     """Units and positives, then the tiles and their merge, span by span: no wait for the device."""
-    return _Forward(problem, memory, diagnostics).run()
+    return _Forward(problem, memory, diagnostics, neg_sum).run()

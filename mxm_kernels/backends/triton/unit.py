@@ -90,28 +90,32 @@ def _raised(a, out, length, power, BLOCK: tl.constexpr):
         tl.store(out + place, value * power, mask=place < length)
 
 
-@triton.jit(do_not_specialize=["l0", "l1", "l2"])
+@triton.jit(do_not_specialize=["l0", "l1", "l2", "l3"])
 def raise_kernel(
     a0,  # (l0,)
     a1,  # (l1,)
     a2,  # (l2,)
-    raised,  # (l0 + l1 + l2,) out, one after the other
+    a3,  # (l3,)
+    raised,  # (l0 + l1 + l2 + l3,) out, one after the other
     lowered,  # () out, int32
     l0,
     l1,
     l2,
+    l3,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Vectors times 2^-E; where the greatest is an ordinary number E is 0, but for float16."""
     top = tl.maximum(_greatest(a0, l0, BLOCK), _greatest(a1, l1, BLOCK))
-    E = exponent_of(tl.maximum(top, _greatest(a2, l2, BLOCK)))
+    top = tl.maximum(top, _greatest(a2, l2, BLOCK))
+    E = exponent_of(tl.maximum(top, _greatest(a3, l3, BLOCK)))
     if UNIT != RAISED:
         E = tl.where((E >= -ORDINARY) & (E <= ORDINARY), 0, E)
     power = power_of_two(-E)
     _raised(a0, raised, l0, power, BLOCK)
     _raised(a1, raised + l0, l1, power, BLOCK)
     _raised(a2, raised + l0 + l1, l2, power, BLOCK)
+    _raised(a3, raised + l0 + l1 + l2, l3, power, BLOCK)
     tl.store(lowered, E)
 
 
@@ -119,8 +123,8 @@ RAISE_BLOCK = 4096
 
 
 def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Up to three vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
-    given = [*vectors, *[vectors[0].new_empty(0)] * (3 - len(vectors))]
+    """Up to four vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
+    given = [*vectors, *[vectors[0].new_empty(0)] * (4 - len(vectors))]
     lengths = [v.numel() for v in given]
     raised = vectors[0].new_empty(sum(lengths), dtype=torch.float32)
     lowered = raised.new_empty((), dtype=torch.int32)
