@@ -117,8 +117,8 @@ _INTEGERS |= {f"{name}{k}" for name in ("rows", "stride") for k in range(row_sca
 _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
 # The switches of which each kernel has variants. Forward writes what is kept, backward reads it, or
-# multiplies where it is too coarse. ``pointers``: factors that come by pointers where the target has
-# tensor descriptors. ``neg_sum``: the sums of S over the negatives.
+# multiplies where it is too coarse. ``pointers``: factors that come by pointers where the target
+# has tensor descriptors. ``neg_sum``: the sums of S over the negatives.
 _SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers", "neg_sum")
 _NEITHER, _TEACHER = (False,) * 5, (True, *[False] * 4)
 _DIAGNOSED = tuple((teacher, True, False, False, False) for teacher in (False, True))

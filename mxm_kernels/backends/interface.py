@@ -185,9 +185,9 @@ class Statistics(NamedTuple):
 
     Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty. So are
     ``hardest`` and ``entropy`` where no diagnostics are wanted, ``neg_sum`` where it is not asked
-    for, and ``kept`` and ``units`` where nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive that is
-    infinite, come from features that are not finite: both are NaN here, and ``hardest`` is where
-    ``neg_lse`` is (:meth:`checked`).
+    for, and ``kept`` and ``units`` where nothing is kept. A row that has a negative and ``neg_lse``
+    -inf, and a positive that is infinite, come from features that are not finite: both are NaN
+    here, and ``hardest`` is where ``neg_lse`` is (:meth:`checked`).
     """
 
     neg_lse: Tensor  # (R,) n, -inf without a negative

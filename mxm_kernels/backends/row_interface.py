@@ -55,7 +55,7 @@ class RowProblem(NamedTuple):
         )
 
     def allocate_gradients(self) -> RowLosses:
-        """Uninitialised results of backward: by u, n, S, the parameter and the sum of the negatives."""
+        """Uninitialised results of backward: by u, n, S, the parameter and the negatives' sum."""
         read = self.teacher_mean, self.neg_lse, self.positives, self.parameter, self.neg_sum
         return RowLosses(*map(torch.empty_like, read))
 

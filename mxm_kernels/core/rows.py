@@ -40,7 +40,7 @@ class Rows:
         teacher_mean: (R,) u, S averaged with the teacher's softmax over the whole row.
         segments: which positives are whose; see :meth:`sum` and :meth:`spread`.
         batch: the features and options that the rows were computed from.
-        neg_sum: (R,) sum of S over the negatives, 0 without one, where ``label_smoothing`` is not 0.
+        neg_sum: (R,) sum of S over the negatives, 0 without one; with ``label_smoothing``.
         excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives.
         queued_negatives: (R,) how many of a queue's rows are negatives.
         label_smoothing: e in [0, 1).

@@ -64,9 +64,9 @@ def level_gradient(level, S, weights, first, count, hard):
 def label_smoothing(S, weights, first, count, negatives, neg_sum, FORMULA: tl.constexpr):
     """What label smoothing adds to each lane's loss, over e, and its derivatives.
 
-    The second result is the derivative by ``neg_sum``, the sum of S over the negatives. The others are a and b: the
-    derivative by S_k is a w_k + b. Where FORMULA has the positives in one logarithm p, p and its
-    derivatives are yet to be added.
+    The second result is the derivative by ``neg_sum``, the sum of S over the negatives. The others
+    are a and b: the derivative by S_k is a w_k + b. Where FORMULA has the positives in one
+    logarithm p, p and its derivatives are yet to be added.
     """
     JOINT: tl.constexpr = FORMULA == "supcon_in"
     positives, weighed, weight = (tl.zeros_like(neg_sum),) * 3

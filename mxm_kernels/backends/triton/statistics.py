@@ -289,8 +289,8 @@ class _Forward:
             x, y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
             self.units, *kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
             *span, self.stride or 0, self.setting.group, KEEP=self.stride is not None,
-            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.tile(), **launch.widening(p.x),
-            **self.setting.options(),
+            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.tile(),
+            **launch.widening(p.x), **self.setting.options(),
         )  # fmt: skip
 
     def _stored_tiles(self, span: Span, row_state: Tensor, col_state: Tensor) -> None:
