@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -44,9 +45,12 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
 
     Raises:
         TypeError, ValueError: an argument is not as described; an epoch would have no batch; the
-            last batch has fewer instances than there are replicas.
+            last batch has fewer instances than there are replicas; a library makes the sampler
+            anew around a sampler of its own, as Lightning does unless it is told not to.
 
-    To go on in the middle of an epoch, after ``step`` batches in all:
+    Lightning, Accelerate and Hugging Face's Trainer choose the epoch themselves, and torchdata's
+    ``StatefulDataLoader`` saves the place in it. To go on in the middle of an epoch without it,
+    after ``step`` batches in all:
 
     Example:
         >>> from mxm_kernels.data import MultifoldBatchSampler
@@ -69,6 +73,13 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
         rank: int = 0,
         num_replicas: int = 1,
     ) -> None:
+        if isinstance(instances, Sampler):
+            raise TypeError(
+                f"instances must be an integer, got {type(instances).__name__}: a library made the "
+                "batch sampler anew around a sampler of its own; tell it not to, as Lightning's "
+                "Trainer(use_distributed_sampler=False) does, and give rank and num_replicas. For "
+                "its predict() use DataLoader(dataset, batch_size=...)"
+            )
         self.instances = as_count("instances", instances, 1)
         self.batch_size = as_count("batch_size", batch_size, 1)
         self.seed = as_count("seed", seed, 0)
@@ -89,6 +100,13 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
                 "replicas, which need one each; use drop_last=True or another batch_size"
             )
         self._epoch, self._resumed = 0, (0, 0)
+        self._reached = 0, 0  # epoch, and how many of its batches have been given out
+        self._goes_on = False  # the next iteration starts where a loaded state says
+
+    @property
+    def sampler(self) -> MultifoldBatchSampler:
+        """Itself: where Lightning and Accelerate look for ``set_epoch``."""
+        return self
 
     @property
     def _shared_size(self) -> int:
@@ -121,7 +139,61 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
                 f"got {start_batch}"
             )
         self.set_epoch(epoch)
-        self._resumed = self._epoch, int(start_batch)
+        self._resumed = self._reached = self._epoch, int(start_batch)
+        self._goes_on = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batches that were given out of it, for ``StatefulDataLoader`` of torchdata.
+
+        It allows for what workers read ahead. Under another loader with workers the state is
+        ahead of the training step: count the batches there, and call :meth:`resume`.
+
+        Example:
+            >>> from mxm_kernels.data import MultifoldBatchSampler
+            >>> sampler = MultifoldBatchSampler(instances=10, batch_size=3)
+            >>> batches = iter(sampler)
+            >>> first = next(batches)
+            >>> other = MultifoldBatchSampler(instances=10, batch_size=3)
+            >>> other.load_state_dict(sampler.state_dict())
+            >>> list(other) == list(batches)
+            True
+        """
+        epoch, batch = self._reached
+        return {"epoch": self._epoch, "batch": batch * (epoch == self._epoch), **self._order()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where ``state_dict`` was taken; later ones are whole.
+
+        ``len()`` stays that of a whole epoch. The state of a finished epoch leaves nothing to go
+        on with, and changes nothing.
+
+        Raises:
+            TypeError: ``state_dict`` is not what :meth:`state_dict` returns.
+            ValueError: it is of a sampler with another order of batches.
+        """
+        order = self._order()
+        if not isinstance(state_dict, Mapping) or not {"epoch", "batch", *order} <= {*state_dict}:
+            raise TypeError("state_dict must be what MultifoldBatchSampler.state_dict() returned")
+        for name, mine in order.items():
+            if state_dict[name] != mine:
+                raise ValueError(
+                    f"state_dict is of a sampler with {name}={state_dict[name]}, got one with "
+                    f"{name}={mine}: their batches differ"
+                )
+        epoch = as_count("state_dict's epoch", state_dict["epoch"], 0)
+        batch = as_count("state_dict's batch", state_dict["batch"], 0)
+        if batch < self.batches_per_epoch:
+            self._epoch, self._reached, self._goes_on = epoch, (epoch, batch), True
+
+    def _order(self) -> dict[str, Any]:
+        """What the batches of an epoch are a function of."""
+        return {
+            "instances": self.instances,
+            "instances_per_batch": self._shared_size,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
 
     @property
     def _start_batch(self) -> int:
@@ -132,13 +204,24 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
         return self.batches_per_epoch - self._start_batch
 
     def __iter__(self) -> Iterator[list[InstanceKey]]:
-        return self._batches(self._epoch, self._start_batch)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[list[InstanceKey]]:
-        order = np.arange(self.instances)
+        # The epoch is read when the first batch is asked for: Lightning and torchdata make the
+        # iterator of a resumed run before they choose its epoch.
+        start = self._start_batch
+        if self._goes_on and self._reached[0] == self._epoch:
+            start = self._reached[1]
+        self._goes_on = False
+        epoch, order = self._epoch, np.arange(self.instances)
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.instances)
         for batch in range(start, self.batches_per_epoch):
             shared = order[batch * self._shared_size : (batch + 1) * self._shared_size]
             mine = np.array_split(shared, self.num_replicas)[self.rank]
+            self._reached = epoch, batch + 1
             yield [InstanceKey(int(index), epoch, self.seed) for index in mine]
+            if self._epoch != epoch:
+                # Lightning does it to a resumed run: its workers have read ahead by then.
+                warnings.warn(
+                    f"set_epoch({self._epoch}) came after the first batches of epoch {epoch} had "
+                    "been read: this iteration stays in that epoch; call it before iter(loader)",
+                    stacklevel=2,
+                )
