@@ -1,1 +1,1 @@
-"""The losses in other libraries' trainers, ten lines each."""
+"""The losses in other libraries' trainers, in few lines."""

@@ -1,6 +1,5 @@
 """Multifold batches as this package makes them, to compare with what comes through a host."""
 
-import os
 from itertools import pairwise
 
 import numpy as np
@@ -57,16 +56,3 @@ def check_epochs(epochs, parts=None):
     for epoch in range(len(epochs)):
         seen = [i for part in (epochs, *(parts or ())) for i in instances(part[epoch])]
         assert len(seen) == len(set(seen)), "an instance is in two batches of an epoch"
-
-
-def as_torchrun(rank, world):
-    """The environment in which torchrun starts a process; the group is there already."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT="29500",
-        TORCHELASTIC_RUN_ID="test",
-    )

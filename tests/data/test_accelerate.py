@@ -8,14 +8,13 @@ from mxm_kernels.data import MultifoldDataset, MultifoldItem
 from tests.data.common import (
     BATCH,
     INSTANCES,
-    as_torchrun,
     check_epochs,
     content,
     expected,
     loader,
     sampler,
 )
-from tests.support.processes import results, run_ranks
+from tests.support.processes import as_torchrun, results, run_ranks
 
 pytest.importorskip("accelerate")
 

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 
 from mxm_kernels.data import collate_multifold
 from tests.data.common import (
-    as_torchrun,
     check_epochs,
     content,
     dataset,
@@ -17,7 +16,7 @@ from tests.data.common import (
     loader,
     sampler,
 )
-from tests.support.processes import results
+from tests.support.processes import as_torchrun, results
 
 lightning = pytest.importorskip("pytorch_lightning")
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -50,7 +49,7 @@ class Recorder(lightning.LightningModule):
 
 
 def trainer(folder, **options):
-    quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     options = {"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0, **options}
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     return lightning.Trainer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -114,3 +115,16 @@ def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     sender.close()
     with suppress(RuntimeError):  # another rank may be gone
         dist.destroy_process_group()
+
+
+def as_torchrun(rank: int, world: int) -> None:
+    """Put a rank into the environment of a process that torchrun starts, for libraries to read."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="29500",
+        TORCHELASTIC_RUN_ID="test",
+    )
