@@ -15,7 +15,7 @@ from mxm_kernels import (
     fused_mfh_loss,
 )
 from mxm_kernels.sentence_transformers import MultifoldLoss
-from tests.support.processes import results
+from tests.support.processes import as_torchrun, results
 
 ANIMALS = ["cat", "dog", "horse", "cow", "duck", "goose", "mouse", "fox"]
 
@@ -79,8 +79,7 @@ def test_a_loss_that_takes_other_arguments(loss):
         MultifoldLoss(embedded, loss)
 
 
-@pytest.fixture
-def model():
+def made_model():
     st = pytest.importorskip("sentence_transformers")
     tokenizers = pytest.importorskip("tokenizers")
     from sentence_transformers.models import StaticEmbedding
@@ -91,6 +90,9 @@ def model():
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     embedding = StaticEmbedding(tokenizer, embedding_dim=8)
     return st.SentenceTransformer(modules=[embedding], device="cpu")
+
+
+model = pytest.fixture(made_model, name="model")
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -127,3 +129,72 @@ def test_their_trainer_trains_with_it(model, labelled, tmp_path):
     trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged[-1] < 0.5 * logged[0]
+
+
+def their_trainer(folder, rank=0, world=1, **options):
+    """Two epochs of two batches, over all processes; the labels make pairs of animals."""
+    datasets = pytest.importorskip("datasets")
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+
+    if world > 1:
+        as_torchrun(rank, world)
+    torch.manual_seed(3)
+    model = made_model()
+    table = {
+        "anchor": [f"a {animal}" for animal in ANIMALS],
+        "positive": [f"the small {animal}" for animal in ANIMALS],
+        "label": [number // 2 for number in range(8)],
+    }
+    given = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=2,
+        per_device_train_batch_size=4 // world,
+        per_device_eval_batch_size=8 // world,
+        learning_rate=0.05,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"save_strategy": "no", **options},
+    )
+    assert (given.world_size, given.process_index) == (world, rank)
+    group = dist.group.WORLD if world > 1 else None
+    data = datasets.Dataset.from_dict(table)
+    loss = MultifoldLoss(model, MFHLoss(rounds=None, process_group=group))
+    return SentenceTransformerTrainer(
+        model=model, args=given, train_dataset=data, eval_dataset=data, loss=loss
+    )
+
+
+def logged(trainer, name="loss"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_their_trainer_evaluates_saves_and_resumes(tmp_path):
+    whole = their_trainer(tmp_path, eval_strategy="epoch", save_strategy="steps", save_steps=1)
+    whole.train()
+    assert len(logged(whole)) == 4
+    evaluated = logged(whole, "eval_loss")
+    assert len(evaluated) == 2 and evaluated[1] < evaluated[0]
+    for step in (1, 2, 3):
+        resumed = their_trainer(tmp_path / "again", eval_strategy="epoch")
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert logged(resumed) == logged(whole)
+        assert logged(resumed, "eval_loss")[-1] == evaluated[-1]
+
+
+def trained_by_ranks(rank, world, folder):
+    made = their_trainer(folder / str(world), rank, world, eval_strategy="epoch")
+    made.train()
+    return logged(made), logged(made, "eval_loss")
+
+
+def test_their_trainer_on_two_processes_has_the_losses_of_one(tmp_path):
+    alone = trained_by_ranks(0, 1, tmp_path)
+    first, _ = results(2, trained_by_ranks, tmp_path, timeout=200)  # rank 0 keeps the log
+    for mine, whole in zip(first, alone, strict=True):
+        assert len(mine) >= 2
+        assert mine == pytest.approx(whole, rel=1e-4)

@@ -28,6 +28,12 @@ class MFHTrainer(Trainer):
 
     def __init__(self, *args: Any, loss: Callable[..., nn.Module] = MFHLoss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches must not be True, for texts would be cut "
+                "where the images of a batch end"
+            )
+        self.accelerator.dataloader_config.dispatch_batches = False  # nor of iterable datasets
         self.criterion = loss(process_group=dist.group.WORLD if dist.is_initialized() else None)
         self.label_names = ["image_ids", "text_ids"]  # so evaluate() calls compute_loss
 

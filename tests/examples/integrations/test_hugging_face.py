@@ -98,6 +98,24 @@ def test_it_evaluates_and_predicts(model, tmp_path):
         assert torch.equal(torch.from_numpy(got), wanted)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """The same items one after the other, which Accelerate would dispatch from one process."""
+
+    def __iter__(self):
+        items = Items()
+        return (items[index] for index in range(INSTANCES))
+
+
+def test_no_text_is_cut(tmp_path):
+    """A batch has twice as many texts as images."""
+    made = trainer(tmp_path)
+    predicted = made.predict(Stream())
+    assert [len(side) for side in predicted.predictions] == [INSTANCES, INSTANCES * CAPTIONS]
+    assert made.evaluate(Stream())["eval_loss"] == pytest.approx(made.evaluate()["eval_loss"])
+    with pytest.raises(ValueError, match="dispatch_batches must not be True, for texts would be"):
+        trainer(tmp_path, accelerator_config={"dispatch_batches": True})
+
+
 def test_it_evaluates_in_every_epoch(tmp_path):
     def metrics(predicted):
         (x, y), (image_ids, text_ids) = predicted.predictions, predicted.label_ids
@@ -169,7 +187,7 @@ def shared(rank, world, folder):
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path):
-    (alone,) = results(1, shared, tmp_path, timeout=200)
+    alone = shared(0, 1, tmp_path)
     first, second = results(WORLD, shared, tmp_path, timeout=200)
     for kind, (trained, resumed, evaluated) in alone.items():
         assert len(trained) == 4

@@ -120,7 +120,7 @@ def shared(rank, world, folder):
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path):
-    (alone,) = results(1, shared, tmp_path, timeout=200)
+    alone = shared(0, 1, tmp_path)
     for seen, validation, trained in results(WORLD, shared, tmp_path, timeout=200):
         assert len(seen) == 4
         assert seen == pytest.approx(alone[0], rel=1e-5)
