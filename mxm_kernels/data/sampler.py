@@ -101,7 +101,7 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
             )
         self._epoch, self._resumed = 0, (0, 0)
         self._reached = 0, 0  # epoch, and how many of its batches have been given out
-        self._goes_on = False  # the next iteration starts where a loaded state says
+        self._goes_on = False  # the next iteration starts where the last one was
 
     @property
     def sampler(self) -> MultifoldBatchSampler:
@@ -126,7 +126,15 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; without a call it is the same order again."""
-        self._epoch = as_count("epoch", epoch, 0)
+        epoch, (place, batch) = as_count("epoch", epoch, 0), self._reached
+        if self._goes_on and epoch != place:
+            warnings.warn(
+                f"set_epoch({epoch}) gives up going on from batch {batch} of epoch {place}: tell "
+                "the library that counts the epochs where the run goes on",
+                stacklevel=2,
+            )
+            self._goes_on = False
+        self._epoch = epoch
 
     def resume(self, epoch: int, start_batch: int) -> None:
         """Choose an epoch and leave out its first ``start_batch`` batches; later ones are whole.
@@ -138,9 +146,9 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
                 f"start_batch must be at most the {self.batches_per_epoch} batches of an epoch, "
                 f"got {start_batch}"
             )
-        self.set_epoch(epoch)
+        self._epoch = as_count("epoch", epoch, 0)
         self._resumed = self._reached = self._epoch, int(start_batch)
-        self._goes_on = False
+        self._goes_on = start_batch < self.batches_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and batches that were given out of it, for ``StatefulDataLoader`` of torchdata.
@@ -206,9 +214,7 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
     def __iter__(self) -> Iterator[list[InstanceKey]]:
         # The epoch is read when the first batch is asked for: Lightning and torchdata make the
         # iterator of a resumed run before they choose its epoch.
-        start = self._start_batch
-        if self._goes_on and self._reached[0] == self._epoch:
-            start = self._reached[1]
+        start = self._reached[1] if self._goes_on else self._start_batch
         self._goes_on = False
         epoch, order = self._epoch, np.arange(self.instances)
         if self.shuffle:

@@ -56,6 +56,8 @@ def test_one_process_goes_on_in_the_middle_of_an_epoch():
 
 def shared(rank, world):
     """Two epochs of every way in which Accelerate shares batches of Folds."""
+    from accelerate import skip_first_batches
+
     as_torchrun(rank, world)
     host = accelerator()
     assert (host.num_processes, host.process_index) == (world, rank)
@@ -66,6 +68,13 @@ def shared(rank, world):
     seen["even"] = epochs_of(host.prepare(loader(sampler(**uneven))))
     rest = accelerator(even_batches=False).prepare(loader(sampler(**uneven)))
     seen["uneven"] = epochs_of(rest)
+    # A run that goes on in epoch 1, in both ways.
+    for name, batches in (("skipped", 1), ("resumed", 0)):
+        order = sampler()
+        rest = skip_first_batches(host.prepare(loader(order)), batches)
+        rest.set_epoch(1)
+        order.resume(1, 0 if batches else world)
+        seen[name] = [content(batch) for batch in rest]
     return seen
 
 
@@ -78,6 +87,7 @@ def test_two_processes():
             expected(epoch, rank=rank, num_replicas=WORLD) for epoch in range(2)
         ]
         check_epochs(mine["split"], [other["split"]])
+        assert mine["skipped"] == mine["resumed"] == expected(1)[rank::WORLD][1:]
         # Two of three batches go to rank 0; an even share repeats instances of the first.
         assert [len(epoch) for epoch in mine["even"]] == [2, 2]
         whole = [expected(epoch, batch_size=5, drop_last=False) for epoch in range(2)]

@@ -73,7 +73,7 @@ def hook(**options):
 
     def made(module):
         order = sampler()
-        order.set_epoch(module.current_epoch)
+        order.set_epoch(module.trainer.fit_loop.epoch_progress.current.processed)
         return loader(order, **options)
 
     return made
@@ -180,3 +180,17 @@ def test_two_processes(tmp_path):
 def test_fabric_in_one_process():
     seen = fabric_epochs(0, 1)
     assert seen == [expected(epoch, batch_size=2) for epoch in range(2)]
+
+
+def test_fabric_counts_from_zero():
+    """A resumed run leaves the loader to itself."""
+    from lightning_fabric import Fabric
+
+    fabric, order = Fabric(accelerator="cpu", devices=1), sampler()
+    prepared = fabric.setup_dataloaders(loader(order))
+    order.resume(1, 2)
+    with pytest.warns(UserWarning, match=r"set_epoch\(0\) gives up going on from batch 2"):
+        assert [content(batch) for batch in prepared] == expected(0)
+    order.resume(1, 2)
+    batches = (fabric.to_device(batch) for batch in loader(order))
+    assert [content(batch) for batch in batches] == expected(1)[2:]

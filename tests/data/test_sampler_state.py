@@ -64,6 +64,23 @@ def test_a_state_goes_on_once(done):
     assert len(list(fresh)) == 4
 
 
+def test_a_library_that_counts_from_zero_gives_a_warning():
+    order = sampler()
+    order.resume(5, 0)
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(0\) gives up going on from batch 0 of epoch 5"
+    ):
+        order.set_epoch(0)
+    with warnings.catch_warnings(action="error"):
+        order.resume(5, 2)
+        order.resume(6, 2)
+        order.set_epoch(6)
+        assert len(list(order)) == 2
+        order.set_epoch(7)
+        order.resume(7, 4)  # a finished epoch: there is no place to give up
+        order.set_epoch(8)
+
+
 def test_a_state_after_resuming():
     order = sampler()
     order.resume(4, 2)
@@ -82,7 +99,10 @@ def test_resuming_and_another_epoch_outdo_a_state():
     order.resume(1, 3)
     fresh = sampler()
     fresh.load_state_dict(order.state_dict())
-    fresh.set_epoch(2)
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(2\) gives up going on from batch 3 of epoch 1"
+    ):
+        fresh.set_epoch(2)
     assert len(list(fresh)) == 4
     fresh.load_state_dict(order.state_dict())
     fresh.resume(1, 1)
