@@ -7,7 +7,7 @@ come with them from the data collator. Set ``remove_unused_columns=False``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import nn
@@ -28,7 +28,8 @@ class MFHTrainer(Trainer):
 
     def __init__(self, *args: Any, loss: Callable[..., nn.Module] = MFHLoss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.accelerator_config.dispatch_batches:
+        config: Any = self.args.accelerator_config
+        if config.dispatch_batches:
             raise ValueError(
                 "accelerator_config: dispatch_batches must not be True, for texts would be cut "
                 "where the images of a batch end"
@@ -64,14 +65,12 @@ class MultifoldTrainer(MFHTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of distinct instances; every epoch has its own order and draws."""
-        args = self.args
-        sampler = MultifoldBatchSampler(
-            len(self.train_dataset), self._train_batch_size, seed=args.seed
-        )
+        args, dataset = self.args, cast(Any, self.train_dataset)
+        sampler = MultifoldBatchSampler(len(dataset), self._train_batch_size, seed=args.seed)
         self.remove_callback(_Epochs)
         self.add_callback(_Epochs(sampler))
         loader = DataLoader(
-            self.train_dataset,
+            dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
