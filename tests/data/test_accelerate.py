@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mxm_kernels.data import MultifoldDataset, MultifoldItem
+from mxm_kernels.data import MultifoldBatch, MultifoldDataset, MultifoldItem
 from tests.data.common import (
     BATCH,
     INSTANCES,
@@ -148,3 +148,14 @@ def test_dispatched_folds_are_refused(options):
     error, other = run_ranks(WORLD, dispatched_folds, options, timeout=120)
     assert isinstance(error, TypeError) and "Folds" in str(error), error
     assert isinstance(other, Exception)
+
+
+def test_a_batch_moves_as_a_whole():
+    from accelerate.utils import send_to_device
+
+    (batch, *_) = loader(sampler())
+    moved = send_to_device(batch, torch.device("meta"))
+    assert isinstance(moved, MultifoldBatch)
+    assert {part.device.type for part in (moved.images, moved.texts, moved.image_ids)} == {"meta"}
+    tables = moved.folds.tables(len(batch.images), len(batch.texts), torch.device("meta"))
+    assert tables.pair_images.device.type == "meta"

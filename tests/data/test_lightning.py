@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mxm_kernels.data import collate_multifold
+from mxm_kernels.data import MultifoldBatch, collate_multifold
 from tests.data.common import (
     check_epochs,
     content,
@@ -194,3 +194,14 @@ def test_fabric_counts_from_zero():
     order.resume(1, 2)
     batches = (fabric.to_device(batch) for batch in loader(order))
     assert [content(batch) for batch in batches] == expected(1)[2:]
+
+
+def test_a_batch_moves_as_a_whole():
+    from lightning_fabric.utilities.apply_func import move_data_to_device
+
+    (batch, *_) = loader(sampler())
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert isinstance(moved, MultifoldBatch)
+    assert {part.device.type for part in (moved.images, moved.texts, moved.image_ids)} == {"meta"}
+    tables = moved.folds.tables(len(batch.images), len(batch.texts), torch.device("meta"))
+    assert tables.pair_images.device.type == "meta"
