@@ -8,14 +8,14 @@ all_to_all, all_reduce, send and receive, and all_gather_object where ranks disa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 HEADER = 5  # numbers of the first exchange
 
@@ -281,3 +281,63 @@ def generator_state(generator: torch.Generator) -> str:
     """A digest of a generator's state, to compare between ranks."""
     state = generator.get_state().numpy().tobytes()
     return hashlib.blake2b(state, digest_size=8).hexdigest()
+
+
+def groups_of(modules: Iterable[nn.Module]) -> list[dist.ProcessGroup]:
+    """The groups whose ranks must call ``modules`` equally often: each call sends something.
+
+    FSDP of both versions and tensor parallel modules gather or reduce in every forward pass, and
+    SyncBatchNorm in training mode. DDP does so in a backward pass that synchronises.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return []
+    inner = dict.fromkeys(part for module in modules for part in module.modules())
+    groups = dict.fromkeys(group for part in inner for group in _groups_of_one(part))
+    return [group for group in groups if dist.get_world_size(group) > 1]
+
+
+def _groups_of_one(module: nn.Module) -> Iterator[Any]:
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(module, FullyShardedDataParallel):
+        yield module.process_group
+    if isinstance(module, nn.SyncBatchNorm) and module.training:
+        yield module.process_group or dist.group.WORLD
+    if isinstance(module, FSDPModule) and not any(
+        isinstance(p, DTensor) for p in module.parameters()
+    ):
+        module.reshard()  # whole since a forward pass without a graph; its mesh is that of a shard
+    for parameter in module.parameters(recurse=False):
+        if isinstance(parameter, DTensor):
+            yield from parameter.device_mesh.get_all_groups()
+
+
+def most_over(groups: Iterable[Any], own: Callable[[], tuple[int, dict[str, Any]]]) -> int:
+    """The largest count of all ranks of some groups, the dimensions of a mesh for instance.
+
+    ``own`` gives this rank's count, and the facts that all must have alike.
+
+    Raises:
+        Exception: that of ``own``, after the others were told.
+        ValueError: the ranks disagree on a fact.
+        RuntimeError: another rank has an error; the message repeats it.
+    """
+    wrong: Exception | None = None
+    count, facts = 0, dict[str, Any]()
+    try:
+        count, facts = own()
+    except Exception as error:
+        wrong = error
+    for group in groups:
+        ranks = Ranks(group)
+        if wrong is not None:
+            ranks.tell(wrong)
+            continue
+        try:
+            count = max(ranks.agree(facts, (count, 0)).images)
+        except (ValueError, RuntimeError) as error:
+            wrong = error
+    if wrong is not None:
+        raise wrong
+    return count

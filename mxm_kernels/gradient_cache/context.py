@@ -28,24 +28,38 @@ def no_sync(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def accelerators() -> list[torch.device]:
+    """Every device of the accelerator, if that has been used: else it has drawn nothing."""
+    kind = torch.accelerator.current_accelerator()
+    if kind is None:
+        return []
+    module = torch.get_device_module(kind)
+    started = getattr(module, "is_initialized", torch.accelerator.is_available)  # mps has none
+    if not started():
+        return []
+    return [torch.device(kind.type, k) for k in range(torch.accelerator.device_count())]
+
+
 @dataclass
 class RandomState:
-    """The default generators of the CPU and of some devices."""
+    """The default generators of the CPU and of every device: an encoder may draw from any."""
 
     cpu: Tensor
     devices: dict[torch.device, Tensor]
 
     @classmethod
-    def current(cls, devices: set[torch.device]) -> RandomState:
-        """As it is now; those of ``devices`` that draw with a generator of their own."""
-        drawing = [device for device in devices if device.type not in ("cpu", "meta")]
-        states = {d: torch.get_device_module(d).get_rng_state(d) for d in drawing}
+    def current(cls) -> RandomState:
+        """As it is now."""
+        states = {
+            device: torch.get_device_module(device).get_rng_state(*_which(device))
+            for device in accelerators()
+        }
         return cls(torch.get_rng_state(), states)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Run from this state, and leave the present one as it was."""
-        now = RandomState.current(set(self.devices))
+        now = RandomState.current()
         self._set()
         try:
             yield
@@ -55,20 +69,26 @@ class RandomState:
     def _set(self) -> None:
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
-            torch.get_device_module(device).set_rng_state(state, device)
+            torch.get_device_module(device).set_rng_state(state, *_which(device))
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """The argument that names a device; the one of mps has no name."""
+    return () if device.type == "mps" else (device,)
 
 
 @dataclass
 class Autocast:
-    """Whether and to what dtype autocast casts, for some kinds of devices."""
+    """Whether and to what dtype autocast casts, on the CPU and on the accelerator."""
 
     states: list[tuple[str, bool, torch.dtype]]
     cache: bool
 
     @classmethod
-    def current(cls, devices: set[torch.device]) -> Autocast:
-        """As it is now, for the kinds of ``devices`` and for the CPU."""
-        kinds = sorted({device.type for device in devices} | {"cpu"})
+    def current(cls) -> Autocast:
+        """As it is now."""
+        accelerator = torch.accelerator.current_accelerator()
+        kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
         known = [kind for kind in kinds if torch.amp.is_autocast_available(kind)]
         return cls(
             [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in known],

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mxm_kernels import GradientCache, fused_mfh_loss
 from tests.support.processes import results
-from tests.test_gradient_cache import (
+from tests.support.towers import (
     FOLDS,
     Towers,
     Uncached,
