@@ -1,6 +1,6 @@
 """Data sets of instances with several images and several captions."""
 
-from ..options import OptionError
+from ..errors import OptionError
 from .captions import load_coco, load_flickr30k
 from .emoji import load_emoji
 from .instances import Splits, random_splits

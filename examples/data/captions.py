@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..options import OptionError
+from ..errors import OptionError
 from .instances import ImageFile, Instance, Splits, random_splits
 
 HELD_OUT = 1000

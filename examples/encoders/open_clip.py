@@ -12,7 +12,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from ..options import OptionError
+from ..errors import OptionError
 from .dual import DualEncoder, Encoders, TwoTowers, Unfreeze
 from .packaged import TextProjection
 

@@ -1,29 +1,25 @@
 """Command line: `python -m examples.finetune --help`."""
 
-import sys
-
-from ..options import OptionError, parse
-from .config import CheckpointError, Config, InterruptedRunError
+from ..errors import exit_status
+from ..options import parse
+from .config import Config
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Fine-tune a dual encoder, print the metrics before and after, and save a figure."""
-    try:
+
+    def work() -> None:
         (config,) = parse(arguments, [Config], "python -m examples.finetune", main.__doc__)
         fine_tune(config)
-    except (OptionError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, OptionError) else 1
-    except (InterruptedRunError, KeyboardInterrupt) as stop:
-        again = "Run the same command again to go on from the last checkpoint."
-        print(f"\n{str(stop) or 'Interrupted'}. {again}", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(work, "Run the same command again to go on from the last checkpoint.")
 
 
 def fine_tune(config: Config) -> None:
     """Run, and show the outcome."""
     # These imports take seconds, which --help and a mistyped option need not wait for.
+    import torch.distributed as dist
+
     from . import figure, train
     from .retrieval import metrics_table
 
@@ -32,6 +28,9 @@ def fine_tune(config: Config) -> None:
         path = figure.save_figure(result, config)
         print(metrics_table(result.before, result.after))
         print(f"Training took {result.seconds:.0f} s. Figure: {path}")
+    if dist.is_initialized():
+        dist.barrier()  # nobody leaves while another still works
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,35 @@
-"""Every option of a run, and the errors that end one."""
+"""Every option of a run, and what it may be."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..options import OptionError, option
+from ..errors import CheckpointError as CheckpointError
+from ..errors import InterruptedRunError as InterruptedRunError
+from ..errors import OptionError
+from ..options import (
+    Count,
+    Fraction,
+    OptionGroup,
+    Pixels,
+    PositiveCount,
+    Processes,
+    Range,
+    Seed,
+    Width,
+    option,
+)
 
 # These options change where or how often things are written, or how fast, never the numbers. A
 # checkpoint may be resumed under other values of these, and of no other option.
 NEUTRAL_OPTIONS = frozenset({"output_dir", "resume", "checkpoint_every", "num_workers"})
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names it and says why."""
-
-
-class InterruptedRunError(Exception):
-    """The user stopped the run; its last step is in a checkpoint."""
+# The encoders' logit scale is 100 at most, as in CLIP: a smaller temperature would not be met.
+Temperature = Annotated[float, Range(0.01, 100, "lie in [0.01, 100]")]
+Rounds = Annotated[int, Range(0, 1 << 24)]  # as many as the loss takes
 
 
 @dataclass
-class Config:
+class Config(OptionGroup):
     """Options of one fine-tuning run.
 
     Adam's betas, epsilon and weight decay, the cosine schedule, the temperature, the number of
@@ -42,47 +51,45 @@ class Config:
     unfreeze: Literal["top", "all", "heads"] = option(
         "top", "what is trained: the last layers and projections, everything, or projections"
     )
-    image_size: int = option(112, "side of the packaged image encoder's input in pixels")
-    embed_dim: int = option(256, "width of the packaged encoders' shared space")
+    image_size: Pixels = option(112, "side of the packaged image encoder's input in pixels")
+    embed_dim: Width = option(256, "width of the packaged encoders' shared space")
 
     loss: Literal["mfh", "clip"] = option("mfh", "MFH, or CLIP on one random pair per instance")
-    hard_weight: float = option(0.6, "MFH: weight of the hard relationships")
-    rounds: int = option(10, "MFH: rounds of random pair selection; 0 takes their expectation")
-    teacher_decay: float = option(0.99, "MFH: decay of the teacher's moving average per step")
-    temperature: float = option(0.03, "temperature at the start; it is learned")
+    hard_weight: Fraction = option(0.6, "MFH: weight of the hard relationships")
+    rounds: Rounds = option(10, "MFH: rounds of random pair selection; 0 takes their expectation")
+    teacher_decay: Fraction = option(0.99, "MFH: decay of the teacher's moving average per step")
+    temperature: Temperature = option(0.03, "temperature at the start; it is learned")
 
-    epochs: int = option(10, "passes over the training instances")
-    batch_size: int = option(70, "instances per optimiser step, over all processes")
-    micro_batch: int = option(
+    epochs: PositiveCount = option(10, "passes over the training instances")
+    batch_size: PositiveCount = option(70, "instances per optimiser step, over all processes")
+    micro_batch: Count = option(
         0, "most images or captions that an encoder sees at once, by gradient caching; 0: all"
     )
-    lr: float = option(1e-4, "rate of pretrained layers (the paper, from CLIP: 1e-5 or 1e-6)")
-    head_lr: float = option(1e-3, "learning rate of fresh projections and the temperature")
-    weight_decay: float = option(0.01, "weight decay of Adam")
+    lr: Fraction = option(1e-4, "rate of pretrained layers (the paper, from CLIP: 1e-5 or 1e-6)")
+    head_lr: Fraction = option(1e-3, "learning rate of fresh projections and the temperature")
+    weight_decay: Fraction = option(0.01, "weight decay of Adam")
 
-    seed: int = option(2022, "seed of the initial projections, the batches and every draw")
-    split_seed: int = option(0, "seed of the split into train, validation and test instances")
+    seed: Seed = option(2022, "seed of the initial projections, the batches and every draw")
+    split_seed: Seed = option(0, "seed of the split into train, validation and test instances")
     eval_split: Literal["val", "test"] = option("test", "split that the metrics are computed on")
-    limit: int = option(0, "keep at most this many instances of each split; 0: all")
-    max_steps: int = option(0, "stop after this many optimiser steps; 0: all epochs")
+    limit: Count = option(0, "keep at most this many instances of each split; 0: all")
+    max_steps: Count = option(0, "stop after this many optimiser steps; 0: all epochs")
 
-    checkpoint_every: int = option(25, "steps between checkpoints")
+    checkpoint_every: PositiveCount = option(25, "steps between checkpoints")
     resume: bool = option(True, "go on from the newest checkpoint in output_dir, if there is one")
     precision: Literal["no", "bf16", "fp16"] = option("no", "mixed precision of Accelerate")
     cpu: bool = option(False, "stay on the CPU even where there is an accelerator")
-    num_workers: int = option(0, "worker processes that load images")
+    num_workers: Processes = option(0, "worker processes that load images")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "embed_dim", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("limit", "max_steps", "rounds", "num_workers", "micro_batch"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"--{name} must not be negative, not {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature must be positive, not {self.temperature}")
-        if not 0 <= self.teacher_decay <= 1:
-            raise OptionError(f"--teacher_decay must lie in [0, 1], not {self.teacher_decay}")
+        super().__post_init__()
+        if not self.output_dir:
+            raise OptionError("--output_dir must name a folder, not ''")
+        if self.data == "emoji" and self.data_root:
+            raise OptionError("--data_root: the emoji come from packages, not from a folder")
+        if self.data != "emoji" and not Path(self.data_root or " ").is_dir():
+            missing = f"{self.data_root} is not a folder" if self.data_root else "name it"
+            raise OptionError(f"--data_root: {missing}; --data {self.data} is read from there")
         if self.model == "packaged" and self.pretrained:
             raise OptionError("--pretrained goes with an open_clip --model")
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from ..data.instances import ImageSource
+from ..files import write_whole
 from .config import Config
 from .retrieval import DIRECTIONS, METRICS, Metrics
 from .train import Result
@@ -37,7 +38,7 @@ def save_figure(result: Result, config: Config) -> Path:
     draw_text_queries(panels[1], result)
     draw_image_queries(panels[2], result)
     path = config.output_path / "finetune.png"
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     return path
 
 

@@ -14,7 +14,7 @@ from ..data import load_splits
 from ..data.instances import Instance
 from ..data.multifold import LazyInputs, Observations, flatten, pad_texts
 from ..encoders.dual import Encoders
-from ..options import OptionError
+from ..errors import OptionError
 from .config import Config
 
 CHUNK = 64

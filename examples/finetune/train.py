@@ -5,6 +5,10 @@ initial weights, the same instances in every batch, the same number of optimiser
 schedule and learning rates. Not equal is the number of images and captions per step: MFH takes all
 that an instance has, the baseline draws one image and one caption of each at random, anew in every
 epoch; equal numbers of rows would mean unequal numbers of instances or of steps.
+
+Several processes, which `torchrun --nproc-per-node 2 -m examples.finetune` starts, share every
+batch and have the losses, negatives and weights of one process on the whole batch. Dropout alone
+draws of its own in each.
 """
 
 import json
@@ -18,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed, tqdm
+from accelerate.utils import DataLoaderConfiguration, set_seed, tqdm
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -35,9 +40,11 @@ from mxm_kernels.data import (
 
 from ..data.multifold import pad_texts
 from ..encoders.dual import DualEncoder, Encoders
-from ..files import write_whole
+from ..errors import InterruptedRunError, OptionError
+from ..files import write_kept, write_whole
+from ..options import require_writable
 from .checkpoint import Checkpoints, Progress
-from .config import Config, InterruptedRunError
+from .config import Config
 from .inputs import Material, build_encoders, load_instances, observe, run_images, run_texts
 from .retrieval import Metrics, average, evaluate
 
@@ -53,6 +60,7 @@ class Result:
     images: Tensor
     texts: Tensor
     material: Material
+    processes: int
     is_main_process: bool
 
     def summary(self) -> dict[str, Any]:
@@ -63,6 +71,7 @@ class Result:
             "average_recall": average(self.after),
             "losses": self.losses,
             "training_seconds": self.seconds,
+            "processes": self.processes,
         }
 
 
@@ -70,11 +79,13 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     """Train and evaluate as the configuration says.
 
     Raises:
+        OptionError: an option cannot be met, on this machine or by these processes.
         InterruptedRunError: on SIGINT or SIGTERM, after the running step is in a checkpoint.
-        CheckpointError: a checkpoint cannot be written or read.
+        CheckpointError: a checkpoint or a result cannot be written or read.
 
     """
-    config.output_path.mkdir(parents=True, exist_ok=True)
+    for folder in (config.output_path, config.output_path / "checkpoints"):
+        require_writable("output_dir", folder)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     encoders = build_encoders(config)
@@ -87,10 +98,11 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     trainer.train(progress_bar)
     after, images, texts = trainer.evaluate()
     numbers = progress.before, after, progress.losses, progress.seconds
-    result = Result(*numbers, images, texts, material, accelerator.is_main_process)
+    shown = images, texts, material
+    result = Result(*numbers, *shown, accelerator.num_processes, accelerator.is_main_process)
     if result.is_main_process:
         weights, metrics = (config.output_path / n for n in ("model.safetensors", "metrics.json"))
-        write_whole(weights, lambda path: save_model(trainer.student, str(path)))
+        write_kept(weights, lambda path: save_model(trainer.student, str(path)))
         text = json.dumps(result.summary(), indent=2)
         write_whole(metrics, lambda path: path.write_text(text))
     accelerator.free_memory()
@@ -98,16 +110,21 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Accelerate: a batch is shared between the processes, and two checkpoints are kept."""
-    loaders = DataLoaderConfiguration(split_batches=True)
-    folder = config.output_dir
-    project = ProjectConfiguration(folder, automatic_checkpoint_naming=True, total_limit=2)
-    return Accelerator(
-        cpu=config.cpu,
-        mixed_precision=config.precision,
-        dataloader_config=loaders,
-        project_config=project,
-    )
+    """Accelerate, which shares a batch between the processes."""
+    try:
+        accelerator = Accelerator(
+            cpu=config.cpu,
+            mixed_precision=config.precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except ValueError as error:
+        raise OptionError(f"--precision {config.precision}: {error}") from error
+    if config.batch_size % accelerator.num_processes:
+        raise OptionError(
+            f"--batch_size must be a multiple of the {accelerator.num_processes} processes, which "
+            f"share every batch, not {config.batch_size}"
+        )
+    return accelerator
 
 
 def make_material(config: Config, encoders: Encoders, accelerator: Accelerator) -> Material:
@@ -128,7 +145,13 @@ class Trainer:
         self.dataset = MultifoldDataset(
             data.images, data.texts, data.image_ids, data.text_ids, views=drawn, captions=drawn
         )
-        batch_size = min(config.batch_size, len(self.dataset))
+        most = len(self.dataset) // accelerator.num_processes * accelerator.num_processes
+        if not most:
+            raise OptionError(
+                f"--limit {config.limit}: {accelerator.num_processes} processes need a training "
+                f"instance each, and there are {len(self.dataset)}"
+            )
+        batch_size = min(config.batch_size, most)
         # One sampler for all processes: Accelerate shares its batches out.
         self.sampler = MultifoldBatchSampler(len(self.dataset), batch_size, seed=config.seed)
         steps = config.epochs * self.sampler.batches_per_epoch
@@ -145,7 +168,7 @@ class Trainer:
             self.teacher = accelerator.prepare_model(teacher, evaluation_mode=True)
         self.cache = GradientCache(config.micro_batch) if config.micro_batch else None
         self.progress = Progress()
-        self.checkpoints = Checkpoints(accelerator, config, self.progress)
+        self.checkpoints = Checkpoints(accelerator, config, self.progress, self.steps)
 
     def batches(self) -> Iterator[MultifoldBatch]:
         """Batches of the steps that are left; a resumed run sees those of an uninterrupted one."""
@@ -194,11 +217,11 @@ class Trainer:
     def train_step(self, batch: MultifoldBatch) -> float:
         """One optimiser step and one update of the teacher; returns the loss."""
         # Dropout and pair selection depend on the step alone, not on what was drawn before it,
-        # so a resumed run needs no generator's state.
-        words = self.config.seed, self.progress.step, self.accelerator.process_index
-        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-        torch.manual_seed(seed)
-        loss = self.loss(batch, torch.Generator(self.accelerator.device).manual_seed(seed))
+        # so a resumed run needs no generator's state. The pairs are those of the whole batch, the
+        # same on every process; dropout is over a process's own rows.
+        torch.manual_seed(self.seed_of(self.accelerator.process_index))
+        generator = torch.Generator(self.accelerator.device).manual_seed(self.seed_of(0))
+        loss = self.loss(batch, generator)
         self.accelerator.backward(loss)
         if self.cache is not None:
             self.cache.backward()
@@ -207,16 +230,24 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.teacher is not None:
             self.teacher.update_parameters(self.student)
-        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+        value = float(loss.detach())  # of the whole batch, on every process
         self.progress.losses.append(value)
         self.progress.step += 1
         return value
 
+    def seed_of(self, process: int) -> int:
+        """Seed of a process in the step that is next."""
+        words = self.config.seed, self.progress.step, process
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
     def loss(self, batch: MultifoldBatch, generator: torch.Generator) -> Tensor:
         """MFH over all observations, or CLIP's loss over one pair per instance."""
         images, texts, scale = self.encode(self.model, batch)
+        group = dist.group.WORLD  # None in a process of its own
         if self.teacher is None:
-            return fused_mfh_loss(images, texts, (1, 1), logit_scale=scale, rounds=None)
+            return fused_mfh_loss(
+                images, texts, (1, 1), logit_scale=scale, rounds=None, process_group=group
+            )
         with torch.no_grad():
             teacher_images, teacher_texts, _ = self.encode(self.teacher, batch)
         return fused_mfh_loss(
@@ -229,6 +260,7 @@ class Trainer:
             hard_weight=self.config.hard_weight,
             rounds=self.config.rounds or None,
             generator=generator,
+            process_group=group,
         )
 
     def encode(self, model: nn.Module, batch: MultifoldBatch) -> tuple[Tensor, ...]:

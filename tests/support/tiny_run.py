@@ -101,15 +101,14 @@ def _end(child: int, kill: float | Path | None) -> int:
 
 def _run(options: dict[str, Any], limit: int | None, log: Path) -> int:
     from examples.finetune import __main__ as command
-    from examples.finetune import figure, train
+    from examples.finetune import figure
 
     printed = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    train.build_encoders = tiny_encoders
-    train.make_material = tiny_material
+    use_tiny_parts()
     figure.save_figure = lambda result, config: "none: there are no images to show"
     try:
         code = command.main([part for k, v in options.items() for part in (f"--{k}", str(v))])
@@ -121,6 +120,14 @@ def _run(options: dict[str, Any], limit: int | None, log: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def use_tiny_parts() -> None:
+    """Give the example the encoders and the data below."""
+    from examples.finetune import train
+
+    train.build_encoders = tiny_encoders
+    train.make_material = tiny_material
 
 
 def tiny_encoders(config):

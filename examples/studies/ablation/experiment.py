@@ -24,6 +24,8 @@ from scipy.stats.qmc import Halton
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from examples.errors import OptionError
+
 from .features import FeatureSet, metadata, read_features
 from .journal import Journal
 from .rows import Row
@@ -131,7 +133,9 @@ def run_all(rows: list[Row], path: Path, plan: Plan) -> list[Result]:
     least = min(map(len, trains))
     base = Schedule(plan.batch_size, plan.epochs * (least // plan.batch_size))
     if not base.steps:
-        raise ValueError(f"batch_size: {plan.batch_size}, but a split trains on {least} instances")
+        raise OptionError(
+            f"--batch_size: {plan.batch_size}, but a split trains on {least} instances"
+        )
     points = trial_points(plan.trials, plan.seed)
     context = get_context("spawn")
     with ProcessPoolExecutor(

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from examples.data.instances import Instance
+from examples.files import is_kept, write_kept
 from examples.finetune.config import Config
 from examples.finetune.inputs import build_encoders, observe
 
@@ -44,12 +45,10 @@ def cached_features(instances: Sequence[Instance], path: Path) -> FeatureSet:
     digest = hashlib.sha256(
         json.dumps([(i.name, len(i.images), i.captions) for i in instances]).encode()
     ).hexdigest()
-    if not path.exists() or metadata(path).get("instances") != digest:
+    if not is_kept(path) or metadata(path).get("instances") != digest:
         path.parent.mkdir(parents=True, exist_ok=True)
-        features = encode(instances)
-        save_file(
-            {k: v.contiguous() for k, v in vars(features).items()}, path, {"instances": digest}
-        )
+        features = {k: v.contiguous() for k, v in vars(encode(instances)).items()}
+        write_kept(path, lambda file: save_file(features, file, {"instances": digest}))
     return read_features(path)
 
 

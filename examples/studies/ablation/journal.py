@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mxm_kernels
+from examples.files import changed, sealed, unsealed
 
 if TYPE_CHECKING:
     from .experiment import Job
@@ -33,9 +34,11 @@ class Journal:
         self.done: dict[str, tuple[dict[str, float], float]] = {}
         if not path.exists():
             return
-        whole, _, cut = path.read_text().rpartition("\n")
-        for line in whole.splitlines():
-            run = json.loads(line)
+        whole, _, cut = path.read_text(errors="replace").rpartition("\n")
+        for line in whole.split("\n") if whole else ():
+            run = unsealed(line)
+            if run is None:
+                raise changed(path)
             self.done[run["key"]] = run["metrics"], run["seconds"]
         if cut:  # a line whose writing was interrupted
             path.write_text(whole + "\n" if whole else "")
@@ -62,7 +65,7 @@ class Journal:
         """Keep what a run came to."""
         line = {"key": self.key(job), "metrics": metrics, "seconds": seconds}
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(sealed(line) + "\n")
 
     def finish(self) -> None:
         """Remove the file: its runs are in a report now."""

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from examples.files import write_whole
+from examples.files import is_kept, write_kept, write_whole
 
 VIEWS = 6
 PIXELS = 160
@@ -54,7 +54,7 @@ def render_all(strips: dict[Path, Path], folder: Path, workers: int) -> dict[Pat
     require_pyvista()
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / FAILURES
-    failures = json.loads(record.read_text()) if record.exists() else {}
+    failures = json.loads(record.read_text()) if is_kept(record) else {}
     names = {model: str(strip.relative_to(folder)) for model, strip in strips.items()}
     todo = [m for m, strip in strips.items() if not strip.exists() and names[m] not in failures]
     with tqdm(total=len(todo), desc="rendering", disable=not todo) as bar:
@@ -64,7 +64,7 @@ def render_all(strips: dict[Path, Path], folder: Path, workers: int) -> dict[Pat
                 found[lost.pop(0)] = "the renderer crashed"
                 bar.update()
             failures |= {names[model]: reason for model, reason in found.items()}
-            write_whole(record, partial(write_json, failures))
+            write_kept(record, partial(write_json, failures))
             todo, workers = lost, 1
     return {m: failures[names[m]] for m in strips if names[m] in failures}
 

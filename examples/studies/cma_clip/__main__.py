@@ -1,16 +1,16 @@
 """Command line: `python -m examples.studies.cma_clip --help`."""
 
 import json
-import sys
 
-from examples.finetune.config import CheckpointError, InterruptedRunError
-from examples.options import OptionError, parse
+from examples.errors import exit_status
+from examples.options import parse, require_one_process, require_writable
 
 from .config import Config
 
+PROG = "python -m examples.studies.cma_clip"
 KEPT = (
-    "Aligned encoders that are finished stay in --output_dir: the same command takes them, and "
-    "begins the stages anew."
+    "Run the same command again to go on with the alignment of the encoders. Aligned encoders that "
+    "are finished stay in --output_dir: the command takes them, and begins the stages anew."
 )
 
 
@@ -21,23 +21,21 @@ def main(arguments: list[str] | None = None) -> int:
     and learn next to nothing. The study's learn it in minutes: --layers 2 --width 128 --heads 4
     --stage_epochs 40 6 2 --lr 1e-3 --encoder_lr 1e-4 --batch_size 32 --embed_dim 128 --dropout 0.1
     """
-    try:
-        (config,) = parse(arguments, [Config], "python -m examples.studies.cma_clip", main.__doc__)
-        return classify(config)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except InterruptedRunError as stop:
-        print(f"\n{stop}. Run the same command again to go on from there.", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. {KEPT}", file=sys.stderr)
-        return 130
+
+    def work() -> None:
+        (config,) = parse(arguments, [Config], PROG, main.__doc__)
+        require_one_process(PROG)
+        require_writable("output_dir", config.output_path)
+        classify(config)
+
+    return exit_status(work, KEPT)
 
 
-def classify(config: Config) -> int:
+def classify(config: Config) -> None:
     """Run, and write the model and the results."""
     from safetensors.torch import save_model
+
+    from examples.files import write_whole
 
     from .experiment import Experiment
     from .folder import require_same_options
@@ -45,17 +43,14 @@ def classify(config: Config) -> int:
 
     data = load_data(config)  # refuses a wrong --model, which the folder need not remember
     require_same_options(config.output_path, config.alignment_options(), "run")
-    try:
-        encoders = aligned_encoders(config, data)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    encoders = aligned_encoders(config, data)
     experiment = Experiment(config, data, encoders)
     experiment.train(experiment.stages(), verbose=True)
-    save_model(experiment.model, str(config.output_path / "model.safetensors"))
+    weights, path = (config.output_path / n for n in ("model.safetensors", "results.json"))
+    write_whole(weights, lambda file: save_model(experiment.model, str(file)))
     summary = {"options": config.numeric_options(), **experiment.summary()}
-    path = config.output_path / "results.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1) + "\n"
+    write_whole(path, lambda file: file.write_text(text))
     for name, test in summary["test"].items():
         for task, accuracy in test["accuracy"].items():
             print(
@@ -63,7 +58,6 @@ def classify(config: Config) -> int:
                 f"{100 * config.precision:g} % precision {test['recall'][task]:.1f}"
             )
     print(f"Results: {path}")
-    return 0
 
 
 if __name__ == "__main__":

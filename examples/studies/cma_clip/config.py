@@ -1,11 +1,24 @@
 """Options of a run: `Config` has the paper's sizes, `StudyConfig` those of the results."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from examples.errors import OptionError
 from examples.finetune.config import Config as EncoderConfig
-from examples.options import OptionError, option
+from examples.options import (
+    Count,
+    Fraction,
+    OptionGroup,
+    Penalty,
+    Pixels,
+    PositiveCount,
+    Range,
+    Seed,
+    Width,
+    option,
+)
 
 from .noise import Noise
 
@@ -23,10 +36,15 @@ ALIGNMENT_OPTIONS = (
     "alignment_epochs",
     "unfreeze",
 )
+SMALLEST, BELOW_ONE = math.nextafter(0, 1), math.nextafter(1, 0)
+Layers = Annotated[int, Range(1, 1024)]
+Rate = Annotated[float, Range(SMALLEST, 1, "be positive, and at most 1")]
+Dropout = Annotated[float, Range(0, BELOW_ONE, "lie in [0, 1)")]
+Precision = Annotated[float, Range(SMALLEST, 1, "lie in (0, 1]")]
 
 
 @dataclass
-class Config:
+class Config(OptionGroup):
     """Options of one run.
 
     The sizes, epochs, rates and weight decay are those of section 4.2 of arXiv 2112.03562; a batch
@@ -38,64 +56,50 @@ class Config:
     )
     pretrained: str = option("", "open_clip weights: a tag of that model or a file; empty: random")
     unfreeze: Literal["top", "all"] = option("top", "what the end-to-end stage releases of them")
-    image_size: int = option(112, "side of the packaged image encoder's input in pixels")
-    embed_dim: int = option(512, "width of the packaged encoders' shared space")
-    alignment_epochs: int = option(
+    image_size: Pixels = option(112, "side of the packaged image encoder's input in pixels")
+    embed_dim: Width = option(512, "width of the packaged encoders' shared space")
+    alignment_epochs: Count = option(
         3, "epochs of examples.finetune before the stages; 0: a CLIP that is trained already"
     )
 
-    layers: int = option(12, "layers of the sequence-wise attention transformer")
-    width: int = option(512, "its width")
-    heads: int = option(8, "its attention heads")
-    dropout: float = option(0.0, "dropout of the classifiers")
+    layers: Layers = option(12, "layers of the sequence-wise attention transformer")
+    width: Width = option(512, "its width")
+    heads: Layers = option(8, "its attention heads")
+    dropout: Dropout = option(0.0, "dropout of the classifiers")
     sequence_attention: bool = option(True, "false: the encoders' class tokens as they are")
     modality_attention: bool = option(True, "false: image and text weigh 1/2 each")
 
-    stage_epochs: list[int] = field(
+    stage_epochs: list[Count] = field(
         default_factory=lambda: list(PAPER_EPOCHS),
         metadata={"help": "epochs of the warm-up, end-to-end and tuning stage"},
     )
-    lr: float = option(PAPER_LR, "learning rate of what a stage trains")
-    encoder_lr: float = option(PAPER_LR, "that of the encoders in the end-to-end stage")
-    weight_decay: float = option(PAPER_WEIGHT_DECAY, "weight decay of Adam")
-    batch_size: int = option(512, "instances in a batch")
-    pairs_per_instance: int = option(2, "random pairs of every instance of a batch")
-    contrastive_weight: float = option(
+    lr: Rate = option(PAPER_LR, "learning rate of what a stage trains")
+    encoder_lr: Rate = option(PAPER_LR, "that of the encoders in the end-to-end stage")
+    weight_decay: Penalty = option(PAPER_WEIGHT_DECAY, "weight decay of Adam")
+    batch_size: PositiveCount = option(512, "instances in a batch")
+    pairs_per_instance: PositiveCount = option(2, "random pairs of every instance of a batch")
+    contrastive_weight: Penalty = option(
         0.5, "weight of the multifold contrastive loss in the end-to-end stage; 0: the paper's"
     )
 
     noise: Literal["none", "image", "text"] = option("none", "modality with noise")
-    noise_rate: float = option(0.5, "share of that modality's observations that are noise")
-    precision: float = option(0.9, "precision that the recall is given at")
-    min_instances: int = option(10, "emoji that a subcategory needs to be a class")
-    limit: int = option(0, "use at most this many emoji; 0: all")
+    noise_rate: Fraction = option(0.5, "share of that modality's observations that are noise")
+    precision: Precision = option(0.9, "precision that the recall is given at")
+    min_instances: PositiveCount = option(10, "emoji that a subcategory needs to be a class")
+    limit: Count = option(0, "use at most this many emoji; 0: all")
 
-    seed: int = option(2022, "seed of initial weights, batches, noise, and of the split")
+    seed: Seed = option(2022, "seed of initial weights, batches, noise, and of the split")
     output_dir: str = option("runs/cma_clip", "folder of checkpoints and results")
     cpu: bool = option(False, "stay on the CPU even where there is an accelerator")
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "batch_size", "pairs_per_instance"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("alignment_epochs", "limit", "contrastive_weight", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"--{name} must not be negative, not {getattr(self, name)}")
-        for name in ("lr", "encoder_lr"):
-            if getattr(self, name) <= 0:
-                raise OptionError(f"--{name} must be positive, not {getattr(self, name)}")
+        super().__post_init__()
         if self.width % self.heads:
             raise OptionError(f"--heads must divide --width {self.width}, not {self.heads}")
         if len(self.stage_epochs) != 3 or min(self.stage_epochs) < 0 or not any(self.stage_epochs):
             raise OptionError(
                 f"--stage_epochs takes three numbers, not all 0, not {self.stage_epochs}"
             )
-        if not 0 <= self.noise_rate <= 1:
-            raise OptionError(f"--noise_rate must lie in [0, 1], not {self.noise_rate}")
-        if not 0 < self.precision <= 1:
-            raise OptionError(f"--precision must lie in (0, 1], not {self.precision}")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"--dropout must lie in [0, 1), not {self.dropout}")
 
     @property
     def output_path(self) -> Path:
@@ -136,18 +140,18 @@ class Config:
 class StudyConfig(Config):
     """Options of the study: a smaller transformer and larger rates, for an hour on two cores."""
 
-    embed_dim: int = option(128, "width of the packaged encoders' shared space")
-    layers: int = option(2, "layers of the sequence-wise attention transformer")
-    width: int = option(128, "its width")
-    heads: int = option(4, "its attention heads")
-    dropout: float = option(0.1, "dropout of the classifiers")
-    stage_epochs: list[int] = field(
+    embed_dim: Width = option(128, "width of the packaged encoders' shared space")
+    layers: Layers = option(2, "layers of the sequence-wise attention transformer")
+    width: Width = option(128, "its width")
+    heads: Layers = option(4, "its attention heads")
+    dropout: Dropout = option(0.1, "dropout of the classifiers")
+    stage_epochs: list[Count] = field(
         default_factory=lambda: [40, 6, 2],
         metadata={"help": "epochs of the warm-up, end-to-end and tuning stage"},
     )
-    lr: float = option(1e-3, "learning rate of what a stage trains")
-    encoder_lr: float = option(1e-4, "that of the encoders in the end-to-end stage")
-    batch_size: int = option(32, "instances in a batch")
+    lr: Rate = option(1e-3, "learning rate of what a stage trains")
+    encoder_lr: Rate = option(1e-4, "that of the encoders in the end-to-end stage")
+    batch_size: PositiveCount = option(32, "instances in a batch")
     noise: Literal["none", "image", "text"] = option("text", "modality of the noisy condition")
     output_dir: str = option("runs/cma_study", "folder of checkpoints and unfinished results")
     cpu: bool = option(True, "stay on the CPU even where there is an accelerator")

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from examples.data.emoji import VARIATION_SELECTOR, package_file
 from examples.data.instances import Instance
 from examples.data.multifold import Observations
-from examples.options import OptionError
+from examples.errors import OptionError
 from mxm_kernels import Folds
 
 from .noise import Noise

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, normalize
 from examples.encoders.dual import DualEncoder, TwoTowers
 from examples.encoders.open_clip import OpenClipEncoder
 from examples.encoders.packaged import MeanPool, padding_mask
-from examples.options import OptionError
+from examples.errors import OptionError
 
 from .tokens import Tokens
 

@@ -1,11 +1,10 @@
 """The output folder of a run: its unfinished parts are used again, by the same options only."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from examples.files import write_whole
-from examples.options import OptionError
+from examples.errors import OptionError
+from examples.files import read_json, write_json
 
 OPTIONS_FILE = "options.json"
 
@@ -20,14 +19,15 @@ def require_same_options(folder: Path, wanted: dict[str, Any], kind: str) -> Non
 
     Raises:
         OptionError: the folder has parts of other options, which the message names.
+        CheckpointError: the options have changed since they were written.
 
     """
     file = folder / OPTIONS_FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda path: path.write_text(json.dumps(wanted, indent=1)))
+        write_json(file, wanted)
         return
-    stored = json.loads(file.read_text())
+    stored = read_json(file)
     differences = [name for name in wanted if stored.get(name) != wanted[name]]
     if differences:
         raise OptionError(

@@ -17,6 +17,7 @@ from examples.data.emoji import load_emoji
 from examples.data.instances import Instance, random_splits
 from examples.data.multifold import Observations, flatten
 from examples.encoders.dual import DualEncoder
+from examples.files import is_kept, require_kept, write_kept
 from examples.finetune.config import Config as EncoderConfig
 from examples.finetune.inputs import Material, build_encoders, observe
 from examples.finetune.train import run
@@ -82,14 +83,14 @@ def load_data(config: Config, file: Path | None = None, progress: bool = True) -
     """
     instances = chosen_emoji(config.limit)
     labels = label(instances, config.min_instances)
-    if file is not None and file.is_file():
+    if file is not None and is_kept(file):
         return DataSet(instances, Observations(**torch.load(file, weights_only=True)), labels)
     set_seed(0)
     encoders = build_encoders(config.encoder_config())
     observations = observe(instances, encoders, device_of(config), progress)
     if file is not None and encoders.trunk is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(observations), file)
+        write_kept(file, lambda path: torch.save(vars(observations), path))
     return DataSet(instances, observations, labels)
 
 
@@ -120,5 +121,5 @@ def fresh_encoders(options: EncoderConfig) -> DualEncoder:
 def load_encoders(options: EncoderConfig) -> DualEncoder:
     """Dual encoder as examples.finetune left it."""
     model = fresh_encoders(options)
-    model.load_state_dict(load_file(options.output_path / "model.safetensors"))
+    model.load_state_dict(load_file(require_kept(options.output_path / "model.safetensors")))
     return model

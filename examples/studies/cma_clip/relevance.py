@@ -21,8 +21,9 @@ from safetensors.torch import load_model
 from torch import Tensor
 
 from examples.encoders.packaged import MAX_TOKENS
+from examples.errors import OptionError
+from examples.files import require_kept
 from examples.finetune.figure import evenly_spaced
-from examples.options import OptionError
 
 from .attention import SequenceAttention
 from .config import Config
@@ -40,7 +41,7 @@ LAYER = 0
 def save_relevance(config: Config, data: DataSet, weights: Path, path: Path) -> None:
     """Draw the relevance maps of a trained model, of some pairs of the test split."""
     model = build_model(config, fresh_encoders(config.encoder_config()), data.labels.counts)
-    load_model(model, str(weights))
+    load_model(model, str(require_kept(weights)))
     pairs = shown_pairs(config, data)
     maps, words = relevance_maps(model, data, pairs, config)
     figure = Figure(figsize=(13, 4.0), layout="constrained")

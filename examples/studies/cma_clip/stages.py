@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from examples.files import require_kept, write_kept
 from mxm_kernels import fused_mfh_loss
 
 from .config import PAPER_EPOCHS, PAPER_LR
@@ -269,11 +270,12 @@ class Checkpoint:
 
     def save(self) -> None:
         """Write the parameters."""
-        save_file({k: v.contiguous() for k, v in self.state().items()}, str(self.path))
+        state = {k: v.contiguous() for k, v in self.state().items()}
+        write_kept(self.path, lambda path: save_file(state, path))
 
     def load(self) -> None:
         """Read them back."""
-        stored = load_file(str(self.path))
+        stored = load_file(require_kept(self.path))
         expected = self.state().keys()
         if stored.keys() != expected:
             odd = sorted(stored.keys() ^ expected)

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import platform
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +24,18 @@ import torch
 from safetensors.torch import save_model
 
 import mxm_kernels
-from examples.files import write_whole
-from examples.finetune.config import CheckpointError, InterruptedRunError
-from examples.options import OptionError, option, parse
+from examples.errors import OptionError, exit_status
+from examples.files import is_kept, read_json, require_kept, write_json, write_kept, write_whole
+from examples.options import (
+    OptionGroup,
+    Seed,
+    Workers,
+    option,
+    parse,
+    require_one_process,
+    require_seeds,
+    require_writable,
+)
 from examples.studies.machine import machine
 
 from .config import StudyConfig
@@ -51,27 +59,31 @@ PACKAGES = ("torch", "open_clip_torch", "transformers", "torchmetrics", "safeten
 
 
 @dataclass
-class Study:
+class Study(OptionGroup):
     """Options of the study, beside those of its runs."""
 
-    seeds: list[int] = field(
+    seeds: list[Seed] = field(
         default_factory=lambda: [2022, 2023, 2024, 2025, 2026], metadata={"help": "seeds"}
     )
-    workers: int = option(2, "processes, of one thread each")
+    workers: Workers = option(2, "processes, of one thread each")
     results_dir: str = option(str(RESULTS), "folder of the JSON file, the report and the figures")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seeds(self.seeds)
 
 
 def align(config: StudyConfig) -> None:
     """Align the encoders of a seed, and keep them and the tokens of everything."""
     torch.set_num_threads(1)
     options = config.encoder_config()
-    if tokens_file(config).is_file():
+    if is_kept(tokens_file(config)):
         return
     data = shared_data(config)
     encoders = token_encoder(aligned_encoders(config, data, progress=False))
     cache = LiveTokens(encoders, data.observations).cache()
     options.output_path.mkdir(parents=True, exist_ok=True)  # there already if they were aligned
-    write_whole(tokens_file(config), lambda path: torch.save(cache.state(), path))
+    write_kept(tokens_file(config), lambda path: torch.save(cache.state(), path))
 
 
 def tokens_file(config: StudyConfig) -> Path:
@@ -91,7 +103,7 @@ def compare(config: StudyConfig, condition: str) -> dict[str, Any]:
         config = replace(config, noise="none")
     file = config.output_path / f"{condition}_{config.seed}.json"
     if file.is_file():
-        return json.loads(file.read_text())
+        return read_json(file)
     data, start = shared_data(config), time.perf_counter()
     runs = variants(config, data, config.output_path / f"{condition}_{config.seed}")
     outcome = {
@@ -100,13 +112,13 @@ def compare(config: StudyConfig, condition: str) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "variants": runs,
     }
-    write_whole(file, lambda path: path.write_text(json.dumps(outcome)))
+    write_json(file, outcome)
     return outcome
 
 
 def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]:
     """Train and test the variants."""
-    cache = CachedTokens.load(torch.load(tokens_file(config), weights_only=True))
+    cache = CachedTokens.load(torch.load(require_kept(tokens_file(config)), weights_only=True))
     aligned = kept_encoders(config)
 
     def start(name: str, **options: Any) -> Experiment:
@@ -121,7 +133,8 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
     no_contrastive.results = copy.deepcopy(full.results)
     for experiment in (full, no_contrastive):
         experiment.train(rest)
-    save_model(full.model, str(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    write_kept(weights, lambda path: save_model(full.model, str(path)))
     no_ma = start("no_ma", modality_attention=False)
     no_sa = start("no_sa", sequence_attention=False)
     no_ma_sa = start("no_ma_sa", modality_attention=False, sequence_attention=False)
@@ -133,6 +146,8 @@ def variants(config: StudyConfig, data: DataSet, folder: Path) -> dict[str, Any]
 
 def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
     """Run everything, in processes, and collect it."""
+    require_writable("output_dir", config.output_path)
+    require_writable("results_dir", Path(study.results_dir))
     wanted = {k: v for k, v in config.numeric_options().items() if k != "seed"}
     require_same_options(config.output_path, wanted, "study")
     load_data(config, config.output_path / "observations.pt")
@@ -160,7 +175,7 @@ def run_study(config: StudyConfig, study: Study) -> dict[str, Any]:
 
 
 @contextmanager
-def processes(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def processes(workers: Workers) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a `map` over worker processes; with one worker, in this process.
 
     An exception, Ctrl-C among them, ends the workers rather than wait hours for what they have
@@ -186,7 +201,7 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def checked(config: StudyConfig, study: Study) -> None:
+def checked(config: StudyConfig) -> None:
     """Refuse options that the study sets itself, or that its report cannot be written for."""
     if config.noise == "none":
         raise OptionError("--noise must be image or text: it is the noisy condition's modality")
@@ -201,32 +216,20 @@ def checked(config: StudyConfig, study: Study) -> None:
                 f"--{name} must not be {str(getattr(config, name)).lower()}: the study leaves it "
                 f"out itself, and compares with {FULL}, which has it"
             )
-    if study.workers < 1 or not study.seeds:
-        raise OptionError(
-            f"--workers must be at least 1 and --seeds name one, not {study.workers} and "
-            f"{study.seeds}"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the study, and write its results, report and figures."""
-    again = "Finished parts are kept; run the same command again to go on from them."
-    try:
-        types = [StudyConfig, Study]
+
+    def work() -> None:
         prog = "python -m examples.studies.cma_clip.study"
-        config, study = parse(arguments, types, prog, __doc__)
-        checked(config, study)
+        config, study = parse(arguments, [StudyConfig, Study], prog, __doc__)
+        require_one_process(prog)
+        checked(config)
         save(run_study(config, study), config, study)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (InterruptedRunError, KeyboardInterrupt) as stop:
-        print(f"\n{str(stop) or 'Interrupted'}. {again}", file=sys.stderr)
-        return 130
-    return 0
+
+    again = "Finished parts are kept; run the same command again to go on from them."
+    return exit_status(work, again)
 
 
 def save(report: dict[str, Any], config: StudyConfig, study: Study) -> None:
@@ -236,8 +239,8 @@ def save(report: dict[str, Any], config: StudyConfig, study: Study) -> None:
     from .report import markdown
 
     folder = Path(study.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(folder / "study.json", lambda path: path.write_text(text))
     (folder / "study.md").write_text(markdown(report), encoding="utf-8")
     save_figures(report, folder)
     first = replace(config, seed=study.seeds[0])

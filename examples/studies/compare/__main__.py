@@ -13,12 +13,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
+
 import mxm_kernels
+from examples.errors import OptionError, exit_status
+from examples.files import write_whole
 from examples.finetune.config import Config
 from examples.finetune.inputs import Material, build_encoders
 from examples.finetune.retrieval import DIRECTIONS, METRICS, Metrics, average
 from examples.finetune.train import make_accelerator, make_material, run
-from examples.options import option, parse
+from examples.options import (
+    OptionGroup,
+    Seed,
+    option,
+    parse,
+    require_seeds,
+    require_writable,
+)
 from examples.studies.machine import machine
 
 LOSSES: tuple[Literal["mfh", "clip"], ...] = ("mfh", "clip")
@@ -33,14 +44,18 @@ RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
-class Comparison:
+class Comparison(OptionGroup):
     """Options of a comparison, beside those of its runs."""
 
-    seeds: list[int] = field(
+    seeds: list[Seed] = field(
         default_factory=lambda: [2022, 2023, 2024, 2025, 2026],
         metadata={"help": "seeds of the runs"},
     )
     results_dir: str = option(str(RESULTS), "folder of the JSON file and the table")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seeds(self.seeds)
 
 
 def flat(metrics: Metrics) -> dict[str, float]:
@@ -119,7 +134,8 @@ def compare(config: Config, comparison: Comparison) -> dict[str, Any]:
                 )
             result = run(options, material)
             runs.append({"seed": seed, "loss": loss, **result.summary()})
-            print(f"seed {seed} {loss}: average recall {average(result.after):.2f}", flush=True)
+            if result.is_main_process:
+                print(f"seed {seed} {loss}: average recall {average(result.after):.2f}", flush=True)
     return report_of(config, comparison, runs)
 
 
@@ -148,16 +164,35 @@ def report_of(config: Config, comparison: Comparison, runs: list[dict[str, Any]]
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and write the JSON file and the table."""
-    types = [Config, Comparison]
-    config, comparison = parse(arguments, types, "python -m examples.studies.compare", __doc__)
-    report = compare(config, comparison)
-    folder = Path(comparison.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{config.data}_seeds.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = markdown(report)
-    (folder / f"{config.data}_seeds.md").write_text(table, encoding="utf-8")
+
+    def work() -> None:
+        types = [Config, Comparison]
+        config, comparison = parse(arguments, types, "python -m examples.studies.compare", __doc__)
+        checked(config, comparison)
+        report = compare(config, comparison)
+        if PartialState().is_main_process:
+            save(report, Path(comparison.results_dir))
+
+    return exit_status(work, "Run the same command again to go on from there.")
+
+
+def checked(config: Config, comparison: Comparison) -> None:
+    """Refuse options that the comparison sets itself, and folders that cannot be written to."""
+    for name, instead in (("loss", "it runs both"), ("seed", "--seeds has them")):
+        value = getattr(config, name)
+        if value != getattr(Config, name):
+            raise OptionError(f"--{name} {value}: the comparison chooses it; {instead}")
+    require_writable("output_dir", config.output_path)
+    require_writable("results_dir", Path(comparison.results_dir))
+
+
+def save(report: dict[str, Any], folder: Path) -> None:
+    """Write the JSON file and the table, and print the table."""
+    name = f"{report['options']['data']}_seeds"
+    content, table = json.dumps(report, indent=1) + "\n", markdown(report)
+    write_whole(folder / f"{name}.json", lambda path: path.write_text(content))
+    write_whole(folder / f"{name}.md", lambda path: path.write_text(table, encoding="utf-8"))
     print(table)
-    return 0
 
 
 if __name__ == "__main__":
