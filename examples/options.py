@@ -67,10 +67,9 @@ class OptionGroup:
             value = getattr(self, name)
             if get_origin(hint) is list:
                 (hint,) = get_args(hint)
-            values = value if isinstance(value, list) else [value]
-            for expected in (unmet(hint, one) for one in values):
-                if expected:
-                    raise OptionError(f"--{name} must {expected}, not {value!r}")
+            for one in value if isinstance(value, list) else [value]:
+                if expected := unmet(hint, one):
+                    raise OptionError(f"--{name} must {expected}, not {one!r}")
 
 
 def unmet(hint: Any, value: object) -> str:

@@ -37,8 +37,14 @@ def open_clip_encoders(
     name: str, pretrained: str, unfreeze: Unfreeze, temperature: float
 ) -> Encoders:
     """Build an open_clip model; `pretrained` is a tag of it, a file of weights, or empty."""
-    clip, preprocess = load_open_clip(name, pretrained)
-    tokenizer = open_clip.get_tokenizer(name)
+    try:
+        clip, preprocess = load_open_clip(name, pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except OptionError:
+        raise
+    except Exception as error:  # of a file, a hub or a model's parts: libraries of all kinds
+        wrong = f"--pretrained {pretrained}" if pretrained else f"--model {name}"
+        raise OptionError(f"{wrong}: open_clip cannot load it: {error}") from error
 
     def tokenize(text: str) -> Tensor:
         return tokenizer([text])[0]

@@ -149,7 +149,7 @@ class Checkpoints:
                     f"{value}. Name another --output_dir, or start over with --resume false."
                 )
         step = content["progress"]["step"]
-        if checkpoint.name != f"checkpoint_{step}":
+        if checkpoint.name != f"checkpoint_{step!r}":
             raise CheckpointError(f"{checkpoint / RUN_FILE} is that of step {step}")
         for name, digest in content["files"].items():
             if not (checkpoint / name).is_file():

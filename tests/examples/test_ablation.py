@@ -11,6 +11,8 @@ from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
 from examples.data.instances import Instance
+from examples.errors import CheckpointError
+from examples.files import digest_file
 from examples.studies.ablation import __main__ as command
 from examples.studies.ablation import features as frozen
 from examples.studies.ablation.contrasts import contrast
@@ -30,6 +32,7 @@ from examples.studies.ablation.report import summary, tables
 from examples.studies.ablation.rows import ROWS, TABLE_5, Row, aggregated, loss_of
 from examples.studies.ablation.training import Hyperparameters, Schedule, batches, evaluate, train
 from mxm_kernels.data import MultifoldDataset, collate_multifold
+from tests.support.damage import flip, restored
 
 HYPERPARAMETERS = Hyperparameters(lr=3e-3, temperature=0.1, soft_weight=0.4, teacher_decay=0.9)
 RESULTS = Path(command.__file__).parent / "results"
@@ -323,6 +326,34 @@ def test_an_interrupted_experiment_goes_on_from_its_finished_runs(data, tmp_path
     assert first == [json.loads(line)["seconds"] for line in lines[:2]]
     again = [json.loads(line)["metrics"] for line in lines[2:]]
     assert [trial.metrics for trial in results[1].trials] == again
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.8])
+def test_a_damaged_journal_is_refused(data, tmp_path, place):
+    path = tmp_path / "features.safetensors"
+    save_file(vars(data), path, {"instances": "digest"})
+    plan = Plan(epochs=1, batch_size=8, splits=2, trials=1, width=6, workers=1)
+    with pytest.raises(ValueError, match="rounds must be .*, got 0"):
+        run_all([row_named("All"), Row("Broken", "hard", rounds=0)], path, plan)
+    journal = path.with_suffix(".runs.jsonl")
+    flip(journal, place)
+    with pytest.raises(CheckpointError, match=r"runs.jsonl is not what was written .*; remove it"):
+        run_all([row_named("All")], path, plan)
+
+
+def test_damaged_features_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "encode", lambda some: data)
+    path = tmp_path / "features.safetensors"
+    cached_features(instances(40), path)
+    for place in (0, 0.4, 0.9):
+        with restored(path):
+            flip(path, place)
+            with pytest.raises(CheckpointError, match=r"features.safetensors is not what was"):
+                cached_features(instances(40), path)
+    # Features of an older version have no digest; they are made anew.
+    digest_file(path).unlink()
+    flip(path, 0.9)
+    assert torch.equal(cached_features(instances(40), path).texts, data.texts)
 
 
 def test_errors_name_the_argument(data, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.files import digest_of, read_json, write_json
 from tests.support.tiny_run import server
 
 KILLS = 20
@@ -136,13 +137,27 @@ def test_no_file_of_a_checkpoint_runs_code(trainer, options, tmp_path):
     names = sorted(p.name for p in newest.iterdir())
     assert {"model.safetensors", "model_1.safetensors", "optimizer.bin", "run.json"} <= set(names)
     for name, write in itertools.product(names, (pickled, saved)):
-        good = (newest / name).read_bytes()
+        good, record = (newest / name).read_bytes(), (newest / "run.json").read_bytes()
         write(newest / name, Payload(mark))
         trainer.run(options)
         assert not mark.exists(), name
-        if not name.startswith("random_states"):  # every step is seeded anew: not used
-            assert "cannot read checkpoint" in trainer.log(), name
+        assert "cannot read checkpoint" in trainer.log(), name
+        if name != "run.json":  # who can write the file can write its digest
+            seal_again(newest, name)
+            trainer.run(options)
+            assert not mark.exists(), name
+            if not name.startswith("random_states"):  # every step is seeded anew: not used
+                assert "cannot read checkpoint" in trainer.log(), name
+                assert "SHA-256" not in trainer.log(), name
         (newest / name).write_bytes(good)
+        (newest / "run.json").write_bytes(record)
+
+
+def seal_again(checkpoint, name):
+    """Put the digest of a file as it is into the checkpoint's record."""
+    run = read_json(checkpoint / "run.json")
+    run["files"][name] = digest_of(checkpoint / name)
+    write_json(checkpoint / "run.json", run)
 
 
 def pickled(path, payload):

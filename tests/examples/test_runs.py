@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -182,23 +181,34 @@ def test_learning_reduces_the_loss(tiny, material):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_two_processes_share_the_batches(tiny):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    options = {**tiny, "limit": 8, "batch_size": 4}
-    command = [sys.executable, *launch, "--main_process_port", port, "-m", "examples.finetune"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments(options)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| text to image | after |") == 1
-    metrics = json.loads((Path(tiny["output_dir"]) / "metrics.json").read_text())
-    assert len(metrics["losses"]) == 5
-    assert folders(tiny) == complete(tiny) == ["checkpoint_4", "checkpoint_5"]
+WITHOUT_DROPOUT = """
+import sys, torch
+from examples.encoders.dual import DualEncoder
+from examples.finetune.__main__ import main
+torch.set_num_threads(1)
+DualEncoder.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_share_the_batches(tiny, tmp_path):
+    """And have the losses of one, which test_processes.py has for every option."""
+    script, losses = tmp_path / "without_dropout.py", {}
+    script.write_text(WITHOUT_DROPOUT)
+    for processes in (1, 2):
+        options = {**tiny, "limit": 8, "batch_size": 4, "output_dir": tmp_path / str(processes)}
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launch, str(script), *arguments(options)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("| text to image | after |") == 1
+        metrics = json.loads((options["output_dir"] / "metrics.json").read_text())
+        assert metrics["processes"] == processes
+        losses[processes] = metrics["losses"]
+        assert len(losses[processes]) == 5
+        assert folders(options) == complete(options) == ["checkpoint_4", "checkpoint_5"]
+    torch.testing.assert_close(losses[2], losses[1], rtol=1e-4, atol=1e-5)
 
 
 def test_help_lists_the_options():

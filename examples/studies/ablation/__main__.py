@@ -57,6 +57,11 @@ class Options(OptionGroup):
     results_dir: str = option(str(RESULTS), "folder of the report, the tables and the plot")
     tables_only: bool = option(False, "write tables and plot of the report that is there")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data == "emoji" and self.data_root:
+            raise OptionError("--data_root: the emoji come from packages, not from a folder")
+
     def plan(self) -> Plan:
         """The part that says how much is run."""
         return Plan(
@@ -74,10 +79,12 @@ def load(options: Options) -> tuple[list[Instance], dict[str, str]]:
     """Instances of the data set; and by name those that are left out, with the reason."""
     if options.data == "emoji":
         return load_emoji()[: options.limit or None], {}
-    from .furniture import load_furniture  # needs packages of its own extra
-
     try:
+        from .furniture import load_furniture
+
         return load_furniture(options.data_root, options.limit, options.workers)
+    except ImportError as error:
+        raise OptionError(f"--data furniture needs mxm-kernels[furniture]: {error}") from error
     except RuntimeError as error:  # PyVista is not there
         raise OptionError(f"--data furniture: {error}") from error
 
