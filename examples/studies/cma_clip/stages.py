@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from examples.files import require_kept, write_kept
+from examples.files import changed, digest_of, write_whole
 from mxm_kernels import fused_mfh_loss
 
 from .config import PAPER_EPOCHS, PAPER_LR
@@ -260,7 +260,7 @@ class Checkpoint:
 
     def __init__(self, model: CMAClip, stage: Stage, folder: Path) -> None:
         self.model, self.stage = model, stage
-        self.path = folder / f"{stage.name}.safetensors"
+        self.path, self.digest = folder / f"{stage.name}.safetensors", ""
         folder.mkdir(parents=True, exist_ok=True)
 
     def state(self) -> dict[str, Tensor]:
@@ -271,11 +271,14 @@ class Checkpoint:
     def save(self) -> None:
         """Write the parameters."""
         state = {k: v.contiguous() for k, v in self.state().items()}
-        write_kept(self.path, lambda path: save_file(state, path))
+        write_whole(self.path, lambda path: save_file(state, path))
+        self.digest = digest_of(self.path)
 
     def load(self) -> None:
         """Read them back."""
-        stored = load_file(require_kept(self.path))
+        if self.digest and digest_of(self.path) != self.digest:
+            raise changed(self.path)
+        stored = load_file(self.path)
         expected = self.state().keys()
         if stored.keys() != expected:
             odd = sorted(stored.keys() ^ expected)

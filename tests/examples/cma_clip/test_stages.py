@@ -3,10 +3,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, softplus
 
+from examples.errors import CheckpointError
 from examples.studies.cma_clip import stages
 from examples.studies.cma_clip.model import PARTS
 from examples.studies.cma_clip.sources import LiveTokens
 from examples.studies.cma_clip.stages import Checkpoint, Stage, Training, three_stages, train
+from tests.support.damage import flip
 
 
 @pytest.fixture
@@ -107,6 +109,16 @@ def test_a_checkpoint_of_another_model_is_refused(model, tmp_path):
     (tmp_path / "tuning.safetensors").rename(tmp_path / "warm_up.safetensors")
     with pytest.raises(ValueError, match="is not of this model"):
         Checkpoint(model, warm_up, tmp_path).load()
+
+
+def test_a_damaged_checkpoint_is_refused(model, tmp_path):
+    warm_up, *_ = three_stages()
+    checkpoint = Checkpoint(model, warm_up, tmp_path)
+    checkpoint.save()
+    checkpoint.load()
+    flip(checkpoint.path, 0.9)
+    with pytest.raises(CheckpointError, match=r"warm_up.safetensors is not what was written"):
+        checkpoint.load()
 
 
 def test_encoders_that_learn_are_not_cached(model, training, monkeypatch):
