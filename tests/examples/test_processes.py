@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from examples.files import read_json
 from examples.finetune.retrieval import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +29,8 @@ RUNS = {
 }
 
 
-def launch(folder, plan, processes):
-    """Run a plan of options by name in so many processes; of each run what its ranks wrote."""
+def start(folder, plan, processes):
+    """Start a plan of options by name in so many processes."""
     options = [{"output_dir": str(folder / name), **more} for name, more in plan.items()]
     for one in options:
         Path(one["output_dir"]).mkdir(parents=True, exist_ok=True)
@@ -35,10 +38,16 @@ def launch(folder, plan, processes):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*torchrun, "-m", "tests.support.tiny_processes", str(folder / "plan.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, *command]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def launch(folder, plan, processes):
+    """Run a plan to its end; of each run what its ranks wrote."""
+    running = start(folder, plan, processes)
+    _, said = running.communicate(timeout=500)
+    assert running.returncode == 0, said
     return {name: outcomes(folder / name, processes) for name in plan}
 
 
@@ -79,7 +88,15 @@ def test_processes_have_the_numbers_of_one(runs, name, processes):
             for direction, metrics in want[when].items():
                 assert set(metrics) == set(METRICS)
                 assert got[when][direction] == pytest.approx(metrics, abs=1e-3)
-    weights, expected = (load_file(f / name / "model.safetensors") for f in (folder, one_folder))
+    steps = len(want["losses"])
+    for file in ("model.safetensors", f"checkpoints/checkpoint_{steps}/model_1.safetensors"):
+        if (one_folder / name / file).exists():  # CLIP has no teacher
+            assert_close_weights(folder / name / file, one_folder / name / file)
+
+
+def assert_close_weights(got, want):
+    weights, expected = (load_file(path) for path in (got, want))
+    assert weights.keys() == expected.keys()
     for key, weight in expected.items():
         torch.testing.assert_close(weights[key], weight, rtol=1e-4, atol=1e-5)
 
@@ -118,6 +135,26 @@ def test_every_rank_goes_on_from_a_checkpoint(tmp_path, runs):
     for refused in again["of one"]:
         assert refused["kind"] == "OptionError"
         assert "belongs to a run of 1 processes, this one has 2" in refused["error"]
+
+
+def test_ctrl_c_stops_every_rank_at_the_same_step(tmp_path):
+    """Torchrun hands the signal on; there is no other checkpoint than that of the stop."""
+    plan = {"run": {**COMMON, "epochs": 100_000, "checkpoint_every": 1_000_000, "marked": True}}
+    running = start(tmp_path, plan, 2)
+    try:
+        while running.poll() is None and len(list((tmp_path / "run").glob("marked_*"))) < 2:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    stopped = outcomes(tmp_path / "run", 2)
+    assert [one["kind"] for one in stopped] == ["InterruptedRunError"] * 2, said
+    assert stopped[0] == stopped[1]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("checkpoint_"))
+    assert stopped[0]["error"] == f"stopped after step {step} of 200000"
+    assert len(read_json(checkpoint / "run.json")["progress"]["losses"]) == step
 
 
 def test_what_goes_wrong_ends_every_rank(runs):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from examples.errors import CheckpointError, OptionError
+from examples.errors import CheckpointError, InterruptedRunError, OptionError
 from examples.finetune import train
 from examples.finetune.config import Config
 from tests.support.tiny_run import use_tiny_parts
@@ -28,12 +28,14 @@ def main() -> None:
         rank = int(os.environ["RANK"])
         train.DualEncoder.train = nn.Module.train if dropout else in_evaluation_mode
         folder = Path(options["output_dir"])
+        if options.pop("marked", False):
+            train.Trainer.train_step = marking(train.Trainer.train_step, folder / f"marked_{rank}")
         try:
             if rank == broken:
                 train.Accelerator.save_state = full_disk
             result = train.run(Config(**options), progress_bar=False)
             outcome = {**result.summary(), "world": dist.get_world_size()}
-        except (OptionError, CheckpointError) as error:
+        except (OptionError, CheckpointError, InterruptedRunError) as error:
             outcome = {"error": str(error), "kind": type(error).__name__}
         (folder / f"rank_{rank}.json").write_text(json.dumps(outcome))
     if dist.is_initialized():
@@ -44,6 +46,17 @@ def main() -> None:
 def in_evaluation_mode(model, mode=True):
     """Train without dropout, which draws of its own in every process."""
     return nn.Module.train(model, False)
+
+
+def marking(step, file):
+    """A training step that makes a file once there have been a few."""
+
+    def marked(self, batch):
+        if self.progress.step == 3:
+            file.touch()
+        return step(self, batch)
+
+    return marked
 
 
 def full_disk(*_):
