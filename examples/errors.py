@@ -29,7 +29,7 @@ def exit_status(work: Callable[[], object], again: str) -> int:
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:  # the latter name their file
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (InterruptedRunError, KeyboardInterrupt) as stop:

@@ -278,6 +278,23 @@ def test_data_of_the_ablation(capsys, monkeypatch, tmp_path):
     assert f"--tables_only: {tmp_path / 'emoji.json'} is not JSON" in message
 
 
+def test_a_disk_that_is_full_ends_every_command_with_a_line(monkeypatch, tmp_path, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "study.md")
+
+    folders = {"output_dir": tmp_path, "results_dir": tmp_path, "cache_dir": tmp_path}
+    monkeypatch.setattr("examples.finetune.train.run", full)
+    monkeypatch.setattr("examples.studies.compare.__main__.compare", full)
+    monkeypatch.setattr("examples.studies.ablation.__main__.run", full)
+    monkeypatch.setattr("examples.studies.cma_clip.__main__.classify", full)
+    monkeypatch.setattr("examples.studies.cma_clip.study.run_study", full)
+    for command in COMMANDS:
+        taken = [n for c, n in FOLDERS if c == command]
+        arguments = [part for n in taken for part in (f"--{n}", str(folders[n]))]
+        code, message = outcome(command, arguments, capsys)
+        assert (code, message) == (1, "error: [Errno 28] No space left on device: 'study.md'")
+
+
 def test_a_number_without_a_range_fails_the_tests_above():
     """What they would say of an option that nobody checks."""
     from dataclasses import dataclass
