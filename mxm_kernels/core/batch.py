@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -95,15 +95,17 @@ def make_batch(
     options: Options,
     *,
     reads_teacher: bool = False,
+    draws: bool = False,
     generator: torch.Generator | None = None,
     names: tuple[str, str] = SIDES,
     change_tables: Callable[[FoldTables], FoldTables] | None = None,
 ) -> Batch:
     """Check every argument; without folds no pair is positive.
 
-    ``reads_teacher``: the loss reads the teacher whatever ``soft_weight`` is. ``names`` are those
-    of the features in errors about their rows. ``change_tables`` is applied to the pairs of all
-    ranks' rows; whoever gives it also checks that there are pairs.
+    ``reads_teacher``: the loss reads the teacher whatever ``soft_weight`` is. ``draws``: it draws,
+    so ranks without a ``generator`` need a seed. ``names`` are those of the features in errors
+    about their rows. ``change_tables`` is applied to the pairs of all ranks' rows; whoever gives
+    it also checks that there are pairs.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -115,9 +117,13 @@ def make_batch(
     x, y = checked.x, checked.y
     backend = backends.choose(o.backend, x.device, x.dtype)
     made, agreed = None if folds is None else as_folds(folds, x.device), None
+    needs_seed = draws and generator is None
     if o.process_group is not None:
-        agreed, tables = _agree(o.process_group, x, y, made, logit_scale, o, generator, names)
-        if generator is None:
+        # Drawn from the CPU's default generator, which this advances on every rank alike.
+        seed = int(torch.randint(2**62, (), device="cpu")) if needs_seed else 0
+        given = {"logit_scale": logit_scale, "folds": made, "generator": generator}
+        agreed, tables = _agree(o.process_group, x, y, made, o, given, seed, names)
+        if needs_seed:
             generator = torch.Generator(x.device).manual_seed(agreed.seed)
     elif made is None:
         tables = tables_without_pairs(len(x), len(y), x.device)
@@ -153,26 +159,25 @@ def _agree(
     x: Tensor,
     y: Tensor,
     folds: Folds | None,
-    logit_scale: Scale,
     o: Resolved,
-    generator: torch.Generator | None,
+    others: dict[str, Any],
+    seed: int,
     names: tuple[str, str],
 ) -> tuple[Agreement, FoldTables]:
-    """Agree with the other ranks on the call; the tables of the rows of all ranks."""
+    """Agree with the other ranks on the call; the tables of the rows of all ranks.
+
+    ``others`` are arguments beside the features and the options, ``seed`` that of this rank.
+    """
     ids = None if folds is None else folds.ids(len(x), len(y), x.device, ("folds", *names))
     given = {
         **ranks.arguments,
         **o._asdict(),
+        **others,
         **dict(zip(SIDES, (x, y), strict=True)),
         "D": x.shape[1],
         "dtype": x.dtype,
-        "logit_scale": logit_scale,
-        "folds": folds,
-        "generator": generator,
     }
     del given["process_group"]
-    # Drawn from the CPU's default generator, which this advances on every rank alike.
-    seed = int(torch.randint(2**62, (), device="cpu")) if generator is None else 0
     agreed = ranks.agree(facts_of(given, x.device), (len(x), len(y)), seed, x.device)
     for name, rows in zip(names, (agreed.images, agreed.texts), strict=True):
         if not sum(rows):

@@ -64,8 +64,9 @@ class HyperParameters(TypedDict, total=False):
             losses of the rank's own rows. Options have to be the same on every rank. Row
             weights, row scales and row shares are those of the rank's rows, ``pair_weights`` and
             ``selection`` those of the whole batch, rank after rank; queues are the same on every
-            rank. A ``generator`` must be in the same state on every rank; without one, rank 0
-            draws the seed.
+            rank. A ``generator`` must be in the same state on every rank. Without one a call
+            that draws takes one number from the CPU's default generator on every rank, and that
+            of rank 0 is the seed of all; a call that draws nothing takes none.
         gather: how the text features of the other ranks come to a rank: "all" at once, or block
             by block around a "ring", where those of all ranks do not fit beside each other.
     """

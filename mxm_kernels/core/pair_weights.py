@@ -67,9 +67,12 @@ def expected_weights(tables: FoldTables, dtype: torch.dtype) -> Tensor:
 def draw_rows(batch: Batch, share: float) -> Tensor:
     """(R,) 1 for a random ``share`` of the rows of either side, 0 for the others.
 
-    The share is rounded to whole rows, over all ranks.
+    The share is rounded to whole rows, over all ranks. None or all of them need no draw.
     """
     tables, device = batch.tables, batch.x.device
+    if share in (0, 1):
+        rows = len(batch.x) + len(batch.y)
+        return torch.full((rows,), share, dtype=batch.dtype, device=device)
     sides = [tables.images, tables.texts]
     numbers = _random((sum(sides),), torch.int32, batch.generator, device)
     chosen = torch.zeros(sum(sides), dtype=batch.dtype, device=device)

@@ -133,6 +133,7 @@ def fused_intra_modal_loss(
         logit_scale,
         options,
         reads_teacher=True,
+        draws=rounds is not None and soft_weight < 1,
         generator=generator,
         names=("features", "features"),
         change_tables=without_itself,

@@ -13,7 +13,7 @@ from mxm_kernels.core.options import FoldsLike, HyperParameters, Options, Scale,
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import DrawnLoss, PairedLoss
-from mxm_kernels.losses.selection import weights_of
+from mxm_kernels.losses.selection import draws, weights_of
 
 
 def check_drawn(
@@ -70,7 +70,9 @@ def fused_mfh_loss(
         rounds: R >= 1 random selections, or None for their exact expectation (no randomness,
             same cost).
         generator: source of the draw. A CPU generator draws the same on every backend and
-            device; None uses the default generator of the features' device.
+            device; None uses the default generator of the features' device, and with a
+            ``process_group`` the CPU's, see :class:`Options`. What draws nothing (``rounds=None``,
+            a ``selection``, ``pair_weights``, ``hard_weight=0``) leaves every generator as it was.
         selection: drawn positives instead of a draw: (image_to_text (R, M), text_to_image
             (R, N)), indices into the other modality, -1 for a row without a positive; see
             :func:`draw_selection`. ``rounds`` and ``generator`` are then not used. Checking it
@@ -115,6 +117,7 @@ def fused_mfh_loss(
         logit_scale,
         options,
         reads_teacher=True,
+        draws=hard_weight != 0 and draws(rounds, selection, options),
         generator=generator,
     )
     if hard_weight == 0:
@@ -168,7 +171,13 @@ def fused_hard_loss(
     """
     require_folds(folds)
     batch = make_batch(
-        image_features, text_features, folds, logit_scale, options, generator=generator
+        image_features,
+        text_features,
+        folds,
+        logit_scale,
+        options,
+        draws=draws(rounds, selection, options),
+        generator=generator,
     )
     return loss_of(batch, info_nce, weights_of(batch, rounds, selection))
 

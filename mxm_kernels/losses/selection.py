@@ -9,7 +9,7 @@ from mxm_kernels import checks
 from mxm_kernels.core import pair_weights
 from mxm_kernels.core.batch import Batch, resolve_folds
 from mxm_kernels.core.features import autocast
-from mxm_kernels.core.options import FoldsLike
+from mxm_kernels.core.options import FoldsLike, Options
 from mxm_kernels.folds.tables import FoldTables
 
 
@@ -60,6 +60,11 @@ def draw_selection(
     texts = tables.pair_texts[slots]
     images = tables.pair_images[tables.text_slots[crossed.clamp(min=tables.pairs) - tables.pairs]]
     return torch.where(slots < 0, -1, texts), torch.where(crossed < 0, -1, images)
+
+
+def draws(rounds: int | None, selection: object, options: Options) -> bool:
+    """Whether :func:`weights_of` draws."""
+    return rounds is not None and selection is None and options.get("pair_weights") is None
 
 
 def weights_of(batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None) -> Tensor:

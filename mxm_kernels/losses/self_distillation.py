@@ -53,7 +53,8 @@ def fused_self_distillation_loss(
         text_features: (N, D), same dtype and device.
         folds: as in :func:`fused_info_nce_loss`.
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        soft_share: share of rows with soft targets, in [0, 1], rounded to whole rows.
+        soft_share: share of rows with soft targets, in [0, 1], rounded to whole rows; 0 and 1
+            draw nothing.
         generator: source of the choice of rows, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`; without ``soft_weight``.
 
@@ -86,6 +87,7 @@ def fused_self_distillation_loss(
         logit_scale,
         options,
         reads_teacher=True,
+        draws=0 < soft_share < 1,
         generator=generator,
     )
     batch = with_soft_weights(batch, draw_rows(batch, float(soft_share)))
