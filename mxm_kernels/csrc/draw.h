@@ -3,7 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+
+#include "passes.h"
+#include "threads.h"
 
 namespace mxm {
 
@@ -23,12 +27,18 @@ struct DrawnRows {
 };
 
 // Share of the rounds in which each positive was drawn, counted in `weights` itself: integers
-// up to 2^24 are exact in float32. A positive belongs to one row, so to one thread.
+// up to 2^24 are exact in float32. A positive belongs to one row, so to one thread. The caller's
+// thread asks `interrupted`, after every so many draws.
 inline void drawn_weights(std::uint64_t seed, const DrawnRows& drawn, std::int64_t rounds,
-                          int threads) {
+                          int threads, Interrupted interrupted) {
+  constexpr std::int64_t kDraws = 1 << 20;
   static_cast<void>(threads);  // unused without OpenMP
+  std::atomic<bool> stop{false};
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (std::int64_t i = 0; i < drawn.rows; ++i) {
+    if (stop.load(std::memory_order_relaxed)) continue;
+    const bool asks = i * rounds / kDraws != (i + 1) * rounds / kDraws;
+    if (asks && thread_number() == 0 && interrupted()) stop.store(true);
     const std::uint64_t count = drawn.offsets[i + 1] - drawn.offsets[i];
     float* const weights = drawn.weights + drawn.offsets[i];
     std::fill_n(weights, count, 0.0f);

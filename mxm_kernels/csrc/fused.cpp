@@ -36,8 +36,9 @@ inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_
   }
 }
 
-void forward(Forward& pass, const Features& features) {
+void forward(Forward& pass, const Features& features, Interrupted interrupted) {
   const Problem& p = pass.problem;
+  bool stop = false;  // written by the caller's thread, read behind the next barrier
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const std::int64_t strips = (p.rows + kStrip - 1) / kStrip;
 #pragma omp parallel num_threads(p.threads)
@@ -46,7 +47,7 @@ void forward(Forward& pass, const Features& features) {
     const Strip strip(deepest(student, teacher));
     const int team = team_size(), thread = thread_number();
     Statistics& partial = pass.partials[thread];
-    for (std::int64_t col = 0; col < p.cols; col += kForwardColumns) {
+    for (std::int64_t col = 0; col < p.cols && !stop; col += kForwardColumns) {
       const std::int64_t cols = std::min<std::int64_t>(kForwardColumns, p.cols - col);
       student.pack(col, cols);
       teacher.pack(col, cols);
@@ -61,6 +62,7 @@ void forward(Forward& pass, const Features& features) {
 #pragma omp barrier
       const Tile block{nullptr, nullptr, 0, 0, col, p.rows, cols};
       merge_columns(pass, block, team, cols * thread / team, cols * (thread + 1) / team);
+      if (thread == 0) stop = interrupted();
 #pragma omp barrier
     }
   }
@@ -159,7 +161,7 @@ inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sw
 // The tiles of dS and of both gradients in rows `row` .. + `rows`, called by every thread.
 double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher,
                   const Products& g, const Strip& strip, Half* rounded, std::int64_t row,
-                  std::int64_t rows) {
+                  std::int64_t rows, Interrupted interrupted, bool& stop) {
   const Problem& p = pass.problem;
   const RowSweep sweep = row_sweep(pass);
   const int team = team_size(), thread = thread_number();
@@ -171,7 +173,7 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
       pack_columns(g.x.part(row, rows), d, strips, g.x_columns.get() + d * kBlock * kRowBlock);
     }
   }
-  for (std::int64_t col = 0; col < p.cols; col += kBackwardColumns) {
+  for (std::int64_t col = 0; col < p.cols && !stop; col += kBackwardColumns) {
     const std::int64_t cols = std::min<std::int64_t>(kBackwardColumns, p.cols - col);
     const std::int64_t width = round_up(cols, kBlock), depth = width / kTileDepth;
     student.pack(col, cols);
@@ -192,6 +194,7 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
                    strips * kTile);
       if (g.want_x) add_to_dx(g, rounded, width, k * kBlock, col == 0);
     }
+    if (thread == 0) stop = interrupted();
 #pragma omp barrier
     if (g.want_y) add_to_dy(g, strips, col, width, row == 0);
   }
@@ -205,7 +208,8 @@ inline double unit_of(const Backward& pass) {
   return size > 0 && std::isfinite(size) ? 1 / size : 1;
 }
 
-void backward(Backward& pass, const Features& features, const FeatureGradients& gradients) {
+void backward(Backward& pass, const Features& features, const FeatureGradients& gradients,
+              Interrupted interrupted) {
   const Problem& p = pass.problem;
   const Pair student = student_of(features, p), teacher = teacher_of(features, p);
   const Products g(student, gradients);
@@ -213,15 +217,17 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   const Rescale rescale(1 / pass.unit);
   prepare(pass);
   std::vector<double> totals(p.threads, 0.0);
+  bool stop = false;  // as in forward
 #pragma omp parallel num_threads(p.threads)
   {
     [[maybe_unused]] const Unit unit;
     const Strip strip(deepest(student, teacher));
     const Buffer<Half> rounded(kBlock * kBackwardColumns);
     double total = 0;
-    for (std::int64_t row = 0; row < p.rows; row += kRowBlock) {
+    for (std::int64_t row = 0; row < p.rows && !stop; row += kRowBlock) {
       const std::int64_t rows = std::min<std::int64_t>(kRowBlock, p.rows - row);
-      total += sweep_rows(pass, student, teacher, g, strip, rounded.get(), row, rows);
+      total += sweep_rows(pass, student, teacher, g, strip, rounded.get(), row, rows, interrupted,
+                          stop);
       if (!g.want_x) continue;
 #pragma omp for schedule(static)
       for (std::int64_t i = 0; i < rows; ++i) {

@@ -25,10 +25,12 @@ struct FeatureGradients {
   std::uint16_t* y = nullptr;  // (N, D)
 };
 
+// Both return early where `interrupted`, which only the caller's thread asks, says so.
 struct Fused {
   const char* unit;
-  void (*forward)(Forward& pass, const Features& features);
-  void (*backward)(Backward& pass, const Features& features, const FeatureGradients& gradients);
+  void (*forward)(Forward& pass, const Features& features, Interrupted interrupted);
+  void (*backward)(Backward& pass, const Features& features, const FeatureGradients& gradients,
+                   Interrupted interrupted);
 };
 
 // Units of this machine that multiply bfloat16 and return float32, best first.

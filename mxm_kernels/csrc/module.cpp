@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <iterator>
 #include <utility>
@@ -37,6 +38,28 @@ void advise_large_pages(std::uintptr_t address, std::int64_t bytes) {
   static_cast<void>(address);
   static_cast<void>(bytes);
 #endif
+}
+
+// Lets Python handle a signal, every 20 ms at most: another thread may have to give way for it. True
+// where the handler raised an error, which is then Python's current one.
+bool interrupted() {
+  using Clock = std::chrono::steady_clock;
+  thread_local Clock::time_point next;
+  const Clock::time_point now = Clock::now();
+  if (now < next) return false;
+  next = now + std::chrono::milliseconds(20);
+  const nb::gil_scoped_acquire python;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs what may take seconds without Python's lock, and raises what interrupted it.
+template <class Run>
+void interruptible(const Run& run) {
+  {
+    const nb::gil_scoped_release release;
+    run();
+  }
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
 }
 
 Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float teacher_scale,
@@ -105,7 +128,7 @@ class ForwardPass {
     const Problem& p = pass_.problem;
     pass_.partials.assign(p.threads,
                           Statistics(kChunk, p.has_teacher, pass_.diagnostics, pass_.neg_sum));
-    fused(unit).forward(pass_, features);
+    interruptible([&] { fused(unit).forward(pass_, features, interrupted); });
   }
 
   void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
@@ -217,7 +240,8 @@ class BackwardPass {
 
   void run_fused(const std::string& unit, const Features& features, std::uintptr_t dx,
                  std::uintptr_t dy) {
-    fused(unit).backward(pass_, features, {at<std::uint16_t>(dx), at<std::uint16_t>(dy)});
+    const FeatureGradients gradients{at<std::uint16_t>(dx), at<std::uint16_t>(dy)};
+    interruptible([&] { fused(unit).backward(pass_, features, gradients, interrupted); });
   }
 
   double unit() const { return pass_.unit; }
@@ -238,7 +262,9 @@ void sweep(Pass& pass, std::uintptr_t student, std::uintptr_t teacher, std::int6
 void run_drawn_weights(std::int64_t seed, std::uintptr_t offsets, std::int64_t rows,
                        std::int64_t rounds, std::uintptr_t weights, int threads) {
   const DrawnRows drawn{at<const std::int64_t>(offsets), rows, at<float>(weights)};
-  drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads);
+  interruptible([&] {
+    drawn_weights(static_cast<std::uint64_t>(seed), drawn, rounds, threads, interrupted);
+  });
 }
 
 // `arrays`: n, S, u, parameter, the sums of the negatives, the three weights, the numbers of negatives,
@@ -276,7 +302,7 @@ NB_MODULE(_native, m) {
                        std::int64_t length) {
     kernels(level).softplus(at<const float>(from), at<float>(to), length);
   });
-  m.def("drawn_weights", run_drawn_weights, Release());
+  m.def("drawn_weights", run_drawn_weights);
   m.attr("FORMULAS") = std::vector<std::string>(std::begin(kFormulas), std::end(kFormulas));
   m.def("row_losses", run_row_losses, Release());
   nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
@@ -285,7 +311,7 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool, bool>())
       .def("keep", &ForwardPass::keep)
       .def("sweep", sweep<ForwardPass>, Release())
-      .def("fused", &ForwardPass::run_fused, Release())
+      .def("fused", &ForwardPass::run_fused)
       .def("finish", &ForwardPass::finish, Release())
       .def("finish_sums", &ForwardPass::finish_sums)
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
@@ -296,7 +322,7 @@ NB_MODULE(_native, m) {
       .def("sweep", sweep<BackwardPass>, Release())
       .def("read", &BackwardPass::read)
       .def("sweep_to", &BackwardPass::sweep_to, Release())
-      .def("fused", &BackwardPass::run_fused, Release())
+      .def("fused", &BackwardPass::run_fused)
       .def_prop_ro("unit", &BackwardPass::unit)
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")

@@ -70,6 +70,9 @@ struct Statistics {
   Running self_weighted;
 };
 
+// Whether a pass is to end before it is done. Cheap enough to ask every few microseconds.
+using Interrupted = bool (*)();
+
 struct Problem {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
