@@ -19,6 +19,13 @@ from hypothesis import HealthCheck, settings
 
 from mxm_kernels import backends
 from tests.support.backend import BackendUnderTest
+from tests.support.messages import PACKAGE
+
+# A warning of the package is an error in the processes that tests start, as pyproject.toml makes it
+# one in this process. The variable takes whole names of modules.
+_FILES = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
+_MODULES = [".".join(file.parts).removesuffix(".__init__") for file in _FILES]
+os.environ["PYTHONWARNINGS"] = ",".join(f"error:::{module}" for module in _MODULES)
 
 settings.register_profile(
     "mxm",

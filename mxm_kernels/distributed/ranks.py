@@ -37,7 +37,7 @@ class Ranks:
 
     Raises:
         TypeError: ``group`` is no process group.
-        ValueError: this process is not in it.
+        ValueError: this process is not in it, which then has what ``new_group`` returns there.
     """
 
     group: Any
@@ -45,14 +45,17 @@ class Ranks:
     agreed: bool = field(default=False, init=False)  # whether the first exchange is over
 
     def __post_init__(self) -> None:
+        if dist.is_available() and _is_of_others(self.group):
+            raise ValueError(
+                "process_group: this process is not in the group: only its members call the loss "
+                "with it; give a group that this process is in, or None for a batch of its own"
+            )
         if not dist.is_available() or not isinstance(self.group, dist.ProcessGroup):
             raise TypeError(
                 "process_group must be a torch.distributed.ProcessGroup or None, got "
                 f"{type(self.group).__name__}"
             )
         self.rank = dist.get_rank(self.group)
-        if self.rank < 0:
-            raise ValueError("process_group: this process is not in the group")
         self.world = dist.get_world_size(self.group)
 
     def agree(
@@ -90,7 +93,7 @@ class Ranks:
         assert len(mine) == HEADER
         sent = torch.tensor(mine, dtype=torch.int64, device=self._device(device))
         every = sent.new_empty(self.world * HEADER)
-        dist.all_gather_into_tensor(every, sent, group=self.group)
+        self._all_gather(every, sent)
         return every.view(self.world, HEADER).tolist()
 
     def _every(self, mine: Any) -> list[Any]:
@@ -136,11 +139,17 @@ class Ranks:
             padded[: len(rows)] = rows
         every = rows.new_empty((self.world * most, *rows.shape[1:]))
         if most:
-            dist.all_gather_into_tensor(every, padded, group=self.group)
+            self._all_gather(every, padded)
         if any(count != most for count in counts):
             shards = zip(every.split(most), counts, strict=True)
             every = torch.cat([shard[:count] for shard, count in shards])
         return every.view(dtype)
+
+    def _all_gather(self, every: Tensor, mine: Tensor) -> None:
+        """Fill ``every`` with what the ranks have, rank after rank."""
+        # torch renamed it, and warns of the older name where it has the new one.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(every, mine, group=self.group)
 
     def exchange(self, rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
         """Send ``send[r]`` of the rows to rank r; what came, rank after rank."""
@@ -237,6 +246,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return ctx.ranks._sum(grad), None
+
+
+def _is_of_others(group: Any) -> bool:
+    """Whether it is a group without this process, or what ``dist.new_group`` gives in its place."""
+    if isinstance(group, dist.ProcessGroup):
+        return dist.get_rank(group) < 0
+    outside = dist.GroupMember.NON_GROUP_MEMBER
+    return type(group) is type(outside) and group == outside
 
 
 def _as_sent(tensor: Tensor) -> Tensor:

@@ -242,9 +242,13 @@ def counted_step(rank, world, name, gather):
     def count(tensor, times=1.0):
         sent.append(int(tensor.numel() * tensor.element_size() * times))
 
-    def gathered(out, rows, group, real=dist.all_gather_into_tensor):
+    new = hasattr(dist, "all_gather_single")  # in newer versions of torch
+    all_gather = "all_gather_single" if new else "all_gather_into_tensor"
+    real_gather = getattr(dist, all_gather)
+
+    def gathered(out, rows, group):
         count(rows, world - 1)
-        return real(out, rows, group=group)
+        return real_gather(out, rows, group=group)
 
     def exchanged(out, rows, receive, send, group, real=dist.all_to_all_single):
         for peer, part in enumerate(rows.split(send)):
@@ -262,7 +266,8 @@ def counted_step(rank, world, name, gather):
                 count(operation.tensor)
         return real(operations)
 
-    dist.all_gather_into_tensor, dist.all_to_all_single = gathered, exchanged
+    setattr(dist, all_gather, gathered)
+    dist.all_to_all_single = exchanged
     dist.all_reduce, dist.batch_isend_irecv = reduced, passed
     step(
         name,

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -95,6 +96,8 @@ def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
+    for kind in (FutureWarning, DeprecationWarning):  # of torch, whoever it says is to blame
+        warnings.simplefilter("error", kind)
     dist.init_process_group(
         "gloo",
         init_method=store,
