@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from mxm_kernels.core.options import (
     FoldsLike,
@@ -41,6 +42,34 @@ class Loss(nn.Module):
         if self.function.check is not None:
             self.function.check(**hyper_parameters)
         self.hyper_parameters: dict[str, Any] = {**hyper_parameters, **options}
+
+    def __copy__(self) -> Self:
+        """The same hyper-parameters."""
+        made = type(self).__new__(type(self))
+        made.__setstate__(self.__dict__.copy())
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy over the same ranks: a process group is of the process, and stays one."""
+        group = self.hyper_parameters.get("process_group")
+        memo[id(group)] = group
+        memo[id(self)] = made = type(self).__new__(type(self))
+        made.__setstate__(deepcopy(self.__dict__, memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved.
+
+        Raises:
+            TypeError: there is a process group, which no other process could use.
+        """
+        if self.hyper_parameters.get("process_group") is not None:
+            raise TypeError(
+                f"{type(self).__name__} with a process_group cannot be pickled or saved whole: "
+                "save state_dict(), or set hyper_parameters['process_group'] to None before and "
+                "to a group of the loading process afterwards"
+            )
+        return self.__dict__
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
