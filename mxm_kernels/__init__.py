@@ -1,5 +1,7 @@
 """Fused multifold contrastive losses for PyTorch: no similarity matrix, no masks."""
 
+from torch.serialization import add_safe_globals
+
 from mxm_kernels.aggregate import fold_mean
 from mxm_kernels.backends import BackendUnavailableError
 from mxm_kernels.core.diagnostics import Diagnostics
@@ -36,6 +38,8 @@ from mxm_kernels.losses import (
 from mxm_kernels.memory import get_memory_budget, memory_budget, set_memory_budget
 
 __version__ = "0.1.0"
+
+add_safe_globals([Diagnostics, Queue])  # tensors and names: torch.load takes them from any file
 
 __all__ = [
     "BackendUnavailableError",

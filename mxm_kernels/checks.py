@@ -46,9 +46,19 @@ def check_matrix(name: str, features: object, *, may_be_empty: bool = False) -> 
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Not sparse: the kernels read strides."""
+    """Neither sparse nor made of other tensors: the kernels read strides."""
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if torch.compiler.is_compiling():
+        return
+    if hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got {type(tensor).__name__}: give its full_tensor(), "
+            "or to a loss with a process_group its to_local(), the rows of this rank"
+        )
+    if tensor.is_nested or isinstance(tensor, torch.masked.MaskedTensor):
+        kind = "a nested tensor" if tensor.is_nested else type(tensor).__name__
+        raise TypeError(f"{name} must be a plain tensor, got {kind}")
 
 
 def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

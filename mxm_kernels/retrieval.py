@@ -57,6 +57,9 @@ class Retrieval(NamedTuple):
     text_to_image: RetrievalMetrics
 
 
+torch.serialization.add_safe_globals([Retrieval, RetrievalMetrics])  # numbers
+
+
 @torch.inference_mode()
 def retrieval_metrics(
     image_features: Tensor,

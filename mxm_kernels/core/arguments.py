@@ -113,6 +113,7 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
     make the step wait for the GPU, so there the operators make the loss NaN.
     """
     if isinstance(scale, Tensor):
+        checks.check_dense(name, scale)
         if scale.numel() != 1 or scale.ndim > 1:
             raise ValueError(f"{name} must be 0-d or of shape [1], got shape {tuple(scale.shape)}")
         if not scale.dtype.is_floating_point:

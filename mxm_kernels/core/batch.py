@@ -19,6 +19,7 @@ from mxm_kernels.distributed.agreement import facts_of
 from mxm_kernels.distributed.ranks import Agreement, Ranks
 from mxm_kernels.distributed.shards import Shard, tables_over_ranks
 from mxm_kernels.folds import Folds, Ids
+from mxm_kernels.folds.folds import is_scalar, kind_of
 from mxm_kernels.folds.make import tables_without_pairs
 from mxm_kernels.folds.segments import Segments
 from mxm_kernels.folds.tables import FoldTables
@@ -207,15 +208,18 @@ def as_folds(folds: FoldsLike, device: torch.device) -> Folds:
             f"(image_ids, text_ids), got {type(folds).__name__}"
         )
     first, second = folds
-    if isinstance(first, Integral) and isinstance(second, Integral):
-        return Folds.uniform(int(first), int(second))
-    if isinstance(first, Real) or isinstance(second, Real):
+    if _is_count(first) and _is_count(second):
+        return Folds.uniform(int(cast(int, first)), int(cast(int, second)))
+    if any(isinstance(part, Real) or is_scalar(part) for part in (first, second)):
         raise TypeError(
             "folds must be Folds, a pair (views, captions) of integers or a pair "
-            f"(image_ids, text_ids), got a pair of {type(first).__name__} and "
-            f"{type(second).__name__}"
+            f"(image_ids, text_ids), got a pair of {kind_of(first)} and {kind_of(second)}"
         )
     return Folds.from_ids(cast(Ids, first), cast(Ids, second)).to(device)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def resolve_folds(folds: FoldsLike, x: Tensor, y: Tensor) -> FoldTables:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mxm_kernels import checks
 from mxm_kernels.backends import draws
 from mxm_kernels.backends.row_interface import Draw
 from mxm_kernels.core.batch import Batch
@@ -138,6 +139,7 @@ def in_slots(
         if not isinstance(vector, Tensor) or not vector.dtype.is_floating_point:
             came = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
             raise TypeError(f"{name} must be a floating-point tensor, got {came}")
+        checks.check_dense(name, vector)
         if vector.shape != (tables.pairs,):
             raise ValueError(
                 f"{name} must have shape ({tables.pairs},), one for each of Folds.pairs, "
@@ -210,6 +212,7 @@ def _check_entries(name: str, entries: Tensor, rows: int, device: torch.device) 
     if not isinstance(entries, Tensor) or entries.dtype not in (torch.int32, torch.int64):
         came = entries.dtype if isinstance(entries, Tensor) else type(entries).__name__
         raise TypeError(f"{name} must be a tensor of int64 or int32, got {came}")
+    checks.check_dense(name, entries)
     if entries.ndim != 2 or entries.shape[0] < 1 or entries.shape[1] != rows:
         raise ValueError(f"{name} must have shape (rounds, {rows}), got {tuple(entries.shape)}")
     if entries.device != device:

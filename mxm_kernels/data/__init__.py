@@ -23,9 +23,13 @@ Example:
     torch.Size([7, 3, 8, 8]) torch.Size([6, 16]) Folds(images=7, texts=6, positives=13)
 """
 
+from torch.serialization import add_safe_globals
+
 from mxm_kernels.data.collate import MultifoldBatch, collate_multifold
 from mxm_kernels.data.dataset import MultifoldDataset, MultifoldItem
 from mxm_kernels.data.sampler import InstanceKey, MultifoldBatchSampler
+
+add_safe_globals([InstanceKey, MultifoldBatch, MultifoldItem])  # as in the package itself
 
 __all__ = [
     "InstanceKey",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from mxm_kernels.data.dataset import MultifoldItem
-from mxm_kernels.folds import Folds
+from mxm_kernels.folds import Folds, as_ids
 
 
 class MultifoldBatch(NamedTuple):
@@ -69,8 +68,8 @@ def collate_multifold(
             raise ValueError(
                 f"items: a batch needs {name}, but its {len(items)} instances have none"
             )
-    # NumPy, for torch would put them on its default device, which a worker process may not touch.
-    instances = np.array([item.instance_id for item in items], dtype=np.int64)
+    # By NumPy: torch would use its default device, which a worker process may not touch.
+    instances = as_ids("instance_id", [item.instance_id for item in items]).numpy()
     image_ids = torch.from_numpy(instances.repeat([len(item.images) for item in items]))
     text_ids = torch.from_numpy(instances.repeat([len(item.texts) for item in items]))
     return MultifoldBatch(

@@ -7,13 +7,15 @@ CPU, and move it with the batch; the training step then never waits for the devi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from numbers import Integral
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mxm_kernels.checks import check_dense
 from mxm_kernels.folds.make import tables_from_counts, tables_from_ids
 from mxm_kernels.folds.tables import FoldTables
 
@@ -108,6 +110,10 @@ class Folds:
         if isinstance(self._source, tuple):
             return self
         return self._map(Tensor.pin_memory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is saved: the counts or the ids, from which the tables are made again."""
+        return made_from, (self._source if isinstance(self._source, tuple) else self._ids)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Folds:
         assert isinstance(self._source, FoldTables) and self._ids is not None
@@ -217,8 +223,38 @@ class Folds:
         return f"Folds(images={t.images}, texts={t.texts}, positives={t.pairs})"
 
 
+def made_from(first: int | Tensor, second: int | Tensor) -> Folds:
+    """What was saved: uniform folds of two counts, or those of two vectors of ids."""
+    make: Any = Folds.from_ids if isinstance(first, Tensor) else Folds.uniform
+    return make(first, second)
+
+
+def _as_they_are(folds: Folds) -> tuple[Any, ...]:
+    """For another process of this machine, which gets the tables too instead of making them."""
+    return Folds, (folds._source, folds._ids)
+
+
+ForkingPickler.register(Folds, _as_they_are)
+# What torch.load may make of a file that it does not trust. The tables, which kernels do not check,
+# are not in it.
+torch.serialization.add_safe_globals([made_from])
+
+
+def is_scalar(value: object) -> bool:
+    """Whether it is one number of numpy's or torch's, a 0-d array or tensor included."""
+    return getattr(value, "ndim", None) == 0
+
+
+def kind_of(value: object) -> str:
+    """Its type, in errors."""
+    name = type(value).__name__
+    return f"0-d {name}" if is_scalar(value) else name
+
+
 def as_ids(name: str, ids: Ids) -> Tensor:
     """Any container of integers as an int64 vector; uint64 keeps its bits, so ids stay distinct."""
+    if isinstance(ids, Tensor):
+        check_dense(name, ids)
     if not isinstance(ids, Tensor):
         ids = torch.from_numpy(_as_array(name, ids).astype(np.int64))
     elif ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
@@ -235,6 +271,8 @@ def _as_read(name: str, ids: Ids) -> Tensor | np.ndarray:
 
 def _as_array(name: str, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """An array of integers, of uint64 where one is 2**63 or more."""
+    if isinstance(ids, list | tuple) and any(isinstance(i, bool | np.bool_) for i in ids):
+        raise TypeError(f"{name} must hold integers, got dtype {np.dtype(bool)}")
     try:
         array = np.asarray(ids)
     except ValueError as error:
@@ -263,9 +301,10 @@ def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
     Raises:
         TypeError, ValueError: ``folds`` is neither, or does not fit ``rows`` rows of features.
     """
-    if folds is None or isinstance(folds, bool | float | str | Folds):
+    neither = folds is None or isinstance(folds, bool | float | str | Folds)
+    if neither or (is_scalar(folds) and not isinstance(folds, Integral)):
         raise TypeError(
-            f"{name} must be a number of rows or the ids of the rows, got {type(folds).__name__}"
+            f"{name} must be a number of rows or the ids of the rows, got {kind_of(folds)}"
         )
     if isinstance(folds, Integral):
         if int(folds) < 1 or rows % int(folds):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Unpack
 
+from mxm_kernels import checks
 from mxm_kernels.backends.interface import SigmoidStatistics, SigmoidWeights
 from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core import pair_weights
@@ -39,6 +40,7 @@ _NOT_TAKEN = (
 def check_bias(logit_bias: object = 0.0) -> None:
     """The checks of the bias that need no features."""
     if isinstance(logit_bias, Tensor):
+        checks.check_dense("logit_bias", logit_bias)
         if logit_bias.numel() != 1 or logit_bias.ndim > 1:
             raise ValueError(
                 f"logit_bias must be 0-d or of shape [1], got shape {tuple(logit_bias.shape)}"

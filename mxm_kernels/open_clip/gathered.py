@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mxm_kernels.checks import as_count
 from mxm_kernels.distributed.ranks import world_group
 
 
@@ -32,8 +33,8 @@ class Gathered(nn.Module):
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank = as_count("rank", rank, 0)
+        self.world_size = as_count("world_size", world_size)
         self.use_horovod = use_horovod
 
     def _group(self) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mxm_kernels.checks import as_count
 from mxm_kernels.distributed.ranks import SharedErrors, world_group
 from mxm_kernels.losses import (
     fused_info_nce_loss,
@@ -151,7 +152,7 @@ class MFHLoss(Gathered):
     ):
         super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
         check_drawn(hard_weight, rounds)
-        if world_size > 1 and not gather_with_grad:
+        if self.world_size > 1 and not gather_with_grad:
             raise ValueError(
                 f"gather_with_grad must be True with world_size={world_size}: without the other "
                 "ranks' gradients it is not MFH; open_clip's program takes --gather-with-grad"
@@ -236,8 +237,8 @@ class SigLipLoss(nn.Module):
     ):
         super().__init__()
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank = as_count("rank", rank, 0)
+        self.world_size = as_count("world_size", world_size)
         self.dist_impl = dist_impl or "bidir"
         gathers: dict[str, Literal["all", "ring"]] = {
             "bidir": "ring",
