@@ -13,6 +13,7 @@ from mxm_kernels import checks
 from mxm_kernels.core.features import as_features, refuse_transforms
 from mxm_kernels.core.options import Resolved, Scale
 from mxm_kernels.core.queues import QueuedRows, as_queued
+from mxm_kernels.core.symbols import is_symbol
 
 Teacher = tuple[Tensor, Tensor]
 
@@ -134,7 +135,10 @@ def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tens
 def as_0d_tensor(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """A number, or a 0-d or [1] tensor, as a 0-d tensor of ``dtype`` beside ``like``."""
     if not isinstance(value, Tensor):
-        return torch.full((), float(value), dtype=dtype, device=like.device)
+        number = float(value)
+        if is_symbol(number):
+            return torch.ones((), dtype=dtype, device=like.device) * number
+        return torch.full((), number, dtype=dtype, device=like.device)
     if value.device != like.device:
         raise ValueError(
             f"{name} must be on the device of image_features, {like.device}, got {value.device}"

@@ -58,9 +58,12 @@ class Diagnostics:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: float(value) for name, value in values.items() if value is not None}
 
-    @torch.no_grad()
     def measure(self, rows: Rows) -> None:
         """Fill in every field from the list of rows, summed over the ranks."""
+        with torch.no_grad():  # torch.compile traces no decorated method of an object made inside
+            self._measure(rows)
+
+    def _measure(self, rows: Rows) -> None:
         batch, tables, hardest = rows.batch, rows.batch.tables, rows.hardest
         assert hardest is not None
         diagnosed = DiagnosedRows(

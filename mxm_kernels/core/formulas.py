@@ -34,6 +34,7 @@ from torch.nn.functional import logsigmoid
 
 from mxm_kernels.backends.queues import share
 from mxm_kernels.core.rows import Rows
+from mxm_kernels.core.symbols import as_operand
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,24 @@ def _debiased(rows: Rows, weights: Tensor, prior: float) -> Tensor:
     n = rows.neg_lse.masked_fill(~rows.has_negative, 0)
     if prior > 0:
         mean = rows.logsumexp(rows.positives) - positives.log()
-        excess = math.log(prior) + negatives.log() + mean - n
+        log_prior, log_rest = _logs(prior, n)
+        excess = log_prior + negatives.log() + mean - n
         usable = ~(excess >= 0) & rows.has_positive  # NaN is, and shows in the loss
         without = n + torch.log1p(-excess.masked_fill(~usable, -1).exp())
-        g = torch.maximum(without - math.log1p(-prior), floor)
+        g = torch.maximum(without - log_rest, floor)
         g = torch.where(usable, g, floor)
     else:
         g = torch.maximum(n, floor)
     losses = rows.sum(weights * _against(rows, g))
     return torch.where(rows.has_negative, losses, losses * 0)  # 0, or NaN where a positive is
+
+
+def _logs(prior: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """log(prior) and log(1 - prior), of a symbol as 0-d tensors in float64."""
+    made = as_operand(prior, like.new_empty((), dtype=torch.float64))
+    if isinstance(made, Tensor):
+        return made.log(), torch.log1p(-made)
+    return math.log(made), math.log1p(-made)
 
 
 def _logsumexp(rows: Rows, weights: object) -> Tensor:

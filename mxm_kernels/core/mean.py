@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.symbols import as_operand, is_symbol
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 
 
@@ -67,8 +68,8 @@ def _plain_factors(
     if not of_every_row:
         numbers = tables.images_with_positive, tables.texts_with_positive
     factors = torch.empty(images + texts, dtype=dtype, device=tables.device)
-    factors[:images] = share / max(numbers[0], 1)
-    factors[images:] = (1 - share) / max(numbers[1], 1)
+    factors[:images] = as_operand(share / max(numbers[0], 1), factors)
+    factors[images:] = as_operand((1 - share) / max(numbers[1], 1), factors)
     if numbers != (images, texts):
         factors = factors * (tables.offsets.diff() > 0)
     return factors
@@ -85,6 +86,8 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
         name = ("image_weights", "text_weights")[side]
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
+    if is_symbol(share):
+        return counted * share / total
     return torch.addcdiv(zero(batch.tables, batch.dtype), counted, total, value=share)
 
 

@@ -16,6 +16,7 @@ from mxm_kernels import checks
 from mxm_kernels.backends import draws
 from mxm_kernels.backends.row_interface import Draw
 from mxm_kernels.core.batch import Batch
+from mxm_kernels.core.symbols import is_symbol
 from mxm_kernels.folds.segments import Segments, permute
 from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 from mxm_kernels.ops.draw import drawn_weights as _drawn_weights
@@ -78,6 +79,10 @@ def draw_rows(batch: Batch, share: float) -> Tensor:
     numbers = _random((sum(sides),), torch.int32, batch.generator, device)
     chosen = torch.zeros(sum(sides), dtype=batch.dtype, device=device)
     for side, of_side in zip(chosen.split(sides), numbers.split(sides), strict=True):
+        if is_symbol(share):  # as would be the length of an index
+            drawn_rows = torch.ones((), dtype=torch.float64, device=device) * (share * len(side))
+            side.copy_(of_side.argsort().argsort() < drawn_rows.round())
+            continue
         drawn = of_side.topk(round(share * len(side)), largest=False, sorted=False).indices
         side.index_fill_(0, drawn, 1)
     return batch.local_rows(chosen)
@@ -101,6 +106,9 @@ def paired_weights(tables: FoldTables, dtype: torch.dtype) -> Tensor:
     position = places - tables.offsets[tables.owners]  # of the other row within the instance
     pairs = tables.pairs
     text_position, image_position = position[:pairs], position[pairs:]  # slots, text-major
+    # An owner has a positive. In code that torch.compile generates for vectors, lanes of padding
+    # count 0, and a remainder by 0 is an error there.
+    counts = counts.clamp(min=1)
     row_counts, col_counts = counts[tables.owners[:pairs]], counts[tables.owners[pairs:]]
     rows = text_position == image_position[tables.slot_places] % row_counts
     cols = image_position == text_position[tables.text_slots] % col_counts

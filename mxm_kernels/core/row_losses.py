@@ -21,6 +21,7 @@ from mxm_kernels.core.formulas import Formula
 from mxm_kernels.core.make_rows import rows_of
 from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.rows import Rows
+from mxm_kernels.core.symbols import is_symbol
 from mxm_kernels.ops.row_losses import row_losses as fused_row_losses
 
 AnyFormula = Formula | Callable[[Rows, Tensor | None], Tensor]
@@ -51,9 +52,14 @@ def _mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None) 
         shares = torch.cat(batch.soft_weights)
         hard_factors = torch.addcmul(hard_factors, hard_factors, shares, value=-1)
         soft_factors = soft_factors * shares
-    else:
+    elif batch.options.has_soft:
         soft = cast(float, batch.options.soft_weight)
         hard = 1 - soft
+    else:  # written out: a symbol that is 0 here stays a symbol
+        soft = 0.0
+    if is_symbol(soft):
+        hard_factors, soft_factors = hard_factors * hard, soft_factors * soft
+        hard = soft = 1.0
     if formula is None:
         formula, hard_factors, hard, soft = formulas.soft, soft_factors, soft, 0.0
     losses = row_losses(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
@@ -109,9 +115,11 @@ def _can_fuse(
     """Whether the backend's kernel computes this formula of this list.
 
     It does where no field of the list is set that it does not read, and where nothing wants a
-    gradient beside n, S, u and the formula's parameter.
+    gradient beside n, S, u and the formula's parameter. A kernel takes numbers, no symbols.
     """
     if not backends.fuses(rows.batch.backend, formula.name):
+        return False
+    if is_symbol(rows.label_smoothing) or is_symbol(formula.constant or 0.0):
         return False
     learned = [v for v in (pair_weights, *factors) if v is not None and v.requires_grad]
     others = [f for f in fields(rows) if f.name not in READ]

@@ -98,3 +98,24 @@ def test_diagnostics_of_a_compiled_loss():
     loss(eager)
     torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled)
     assert eager.numbers() == pytest.approx(compiled.numbers())
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_diagnostics_made_inside_of_what_is_compiled(dynamic):
+    """Returned as they are, or read there."""
+    torch.compiler.reset()
+    x, y = normalize(torch.randn(12, 16)), normalize(torch.randn(10, 16))
+    teacher = _teacher()
+
+    def call(x, y):
+        seen = mxm.Diagnostics()
+        loss = mxm.fused_mfh_loss(
+            x, y, FOLDS, logit_scale=9.0, rounds=None, diagnostics=seen, **teacher
+        )
+        return loss, seen, seen.positive_similarity * 2
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    eager, made = call(x, y), compiled(x, y)
+    torch.testing.assert_close(made[::2], eager[::2])
+    assert made[1].numbers() == pytest.approx(eager[1].numbers())
+    assert len(made[1].numbers()) == 7
