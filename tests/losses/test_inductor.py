@@ -78,7 +78,3 @@ def test_all_options_of_a_loss(name):
 def test_paired_weights(folds):
     """The rows of an instance are paired by a remainder, of which no lane may be one by 0."""
     _check("fused_info_nce_loss", folds, {})
-
-
-def test_ragged_folds_with_all_options():
-    _check("fused_info_nce_loss", "ragged", _options("fused_info_nce_loss"))
