@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 from mxm_kernels import checks
-from mxm_kernels.core.features import as_features, refuse_transforms
+from mxm_kernels.core.features import as_features, as_saved, refuse_transforms
 from mxm_kernels.core.options import Resolved, Scale
 from mxm_kernels.core.queues import QueuedRows, as_queued
 from mxm_kernels.core.symbols import is_symbol
@@ -143,7 +143,7 @@ def as_0d_tensor(name: str, value: float | Tensor, like: Tensor, dtype: torch.dt
         raise ValueError(
             f"{name} must be on the device of image_features, {like.device}, got {value.device}"
         )
-    return value.reshape(()).to(dtype)
+    return as_saved(value).reshape(()).to(dtype)
 
 
 def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -164,9 +164,10 @@ def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tup
 
 
 def _positive(name: str, scales: Tensor) -> Tensor:
-    """Scales that are positive; as in :func:`as_scale` those on a GPU make the loss NaN instead."""
+    """Scales that are positive and finite, or NaN; on a GPU, as in :func:`as_scale`, any."""
     if checks.can_look(scales) and scales.numel():
-        checks.check_positive(name, float(scales.detach().nan_to_num(1.0).min()))
+        for end in torch.aminmax(scales.detach().nan_to_num(1.0, torch.inf, -torch.inf)):
+            checks.check_positive(name, float(end))
     return scales
 
 
@@ -198,11 +199,14 @@ def as_row_vector(name: str, value: object, rows: Tensor, dtype: torch.dtype) ->
         raise ValueError(
             f"{name} must be on the device of the features, {rows.device}, got {value.device}"
         )
-    return value.to(dtype)
+    return as_saved(value).to(dtype)
 
 
 def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Weights of some rows, not negative; on a GPU, which is not waited for, NaN where they are."""
+    """Weights of some rows, finite and not negative.
+
+    On a GPU, which is not waited for, negative ones are NaN, as the loss is of infinite ones.
+    """
     if value is None:
         return None
     vector = as_row_vector(name, value, rows, dtype)
@@ -211,20 +215,23 @@ def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -
     if not bool((vector >= 0).all()):
         wrong = float(vector.detach()[~(vector >= 0)][0])
         raise ValueError(f"{name} must not be negative or NaN, got {wrong}")
+    if bool((vector == torch.inf).any()):
+        raise ValueError(f"{name} must be finite, got inf")
     return vector
 
 
 def _soft_weights(
     value: object, x: Tensor, y: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:
-    """A pair of vectors of numbers in [0, 1]."""
+    """A pair of vectors of numbers in [0, 1]; on a GPU, which is not waited for, NaN elsewhere."""
     if not isinstance(value, (tuple, list)):
         return None
     vectors = []
     for k, (given, rows) in enumerate(zip(value, (x, y), strict=True)):
         name = f"soft_weight[{k}]"
         vector = as_row_vector(name, given, rows, dtype)
-        if checks.can_look(vector) and not bool(((vector >= 0) & (vector <= 1)).all()):
+        is_share = (vector >= 0) & (vector <= 1)
+        if checks.can_look(vector) and not bool(is_share.all()):
             raise ValueError(f"{name} must be between 0 and 1")
-        vectors.append(vector)
+        vectors.append(vector if checks.can_look(vector) else vector.where(is_share, torch.nan))
     return vectors[0], vectors[1]

@@ -1,7 +1,8 @@
 """Features as the operator reads them: cast by autocast, free of other modes of PyTorch.
 
 ``torch.autocast`` casts features as it casts the factors of a matrix product. A tensor made in
-``torch.inference_mode`` is copied where gradients are wanted, since autograd cannot save it.
+``torch.inference_mode``, of features or any other, is copied where gradients are wanted, since
+autograd cannot save it.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ def as_features(features: _MaybeTensor) -> _MaybeTensor:
     """Features as the operator reads and autograd saves them."""
     if not isinstance(features, Tensor):
         return features
-    features = autocast(features)
-    if torch.compiler.is_compiling() or not features.is_inference():
-        return features
-    return features.clone() if torch.is_grad_enabled() else features
+    return as_saved(autocast(features))
+
+
+def as_saved(tensor: Tensor) -> Tensor:
+    """The same, or a copy that autograd can save where it was made in inference mode."""
+    if torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    return tensor.clone() if torch.is_grad_enabled() else tensor
 
 
 def autocast(features: _MaybeTensor) -> _MaybeTensor:

@@ -7,7 +7,8 @@ count (c = 1):
     mean_i = sum_i v_i c_i loss_i / sum_i v_i c_i
 
 so a row's loss has one factor, made here, and the loss is the sum over the list. A row with
-factor 0 takes part with 0 times its loss: what is not finite shows.
+factor 0 takes part with 0 times its loss: what is not finite shows, in the loss and in every
+gradient (:func:`nan_everywhere`).
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     if not share:
         return weights * 0
     counted = weights * (plain > 0) if batch.has_unpaired_rows else weights
-    total = batch.sum(counted.sum())
-    # Over ranks those of this one may all weigh nothing.
-    if batch.shard is None and checks.can_look(total) and not float(total.detach()) > 0:
+    total = batch.sum(counted.sum())  # over ranks the same on all, which all raise or none
+    if checks.can_look(total) and not float(total.detach()) > 0:
         name = ("image_weights", "text_weights")[side]
         raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
     if is_symbol(share):
@@ -93,6 +93,33 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
 
 def reduced(batch: Batch, losses: Tensor) -> Tensor:
     """The result from the losses (R,) with their factors: their sum, or the halves of the list."""
-    if batch.options.reduction == "none":
-        return cast(Tensor, batch.halves(losses))  # iterates as a Tensor does
-    return batch.sum(losses.sum())
+    if batch.options.reduction != "none":
+        return nan_everywhere(batch, batch.sum(losses.sum()))
+    return cast(Tensor, batch.halves(nan_everywhere(batch, losses)))  # iterates as one does
+
+
+def nan_everywhere(batch: Batch, result: Tensor) -> Tensor:
+    """() or (R,) the same; where a number of it, of any rank, is not finite, everything is NaN.
+
+    Everything is the list and, through its gradient, every gradient of the call: a scaler of
+    gradients skips a step only if one that it looks at is not finite. A sum, (), is on all ranks
+    already, and not finite itself.
+    """
+    total = result.detach()
+    if result.ndim:  # in float64, where finite numbers of float32 have a finite sum
+        total = batch.sum(total.sum(dtype=torch.float64))
+    return cast(Tensor, _NanEverywhere.apply(result, total, zero(batch.tables, batch.dtype)))
+
+
+class _NanEverywhere(torch.autograd.Function):
+    """Adds 0 times ``total`` to a list and to its gradient, in one launch each."""
+
+    @staticmethod
+    def forward(ctx, result, total, nothing):
+        ctx.save_for_backward(total, nothing)
+        return torch.addcmul(result, nothing, total) if result.ndim else result.view_as(result)
+
+    @staticmethod
+    def backward(ctx, grad):
+        total, nothing = ctx.saved_tensors
+        return torch.addcmul(grad, nothing, total), None, None

@@ -91,8 +91,10 @@ class Inputs(TypedDict, total=False):
         pair_weights: ((P,), (P,)) weights w of the positive pairs in each direction, in the order
             of ``Folds.pairs``, instead of the loss's own (a draw, the paired positive, all
             alike). Those of a row should sum to 1; they may need gradients.
-        image_weights: (M,) non-negative weights of the image rows in the image-to-text mean,
-            which becomes sum w loss / sum w.
+        image_weights: (M,) finite, non-negative weights of the image rows in the image-to-text
+            mean, which becomes sum w loss / sum w. If no row that counts, of any rank, weighs
+            anything, it is an error on a CPU; on a GPU, where a check would make the step wait,
+            the loss is NaN.
         text_weights: (N,) the same for the text rows.
         image_queue: (K, D) features of past images, or :class:`Queue`: negatives of the texts.
         text_queue: (K, D) features of past texts, or :class:`Queue`: negatives of the images.

@@ -158,7 +158,8 @@ def in_slots(
                 f"{name} must be on the device of the features, {tables.device}, "
                 f"got {vector.device}"
             )
-        made.append(vector.to(dtype))
+        # Infinite weights are NaN, as then the loss is.
+        made.append(torch.add(vector.to(dtype), vector.detach(), alpha=0))
     return made[0], made[1]
 
 

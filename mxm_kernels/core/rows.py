@@ -109,9 +109,17 @@ class Rows:
         The mean of a side is over its rows that have a positive, or ``of_every_row``, of all
         ranks, weighted by ``image_weights`` and ``text_weights``; l is ``image_to_text_weight``.
         Every rank gets the loss of the whole batch, and gradients that DDP or FSDP average to
-        those of one process.
+        those of one process. Where a number of the list is not finite the loss and every gradient
+        are NaN, whatever of the list the losses are made of.
         """
-        return reduced(self.batch, losses * row_factors(self.batch, of_every_row=of_every_row))
+        factors = row_factors(self.batch, of_every_row=of_every_row)
+        return reduced(self.batch, losses * factors + self._fault)
+
+    @property
+    def _fault(self) -> Tensor:
+        """(R,) 0, or NaN where a number of the row is not finite."""
+        fault = self.neg_lse.masked_fill(~self.has_negative, 0) * 0 + self.sum(self.positives * 0)
+        return fault if self.teacher_mean is None else fault + self.teacher_mean * 0
 
     def spread(self, rows: Tensor) -> Tensor:
         """(R,) -> (L,): every positive gets the value of its row."""

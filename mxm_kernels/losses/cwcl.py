@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.formulas import Formula, logsumexp
-from mxm_kernels.core.mean import row_factors
+from mxm_kernels.core.mean import nan_everywhere, row_factors
 from mxm_kernels.core.options import HyperParameters, Inputs, Options, Scale, has_teacher
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.core.rows import Rows
@@ -78,7 +78,7 @@ def fused_cwcl_loss(
     )
     if is_linear(batch):
         batch, minus_target = with_target(batch, row_factors(batch, of_every_row=True))
-        return loss_of(batch, logsumexp) + minus_target
+        return nan_everywhere(batch, loss_of(batch, logsumexp) + minus_target)
     targets = row_targets(batch)
 
     def weighted(rows: Rows, weights: object) -> Tensor:

@@ -12,7 +12,7 @@ from mxm_kernels.core import formulas, pair_weights
 from mxm_kernels.core.arguments import as_row_weights, check_teacher_rows
 from mxm_kernels.core.batch import Batch, make_batch
 from mxm_kernels.core.features import autocast
-from mxm_kernels.core.mean import row_factors
+from mxm_kernels.core.mean import nan_everywhere, row_factors
 from mxm_kernels.core.options import HyperParameters, Options, Reduction
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.folds import Folds, Ids, as_one_side
@@ -147,7 +147,7 @@ def fused_intra_modal_loss(
     if not soft_weight:
         return hard
     losses = row_factors(batch, of_every_row=True)[: len(batch.x)] * soft_losses(batch)
-    soft = losses if reduction == "none" else batch.sum(losses.sum())
+    soft = nan_everywhere(batch, losses if reduction == "none" else batch.sum(losses.sum()))
     return soft if soft_weight == 1 else (1 - soft_weight) * hard + soft_weight * soft
 
 

@@ -55,7 +55,7 @@ def fused_mfh_loss(
 
     and the same down the columns for h' and q' (arXiv 2303.10839, equations 5 to 9). The hard
     means count the rows that have a positive. Without a teacher L is the hard loss alone;
-    with ``hard_weight=0`` it is the soft loss alone.
+    with ``hard_weight=0`` it is the soft loss alone, and reads no weights of the positives.
 
     Args:
         image_features: (M, D), L2-normalised; float32, bfloat16, float16, or float64 on the
@@ -83,7 +83,8 @@ def fused_mfh_loss(
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``; float32 (float64 for
-        float64 features). Non-finite features give a non-finite loss.
+        float64 features). Where a tensor that is read is not finite, the loss, each of its rows
+        and every gradient are NaN, or it is an error that names the argument.
 
     Raises:
         TypeError, ValueError: an argument is not as described; a batch without rows or

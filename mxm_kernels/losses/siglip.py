@@ -16,7 +16,7 @@ from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core import pair_weights
 from mxm_kernels.core.arguments import as_0d_tensor
 from mxm_kernels.core.batch import Batch, make_batch
-from mxm_kernels.core.mean import reduced, row_factors
+from mxm_kernels.core.mean import nan_everywhere, reduced, row_factors
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
 from mxm_kernels.core.run import with_row_scales
 from mxm_kernels.distributed.all_gather import sigmoid_over_ranks
@@ -38,7 +38,8 @@ _NOT_TAKEN = (
 
 
 def check_bias(logit_bias: object = 0.0) -> None:
-    """The checks of the bias that need no features."""
+    """The checks of the bias that need no features; NaN passes, and the loss shows it."""
+    value = logit_bias
     if isinstance(logit_bias, Tensor):
         checks.check_dense("logit_bias", logit_bias)
         if logit_bias.numel() != 1 or logit_bias.ndim > 1:
@@ -47,11 +48,13 @@ def check_bias(logit_bias: object = 0.0) -> None:
             )
         if not logit_bias.dtype.is_floating_point:
             raise TypeError(f"logit_bias must be a floating-point tensor, got {logit_bias.dtype}")
-        return
-    if isinstance(logit_bias, bool) or not isinstance(logit_bias, Real):
+        if not checks.can_look(logit_bias) or bool(logit_bias.isnan()):
+            return
+        value = float(logit_bias.detach())
+    elif isinstance(logit_bias, bool) or not isinstance(logit_bias, Real):
         raise TypeError(f"logit_bias must be a number or a tensor, got {type(logit_bias).__name__}")
-    if not abs(cast(float, logit_bias)) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"logit_bias must be finite, got {logit_bias}")
+    if not abs(cast(float, value)) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"logit_bias must be finite, got {value}")
 
 
 @loss_function(check_bias, not_taken=dict.fromkeys(_NOT_TAKEN, ""))
@@ -77,7 +80,7 @@ def fused_siglip_loss(
         folds: which rows show the same instance, as in :func:`fused_mfh_loss`; None: row i of
             both sides is a pair, and every other row a negative (M = N).
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        logit_bias: b; a number, or a 0-d or [1] tensor, which receives its gradient.
+        logit_bias: b, finite; a number, or a 0-d or [1] tensor, which receives its gradient.
         **options: see :class:`Options`. ``pair_weights`` multiply the terms of the positives.
             The teacher's options, ``label_smoothing`` and ``diagnostics`` are not taken.
 
@@ -100,9 +103,12 @@ def fused_siglip_loss(
     folds = (1, 1) if folds is None else folds
     batch = make_batch(image_features, text_features, folds, logit_scale, options)
     bias = as_0d_tensor("logit_bias", logit_bias, batch.x, batch.dtype)
+    if isinstance(logit_bias, Tensor) and not checks.can_look(bias):
+        # An infinite bias is NaN, as then the loss is.
+        bias = torch.add(bias, bias.detach(), alpha=0)
     factors = row_factors(batch, of_every_row=True)
     if _is_one_pass(batch, factors):
-        return _in_one_pass(batch, bias, factors)
+        return nan_everywhere(batch, _in_one_pass(batch, bias, factors))
     return reduced(batch, factors * _row_losses(batch, bias))
 
 
