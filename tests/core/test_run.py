@@ -52,8 +52,8 @@ def test_a_row_scale_of_zero_shows_where_nothing_can_be_looked_at(
         x, y, ([0, 0, 1, 1, 2], [0, 1, 2, 3]), logit_scale=scales, reduction="none",
         backend=backend.name, **moved,
     )  # fmt: skip
-    wrong = losses[side].isnan()
-    assert bool(wrong[2]) and int(wrong.sum()) == 1 and not bool(losses[1 - side].isnan().any())
+    # A row that is NaN makes every one NaN, so that no gradient of the call is finite.
+    assert all(bool(of_side.isnan().all()) for of_side in losses)
 
 
 def test_a_teacher_scale_of_zero_shows_beside_row_scales(backend, monkeypatch):
