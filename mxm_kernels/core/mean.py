@@ -106,8 +106,8 @@ def nan_everywhere(batch: Batch, result: Tensor) -> Tensor:
     already, and not finite itself.
     """
     total = result.detach()
-    if result.ndim:  # in float64, where finite numbers of float32 have a finite sum
-        total = batch.sum(total.sum(dtype=torch.float64))
+    if result.ndim:  # 0 or NaN: in float64 finite numbers of float32 have a finite sum
+        total = batch.sum(total.sum(dtype=torch.float64) * 0)
     return cast(Tensor, _NanEverywhere.apply(result, total, zero(batch.tables, batch.dtype)))
 
 
