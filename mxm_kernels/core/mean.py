@@ -106,8 +106,10 @@ def nan_everywhere(batch: Batch, result: Tensor) -> Tensor:
     already, and not finite itself.
     """
     total = result.detach()
-    if result.ndim:  # 0 or NaN: in float64 finite numbers of float32 have a finite sum
-        total = batch.sum(total.sum(dtype=torch.float64) * 0)
+    if result.ndim and batch.shard is None:
+        total = torch.linalg.vector_norm(total, torch.inf)  # a sum might overflow
+    elif result.ndim:  # a rank may have no row
+        total = batch.sum((total * 0).sum())
     return cast(Tensor, _NanEverywhere.apply(result, total, zero(batch.tables, batch.dtype)))
 
 
