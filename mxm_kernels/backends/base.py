@@ -107,10 +107,13 @@ class Backend:
         return _blocked().sigmoid_loss(problem, bias, weights, needs, memory)
 
     def sigmoid_loss_backward(
-        self, grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+        self, grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Multiply gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``."""
-        return tiles.times(grad, dx, dy, dscalars, dtype)
+        """Multiply the gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``.
+
+        Where the loss is not finite, all of them are NaN.
+        """
+        return tiles.times(torch.add(grad, made.loss, alpha=0), *made[1:], dtype)
 
     def row_losses(self, rows: RowProblem, formula: FusedFormula) -> RowLosses:
         """Compute a formula of ``fused_formulas`` and the soft loss, and their derivatives.
@@ -122,13 +125,21 @@ class Backend:
         raise NotImplementedError
 
     def row_losses_backward(
-        self, grad: Tensor, made: RowLosses, rows: RowProblem, formula: FusedFormula
+        self,
+        grad: Tensor,
+        total: Tensor | None,
+        made: RowLosses,
+        rows: RowProblem,
+        formula: FusedFormula,
     ) -> RowLosses:
         """Multiply the derivatives by ``grad`` (R,), that of the losses.
 
+        Where ``total`` (), their sum, is not finite, all of them are NaN.
         The first field of the result is the gradient by ``teacher_mean``; that by the parameter
         has its shape.
         """
+        if total is not None:
+            grad = torch.add(grad, total, alpha=0)
         weights, factor = formula.target_weights(rows)
         by_parameter = grad * made.d_parameter if rows.parameter.numel() else grad.new_empty(0)
         return RowLosses(

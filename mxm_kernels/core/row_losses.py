@@ -62,8 +62,15 @@ def _mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None) 
         hard = soft = 1.0
     if formula is None:
         formula, hard_factors, hard, soft = formulas.soft, soft_factors, soft, 0.0
-    losses = row_losses(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
-    return reduced(batch, losses)
+    weights = pair_weights, hard_factors, hard, soft_factors, soft
+    if batch.shard is not None or not _can_fuse(
+        rows, formula, pair_weights, hard_factors, soft_factors
+    ):
+        return reduced(batch, row_losses(rows, formula, *weights))
+    fused = _fused(rows, cast(Formula, formula), *weights)
+    if batch.options.reduction == "mean":
+        return fused_row_losses(*fused, batch.backend, "sum")
+    return cast(Tensor, batch.halves(fused_row_losses(*fused, batch.backend, "checked rows")))
 
 
 def row_losses(
@@ -76,10 +83,10 @@ def row_losses(
     soft: float,
 ) -> Tensor:
     """(R,) losses by the formula times hard and its factors, plus the soft losses alike."""
-    if isinstance(formula, Formula) and _can_fuse(
-        rows, formula, pair_weights, hard_factors, soft_factors
-    ):
-        return _fused(rows, formula, pair_weights, hard_factors, hard, soft_factors, soft)
+    if _can_fuse(rows, formula, pair_weights, hard_factors, soft_factors):
+        weights = pair_weights, hard_factors, hard, soft_factors, soft
+        fused = _fused(rows, cast(Formula, formula), *weights)
+        return fused_row_losses(*fused, rows.batch.backend)
     losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
         # The formula may not read n of a row without a positive; NaN there has to show.
@@ -108,7 +115,7 @@ READ = (
 
 def _can_fuse(
     rows: Rows,
-    formula: Formula,
+    formula: AnyFormula,
     pair_weights: Tensor | None,
     *factors: Tensor,
 ) -> bool:
@@ -117,7 +124,7 @@ def _can_fuse(
     It does where no field of the list is set that it does not read, and where nothing wants a
     gradient beside n, S, u and the formula's parameter. A kernel takes numbers, no symbols.
     """
-    if not backends.fuses(rows.batch.backend, formula.name):
+    if not isinstance(formula, Formula) or not backends.fuses(rows.batch.backend, formula.name):
         return False
     if is_symbol(rows.label_smoothing) or is_symbol(formula.constant or 0.0):
         return False
@@ -139,7 +146,8 @@ def _fused(
     hard: float,
     soft_factors: Tensor,
     soft: float,
-) -> Tensor:
+) -> tuple[RowProblem, FusedFormula]:
+    """What the backend's kernel takes."""
     nothing = rows.neg_lse.new_empty(0)
     smoothed = formula.smoothing is not None and rows.neg_sum is not None
     problem = RowProblem(
@@ -154,5 +162,6 @@ def _fused(
         rows.num_negatives if formula.reads_negatives or smoothed else nothing,
         *rows.segments,
     )
-    made = FusedFormula(formula.name, formula.constant or 0.0, hard, soft, rows.label_smoothing)
-    return fused_row_losses(problem, made, rows.batch.backend)
+    return problem, FusedFormula(
+        formula.name, formula.constant or 0.0, hard, soft, rows.label_smoothing
+    )

@@ -195,7 +195,7 @@ inline void row_loss(const RowList& list, const RowFormula& formula, std::int64_
       by_p -= hard * whole.by_n;
       break;
     case Formula::kDecoupled:  // without a negative the loss is 0
-      term = alone ? against<false>(0, 0, row, by_S) : against<false>(n, hard, row, by_S);
+      term = alone ? against<false>(0, hard * 0, row, by_S) : against<false>(n, hard, row, by_S);
       by_n += term.by_level;
       break;
     case Formula::kDebiased: {

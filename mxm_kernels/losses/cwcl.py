@@ -7,11 +7,11 @@ from typing_extensions import Unpack
 
 from mxm_kernels.core.batch import make_batch
 from mxm_kernels.core.formulas import Formula, logsumexp
-from mxm_kernels.core.mean import nan_everywhere, row_factors
+from mxm_kernels.core.mean import row_factors
 from mxm_kernels.core.options import HyperParameters, Inputs, Options, Scale, has_teacher
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.core.rows import Rows
-from mxm_kernels.losses.cwcl_targets import is_linear, row_targets, with_target
+from mxm_kernels.losses.cwcl_targets import is_linear, less_target, row_targets, with_target
 from mxm_kernels.losses.loss_function import loss_function
 from mxm_kernels.losses.module import Loss
 
@@ -77,8 +77,8 @@ def fused_cwcl_loss(
         image_features, text_features, None, logit_scale, options, reads_teacher=True
     )
     if is_linear(batch):
-        batch, minus_target = with_target(batch, row_factors(batch, of_every_row=True))
-        return nan_everywhere(batch, loss_of(batch, logsumexp) + minus_target)
+        batch, target = with_target(batch, row_factors(batch, of_every_row=True))
+        return less_target(batch, loss_of(batch, logsumexp), target)
     targets = row_targets(batch)
 
     def weighted(rows: Rows, weights: object) -> Tensor:

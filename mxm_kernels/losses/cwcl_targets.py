@@ -74,18 +74,43 @@ def is_linear(batch: Batch) -> bool:
 
 
 def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
-    """() minus the sum over the rows of v times their ``factors`` (R,), where :func:`is_linear`.
+    """() the sum over the rows of v times their ``factors`` (R,) over s, where :func:`is_linear`.
 
     And the same batch, whose gradients of features and scale bring those of the sum with them, so
-    that both are added before they are rounded.
+    that both are added before they are rounded. :func:`less_target` takes the sum.
     """
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
         tensors = [batch.x, batch.y, batch.scales[0], *batch.teacher, factors]
-        tensors.append(zero(batch.tables, batch.dtype))
         made = cast(tuple[Tensor, ...], _WithTarget.apply(*tensors, batch.backend))
-        x, y, s, minus_target = made
-    return replace(batch, x=x, y=y, scales=(s, s)), minus_target
+        x, y, s, target = made
+    return replace(batch, x=x, y=y, scales=(s, s)), target
+
+
+def less_target(batch: Batch, lse: Tensor, target: Tensor) -> Tensor:
+    """() the loss from its log-sum-exps and s times its targets, both sums.
+
+    Where it is not finite every gradient is NaN; see ``core.mean.nan_everywhere``.
+    """
+    s, nothing = batch.scales[0].detach(), zero(batch.tables, batch.dtype)
+    return cast(Tensor, _LessTarget.apply(lse, target, s, nothing))
+
+
+class _LessTarget(torch.autograd.Function):
+    """One launch each: the difference, and 0 times it in the gradient of both."""
+
+    @staticmethod
+    def forward(ctx, lse, target, s, nothing):
+        loss = torch.addcmul(lse, s, target, value=-1)
+        ctx.save_for_backward(loss, nothing)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        loss, nothing = ctx.saved_tensors
+        grad = torch.addcmul(grad, nothing, loss)
+        return grad, grad, None, None
 
 
 # Numbers of a matrix that may be made where that is cheaper: 16 MiB.
@@ -102,10 +127,13 @@ def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
 
 
 class _WithTarget(torch.autograd.Function):
-    """-s <x, K y>, with K of ``backends/target_matrix.py``, linear in x and in y."""
+    """<x, K y>, with K of ``backends/target_matrix.py``, linear in x and in y.
+
+    The gradient that comes back is that of the loss, which has -s times it.
+    """
 
     @staticmethod
-    def forward(ctx, x, y, s, a, b, factors, nothing, backend):
+    def forward(ctx, x, y, s, a, b, factors, backend):
         x_wide, y_wide, a_wide, b_wide = (f.to(s.dtype) for f in (x, y, a, b))
         if _is_cheaper_by_matrix(x, y, a):
             Ky, Kx = _products_by_matrix(x_wide, y_wide, a_wide, b_wide, factors, backend)
@@ -113,8 +141,7 @@ class _WithTarget(torch.autograd.Function):
             Ky, Kx = _products_by_rank(x_wide, y_wide, a_wide, b_wide, factors)
         product = (x_wide * Ky).sum()
         ctx.save_for_backward(s, Ky, Kx, product)
-        minus_target = torch.addcmul(nothing, s, product, value=-1)  # one launch
-        return *passed_on(ctx, x, y, s), minus_target
+        return *passed_on(ctx, x, y, s), product
 
     @staticmethod
     @once_differentiable
@@ -128,7 +155,7 @@ class _WithTarget(torch.autograd.Function):
             for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad, strict=False)
         )
         ds = torch.addcmul(ds, grad, product, value=-1) if ctx.needs_input_grad[2] else None
-        return dx, dy, ds, *[None] * 5
+        return dx, dy, ds, *[None] * 4
 
 
 def _products_by_matrix(

@@ -16,7 +16,7 @@ from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core import pair_weights
 from mxm_kernels.core.arguments import as_0d_tensor
 from mxm_kernels.core.batch import Batch, make_batch
-from mxm_kernels.core.mean import nan_everywhere, reduced, row_factors
+from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
 from mxm_kernels.core.run import with_row_scales
 from mxm_kernels.distributed.all_gather import sigmoid_over_ranks
@@ -108,7 +108,7 @@ def fused_siglip_loss(
         bias = torch.add(bias, bias.detach(), alpha=0)
     factors = row_factors(batch, of_every_row=True)
     if _is_one_pass(batch, factors):
-        return nan_everywhere(batch, _in_one_pass(batch, bias, factors))
+        return _in_one_pass(batch, bias, factors)
     return reduced(batch, factors * _row_losses(batch, bias))
 
 

@@ -6,9 +6,15 @@ with l_r a formula of ``core.formulas`` that the backend has in a kernel and d_r
 label smoothing e; h and q are the weights of the rows. It computes what the formulas compute in
 PyTorch, in one kernel for a dozen, and one more in backward. ``core.row_losses`` decides where it
 may stand for them.
+
+What it gives of the losses is its ``result``: "rows" all of them, "sum" their sum, "checked rows"
+all of them, and all NaN where one is not finite. With the last two every gradient is NaN where a
+loss is not finite, those of other rows too; see ``core.mean.nan_everywhere``.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,66 +30,87 @@ from mxm_kernels.ops.library import (
 )
 
 _ROWS = schema(*RowProblem._fields)
+_FORMULA = "str formula, float constant, float hard, float soft, float smoothing, str backend"
+_DERIVATIVES = RowLosses._fields[1:]
 library.define(
-    f"row_losses({_ROWS}, str formula, float constant, float hard, float soft, "
-    f"float smoothing, str backend) -> ({schema(*RowLosses._fields)})"
+    f"row_losses({_ROWS}, {_FORMULA}, str result) -> ({schema('made', 'total', *_DERIVATIVES)})"
 )
 library.define(
-    f"row_losses_backward(Tensor grad, {schema(*RowLosses._fields[1:])}, {_ROWS}, str formula, "
-    "float constant, float hard, float soft, float smoothing, str backend) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"row_losses_backward(Tensor grad, Tensor? total, {schema(*_DERIVATIVES)}, {_ROWS}, "
+    f"{_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_COUNT, _DERIVATIVES = len(RowProblem._fields), len(RowLosses._fields) - 1
+_COUNT = len(RowProblem._fields)
+Result = Literal["rows", "sum", "checked rows"]
 
 
-def row_losses(rows: RowProblem, formula: FusedFormula, backend: str) -> Tensor:
-    """(R,) losses, differentiable in the first five fields of ``rows``, its weights are not."""
-    return torch.ops.mxm_kernels.row_losses(*rows, *formula, backend)[0]
+def row_losses(
+    rows: RowProblem, formula: FusedFormula, backend: str, result: Result = "rows"
+) -> Tensor:
+    """(R,) losses or () their sum, differentiable in the first five fields of ``rows``.
+
+    The weights get no gradient.
+    """
+    return torch.ops.mxm_kernels.row_losses(*rows, *formula, backend, result)[0]
 
 
 @torch.library.impl(library, "row_losses", "CompositeExplicitAutograd")
 def _forward(*arguments):
     # Backends read them by address, and a caller's weights may be a strided view.
     rows = RowProblem(*[v.contiguous() for v in arguments[:_COUNT]])
+    *formula, backend, result = arguments[_COUNT:]
     with torch.no_grad():
-        return tuple(
-            backends.load(arguments[-1]).row_losses(rows, FusedFormula(*arguments[_COUNT:-1]))
-        )
+        losses, *derivatives = backends.load(backend).row_losses(rows, FusedFormula(*formula))
+        total = losses.new_empty(0)
+        if result == "sum":
+            losses = losses.sum()
+        elif result == "checked rows":
+            total = torch.linalg.vector_norm(losses, torch.inf)  # a sum might overflow
+            losses = torch.add(losses, total, alpha=0)
+    return losses, total, *derivatives
 
 
 @torch.library.register_fake("mxm_kernels::row_losses", lib=library)
 def _fake_forward(*arguments):
-    return tuple(RowProblem(*arguments[:_COUNT]).allocate())
+    losses, *derivatives = RowProblem(*arguments[:_COUNT]).allocate()
+    result = arguments[-1]
+    total = losses.new_empty(() if result == "checked rows" else 0)
+    return losses.new_empty(()) if result == "sum" else losses, total, *derivatives
 
 
 @torch.library.impl(library, "row_losses_backward", "CompositeExplicitAutograd")
-def _backward(grad, *arguments):
-    derivatives, rest = arguments[:_DERIVATIVES], arguments[_DERIVATIVES:]
+def _backward(grad, total, *arguments):
+    derivatives, rest = arguments[: len(_DERIVATIVES)], arguments[len(_DERIVATIVES) :]
     rows, formula = RowProblem(*rest[:_COUNT]), FusedFormula(*rest[_COUNT:-1])
     made = RowLosses(grad, *derivatives)
     with torch.no_grad():
-        return tuple(backends.load(rest[-1]).row_losses_backward(grad, made, rows, formula))
+        run = backends.load(rest[-1]).row_losses_backward
+        return tuple(run(grad, total, made, rows, formula))
 
 
 @torch.library.register_fake("mxm_kernels::row_losses_backward", lib=library)
-def _fake_backward(grad, *arguments):
-    rows = RowProblem(*arguments[_DERIVATIVES : _DERIVATIVES + _COUNT])
+def _fake_backward(grad, total, *arguments):
+    rows = RowProblem(*arguments[len(_DERIVATIVES) :][:_COUNT])
     return tuple(rows.allocate_gradients())
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:], *inputs[:_COUNT])
+    ctx.save_for_backward(*output, *inputs[:_COUNT])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.formula = inputs[_COUNT:]  # and the backend
+    ctx.formula = inputs[_COUNT:-1]  # and the backend
 
 
 def _differentiate(ctx, grad, *_):
+    made, total, *saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
+    if made.ndim == 0:
+        total, grad = made, grad.expand(saved[0].shape)
+    elif total.ndim:  # of rows that are not checked
+        total = None
     du, dn, dS, *others = torch.ops.mxm_kernels.row_losses_backward(
-        grad, *ctx.saved_tensors, *ctx.formula
+        grad, total, *saved, *ctx.formula
     )
     gradients = wanted((dn, dS, du, *others), ctx.needs_input_grad[:5])
-    return *gradients, *[None] * (_COUNT - 5 + len(ctx.formula))
+    return *gradients, *[None] * (_COUNT - 5 + len(ctx.formula) + 1)
 
 
 register_autograd("row_losses", _differentiate, _setup_context)

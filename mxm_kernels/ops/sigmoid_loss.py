@@ -40,7 +40,7 @@ library.define(
 )
 library.define(
     f"sigmoid_loss_backward(Tensor grad, {schema('x', 'y', 'scale', 'bias')}, "
-    f"{schema(*SigmoidLoss._fields[1:])}, str backend) -> (Tensor, Tensor, Tensor)"
+    f"{schema(*SigmoidLoss._fields)}, str backend) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -55,8 +55,8 @@ def sigmoid_loss(
 ) -> Tensor:
     """() the loss of x (M, D) and y (N, D) at a 0-d scale and bias; the weights get no gradient.
 
-    The gradients that are wanted now are computed now. The loss is NaN where a feature is not
-    finite, the loss and its gradients where the scale is not positive.
+    The gradients that are wanted now are computed now. Loss and gradients are NaN where a feature
+    is not finite, or the scale not positive.
     """
     needs = [v.requires_grad and torch.is_grad_enabled() for v in (x, y, scale, bias)]
     inputs = x, y, scale, bias, *pair_tables(tables), *weights
@@ -90,19 +90,20 @@ def _fake_forward(*arguments):
 
 
 @torch.library.impl(library, "sigmoid_loss_backward", "CompositeExplicitAutograd")
-def _backward(grad, x, y, scale, bias, dx, dy, dscalars, backend):
+def _backward(grad, x, y, scale, bias, loss, dx, dy, dscalars, backend):
+    made = SigmoidLoss(loss, dx, dy, dscalars)
     with torch.no_grad():
-        return backends.load(backend).sigmoid_loss_backward(grad, dx, dy, dscalars, x.dtype)
+        return backends.load(backend).sigmoid_loss_backward(grad, made, x.dtype)
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_loss_backward", lib=library)
-def _fake_backward(grad, x, y, scale, bias, dx, dy, dscalars, backend):
+def _fake_backward(grad, x, y, scale, bias, loss, dx, dy, dscalars, backend):
     return *(d.new_empty(d.shape, dtype=x.dtype) for d in (dx, dy)), torch.empty_like(dscalars)
 
 
 def _setup_context(ctx, inputs, output):
     # The inputs only so that their graph reaches the backward, which refuses to be differentiated.
-    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.save_for_backward(*inputs[:4], *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.backend = inputs[-2]

@@ -38,7 +38,7 @@ def _forward(problem):
 def _backward(problem):
     made = problem.allocate(False)
     statistics = made._make(torch.zeros_like(v) for v in made)
-    upstream = Upstream(*(torch.ones_like(v) for v in statistics[:3]))
+    upstream = Upstream(*map(torch.ones_like, statistics[: len(Upstream._fields)]))
     BACKEND.backward(problem, statistics, upstream, Needs(True, True, True), MEMORY)
 
 
@@ -66,11 +66,14 @@ def _late(run) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(0.3, send)
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the signal has to come inside)
-        timer.start()
-        run()
-        time.sleep(60)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the signal has to come inside)
+            timer.start()
+            run()
+            time.sleep(60)
+    finally:  # another error must not leave it to stop the tests
+        timer.cancel()
+        timer.join()
     return time.monotonic() - sent[0]
 
 

@@ -240,8 +240,35 @@ def test_contract_with_pytorch(soft, smoothing, name, row_scales, fusing):
     problem = _problem(rows, weights, FORMULAS[name], *of_rows, soft, fusing.device)
     leaves = [v.detach().requires_grad_(v.requires_grad) for v in problem]
     constants = name, FORMULAS[name].constant or 0.0, 0.6, soft, smoothing
-    arguments = (*leaves, *constants, fusing.name)
-    torch.library.opcheck(torch.ops.mxm_kernels.row_losses.default, arguments)
+    for result in ("rows", "sum", "checked rows"):
+        arguments = (*leaves, *constants, fusing.name, result)
+        torch.library.opcheck(torch.ops.mxm_kernels.row_losses.default, arguments)
+
+
+@pytest.mark.parametrize("result", ["sum", "checked rows"])
+@pytest.mark.parametrize("fault", [0.0, torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_loss_that_is_not_finite_is_in_every_gradient(name, fault, result, fusing):
+    rows, weights = _rows(UNPAIRED, 2.0, dtype=torch.float32, smoothing=0.1)
+    factors = torch.ones(2, len(rows.neg_lse))
+    factors[0, 3] += fault
+    soft = 0.0 if name == "soft" else 0.4
+    problem = _problem(rows, weights, FORMULAS[name], *factors, soft, fusing.device)
+    given = FusedFormula(name, FORMULAS[name].constant or 0.0, 0.6, soft, 0.1)
+    made = row_losses(problem, given, fusing.name, result)
+    plain = row_losses(problem, given, fusing.name).detach()
+    (3 * made.sum()).backward()
+    found = [leaf.grad for leaf in _leaves(rows) if leaf.grad is not None]
+    if fault:
+        assert not made.isfinite().any()
+        assert all(grad.isnan().all() for grad in found)
+        return
+    torch.testing.assert_close(made.detach(), plain if made.ndim else plain.sum())
+    again, _ = _rows(UNPAIRED, 2.0, dtype=torch.float32, smoothing=0.1)
+    problem = _problem(again, weights, FORMULAS[name], *factors, soft, fusing.device)
+    (3 * row_losses(problem, given, fusing.name).sum()).backward()
+    expected = [leaf.grad for leaf in _leaves(again) if leaf.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from mxm_kernels import backends, fused_siglip_loss
-from mxm_kernels.backends.interface import SigmoidWeights
+from mxm_kernels.backends.interface import SigmoidLoss, SigmoidWeights
 from mxm_kernels.ops.sigmoid_loss import sigmoid_loss
 from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
@@ -105,9 +105,8 @@ def test_the_upstream_gradient_is_not_rounded_to_16_bits(dtype, backend):
     grad = torch.tensor(1 / 3, device=backend.device)
     right = (dx * grad).to(dtype)
     assert not torch.equal((dx * grad.to(dtype).float()).to(dtype), right)
-    got, _, scalars = backends.load(backend.name).sigmoid_loss_backward(
-        grad, held, held[:0], dx[0, :2], dtype
-    )
+    made = SigmoidLoss(grad, held, held[:0], dx[0, :2])
+    got, _, scalars = backends.load(backend.name).sigmoid_loss_backward(grad, made, dtype)
     assert torch.equal(got, right)
     assert torch.equal(scalars, dx[0, :2] * grad)
 
@@ -168,7 +167,7 @@ def test_opcheck_of_the_backward(dtype, backend):
     found = torch.ops.mxm_kernels.sigmoid_loss(*leaves, *tensors[4:], needs, name, budget)
     grad = torch.full_like(found[0], 3.0)
     torch.library.opcheck(
-        torch.ops.mxm_kernels.sigmoid_loss_backward.default, (grad, *leaves, *found[1:], name)
+        torch.ops.mxm_kernels.sigmoid_loss_backward.default, (grad, *leaves, *found, name)
     )
 
 

@@ -70,7 +70,7 @@ def row_losses_kernel(
     by_n, by_p, by_parameter, level, factor = loss, loss, tl.zeros_like(loss), N, hard
     if FORMULA == "decoupled":  # without a negative the loss is 0
         level = tl.where(float("-inf") == N, 0.0, N)
-        factor = tl.where(float("-inf") == N, 0.0, hard)
+        factor = tl.where(float("-inf") == N, hard * 0.0, hard)
     if WHOLE:
         top, total, weighed = sum_of_positives(
             S, weights, first, count, FORMULA == "supcon_out", BLOCK
@@ -154,6 +154,7 @@ def row_losses_kernel(
 @triton.jit(do_not_specialize=["rows", "positives", "stride", "soft"])
 def row_losses_backward_kernel(
     grad,  # (rows,) with ``stride``
+    total,  # () sum of the losses, or None
     dn,  # (rows,)
     dS,  # (positives,)
     d_parameter,  # (rows,)
@@ -176,17 +177,20 @@ def row_losses_backward_kernel(
 ):
     """The derivatives times grad; the first programs take the rows, the others the positives."""
     program, row_blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
+    fault = 0.0
+    if total is not None:
+        fault = tl.load(total) * 0.0  # NaN where it is not finite, and then everywhere
     if program < row_blocks:
         row = program * BLOCK + tl.arange(0, BLOCK)
         inside = row < rows
-        g = tl.load(grad + row * stride, mask=inside, other=0.0)
+        g = tl.load(grad + row * stride, mask=inside, other=0.0) + fault
         tl.store(dn_out + row, g * tl.load(dn + row, mask=inside, other=0.0), mask=inside)
         if SOFT:
             share = soft * tl.load(soft_weights + row, mask=inside, other=0.0)
             tl.store(du_out + row, -g * share, mask=inside)
         if PARAMETER == 2:
-            by_parameter = g * tl.load(d_parameter + row, mask=inside, other=0.0)
-            tl.store(d_parameter_out + row, by_parameter, mask=inside)
+            of_row = g * tl.load(d_parameter + row, mask=inside, other=0.0)
+            tl.store(d_parameter_out + row, of_row, mask=inside)
         if SMOOTHED:
             by_neg_sum = g * tl.load(d_neg_sum + row, mask=inside, other=0.0)
             tl.store(d_neg_sum_out + row, by_neg_sum, mask=inside)
@@ -194,15 +198,15 @@ def row_losses_backward_kernel(
         place = (program - row_blocks) * BLOCK + tl.arange(0, BLOCK)
         there = place < positives
         owner = tl.load(owners + place, mask=there, other=0)
-        g = tl.load(grad + owner * stride, mask=there, other=0.0)
+        g = tl.load(grad + owner * stride, mask=there, other=0.0) + fault
         tl.store(dS_out + place, g * tl.load(dS + place, mask=there, other=0.0), mask=there)
     if (PARAMETER == 1) & (program == 0):  # one sum, in a fixed order
-        total = tl.zeros((BLOCK,), tl.float32)
+        by_parameter = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, rows, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            g = tl.load(grad + at * stride, mask=at < rows, other=0.0)
-            total += g * tl.load(d_parameter + at, mask=at < rows, other=0.0)
-        tl.store(d_parameter_out, tl.sum(total, axis=0))
+            g = tl.load(grad + at * stride, mask=at < rows, other=0.0) + fault
+            by_parameter += g * tl.load(d_parameter + at, mask=at < rows, other=0.0)
+        tl.store(d_parameter_out, tl.sum(by_parameter, axis=0))
 
 
 def _parameter(problem: RowProblem) -> int:
@@ -224,14 +228,19 @@ BACKWARD_BLOCK = 1024
 
 
 def row_losses_backward(
-    grad: Tensor, made: RowLosses, problem: RowProblem, formula: FusedFormula
+    grad: Tensor,
+    total: Tensor | None,
+    made: RowLosses,
+    problem: RowProblem,
+    formula: FusedFormula,
 ) -> RowLosses:
     """Gradients by u, n, S, the parameter and the sum of the row."""
     rows, positives = len(problem.neg_lse), len(problem.positives)
     (targets, factor), out = formula.target_weights(problem), problem.allocate_gradients()
     programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)
     row_losses_backward_kernel[(programs,)](
-        grad, *made[1:], problem.owners, targets, *out, rows, positives, grad.stride(0), factor,
+        grad, total, *made[1:], problem.owners, targets, *out, rows, positives,
+        grad.stride(0), factor,
         SOFT=factor != 0 and len(problem.teacher_mean) > 0, PARAMETER=_parameter(problem),
         SMOOTHED=len(problem.neg_sum) > 0, BLOCK=BACKWARD_BLOCK,
     )  # fmt: skip

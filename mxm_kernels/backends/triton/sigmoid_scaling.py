@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mxm_kernels.backends.interface import SigmoidLoss
 from mxm_kernels.backends.triton import launch
 
 
@@ -21,6 +22,7 @@ def _times(a, out, block, length, grad, BLOCK: tl.constexpr):
 @triton.jit
 def times_kernel(
     grad,  # ()
+    loss,  # ()
     dx,  # (x_length,)
     dy,  # (y_length,)
     dscalars,  # (2,)
@@ -32,7 +34,8 @@ def times_kernel(
     BLOCK: tl.constexpr,
 ):
     """The gradients times grad, rounded once: PyTorch would round grad to 16 bits first."""
-    block, g = tl.program_id(0), tl.load(grad)
+    # NaN where the loss is not finite: then everywhere.
+    block, g = tl.program_id(0), tl.load(grad) + tl.load(loss) * 0.0
     x_blocks, y_blocks = tl.cdiv(x_length, BLOCK), tl.cdiv(y_length, BLOCK)
     if block < x_blocks:
         _times(dx, dx_out, block, x_length, g, BLOCK)
@@ -46,13 +49,14 @@ TIMES_BLOCK = 1024
 
 
 def loss_backward(
-    grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
+    grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One launch for all of them."""
+    dx, dy, dscalars = made.dx, made.dy, made.dscalars
     stored = launch.workspace_dtype(dtype, dx.device)
     out = (*(torch.empty_like(d, dtype=stored) for d in (dx, dy)), torch.empty_like(dscalars))
     programs = triton.cdiv(dx.numel(), TIMES_BLOCK) + triton.cdiv(dy.numel(), TIMES_BLOCK) + 1
     times_kernel[(programs,)](
-        grad, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
+        grad, made.loss, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
     )
     return out[0].to(dtype), out[1].to(dtype), out[2]
