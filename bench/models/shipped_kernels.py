@@ -107,7 +107,7 @@ _DIVISIBLE = {
 }
 _DIVISIBLE |= {f"D{k}" for k in range(row_scales.MATRICES)}
 _INTEGERS = {
-    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles",
+    "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
     "length", "l0", "l1", "l2", "l3", "images", "scale_stride", "count", "queued",
     "x_rows", "y_rows", "last", "before", "blocks", "source_row", "source_col",
@@ -354,4 +354,4 @@ def setting_of(config: dict[str, Any]) -> Launch:
         return Launch(*config["launch"])
     teacher, diagnostics = config["teacher"], config["diagnostics"]
     cell = Cell(config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics)
-    return cell.shipped(config["target"], config["pointers"])
+    return cell.shipped(config["target"], config["pointers"], config["neg_sum"])

@@ -130,11 +130,13 @@ def _bf16(records, kernel):
 def test_exponentials_of_an_entry(records):
     """Exact maxima take one for the row and one for the column, of S and of T.
 
-    The gradient's serve both, and few more are for the normalisers of rows and columns.
+    The gradient's serve both, and few more are for the normalisers of rows and columns: more of
+    the smaller tile that sm_80 has for the sums over the negatives.
     """
     for kernel, each in (("statistics", 2), ("gradient", 1)):
         for record in _bf16(records, kernel):
-            if record["target"] in ("sm_80", "sm_90") and not record["pointers"]:
+            smaller = record["target"] == "sm_80" and record["neg_sum"]
+            if record["target"] in ("sm_80", "sm_90") and not (record["pointers"] or smaller):
                 assert 1 <= record["exponentials_each"] / (1 + record["teacher"]) / each < 1.3
 
 

@@ -133,8 +133,6 @@ def gradient_kernel(
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
     grad = two_sided(S, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
-    if NEG_SUM:
-        grad += (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
     grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
     if TEACHER:
         T = products(
@@ -144,6 +142,10 @@ def gradient_kernel(
         t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
         du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
         grad += two_sided(T, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
+    if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
+        more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
+        groups = tl.load(image_groups + row), tl.load(text_groups + col)
+        grad += negatives_alone(more, *groups, inside)
     store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
@@ -210,8 +212,6 @@ def stored_gradient_kernel(
     of_rows = load_side(n, dn, image_groups, row, u)
     of_cols = load_side(n + M, dn + M, text_groups, col, u)
     grad = two_exponentials(S_tile, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
-    if NEG_SUM:
-        grad += (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
     grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
     if TEACHER:
         if FIXED:
@@ -220,6 +220,10 @@ def stored_gradient_kernel(
         t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
         du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
         grad += two_exponentials(T_tile, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
+    if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
+        more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
+        groups = tl.load(image_groups + row), tl.load(text_groups + col)
+        grad += negatives_alone(more, *groups, inside)
     store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
@@ -244,7 +248,7 @@ def scale_gradient_kernel(
     dn,  # (rows,)
     u,  # (rows,) the teacher's averages
     du,  # (rows,)
-    sums,  # (rows,) of S over the negatives, not read unless NEG_SUM
+    neg_sum,  # (rows,) of S over the negatives, not read unless NEG_SUM
     dm,  # (rows,)
     scale,  # ()
     lowered,  # () int32, not read unless LOWERED
@@ -265,7 +269,7 @@ def scale_gradient_kernel(
 
     The gradient of the scale is sum dS S / s over parts, each of them of vectors: the
     negatives' is sum dn mean and the teacher's sum du u, since both are averages of S, and that of
-    the sums over the negatives is sum dm sums.
+    the sums over the negatives is sum dm neg_sum.
     """
     s = tl.load(scale)
     factor, R = factor_of(s, UNIT)
@@ -282,7 +286,7 @@ def scale_gradient_kernel(
         if TEACHER:
             known += _dot(u, du, rows, down, BLOCK)
         if NEG_SUM:
-            known += _dot(sums, dm, rows, down, BLOCK)
+            known += _dot(neg_sum, dm, rows, down, BLOCK)
         mantissa = s * down
         total = known / mantissa * factor
         tl.store(dscale, times_power(total / mantissa, R - of_s))
@@ -315,7 +319,8 @@ class _Backward:
 
     def _tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
         """Multiply S and T again: where kept integers are too coarse, or everywhere."""
-        p, setting = self.p, launch.pick("gradient", self.p)
+        p, neg_sum = self.p, self.terms["NEG_SUM"]
+        setting = launch.pick("gradient", p, neg_sum=neg_sum)
         tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
         x, y, teacher_x, teacher_y = operands(p, setting)
         gradient_kernel[(tiles,)](

@@ -45,13 +45,15 @@ def target(device: torch.device) -> Target:
     return by_major.get(major, "sm_80")
 
 
-def pick_placed(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
+def pick_placed(
+    phase: Phase, problem: Problem, diagnostics: bool = False, neg_sum: bool = False
+) -> Launch:
     """``pick``, or the table's launch of pointers where a factor has to come by one.
 
     It looks at addresses, so it is for what launches: other tensors have none while torch.compile
     traces.
     """
-    picked = pick(phase, problem, diagnostics)
+    picked = pick(phase, problem, diagnostics, neg_sum)
     by_pointers = SETTINGS[target(problem.x.device)][KINDS[phase]].pointers
     if by_pointers is None or phase in _forced_launches:
         return picked
@@ -90,7 +92,9 @@ def shared_bytes(device: torch.device) -> int:
     return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
-def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
+def pick(
+    phase: Phase, problem: Problem, diagnostics: bool = False, neg_sum: bool = False
+) -> Launch:
     """The launch of ``phase``: the one forced, else the one measured on this GPU, else the table's.
 
     A process reads what was measured once, so that forward and backward, and every step, agree.
@@ -100,7 +104,7 @@ def pick(phase: Phase, problem: Problem, diagnostics: bool = False) -> Launch:
     cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
     measured = in_force(device)  # mostly empty, and then a key need not be made
     found = measured.get(tuned.key(cell)) if measured else None
-    return cell.shipped(target(device)) if found is None else found
+    return cell.shipped(target(device), neg_sum=neg_sum) if found is None else found
 
 
 @cache

@@ -99,20 +99,14 @@ def _merge_block(
         T = _carried(carried + 3 * length, length, index, known, T_FIELDS)
         T_state = state + 3 * length
         T = _joined(T_state, lines, length, index, inside, T, LINE, T_FIELDS, LINES)
-    total = S[1]
-    if NEG_SUM:
-        total = _field(carried, LINE - 1, length, index, known)
-        total = _added(state, lines, length, index, inside, total, LINE, LINES)
+    row = first + index
     if last > 0:
-        row = first + index
         # 0, or NaN where a feature is not finite: a sum may show no trace of it.
         fault = tl.load(units + row, mask=inside, other=0.0) * 0.0
         n_value = (S[0] + tl.log2(S[1])) * LN2 + fault
         tl.store(n + row, n_value, mask=inside)
         # A row without a negative has sums of 0.
         tl.store(mean + row, tl.where(S[1] == 0, fault, S[2] / S[1] + fault), mask=inside)
-        if NEG_SUM:
-            tl.store(neg_sum + row, total + fault, mask=inside)
         if DIAGNOSTICS:
             top = tl.where(n_value != n_value, n_value, S[0] * LN2)
             tl.store(m + row, top, mask=inside)
@@ -127,10 +121,16 @@ def _merge_block(
                 tl.store(h + row, tl.where(entropy < 0, 0.0, entropy), mask=inside)
     else:
         _store_carried(carried, length, index, inside, S, 3)
-        if NEG_SUM:
-            tl.store(carried + (LINE - 1) * length + index, total, mask=inside)
         if T_FIELDS:
             _store_carried(carried + 3 * length, length, index, inside, T, T_FIELDS)
+    if NEG_SUM:
+        own = _field(carried, LINE - 1, length, index, known)
+        own = _added(state, lines, length, index, inside, own, LINE, LINES)
+        if last > 0:
+            fault = tl.load(units + row, mask=inside, other=0.0) * 0.0
+            tl.store(neg_sum + row, own + fault, mask=inside)
+        else:
+            tl.store(carried + (LINE - 1) * length + index, own, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "N", "row_lines", "col_lines", "first", "width", "last"])

@@ -81,11 +81,15 @@ class Setting:
     # Of either, where a target that has tensor descriptors reads a factor by pointers, whose
     # addresses take registers; None: the others serve.
     pointers: Launch | None = None
+    # With a teacher and the sums over the negatives, whose gradients take registers too.
+    summed: Launch | None = None
 
-    def pick(self, teacher: bool, pointers: bool = False) -> Launch:
+    def pick(self, teacher: bool, pointers: bool = False, neg_sum: bool = False) -> Launch:
         """The launch with or without a teacher."""
         if pointers and self.pointers is not None:
             return self.pointers
+        if teacher and neg_sum and self.summed is not None:
+            return self.summed
         return self.teacher if teacher else self.student
 
 
@@ -108,6 +112,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
         "gradient": Setting(
             student=Launch(128, 128, 32, warps=8, stages=3),
             teacher=Launch(128, 128, 32, warps=8, stages=3),
+            summed=Launch(128, 64, 32, warps=8, stages=3),
         ),
         "sigmoid_gradient": Setting(
             Launch(128, 128, 32, warps=8, stages=3), Launch(128, 128, 32, warps=8, stages=3)
@@ -148,6 +153,7 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
         "statistics": Setting(
             student=Launch(128, 128, 32, warps=8, stages=2),
             teacher=Launch(128, 64, 32, warps=8, stages=2),
+            summed=Launch(64, 64, 32, warps=4, stages=2),
         ),
         "gradient": Setting(
             student=Launch(128, 128, 32, warps=8, stages=2),
@@ -192,6 +198,6 @@ class Cell:
             diagnostics,
         )
 
-    def shipped(self, on: Target, pointers: bool = False) -> Launch:
+    def shipped(self, on: Target, pointers: bool = False, neg_sum: bool = False) -> Launch:
         """The table's launch; ``pointers``: where a factor comes by pointers."""
-        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers)
+        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers, neg_sum)

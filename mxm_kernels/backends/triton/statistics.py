@@ -54,17 +54,31 @@ def _add(a, b, c, d):
 
 
 @triton.jit
+def _add_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
 def _store_sums(
-    L, weights, factor, line, length, at, inside, axis: tl.constexpr, OWN: tl.constexpr
+    L, weights, factor, line, length, at, inside,
+    axis: tl.constexpr, OWN: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Maxima of the logits L, base 2, over ``axis``, and sums of exp against them.
 
     They are those of exp, of exp times ``factor`` weights and, with OWN, of exp times the logits.
+    Where SUM is not 0, the logits are summed themselves, into that field of the line.
     """
     top = tl.max(L, axis)
     share = tl.exp2(L - tl.expand_dims(top, axis))
-    # Both at once: one after the other, all shares and all weights are in registers, which spills.
-    total, weighted = tl.reduce((share, share * weights), axis, _add)
+    # All at once: one after the other, all shares and all weights are in registers, which spills.
+    if SUM:
+        # Another bound for each axis: the compiler would keep one tile for both.
+        bound: tl.constexpr = NOTHING * (1 + axis / 8)
+        plain = tl.where(L > bound, L, 0.0)  # noqa: SIM300 (L is the tile)
+        total, weighted, plain = tl.reduce((share, share * weights, plain), axis, _add_three)
+        tl.store(line + SUM * length + at, plain * LN2, mask=inside)
+    else:
+        total, weighted = tl.reduce((share, share * weights), axis, _add)
     empty = top <= NOTHING
     tl.store(line + at, tl.where(empty, float("-inf"), top), mask=inside)
     tl.store(line + length + at, tl.where(empty, 0.0, total), mask=inside)
@@ -93,17 +107,10 @@ def student_sums(
     of_row = tl.load(image_groups + row, mask=row_inside, other=0)
     of_col = tl.load(text_groups + col, mask=col_inside, other=0)
     L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
-    same = of_row[:, None] == of_col[None, :]
-    if NEG_SUM:
-        inside = row_inside[:, None] & col_inside[None, :]
-        negatives = tl.where(inside & ~same, S, 0.0)
-        width = last - first
-        of_rows, of_cols = row_line + (3 + T_FIELDS) * M, col_line + (3 + T_FIELDS) * width
-        tl.store(of_rows + row, s * tl.sum(negatives, 1), mask=row_inside)
-        tl.store(of_cols + col - first, s * tl.sum(negatives, 0), mask=col_inside)
-    L = tl.where(same, OUTSIDE, L)
-    _store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False)
-    _store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False)
+    L = tl.where(of_row[:, None] == of_col[None, :], OUTSIDE, L)
+    SUM: tl.constexpr = (3 + T_FIELDS) * NEG_SUM
+    _store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False, SUM)
+    _store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False, SUM)
 
 
 @triton.jit
@@ -116,8 +123,8 @@ def teacher_sums(
     col, col_inside, col_out = _block(first_col, last, BLOCK_N)
     width = last - first
     L = T * (t * LOG2E) + row_out[:, None] + col_out[None, :]
-    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, OWN)
-    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, OWN)
+    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, OWN, 0)
+    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, OWN, 0)
 
 
 @triton.jit
@@ -249,7 +256,7 @@ class _Forward:
         self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
         self.neg_sum = neg_sum
         phase: Phase = "stored_statistics" if self.stored else "statistics"
-        self.setting = launch.pick_placed(phase, self.p, diagnostics)
+        self.setting = launch.pick_placed(phase, self.p, diagnostics, neg_sum)
 
     def run(self) -> Statistics:
         p, tile, fields = (

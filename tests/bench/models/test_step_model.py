@@ -23,7 +23,8 @@ from mxm_kernels.backends.triton import plan
 
 RECORD = {
     "target": "sm_90", "kernel": "statistics", "dtype": "bf16", "diagnostics": False,
-    "kept": False, "pointers": False, "tile": "64 x 128 x 64, 3 stages", "teacher": False,
+    "kept": False, "pointers": False, "neg_sum": False, "teacher": False,
+    "tile": "64 x 128 x 64, 3 stages",
     "matrix": {"HGMMA.64x128x16": 4}, "programs": 2,
     "exponentials_each": 1.0, "instructions_each": 16.0, "shuffles_each": 0.5,
 }  # fmt: skip
