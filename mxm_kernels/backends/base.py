@@ -127,25 +127,26 @@ class Backend:
     def row_losses_backward(
         self,
         grad: Tensor,
-        total: Tensor | None,
+        checked: Tensor | None,
         made: RowLosses,
         rows: RowProblem,
         formula: FusedFormula,
     ) -> RowLosses:
-        """Multiply the derivatives by ``grad`` (R,), that of the losses.
+        """Multiply the derivatives by ``grad`` (R,), that of the losses, or () of their sum.
 
-        Where ``total`` (), their sum, is not finite, all of them are NaN.
+        Where ``checked``, their sum () or they (R,) if all or none are finite, is not finite, all
+        derivatives are NaN.
         The first field of the result is the gradient by ``teacher_mean``; that by the parameter
         has its shape.
         """
-        if total is not None:
-            grad = torch.add(grad, total, alpha=0)
+        if checked is not None:
+            grad = torch.add(grad, checked, alpha=0)
         weights, factor = formula.target_weights(rows)
         by_parameter = grad * made.d_parameter if rows.parameter.numel() else grad.new_empty(0)
         return RowLosses(
             grad * weights * -factor if len(rows.teacher_mean) else grad.new_empty(0),
             grad * made.d_neg_lse,
-            grad.index_select(0, rows.owners) * made.d_positives,
+            (grad.index_select(0, rows.owners) if grad.ndim else grad) * made.d_positives,
             by_parameter.sum() if rows.parameter.ndim == 0 else by_parameter,
             grad * made.d_neg_sum if len(rows.neg_sum) else grad.new_empty(0),
         )

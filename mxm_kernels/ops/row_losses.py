@@ -32,11 +32,9 @@ from mxm_kernels.ops.library import (
 _ROWS = schema(*RowProblem._fields)
 _FORMULA = "str formula, float constant, float hard, float soft, float smoothing, str backend"
 _DERIVATIVES = RowLosses._fields[1:]
+library.define(f"row_losses({_ROWS}, {_FORMULA}, str result) -> ({schema('made', *_DERIVATIVES)})")
 library.define(
-    f"row_losses({_ROWS}, {_FORMULA}, str result) -> ({schema('made', 'total', *_DERIVATIVES)})"
-)
-library.define(
-    f"row_losses_backward(Tensor grad, Tensor? total, {schema(*_DERIVATIVES)}, {_ROWS}, "
+    f"row_losses_backward(Tensor grad, Tensor? checked, {schema(*_DERIVATIVES)}, {_ROWS}, "
     f"{_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _COUNT = len(RowProblem._fields)
@@ -60,35 +58,31 @@ def _forward(*arguments):
     *formula, backend, result = arguments[_COUNT:]
     with torch.no_grad():
         losses, *derivatives = backends.load(backend).row_losses(rows, FusedFormula(*formula))
-        total = losses.new_empty(0)
         if result == "sum":
             losses = losses.sum()
-        elif result == "checked rows":
-            total = torch.linalg.vector_norm(losses, torch.inf)  # a sum might overflow
-            losses = torch.add(losses, total, alpha=0)
-    return losses, total, *derivatives
+        elif result == "checked rows":  # by the greatest: a sum might overflow
+            losses = torch.add(losses, torch.linalg.vector_norm(losses, torch.inf), alpha=0)
+    return losses, *derivatives
 
 
 @torch.library.register_fake("mxm_kernels::row_losses", lib=library)
 def _fake_forward(*arguments):
     losses, *derivatives = RowProblem(*arguments[:_COUNT]).allocate()
-    result = arguments[-1]
-    total = losses.new_empty(() if result == "checked rows" else 0)
-    return losses.new_empty(()) if result == "sum" else losses, total, *derivatives
+    return losses.new_empty(()) if arguments[-1] == "sum" else losses, *derivatives
 
 
 @torch.library.impl(library, "row_losses_backward", "CompositeExplicitAutograd")
-def _backward(grad, total, *arguments):
+def _backward(grad, checked, *arguments):
     derivatives, rest = arguments[: len(_DERIVATIVES)], arguments[len(_DERIVATIVES) :]
     rows, formula = RowProblem(*rest[:_COUNT]), FusedFormula(*rest[_COUNT:-1])
     made = RowLosses(grad, *derivatives)
     with torch.no_grad():
         run = backends.load(rest[-1]).row_losses_backward
-        return tuple(run(grad, total, made, rows, formula))
+        return tuple(run(grad, checked, made, rows, formula))
 
 
 @torch.library.register_fake("mxm_kernels::row_losses_backward", lib=library)
-def _fake_backward(grad, total, *arguments):
+def _fake_backward(grad, checked, *arguments):
     rows = RowProblem(*arguments[len(_DERIVATIVES) :][:_COUNT])
     return tuple(rows.allocate_gradients())
 
@@ -97,17 +91,14 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*output, *inputs[:_COUNT])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.formula = inputs[_COUNT:-1]  # and the backend
+    *ctx.formula, ctx.result = inputs[_COUNT:]  # and the backend
 
 
 def _differentiate(ctx, grad, *_):
-    made, total, *saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
-    if made.ndim == 0:
-        total, grad = made, grad.expand(saved[0].shape)
-    elif total.ndim:  # of rows that are not checked
-        total = None
+    made, *saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
+    checked = None if ctx.result == "rows" else made
     du, dn, dS, *others = torch.ops.mxm_kernels.row_losses_backward(
-        grad, total, *saved, *ctx.formula
+        grad, checked, *saved, *ctx.formula
     )
     gradients = wanted((dn, dS, du, *others), ctx.needs_input_grad[:5])
     return *gradients, *[None] * (_COUNT - 5 + len(ctx.formula) + 1)

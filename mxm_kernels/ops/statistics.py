@@ -187,7 +187,7 @@ def _differentiate(ctx, *grads):
     # After the inputs they begin with the outputs that are differentiable.
     outputs = saved[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
     upstream = [
-        torch.zeros_like(output) if grad is None else grad
+        output if not output.numel() else torch.zeros_like(output) if grad is None else grad
         for grad, output in zip(grads, outputs, strict=False)
     ]
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]

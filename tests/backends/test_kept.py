@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from mxm_kernels import backends, fused_mfh_loss, memory_budget, set_memory_budget
-from mxm_kernels.backends import fixed_point
+from mxm_kernels.backends import fixed_point, native
 from mxm_kernels.backends.interface import Memory
 from mxm_kernels.folds import Folds
 from mxm_kernels.ops.library import make_problem
@@ -116,6 +116,8 @@ def test_tiles_of_any_height_give_the_same_bits(M, N, D, keeping):
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 def test_what_is_kept_is_saved_where_the_budget_and_the_caller_say_so(dtype, with_teacher, keeping):
+    if keeping.name == "native" and dtype == torch.bfloat16 and native.backend.isa:
+        pytest.skip(f"{native.backend.isa} multiplies bfloat16: nothing is kept")
     features, teacher, ids = _batch(keeping, dtype, teacher=with_teacher)
     M, N = len(features[0]), len(features[1])
     kept_dtype = torch.float32 if dtype == torch.float32 else torch.int16

@@ -192,8 +192,11 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     if p.has_teacher:
         T = p.teacher_scale * p.teacher_x @ p.teacher_y.T
         statistics.append(torch.cat([(T.softmax(1) * S).sum(1), (T.softmax(0) * S).sum(0)]))
-    upstream = _upstream(native.backend.forward(problem, MEMORY))
-    (dS,) = torch.autograd.grad(statistics, S, [u.double() for u in upstream[: len(statistics)]])
+    finite = negatives.masked_fill(negatives == -torch.inf, 0)
+    statistics.append(torch.cat([finite.sum(1), finite.sum(0)]))
+    upstream = _upstream(native.backend.forward(problem, MEMORY, neg_sum=True))
+    given = [u.double() for u in upstream if len(u)]
+    (dS,) = torch.autograd.grad(statistics, S, given)
     return p.scale * dS.abs() @ p.y.abs(), p.scale * dS.abs().T @ p.x.abs()
 
 

@@ -15,7 +15,7 @@ from tests.support.products import matrix_products
 def test_opcheck_with_diagnostics(with_teacher, backend):
     x, y, (tx, ty), s, t = batch(backend)
     teacher = (tx, ty, s, s.detach()) if with_teacher else (None, None, s, None)
-    arguments = (x, y, *teacher, *t.pair_tables(), backend.name, True, 1 << 26, True)
+    arguments = (x, y, *teacher, *t.pair_tables(), backend.name, True, True, 1 << 26, True)
     torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 

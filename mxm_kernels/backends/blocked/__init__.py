@@ -57,8 +57,8 @@ class _Blocked(Backend):
         like = work.like
         S_rows, S_cols = Running(rows, like), Running(cols, like)
         T_rows, T_cols = Running(rows, like), Running(cols, like)
-        m_rows, m_cols = (like.new_full((length,), -torch.inf) for length in (rows, cols))
-        of_rows, of_cols = (like.new_zeros(n, dtype=torch.float64) for n in (rows, cols))
+        maxima = [like.new_full((n,), -torch.inf) for n in (rows, cols)] if diagnostics else []
+        sums = [like.new_zeros(n, dtype=torch.float64) for n in (rows, cols)] if neg_sum else []
         positives = like.new_empty(problem.pairs)
         made, stride = problem.allocate(diagnostics), kept_stride(problem, memory)
         if stride is not None:
@@ -76,13 +76,12 @@ class _Blocked(Backend):
             hidden = flat[tile.hidden] if kept else None
             if neg_sum:
                 flat[tile.hidden] = 0
-                of_rows[slice(*tile.rows)] += S.sum(1)
-                of_cols[slice(*tile.cols)] += S.sum(0)
+                sums[0][slice(*tile.rows)] += S.sum(1)
+                sums[1][slice(*tile.cols)] += S.sum(0)
             flat[tile.hidden] = -torch.inf
-            if diagnostics:
-                for m, span, dim in ((m_rows, tile.rows, 1), (m_cols, tile.cols, 0)):
-                    part = m[slice(*span)]
-                    torch.maximum(part, S.amax(dim), out=part)
+            for m, span, dim in zip(maxima, (tile.rows, tile.cols), (1, 0), strict=False):
+                part = m[slice(*span)]
+                torch.maximum(part, S.amax(dim), out=part)
             add_both((S_rows, S_cols), tile.rows, tile.cols, S, None, scratch)
             if hidden is not None:
                 flat[tile.hidden] = hidden
@@ -91,9 +90,9 @@ class _Blocked(Backend):
             positives=problem.to_list(positives),
         )
         if diagnostics:
-            made = made._replace(hardest=torch.cat([m_rows, m_cols]))
+            made = made._replace(hardest=torch.cat(maxima))
         if neg_sum:
-            made = made._replace(neg_sum=torch.cat([of_rows, of_cols]).to(like.dtype))
+            made = made._replace(neg_sum=torch.cat(sums).to(like.dtype))
         if problem.has_teacher:
             made = made._replace(
                 teacher_mean=torch.cat([T_rows.average(), T_cols.average()]),

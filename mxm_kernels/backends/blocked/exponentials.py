@@ -119,7 +119,7 @@ def add_both(
     if values is not None:
         out.mul_(values)
         weighted = [out.sum(dim) for _, dim in spans]
-    against = logits.new_tensor(reference)
+    against = logits.new_full((), reference)
     for k, (side, (span, _)) in enumerate(zip(sides, spans, strict=True)):
         side.merge(span, against, totals[k], weighted[k], owned[k])
 

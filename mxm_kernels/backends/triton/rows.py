@@ -153,8 +153,8 @@ def row_losses_kernel(
 
 @triton.jit(do_not_specialize=["rows", "positives", "stride", "soft"])
 def row_losses_backward_kernel(
-    grad,  # (rows,) with ``stride``
-    total,  # () sum of the losses, or None
+    grad,  # (rows,) with ``stride``, or () with 0
+    checked,  # the first number is finite if all losses are; or None
     dn,  # (rows,)
     dS,  # (positives,)
     d_parameter,  # (rows,)
@@ -178,8 +178,8 @@ def row_losses_backward_kernel(
     """The derivatives times grad; the first programs take the rows, the others the positives."""
     program, row_blocks = tl.program_id(0), tl.cdiv(rows, BLOCK)
     fault = 0.0
-    if total is not None:
-        fault = tl.load(total) * 0.0  # NaN where it is not finite, and then everywhere
+    if checked is not None:
+        fault = tl.load(checked) * 0.0  # NaN where it is not finite, and then everywhere
     if program < row_blocks:
         row = program * BLOCK + tl.arange(0, BLOCK)
         inside = row < rows
@@ -229,7 +229,7 @@ BACKWARD_BLOCK = 1024
 
 def row_losses_backward(
     grad: Tensor,
-    total: Tensor | None,
+    checked: Tensor | None,
     made: RowLosses,
     problem: RowProblem,
     formula: FusedFormula,
@@ -239,8 +239,8 @@ def row_losses_backward(
     (targets, factor), out = formula.target_weights(problem), problem.allocate_gradients()
     programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)
     row_losses_backward_kernel[(programs,)](
-        grad, total, *made[1:], problem.owners, targets, *out, rows, positives,
-        grad.stride(0), factor,
+        grad, checked, *made[1:], problem.owners, targets, *out, rows, positives,
+        grad.stride(0) if grad.ndim else 0, factor,
         SOFT=factor != 0 and len(problem.teacher_mean) > 0, PARAMETER=_parameter(problem),
         SMOOTHED=len(problem.neg_sum) > 0, BLOCK=BACKWARD_BLOCK,
     )  # fmt: skip
