@@ -1,5 +1,7 @@
 """The loss in the trainer of sentence-transformers itself."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -82,7 +84,9 @@ def test_a_loss_that_takes_other_arguments(loss):
 def made_model():
     st = pytest.importorskip("sentence_transformers")
     tokenizers = pytest.importorskip("tokenizers")
-    from sentence_transformers.models import StaticEmbedding
+    with warnings.catch_warnings():  # newer versions have it elsewhere too
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from sentence_transformers.models import StaticEmbedding
 
     words = ["[UNK]", "a", "the", "small", "big", "old", *ANIMALS]
     word_level = tokenizers.models.WordLevel({w: k for k, w in enumerate(words)}, "[UNK]")

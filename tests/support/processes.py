@@ -91,6 +91,9 @@ class _Rank:
         return value
 
 
+HOSTS = "pytorch_lightning|open_clip|sentence_transformers"  # which call what torch deprecates
+
+
 def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -98,6 +101,7 @@ def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     torch.manual_seed(0)
     for kind in (FutureWarning, DeprecationWarning):  # of torch, whoever it says is to blame
         warnings.simplefilter("error", kind)
+        warnings.filterwarnings("default", category=kind, module=HOSTS)
     dist.init_process_group(
         "gloo",
         init_method=store,
