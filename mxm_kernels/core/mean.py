@@ -105,11 +105,11 @@ def nan_everywhere(batch: Batch, result: Tensor) -> Tensor:
     gradients skips a step only if one that it looks at is not finite. A sum, (), is on all ranks
     already, and not finite itself.
     """
-    total = result
+    total = result.detach()
     if result.ndim and batch.shard is None:
-        total = torch.linalg.vector_norm(result.detach(), torch.inf)  # a sum might overflow
+        total = torch.linalg.vector_norm(total, torch.inf)  # a sum might overflow
     elif result.ndim:  # a rank may have no row
-        total = batch.sum((result.detach() * 0).sum())
+        total = batch.sum((total * 0).sum())
     return cast(Tensor, _NanEverywhere.apply(result, total, zero(batch.tables, batch.dtype)))
 
 

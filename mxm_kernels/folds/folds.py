@@ -242,7 +242,7 @@ torch.serialization.add_safe_globals([made_from])
 
 def is_scalar(value: object) -> bool:
     """Whether it is one number of numpy's or torch's, a 0-d array or tensor included."""
-    return getattr(value, "ndim", None) == 0
+    return isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0
 
 
 def kind_of(value: object) -> str:

@@ -1,6 +1,7 @@
 """The losses against open_clip's own: signatures, values, gradients, over one process and two."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ CASES += [("SigLipLoss", {"dist_impl": kind}) for kind in ("bidir", "shift", "re
 
 
 def every_case(rank, world):
+    warnings.filterwarnings("ignore", category=FutureWarning, module="open_clip")  # its own
     return [both(rank, world, name, options) for name, options in CASES]
 
 

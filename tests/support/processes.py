@@ -91,9 +91,6 @@ class _Rank:
         return value
 
 
-HOSTS = "pytorch_lightning|open_clip|sentence_transformers"  # which call what torch deprecates
-
-
 def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -101,7 +98,6 @@ def _work(sender, rank, world, store, timeout, function, arguments) -> None:
     torch.manual_seed(0)
     for kind in (FutureWarning, DeprecationWarning):  # of torch, whoever it says is to blame
         warnings.simplefilter("error", kind)
-        warnings.filterwarnings("default", category=kind, module=HOSTS)
     dist.init_process_group(
         "gloo",
         init_method=store,
@@ -125,7 +121,12 @@ def _work(sender, rank, world, store, timeout, function, arguments) -> None:
 
 
 def as_torchrun(rank: int, world: int) -> None:
-    """Put a rank into the environment of a process that torchrun starts, for libraries to read."""
+    """Put a rank into the environment of a process that torchrun starts, for libraries to read.
+
+    What these libraries call of torch that it deprecates is not ours.
+    """
+    warnings.simplefilter("default")
+    warnings.filterwarnings("error", module="mxm_kernels")
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
