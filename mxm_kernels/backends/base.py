@@ -134,8 +134,8 @@ class Backend:
     ) -> RowLosses:
         """Multiply the derivatives by ``grad`` (R,), that of the losses, or () of their sum.
 
-        Where ``checked``, their sum () or they (R,) if all or none are finite, is not finite, all
-        derivatives are NaN.
+        ``checked`` is the sum () of the losses, or the losses (R,), which are all NaN where one is
+        not finite. Where it is not finite, all results are NaN.
         The first field of the result is the gradient by ``teacher_mean``; that by the parameter
         has its shape.
         """
