@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ..errors import CheckpointError as CheckpointError
-from ..errors import InterruptedRunError as InterruptedRunError
 from ..errors import OptionError
 from ..options import (
     Count,

@@ -12,7 +12,7 @@ SEED, BATCH, INSTANCES = 3, 3, 14  # four batches an epoch, two of each of two p
 
 
 def dataset():
-    """Ragged instances, of which two images and one text are drawn: what depends on the epoch."""
+    """Ragged instances. The dataset draws two images and one text of each, by the epoch."""
     counts = np.arange(INSTANCES) % 4 + 1
     images = [(i, n) for i in range(INSTANCES) for n in range(counts[i])]
     texts = [(i, n) for i in range(INSTANCES) for n in range(5 - counts[i])]

@@ -138,7 +138,7 @@ def test_every_rank_goes_on_from_a_checkpoint(tmp_path, runs):
 
 
 def test_ctrl_c_stops_every_rank_at_the_same_step(tmp_path):
-    """Torchrun hands the signal on; there is no other checkpoint than that of the stop."""
+    """Torchrun hands the signal on. The one checkpoint is the one that the stop writes."""
     plan = {"run": {**COMMON, "epochs": 100_000, "checkpoint_every": 1_000_000, "marked": True}}
     running = start(tmp_path, plan, 2)
     try:

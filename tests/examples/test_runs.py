@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from examples.errors import CheckpointError, InterruptedRunError
 from examples.finetune.__main__ import main
-from examples.finetune.config import CheckpointError, Config, InterruptedRunError
+from examples.finetune.config import Config
 from examples.finetune.inputs import build_encoders
 from examples.finetune.train import Trainer, make_accelerator, make_material, run
 from examples.options import OptionError

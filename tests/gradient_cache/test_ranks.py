@@ -62,7 +62,7 @@ def test_fsdp2():
 
 
 class Encoder(nn.Module):
-    """Two layers, of which one may be sharded on its own; counts its passes."""
+    """Two layers. One may be sharded on its own. The module counts its passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def test_several_encoders():
 
 
 def one_encoder_twice(rank, world, kind):
-    """Behind two functions, of which neither is sure to call it: it synchronises after each."""
+    """Two functions may call the module, neither surely: it synchronises after each."""
     plain = Encoder()
     wrapped = sharded(copy.deepcopy(plain), kind, world)
     x, y = rows_of(rank, 3 + 2 * rank), rows_of(rank + 5, 4)

@@ -76,5 +76,5 @@ def test_all_options_of_a_loss(name):
 
 @pytest.mark.parametrize("folds", FOLDS)
 def test_paired_weights(folds):
-    """The rows of an instance are paired by a remainder, of which no lane may be one by 0."""
+    """A remainder pairs the rows of an instance. No lane of a vector may divide by 0."""
     _check("fused_info_nce_loss", folds, {})

@@ -4,7 +4,7 @@ import time
 import open_clip
 import pytest
 
-from examples.finetune.config import CheckpointError, InterruptedRunError
+from examples.errors import CheckpointError, InterruptedRunError
 from examples.options import OptionError
 from examples.studies.cma_clip import prepare
 from examples.studies.cma_clip import study as study_module
