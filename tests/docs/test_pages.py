@@ -16,7 +16,13 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def name(page: Path) -> str:
+    """The page's path in the docs: hosts/open_clip."""
+    return page.relative_to(DOCS).with_suffix("").as_posix()
 
 
 def run_shell(example: Example) -> str | None:
@@ -85,7 +91,7 @@ def one_rank(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_runs(page, sybil):
     """In order, as a reader runs them: a block may use what an earlier one made."""
     document = sybil.parse(page)
@@ -104,7 +110,7 @@ def test_there_are_pages_with_process_groups():
     assert PARALLEL
 
 
-@pytest.mark.parametrize("page", PARALLEL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PARALLEL, ids=name)
 def test_process_groups_run_under_torchrun(page, tmp_path):
     """The page's Python as one script, in two processes that torchrun starts."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
@@ -123,7 +129,7 @@ def test_process_groups_run_under_torchrun(page, tmp_path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_block_is_of_a_language_that_does_not_run(page):
     languages = set(re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)) - {""}
     assert languages <= {"python", "sh", "text"}

@@ -15,7 +15,8 @@ from docs import site_hooks
 from tests.support.surface import MODULES
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,19 @@ def site(tmp_path_factory):
 
 
 def page(site, name):
-    """The HTML of a page."""
-    path = site / "index.html" if name == "index" else site / name / "index.html"
-    return path.read_text()
+    """The HTML of a page: the index of a folder is the folder's own."""
+    folder = name.removesuffix("index")
+    return (site / folder / "index.html").read_text()
+
+
+def place(path):
+    """A page's path in the docs: hosts/open_clip."""
+    return path.relative_to(DOCS).with_suffix("").as_posix()
 
 
 def test_every_page_is_there_with_its_formulas(site):
     for path in PAGES:
-        html = page(site, path.stem)
+        html = page(site, place(path))
         assert html.count("<math") >= path.read_text().count("\n$$\n") // 2
         assert "arithmatex" not in html
 
@@ -46,7 +52,7 @@ def test_every_page_is_there_with_its_formulas(site):
 def test_no_formula_has_an_unknown_command(site):
     """latex2mathml prints a command or a column separator that it does not know as it is."""
     for path in PAGES:
-        for formula in re.findall(r"<math.*?</math>", page(site, path.stem), re.DOTALL):
+        for formula in re.findall(r"<math.*?</math>", page(site, place(path)), re.DOTALL):
             assert "\\" not in formula
             assert "&amp;" not in formula
             assert "<mi>&</mi>" not in formula
