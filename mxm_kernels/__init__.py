@@ -1,4 +1,7 @@
-"""Fused multifold contrastive losses for PyTorch: no similarity matrix, no masks."""
+"""Contrastive losses for PyTorch with several images and texts of each instance in a batch.
+
+They are fused: the M x N similarity matrix and its masks are never held beyond a memory budget.
+"""
 
 from torch.serialization import add_safe_globals
 

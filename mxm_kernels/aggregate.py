@@ -1,7 +1,8 @@
-"""One feature for each instance: the mean of its observations, normalised again.
+"""One feature for each instance: the mean of the features of its observations, normalised again.
 
-For losses between an instance and its observations: text to shape (all views of it together),
-aggregated texts to image, or both. Differentiable, on ragged folds, the same bits in every run.
+It is for losses that compare an instance as a whole: a text with a shape (all views of it
+together), an image with all of its texts, or both. It is differentiable, takes ragged folds, and
+gives the same bits in every run.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from mxm_kernels.folds import Ids, as_one_side
 def fold_mean(
     features: Tensor, ids: int | Ids, *, normalized: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Mean of the rows of each instance.
+    """Mean of the rows of each instance: one feature for an instance instead of several.
 
         z_g = sum_{i in g} x_i / |g|,    divided by its norm
 
     (TriCoLo's multi-view mean, arXiv 2201.07366).
 
     Args:
-        features: (M, D), any floating-point dtype.
-        ids: which instance each row shows: (M,) integers on the device of the features (or not
-            tensors), in any order and number; or the number of consecutive rows of each
-            instance.
+        features: (M, D), any floating-point dtype; a row for each image, or for each text.
+        ids: which instance each row shows: (M,) integers in any order, a tensor on the device of
+            the features, an array or a sequence. Or one integer, the number of consecutive rows
+            of each instance.
         normalized: divide each mean by its L2 norm.
 
     Returns:
-        (G, D) features in the dtype given (summed in float32 or wider), and (G,) int64, the
-        instance of each, ascending: ids for ``Folds.from_ids``. The number of instances is
-        looked up, so ids on a GPU make it wait; a number of rows does not.
+        (G, D) features of the G instances in the dtype given, summed in float32 or wider; and
+        (G,) int64, the ids of the instances, ascending, for ``Folds.from_ids``. Ids on a GPU make
+        the call wait for the GPU, which counts the instances; a number of rows does not.
 
     Raises:
         TypeError, ValueError: an argument is not as described.

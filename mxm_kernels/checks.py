@@ -87,7 +87,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_draw(generator: object, selection: object) -> None:
-    """Where the drawn positives come from; the entries of a selection are checked later."""
+    """A generator and a pair, or None; the entries of a selection are checked later."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
@@ -109,7 +109,7 @@ def as_count(name: str, value: object, least: int = 1) -> int:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """One of a few words. An array has an opinion of its own on ``in``, hence the type first."""
+    """One of a few words. The type comes first, because an array compares by element."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 

@@ -1,8 +1,8 @@
-"""The memory budget: how many bytes one call of an operator may take for what is M x N large.
+"""The memory budget: how many bytes one call of an operator may take for M x N similarities.
 
-Forward may keep S and T for backward, which then multiplies twice less (four products for six with
-a teacher, three for four without). Whether it does is decided by this budget and the size of the
-batch alone, never by the loss or its options. The workspaces are cut to fit into it too.
+Forward may keep S and T for backward, which saves matrix products: a step then has four instead of
+six with a teacher, and three instead of four without. The budget and the size of the batch alone
+decide whether it keeps them, never the loss or its options. The workspaces fit into the budget too.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ _cuda: int | None = None
 def set_memory_budget(nbytes: int | None, device: DeviceType | None = None) -> None:
     """Set the memory budget of this process, for one type of device or for both.
 
-    The budget bounds what one call of an operator takes for the M x N similarities of its batch:
-    what forward keeps of them for backward, the workspace, the scratch of the statistics and the
-    temporaries of the products. What grows with M + N is beside it: features, gradients, numbers
-    of rows and pairs, and float32 sums of at most 4 (N D + chunk D) bytes.
-
     The default is 64 MiB on a CPU. On a GPU it is a sixteenth of its memory, at most 4 GiB.
 
+    The budget bounds what one call of an operator takes for the M x N similarities of its batch:
+    those that forward keeps for backward, the workspace, the scratch of the statistics and the
+    temporaries of the matrix products. It does not bound what grows with M + N: features,
+    gradients, a few numbers for each row and pair, and float32 sums of at most
+    4 (N D + chunk D) bytes.
+
     Args:
-        nbytes: bytes, at least 0; None takes the default again. 0 keeps nothing and leaves the
-            workspace as it is by default.
+        nbytes: bytes, at least 0. None takes the default again. 0 keeps nothing, and leaves the
+            workspace at its default size.
         device: "cpu", "cuda" (ROCm too), or None for both. All GPUs have one budget.
 
     Raises:
@@ -64,11 +65,11 @@ def set_memory_budget(nbytes: int | None, device: DeviceType | None = None) -> N
 
 
 def get_memory_budget(device: DeviceType | torch.device) -> int:
-    """The memory budget that holds for a device now.
+    """The memory budget of a device, in bytes, as it is now.
 
     Args:
-        device: "cpu", "cuda" (ROCm too), or a ``torch.device`` of one of these types: the default
-            of a GPU depends on its memory.
+        device: "cpu", "cuda" (ROCm too), or a ``torch.device`` of one of these types. The default
+            of a GPU depends on the memory of that GPU.
 
     Returns:
         Bytes. The default of "cuda" is 4 GiB where there is no GPU.
@@ -95,8 +96,8 @@ def get_memory_budget(device: DeviceType | torch.device) -> int:
 def memory_budget(nbytes: int | None, device: DeviceType | None = None) -> Iterator[None]:
     """Set the memory budget inside a ``with`` block; afterwards it is what it was before.
 
-    The budget is one of the process, so calls in other threads see it too. Backward takes the
-    budget of its forward, wherever it runs.
+    The budget belongs to the process, so calls in other threads see it too. Backward takes the
+    budget of its forward, even if it runs after the block.
 
     Args:
         nbytes: as in :func:`set_memory_budget`.
@@ -124,12 +125,12 @@ def memory_budget(nbytes: int | None, device: DeviceType | None = None) -> Itera
 
 
 def budget_of(device: torch.device) -> int:
-    """The budget of an operator's call on ``device``; of a device of another type the CPU's."""
+    """The budget of a call on ``device``; a device that is neither CPU nor GPU has the CPU's."""
     return get_memory_budget(device if device.type == "cuda" else "cpu")
 
 
 def default_of_card(memory: int) -> int:
-    """The default of a GPU with so many bytes of memory."""
+    """The default budget of a GPU with ``memory`` bytes."""
     return min(memory // CUDA_SHARE, CUDA_MOST)
 
 

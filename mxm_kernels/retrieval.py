@@ -1,21 +1,21 @@
 """Retrieval metrics of multifold data, in bounded memory: recall, median rank and NDCG.
 
-A query is one image or one text; its right answers are all texts, or images, of its instance.
-With the positives of a query sorted by similarity, best first, the m-th of them has
+A query is one image or one text. Its right answers, or positives, are all texts, or images, of its
+instance. With the positives of a query sorted by similarity, best first, the m-th of them has
 
     rank_m = m + (number of negatives at least as similar as it)           m = 1, 2, ...
 
-so **ties go against the model**: a negative that is exactly as similar as a positive is ranked
-before it, and features that are all alike have recall 0. From the ranks,
+**Ties go against the model**: a negative that is exactly as similar as a positive is ranked before
+it. Features that are all alike have recall 0. The metrics are
 
     R@k     = share of queries with rank_1 <= k
     NDCG    = sum_m 1 / log2(rank_m + 1)  over  sum_{m=1..number of positives} 1 / log2(m + 1)
 
-(Järvelin and Kekäläinen, 2002), the sums of NDCG@k being over the ranks up to k. Queries without
-a right answer are counted apart.
+(Järvelin and Kekäläinen, 2002). The sums of NDCG@k are over the ranks up to k. Queries without a
+right answer are left out of the metrics and counted.
 
-Similarities are computed for a slab of queries at a time, and a rank is found by counting, not by
-sorting: memory beside the features is ``workspace_bytes`` and O(M + N + P) for P positive pairs.
+Similarities are computed for some queries at a time, and a rank is found by counting, not by
+sorting. Memory beside the features is ``workspace_bytes`` and O(M + N + P) for P positive pairs.
 `bench/results/retrieval.json` has time and peak memory for 31,000 images and 155,000 texts.
 """
 
@@ -51,7 +51,7 @@ class RetrievalMetrics:
 
 
 class Retrieval(NamedTuple):
-    """Both directions; the first names the queries."""
+    """Metrics of both directions. The first word of a name says what the queries are."""
 
     image_to_text: RetrievalMetrics
     text_to_image: RetrievalMetrics
@@ -73,14 +73,17 @@ def retrieval_metrics(
     """Recall at k, median rank and NDCG of image-to-text and text-to-image retrieval.
 
     Args:
-        image_features: (M, D), compared by inner product: normalise them for cosines. Any
-            floating-point dtype and device; 16-bit features are widened to float32 first.
+        image_features: (M, D), compared by inner product; normalise them for cosines. Any
+            floating-point dtype and device. 16-bit features are widened to float32 first.
         text_features: (N, D), same dtype and device.
         folds: which rows show the same instance, as in :func:`mxm_kernels.fused_mfh_loss`.
-        recall_at: the k of R@k; at least 1 each.
-        ndcg_at: k of NDCG@k; None takes the whole ranking.
-        workspace_bytes: bound of the similarities in memory at a time, and of what is computed
-            from them (at the least one query's).
+        recall_at: the k of R@k, at least 1 each.
+        ndcg_at: the k of NDCG@k; None takes the whole ranking.
+        workspace_bytes: bytes that the similarities in memory, and what is computed from them, may
+            take. One query is always taken.
+
+    Returns:
+        A :class:`Retrieval`: the metrics with images as queries and with texts as queries.
 
     Raises:
         TypeError, ValueError: an argument is not as described; features that are not finite; no

@@ -154,7 +154,7 @@ def _scales(logit_scale: Scale, x: Tensor, y: Tensor, dtype: torch.dtype) -> tup
     if len(logit_scale) != 2:
         raise TypeError(
             "logit_scale must be a number, a tensor or a pair of tensors ((M,), (N,)), "
-            f"got {len(logit_scale)} of them"
+            f"got {len(logit_scale)} values"
         )
     rows, cols = (
         _positive(f"logit_scale[{k}]", as_row_vector(f"logit_scale[{k}]", value, rows, dtype))
@@ -232,6 +232,7 @@ def _soft_weights(
         vector = as_row_vector(name, given, rows, dtype)
         is_share = (vector >= 0) & (vector <= 1)
         if checks.can_look(vector) and not bool(is_share.all()):
-            raise ValueError(f"{name} must be between 0 and 1")
+            wrong = float(vector.detach()[~is_share][0])
+            raise ValueError(f"{name} must be between 0 and 1, got {wrong}")
         vectors.append(vector if checks.can_look(vector) else vector.where(is_share, torch.nan))
     return vectors[0], vectors[1]

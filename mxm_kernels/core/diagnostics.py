@@ -1,4 +1,4 @@
-"""What a step can tell about training beside its loss, from the same pass over S and T."""
+"""Measurements of a training step beside its loss, from the same pass over S and T."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Diagnostics:
-    """Filled in by the loss that it is given to: 0-d tensors without gradients, or None.
+    """Accuracy, similarities and the teacher's entropy of a batch, measured by the loss.
 
-    They cost no further matrix product. Similarities are cosines: S divided by its scale. With
-    a queue its rows count as negatives. A feature that is not finite makes all that is read of its
-    tower, or of its teacher, NaN.
+    Make one, pass it to a loss as ``diagnostics=``, and read its fields after the call: 0-d
+    tensors without gradients, or None. They cost no further matrix product. Similarities are
+    cosines: S divided by its scale. The rows of a queue count as negatives. A feature that is not
+    finite makes every field NaN that reads its encoder's features, or its teacher's.
 
     Attributes:
         image_to_text_accuracy: share of the images with a positive whose most similar positive
             is above every negative, in [0, 1].
         text_to_image_accuracy: the same for texts.
-        positive_similarity: mean over the positive pairs.
-        image_to_text_hardest_negative: mean over the images of the most similar negative,
-            over those that have one; NaN where none has.
+        positive_similarity: mean similarity of the positive pairs.
+        image_to_text_hardest_negative: mean over the images of the similarity of the most similar
+            negative. Images without a negative are left out; NaN where none has one.
         text_to_image_hardest_negative: the same for texts.
         image_to_text_teacher_entropy: mean entropy of the teacher's targets of an image, in
             nats; None where no teacher was read.
@@ -54,7 +55,7 @@ class Diagnostics:
     text_to_image_teacher_entropy: Tensor | None = None
 
     def numbers(self) -> dict[str, float]:
-        """Name and value of each that was measured, for a logger; waits for a GPU."""
+        """Name and value of each field that was measured, for a logger; waits for a GPU."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: float(value) for name, value in values.items() if value is not None}
 

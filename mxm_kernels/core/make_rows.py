@@ -88,8 +88,8 @@ def _run_queue(b: Batch, side: int, queue: QueuedRows, taught: bool) -> RowStati
     teacher_rows = b.teacher[side] if b.teacher is not None and taught else None
     if teacher_rows is not None and teacher_rows.shape[1] != x.shape[1]:
         raise ValueError(
-            f"{queue.name} stands in the teacher's matrix too: the teacher's features must have "
-            f"its dimension {x.shape[1]}, got {teacher_rows.shape[1]}"
+            f"the teacher's features must have the dimension D of {queue.name}, {x.shape[1]}, got "
+            f"{teacher_rows.shape[1]}: a soft loss compares them with the queue's features"
         )
     if s.ndim:  # a scale for each row: the features carry it
         x = scaled(x, s)

@@ -85,7 +85,9 @@ def _weighted(batch: Batch, side: int, weights: Tensor, plain: Tensor) -> Tensor
     total = batch.sum(counted.sum())  # over ranks the same on all, which all raise or none
     if checks.can_look(total) and not float(total.detach()) > 0:
         name = ("image_weights", "text_weights")[side]
-        raise ValueError(f"{name}: expected a positive weight for a row that counts, got none")
+        raise ValueError(
+            f"{name}: expected a positive weight for a row that counts in the mean, got none"
+        )
     if is_symbol(share):
         return counted * share / total
     return torch.addcdiv(zero(batch.tables, batch.dtype), counted, total, value=share)

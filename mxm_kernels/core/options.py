@@ -27,11 +27,16 @@ _Given = TypeVar("_Given", bound="HyperParameters | Options")
 class Queue(NamedTuple):
     """Features of past batches: more negatives for the rows of the other modality.
 
-    ``features`` (K, D) get no gradient. They stand in the teacher's matrix too, as in MoCo and
-    ALBEF, whose queues hold the momentum encoder's features. ``folds``, made by
-    ``Folds.from_ids(row_ids, queue_ids)`` from the ids of the rows that look at the queue and
-    of the queue, names the queue's rows that are no negatives: those of the row's own instance
-    are left out. Without it every row of the queue is a negative.
+    With a soft loss the queue's features also extend the teacher's similarities, as in MoCo and
+    ALBEF, whose queues hold the features of the momentum encoder.
+
+    Attributes:
+        features: (K, D); they get no gradient.
+        folds: which rows of the batch and of the queue show the same instance, made by
+            ``Folds.from_ids(row_ids, queue_ids)``. ``row_ids`` are the ids of the rows that the
+            queue is compared with: the images' for ``text_queue``, the texts' for
+            ``image_queue``. A row of the queue that shows the instance of a row is left out for
+            that row. None: every row of the queue is a negative.
     """
 
     features: Tensor
@@ -42,33 +47,33 @@ class HyperParameters(TypedDict, total=False):
     """Options that stay the same from step to step: a module's constructor takes them.
 
     Attributes:
-        soft_weight: share b of the soft loss, cross-entropy against the teacher: the loss is
-            (1 - b) its own + b soft. A number in [0, 1], or a pair of tensors
-            ((M,), (N,)) with one for each row. Needs the teacher's features.
+        soft_weight: share b of the soft loss, the cross-entropy against the teacher. The result
+            is (1 - b) times the loss plus b times the soft loss. A number in [0, 1], or a pair of
+            tensors ((M,), (N,)) with a share for each row. Needs the teacher's features.
         image_to_text_weight: l in l L_image_to_text + (1 - l) L_text_to_image, in [0, 1]; 0.5
             by default (ConVIRT, arXiv 2010.00747, has 0.75).
         label_smoothing: e in [0, 1): a target keeps 1 - e, and e is spread evenly over the
             columns of its denominator. The soft loss is not smoothed.
-        reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)), each
-            times its weight; a row without a positive has hard loss 0 there, and
-            ``image_to_text_weight`` is not in them.
-        teacher_dtype: torch.float8_e4m3fn: round the teacher's features to it, which costs its
-            targets some precision and spares its product on GPUs half of the time and traffic;
-            None: read them as they are.
+        reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)). With "none"
+            each loss is multiplied by the weight of its row, a row without a positive has hard
+            loss 0, and ``image_to_text_weight`` is not applied.
+        teacher_dtype: torch.float8_e4m3fn rounds the teacher's features to float8. Targets and
+            their gradient lose precision; a rank sends one byte for each of these numbers. None
+            reads the features as they are.
         backend: "triton", "native", "blocked", or None to choose by device.
-        process_group: a torch.distributed.ProcessGroup: the batch is that of all its ranks, each
-            of which passes its own rows, in a number of its own, which may be 0. Instance ids
-            mean the same instance on every rank; uniform folds number instances that are on one
-            rank only. The result is the loss of the whole batch on every rank, and gradients
-            that DDP or FSDP average to those of one process; with reduction="none" it is the
-            losses of the rank's own rows. Options have to be the same on every rank. Row
-            weights, row scales and row shares are those of the rank's rows, ``pair_weights`` and
-            ``selection`` those of the whole batch, rank after rank; queues are the same on every
-            rank. A ``generator`` must be in the same state on every rank. Without one a call
-            that draws takes one number from the CPU's default generator on every rank, and that
-            of rank 0 is the seed of all; a call that draws nothing takes none.
+        process_group: a torch.distributed.ProcessGroup, whose ranks make up the batch together.
+            Each rank passes its own rows; their number may differ from rank to rank and may be 0.
+            Equal instance ids are one instance on every rank; with uniform folds no instance is on
+            two ranks. Every rank returns the loss of the whole batch, and DDP or FSDP average
+            the gradients to those of one process. With reduction="none" a rank returns the
+            losses of its own rows. Options have to be the same on every rank. Row weights, row
+            scales and row shares are those of the rank's rows. ``pair_weights`` and ``selection``
+            are those of the whole batch, rank after rank. Queues are the same on every rank. A
+            ``generator`` must be in the same state on every rank. Without one a call that draws
+            takes one number from the CPU's default generator on every rank, and the number of
+            rank 0 is the seed of all. A call that draws nothing takes none.
         gather: how the text features of the other ranks come to a rank: "all" at once, or block
-            by block around a "ring", where those of all ranks do not fit beside each other.
+            by block around a "ring", for batches whose features do not fit on one rank.
     """
 
     soft_weight: float | tuple[Tensor, Tensor]
@@ -85,20 +90,22 @@ class Inputs(TypedDict, total=False):
     """Options that come with each batch: a module's forward takes them.
 
     Attributes:
-        teacher_image_features: (M, D'), detached here; with ``teacher_text_features``.
-        teacher_text_features: (N, D').
-        teacher_logit_scale: t; by default ``logit_scale``, detached.
-        pair_weights: ((P,), (P,)) weights w of the positive pairs in each direction, in the order
-            of ``Folds.pairs``, instead of the loss's own (a draw, the paired positive, all
-            alike). Those of a row should sum to 1; they may need gradients.
+        teacher_image_features: (M, D'), the teacher's features of the images, which the loss
+            detaches. They need ``teacher_text_features``.
+        teacher_text_features: (N, D'), the teacher's features of the texts.
+        teacher_logit_scale: t, the teacher's scale; by default ``logit_scale``, detached.
+        pair_weights: ((P,), (P,)) weights w of the positive pairs, from images to texts and from
+            texts to images, in the order of ``Folds.pairs``. They replace those of the loss (a
+            draw, the paired positive, or all positives alike). The weights of a row should sum to
+            1. They may require gradients.
         image_weights: (M,) finite, non-negative weights of the image rows in the image-to-text
-            mean, which becomes sum w loss / sum w. If no row that counts, of any rank, weighs
-            anything, it is an error on a CPU; on a GPU, where a check would make the step wait,
-            the loss is NaN.
+            mean, which becomes sum w loss / sum w. At least one row that counts must have a
+            positive weight, on some rank. Otherwise it is an error on a CPU; on a GPU, where a
+            check would make the step wait, the loss is NaN.
         text_weights: (N,) the same for the text rows.
-        image_queue: (K, D) features of past images, or :class:`Queue`: negatives of the texts.
-        text_queue: (K, D) features of past texts, or :class:`Queue`: negatives of the images.
-        diagnostics: a :class:`Diagnostics` to fill in, from the same pass.
+        image_queue: (K, D) features of past images, or :class:`Queue`: more negatives of the texts.
+        text_queue: (K, D) features of past texts, or :class:`Queue`: more negatives of the images.
+        diagnostics: a :class:`Diagnostics`, which the call fills in from the same pass.
     """
 
     teacher_image_features: Tensor | None
@@ -113,7 +120,10 @@ class Inputs(TypedDict, total=False):
 
 
 class Options(HyperParameters, Inputs, total=False):
-    """Options of every loss; all of them compose: :class:`HyperParameters` and :class:`Inputs`."""
+    """The options of every loss: those of :class:`HyperParameters` and of :class:`Inputs`.
+
+    They may be combined. What has no meaning for a loss is an error.
+    """
 
 
 class Resolved(NamedTuple):
@@ -215,7 +225,7 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
     elif len(values.soft_weight) != 2:
         raise TypeError(
             "soft_weight must be a number or a pair of tensors ((M,), (N,)), "
-            f"got {len(values.soft_weight)} of them"
+            f"got {len(values.soft_weight)} values"
         )
     backends.check_name(values.backend)
     checks.check_choice("gather", values.gather, ("all", "ring"))

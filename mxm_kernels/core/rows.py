@@ -1,8 +1,8 @@
 """The list of rows: what the losses are computed from.
 
 The M rows of S and the N rows of its transpose are one list of R = M + N rows, images first. A
-loss is written once and runs once over the list. Options are data on it: a queue is merged into
-``neg_lse``, label smoothing brings ``neg_sum``, a scale for each row joins the halves of two
+loss is written once and runs once over the list. Options are data on the list: a queue is merged
+into ``neg_lse``, label smoothing adds ``neg_sum``, a scale for each row joins the halves of two
 runs of the operator.
 """
 
@@ -27,26 +27,27 @@ from mxm_kernels.folds.tables import FoldTables, kept_with_tables
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of S and of its transpose, images first: R = M + N rows with L positives.
+    """The rows of S and of its transpose as one list, images first: R = M + N rows, L positives.
 
-    Over ranks these are the rows of this process, M and N its own numbers. A field that is None
-    takes no part. ``neg_lse``, ``positives``, ``teacher_mean``, ``neg_sum`` and
-    ``excluded_lse`` are differentiable, once; what is of more than one tensor is in float32
-    (float64 for float64 features).
+    :func:`contrastive_rows` makes it. A row belongs to one image or one text; its positives are
+    the rows of the other modality that show the same instance. Over ranks these are the rows of
+    this process, and M and N are its own numbers. A field that is None is not used by the call.
+    ``neg_lse``, ``positives``, ``teacher_mean``, ``neg_sum`` and ``excluded_lse`` are
+    differentiable, once. The numbers are float32, or float64 for float64 features.
 
     Attributes:
         neg_lse: (R,) n, log-sum-exp of S over the negatives of each row; -inf without one.
         positives: (L,) S of the positives, row after row; a positive pair is in it twice.
         teacher_mean: (R,) u, S averaged with the teacher's softmax over the whole row.
-        segments: which positives are whose; see :meth:`sum` and :meth:`spread`.
+        segments: which positives belong to which row; see :meth:`sum` and :meth:`spread`.
         batch: the features and options that the rows were computed from.
         neg_sum: (R,) sum of S over the negatives, 0 without one; with ``label_smoothing``.
-        excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives.
-        queued_negatives: (R,) how many of a queue's rows are negatives.
+        excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives of the row.
+        queued_negatives: (R,) how many of a queue's rows are negatives of the row.
         label_smoothing: e in [0, 1).
         teacher_lse: (R,) log-sum-exp of the teacher's similarities over the row; no gradient.
         hardest: (R,) greatest S over the negatives, for diagnostics; no gradient.
-        entropy: (R,) of the teacher's softmax in nats, for diagnostics; no gradient.
+        entropy: (R,) entropy of the teacher's softmax in nats, for diagnostics; no gradient.
 
     Example:
         >>> import torch
@@ -73,18 +74,18 @@ class Rows:
     entropy: Tensor | None = None
 
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) -> (M,) of the images and (N,) of the texts."""
+        """(R,) -> (M,), (N,): the part of the images and the part of the texts."""
         return self.batch.halves(rows)
 
     @property
     def logit_scale(self) -> Tensor:
-        """() or (R,) s."""
+        """s: () one scale, or (R,) a scale for each row."""
         b = self.batch
         return b.scales[0] if b.one_scale else torch.cat(b.scales)
 
     @property
     def counts(self) -> Tensor:
-        """(R,) int64, positives of each row."""
+        """(R,) int64, number of positives of each row."""
         return self.segments.offsets.diff()
 
     @property
@@ -104,13 +105,13 @@ class Rows:
         return made if self.queued_negatives is None else made + self.queued_negatives
 
     def mean(self, losses: Tensor, *, of_every_row: bool = False) -> Tensor:
-        """() the loss from the losses (R,) of the rows: l times the images' mean plus the texts'.
+        """The loss, (), from the losses (R,) of the rows: l mean_images + (1 - l) mean_texts.
 
-        The mean of a side is over its rows that have a positive, or ``of_every_row``, of all
-        ranks, weighted by ``image_weights`` and ``text_weights``; l is ``image_to_text_weight``.
-        Every rank gets the loss of the whole batch, and gradients that DDP or FSDP average to
-        those of one process. Where a number of the list is not finite the loss and every gradient
-        are NaN, whatever of the list the losses are made of.
+        l is ``image_to_text_weight``. A mean is over the rows of that side, on all ranks, that
+        have a positive, or over all rows with ``of_every_row``. ``image_weights`` and
+        ``text_weights`` are its weights. Every rank gets the loss of the whole batch, and DDP or
+        FSDP average the gradients to those of one process. Where a number of the list is not
+        finite, the loss and every gradient are NaN, even if the losses do not depend on it.
         """
         factors = row_factors(self.batch, of_every_row=of_every_row)
         return reduced(self.batch, losses * factors + self._fault)

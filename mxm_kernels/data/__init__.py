@@ -1,11 +1,14 @@
 """Batches of multifold data for a DataLoader: instances, their images and captions, their folds.
 
+An instance is one thing with several images and captions, such as an object. Three parts work
+together:
+
     sampler, in the main process     ->  keys (instance, epoch, seed)
     dataset, in the worker processes ->  an instance's images and texts, all of them or k drawn
     collate, in the worker processes ->  the stacked rows and their :class:`~mxm_kernels.Folds`
 
-Everything random is a function of the key, so neither the number of workers, nor reading ahead,
-nor a resumed run changes what a training step sees.
+Everything random is a function of the key. So the number of workers, reading ahead and a resumed
+run do not change what a training step sees.
 
 Example:
     >>> import torch

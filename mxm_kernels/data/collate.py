@@ -14,10 +14,10 @@ from mxm_kernels.folds import Folds, as_ids
 
 
 class MultifoldBatch(NamedTuple):
-    """The observations of B instances as M image rows and N text rows.
+    """A batch: the images and texts of B instances as M image rows and N text rows.
 
-    A named tuple, so a DataLoader pins its parts: ``images`` and ``texts`` are what the collate
-    functions return, by default tensors (M, ...) and (N, ...).
+    ``images`` and ``texts`` are what the collate functions return, by default tensors (M, ...) and
+    (N, ...). It is a named tuple, so a DataLoader pins its parts.
     """
 
     images: Any
@@ -37,16 +37,17 @@ def collate_multifold(
     collate_images: Callable[[list[Any]], Any] = default_collate,
     collate_texts: Callable[[list[Any]], Any] = default_collate,
 ) -> MultifoldBatch:
-    """Batch of ragged instances, for ``DataLoader(collate_fn=...)``.
+    """Make a batch of instances that may differ in size, for ``DataLoader(collate_fn=...)``.
 
     Args:
-        items: the instances; the same one twice counts as one with all of their rows.
-        collate_images: makes the M images of the batch, a list, into what the model takes; by
-            default they are stacked. Pass another one with ``functools.partial``.
-        collate_texts: the same for the N texts; a tokenizer or a function that pads, say.
+        items: the instances. One that comes twice counts as one instance with the rows of both.
+        collate_images: takes the list of the M images of the batch, and returns what the model
+            takes; by default it stacks them. Pass another one with ``functools.partial``.
+        collate_texts: the same for the N texts: for instance a tokenizer, or a function that
+            pads.
 
     Raises:
-        TypeError: an item has not what a :class:`MultifoldItem` has.
+        TypeError: an item has not the fields of a :class:`MultifoldItem`.
         ValueError: the batch has no image or no text.
 
     Example:

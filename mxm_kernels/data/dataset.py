@@ -1,4 +1,4 @@
-"""Instances whose observations lie in two flat sequences."""
+"""A data set of instances, from one sequence of images and one of texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mxm_kernels.folds import Ids, as_ids
 
 
 class MultifoldItem(NamedTuple):
-    """One instance: what a dataset returns and :func:`collate_multifold` takes."""
+    """One instance with its images and texts: what a data set returns for a key."""
 
     instance_id: int  # rows of equal ids are positives, across batches and processes
     images: Sequence[Any]
@@ -24,19 +24,19 @@ class MultifoldItem(NamedTuple):
 
 
 class MultifoldDataset(Dataset[MultifoldItem]):
-    """Instances whose images and texts lie in two flat sequences.
+    """A data set of instances, from a sequence of images, a sequence of texts and their ids.
 
-    Any dataset does that takes an :class:`InstanceKey` and returns a :class:`MultifoldItem`;
-    ``key.generator()`` is there for its draws and its augmentation. A plain integer is the key
-    of epoch 0 and seed 0.
+    It is indexed by an :class:`InstanceKey` and returns a :class:`MultifoldItem`. Another data set
+    that does the same works as well; ``key.generator()`` has the random numbers for its draws and
+    its augmentation. A plain integer is the key of epoch 0 and seed 0.
 
     Args:
         images: sequence of M image inputs, in memory or made on access.
         texts: sequence of N text inputs.
-        image_ids: (M,) integers, the instance of each image, in any order and of any number.
-        text_ids: (N,) integers; an instance may be on one side only.
-        views: images drawn of each instance in every epoch, without replacement; None, or more
-            than an instance has, takes all.
+        image_ids: (M,) integers, the instance of each image, in any order.
+        text_ids: (N,) integers, the instance of each text; an instance may be on one side only.
+        views: number of images that are drawn of each instance in every epoch, without
+            replacement. None takes all, and so does a number above those of the instance.
         captions: the same for texts. ``views=1, captions=1`` are the random pairs of CLIP.
     """
 

@@ -1,4 +1,4 @@
-"""Which instances are in a batch, and the randomness that goes with each."""
+"""The batch sampler: which instances are in a batch, and the random numbers of each."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from mxm_kernels.checks import as_count
 
 
 class InstanceKey(NamedTuple):
-    """What the sampler asks a dataset for: an instance, and the randomness of its epoch."""
+    """What the sampler asks a data set for: an instance, and the seed of its random numbers."""
 
     instance: int  # its place in the dataset, from 0
     epoch: int = 0
     seed: int = 0
 
     def generator(self) -> np.random.Generator:
-        """The instance's random numbers in this epoch, for draws and for augmentation."""
+        """A generator for the instance in this epoch, for draws and augmentation."""
         return np.random.default_rng((self.seed, self.epoch, self.instance))
 
 
 class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
-    """Batches of B distinct instances, each instance at most once in an epoch.
+    """Batches of B different instances, each instance at most once in an epoch.
 
-    Every replica (process) has to be given the same arguments but ``rank``: the epoch's order is
-    a function of seed and epoch, and each replica takes its part of every batch.
+    Use it as ``DataLoader(batch_sampler=...)``. The order of an epoch is a function of seed and
+    epoch, and each replica (process) takes its part of every batch. So all replicas need the same
+    arguments, except ``rank``.
 
     Args:
-        instances: number of instances of the dataset.
-        batch_size: B, instances in a batch of one replica; a batch over all replicas has
+        instances: number of instances of the data set.
+        batch_size: B, number of instances in a batch of one replica. A batch over all replicas has
             ``num_replicas`` times as many.
-        seed: of the order, and of the draws that the dataset makes from its keys.
+        seed: seed of the order, and of the draws that the data set makes from its keys.
         shuffle: False takes the instances in their order.
-        drop_last: leave out the rest that does not fill a batch of all replicas, where there
-            would be fewer negatives. False makes a smaller last batch, whose parts differ by at
+        drop_last: True leaves out the last instances that do not fill a batch of all replicas; it
+            would have fewer negatives. False makes a smaller last batch, whose parts differ by at
             most one instance between replicas.
         rank: this replica, from 0; ``torch.distributed.get_rank()``.
-        num_replicas: ``torch.distributed.get_world_size()``. Leave both at their defaults where a
-            library shares batches between processes by itself, as Accelerate does.
+        num_replicas: number of replicas; ``torch.distributed.get_world_size()``. Leave ``rank`` and
+            ``num_replicas`` at their defaults where a library shares batches between processes by
+            itself, as Accelerate does.
 
     Raises:
         TypeError, ValueError: an argument is not as described; an epoch would have no batch; the
             last batch has fewer instances than there are replicas; a library makes the sampler
             anew around a sampler of its own, as Lightning does unless it is told not to.
 
-    Lightning, Accelerate and Hugging Face's Trainer choose the epoch themselves, and torchdata's
-    ``StatefulDataLoader`` saves the place in it. To go on in the middle of an epoch without it,
-    after ``step`` batches in all:
+    Lightning, Accelerate and Hugging Face's Trainer choose the epoch themselves. torchdata's
+    ``StatefulDataLoader`` saves the place in an epoch. Without it, a run that stopped after
+    ``step`` batches in all goes on like this:
 
     Example:
         >>> from mxm_kernels.data import MultifoldBatchSampler
@@ -105,7 +107,7 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
 
     @property
     def sampler(self) -> MultifoldBatchSampler:
-        """Itself: where Lightning and Accelerate look for ``set_epoch``."""
+        """The sampler itself. Lightning and Accelerate look here for ``set_epoch``."""
         return self
 
     @property
@@ -125,21 +127,22 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; without a call it is the same order again."""
+        """Choose the epoch of the next iteration. Without a call it has the same order again."""
         epoch, (place, batch) = as_count("epoch", epoch, 0), self._reached
         if self._goes_on and epoch != place:
             warnings.warn(
-                f"set_epoch({epoch}) gives up going on from batch {batch} of epoch {place}: tell "
-                "the library that counts the epochs where the run goes on",
+                f"set_epoch({epoch}) gives up the position to resume from, batch {batch} of epoch "
+                f"{place}: to resume there, let the library that counts the epochs start with it",
                 stacklevel=2,
             )
             self._goes_on = False
         self._epoch = epoch
 
     def resume(self, epoch: int, start_batch: int) -> None:
-        """Choose an epoch and leave out its first ``start_batch`` batches; later ones are whole.
+        """Choose an epoch and leave out its first ``start_batch`` batches; later epochs are whole.
 
-        Count the batches in the training loop: workers read ahead, so the sampler cannot know.
+        Count the batches in the training loop. Workers read ahead, so the sampler does not know how
+        many of them were trained on.
         """
         if not 0 <= as_count("start_batch", start_batch, 0) <= self.batches_per_epoch:
             raise ValueError(
@@ -151,10 +154,11 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
         self._goes_on = start_batch < self.batches_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and batches that were given out of it, for ``StatefulDataLoader`` of torchdata.
+        """The epoch and how many of its batches were given out, for torchdata.
 
-        It allows for what workers read ahead. Under another loader with workers the state is
-        ahead of the training step: count the batches there, and call :meth:`resume`.
+        ``StatefulDataLoader`` of torchdata allows for what workers read ahead. Under another loader
+        with workers the state is ahead of the training step. Count the batches there, and call
+        :meth:`resume`.
 
         Example:
             >>> from mxm_kernels.data import MultifoldBatchSampler
@@ -170,14 +174,13 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
         return {"epoch": self._epoch, "batch": batch * (epoch == self._epoch), **self._order()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where ``state_dict`` was taken; later ones are whole.
+        """Let the next iteration go on where ``state_dict`` was taken; later epochs are whole.
 
-        ``len()`` stays that of a whole epoch. The state of a finished epoch leaves nothing to go
-        on with, and changes nothing.
+        ``len()`` stays that of a whole epoch. The state of a finished epoch changes nothing.
 
         Raises:
             TypeError: ``state_dict`` is not what :meth:`state_dict` returns.
-            ValueError: it is of a sampler with another order of batches.
+            ValueError: it was taken from a sampler with another order of batches.
         """
         order = self._order()
         if not isinstance(state_dict, Mapping) or not {"epoch", "batch", *order} <= {*state_dict}:

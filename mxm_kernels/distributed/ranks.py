@@ -116,7 +116,10 @@ class Ranks:
                         f"process_group: the ranks must agree on {name}, got {values[0]} on "
                         f"rank 0 and {value} on rank {rank}"
                     )
-        raise AssertionError("two equal lists of facts have different digests")
+        raise AssertionError(
+            "process_group: the ranks agree on every argument, but the digests of their arguments "
+            "differ: this is a defect of mxm_kernels, please report it"
+        )
 
     def _device(self, features: torch.device | None) -> torch.device:
         """Where the first exchange is: by the group, since a rank with an error has no features."""

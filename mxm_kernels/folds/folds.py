@@ -1,7 +1,7 @@
-"""Which image rows and which text rows show the same instance: what a user builds.
+"""``Folds``: which image rows and which text rows of a batch show the same instance.
 
-Build a ``Folds`` where the batch is built, in the collate function of a DataLoader on the
-CPU, and move it with the batch; the training step then never waits for the device.
+Build it where the batch is built, in the collate function of a DataLoader on the CPU, and move it
+with the batch. Then the training step never waits for the device.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ Ids = Tensor | np.ndarray | Sequence[int]
 
 
 class Folds:
-    """The instances that image rows and text rows belong to.
+    """Which image rows and which text rows of a batch show the same instance.
 
-    Rows of one instance are each other's positives across the two modalities; all other
-    pairs are negatives. Build it with :meth:`uniform` or :meth:`from_ids`.
+    An instance is one thing of the data, such as an object with several images and texts. An image
+    row and a text row of one instance are a positive pair; all other pairs are negative. Build it
+    with :meth:`uniform` or :meth:`from_ids`.
 
     Example:
         >>> from mxm_kernels import Folds
@@ -54,10 +55,14 @@ class Folds:
 
     @classmethod
     def uniform(cls, views: int, captions: int) -> Folds:
-        """Every instance has ``views`` consecutive image rows and ``captions`` text rows.
+        """Folds in which every instance has the same numbers of image rows and of text rows.
 
-        Image row i belongs to instance ``i // views``, text row j to ``j // captions``; the
-        number of instances comes from the features.
+        Image row i belongs to instance ``i // views``, text row j to instance ``j // captions``.
+        The number of instances follows from the features.
+
+        Args:
+            views: consecutive image rows of each instance, at least 1.
+            captions: consecutive text rows of each instance, at least 1.
 
         Raises:
             ValueError: a count is not an integer of at least 1.
@@ -69,11 +74,13 @@ class Folds:
 
     @classmethod
     def from_ids(cls, image_ids: Ids, text_ids: Ids) -> Folds:
-        """Rows with the same id show the same instance; any order, any counts.
+        """Folds from an id for each row: rows with the same id show the same instance.
+
+        The rows may be in any order, and instances may have different numbers of rows.
 
         Args:
             image_ids: (M,) integers of any integer dtype: a tensor, an array or a sequence.
-            text_ids: (N,) integers; an id may occur on one side only.
+            text_ids: (N,) integers. An id may occur on one side only.
 
         Ids on a GPU work, but counting their pairs waits for the GPU.
 
@@ -125,10 +132,15 @@ class Folds:
     ) -> tuple[Tensor, Tensor]:
         """Image row and text row of every positive pair, sorted by image, then by text.
 
-        The order of ``pair_weights``.
+        ``pair_weights`` has this order.
+
+        Args:
+            images: M, number of image rows.
+            texts: N, number of text rows.
+            device: where the result is; the folds of ids have to be there.
 
         Returns:
-            Two (P,) int64 tensors on ``device``.
+            Two (P,) int64 tensors on ``device``: image rows and text rows.
 
         Example:
             >>> from mxm_kernels import Folds
@@ -184,18 +196,21 @@ class Folds:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether they were made by :meth:`uniform`."""
+        """Whether the folds were made by :meth:`uniform`."""
         return isinstance(self._source, tuple)
 
     @property
     def views(self) -> int:
-        """Image rows of every instance.
+        """Number of image rows of every instance, of uniform folds.
 
         Raises:
-            ValueError: the folds were made from ids, whose instances differ in number.
+            ValueError: the folds were made from ids, so the numbers may differ.
         """
         if not isinstance(self._source, tuple):
-            raise ValueError("views: only Folds.uniform has a number for every instance, got ids")
+            raise ValueError(
+                "views: only folds made by Folds.uniform have one number of views for every "
+                "instance, got folds made from ids"
+            )
         return self._source[0]
 
     def ids(

@@ -27,23 +27,26 @@ T = TypeVar("T")
 
 
 class GradientCache:
-    """Encode a batch in micro-batches, with the gradients of the whole batch.
+    """Train on a batch that does not fit into memory: encode micro-batches, keep all negatives.
 
-    Three steps replace ``loss.backward()``: ``encode`` with each encoder, ``loss.backward()`` on
-    any loss of the features, ``cache.backward()``. The optimiser follows as usual.
+    The gradients are those of the whole batch. Three calls replace ``loss.backward()``: ``encode``
+    with each encoder, ``loss.backward()`` on any loss of the features, ``cache.backward()``. The
+    optimiser follows as usual. Every micro-batch is encoded twice; only the second time keeps
+    activations, those of one micro-batch.
 
     **Micro-batches.** All tensors among the inputs are cut along their first dimension into the
-    same number of parts, as few as keep every part at ``micro_batch`` rows or less; a tensor of
-    M image rows and one of N text rows may go together. No part is empty: where the rows of one
-    run out, its last row is repeated, with a gradient of zero (once, or twice where one row would
-    not tell it from another input, the only case that exceeds ``micro_batch=1``). Inputs and
-    outputs may be nested in any way that ``torch.utils._pytree`` knows: tuples, lists, dicts.
-    Numbers, strings, None and 0-d tensors are passed on as they are.
+    same number of parts, as few as keep every part at ``micro_batch`` rows or less. A tensor of
+    M image rows and one of N text rows may go together. Inputs and outputs may be nested in any
+    way that ``torch.utils._pytree`` knows: tuples, lists, dicts. Numbers, strings, None and 0-d
+    tensors are passed on as they are. No part is empty. Where the rows of a tensor run out, its
+    last row is repeated, with a gradient of zero. It is repeated once, or twice where a part of
+    one row could be taken for a part of another input; only then a part exceeds
+    ``micro_batch=1``.
 
-    **Tensors that are not rows**, such as position ids (L,) or a mask (L, L), must not be cut:
-    bind them to the encoder, ``functools.partial(encoder, position_ids=ids)``, or name them in a
-    function, ``lambda rows: encoder(rows, ids)``. A tensor with rows that no output has is an
-    error; one that has as many rows as the batch by chance cannot be told from rows.
+    **Tensors that are not rows**, such as position ids (L,) or a mask (L, L), must not be cut. Bind
+    them to the encoder, ``functools.partial(encoder, position_ids=ids)``, or name them in a
+    function, ``lambda rows: encoder(rows, ids)``. If no output has as many rows as a tensor, that
+    is an error. A tensor that has as many rows as the batch by chance is cut.
 
     **logit_scale.** A 0-d output, the same for every micro-batch, is not concatenated; its
     gradient goes back once. A parameter outside the encoders gets its gradient from
@@ -51,47 +54,46 @@ class GradientCache:
     its gradient is not averaged.
 
     **Random state.** The default generators of the CPU and of every device are restored, so
-    dropout draws the same twice. Other sources of randomness (numpy, a generator of your own) are
-    not: draw from them before ``encode``.
+    dropout draws the same twice. Other sources of random numbers (numpy, a generator of your own)
+    are not restored. Draw from them before ``encode``.
 
-    **State in forward.** What changes an encoder whenever it runs, as spectral_norm does in
-    training mode, makes the second pass another than the first. Their outputs are compared, and
-    ``backward`` warns of an encoder whose outputs differ by more than rounding: by 16 eps of
-    their dtype times the largest of them.
+    **State in forward.** An encoder that changes whenever it runs, as with spectral_norm in
+    training mode, gives other outputs in the second pass. ``backward`` compares the outputs. It
+    warns of an encoder whose outputs differ by more than rounding: by more than 16 eps of their
+    dtype times the largest of them.
 
     **Autocast and GradScaler.** The second pass runs under the autocast state in which
     ``encode`` was called. Scale the loss: the scaled gradients go through the cache.
 
-    **DDP and FSDP.** Only the last micro-batch synchronises, through the module's ``no_sync()``
-    or ``set_requires_gradient_sync()``: that of each encoding, or of the last of several by the
-    same module. Modules are found in the encoder: what it
-    is, what it is a method of, what it binds, and what its code names. Name others in
-    ``modules``. Call a module that holds both encoders once, with both inputs, so that each
-    micro-batch uses all of its parameters.
+    **DDP and FSDP.** Only the last micro-batch of an encoding synchronises, through the module's
+    ``no_sync()`` or ``set_requires_gradient_sync()``. If the same module encodes several times,
+    only the last of these encodings does. Modules are found in the encoder: what it is, what it is
+    a method of, what it binds, and what its code names. Name others in ``modules``. If one module
+    holds both encoders, call it once, with both inputs, so that each micro-batch uses all of its
+    parameters.
 
     **Ranks with different numbers of rows.** DDP takes them as they are. A sharded module (FSDP,
-    tensor parallel) communicates in every forward pass, so ``encode`` agrees on the largest
-    number of micro-batches among its ranks, and cuts the rows of all into as many; every rank
-    must have a row. ``process_group`` names the ranks of modules that communicate in another way.
-    Under ``torch.no_grad()`` nothing is agreed, so that one rank may evaluate alone: give the
-    ranks of a sharded teacher equal numbers of micro-batches.
+    tensor parallel) communicates in every forward pass. So its ranks agree on the largest number
+    of micro-batches among them, and each cuts its rows into as many; every rank must have a row.
+    ``process_group`` names the ranks of modules that communicate in another way. Under
+    ``torch.no_grad()`` nothing is agreed, so that one rank may evaluate alone. Give the ranks of a
+    sharded teacher equal numbers of micro-batches.
 
-    **Skipped steps.** :meth:`reset` forgets what was encoded, for a step that is given up after
-    ``encode``: a loss of NaN, an exception. As a context manager a cache does so by itself:
-    ``with cache:`` around a step forgets at its end what was not used. A copy of a cache, and a
-    pickled one, starts empty.
+    **Skipped steps.** If a step is given up after ``encode``, for a loss of NaN or an exception,
+    call :meth:`reset`, which forgets what was encoded. ``with cache:`` around a step does so by
+    itself at its end. A copy of a cache, and a pickled one, starts empty.
 
-    **Momentum teacher.** Under ``torch.no_grad()``, ``encode`` only cuts into micro-batches and
-    remembers nothing, which is how to encode with a teacher.
+    **Momentum teacher.** Encode with a teacher under ``torch.no_grad()``. Then ``encode`` only cuts
+    into micro-batches and remembers nothing.
 
-    **BatchNorm** in training mode normalises over a micro-batch instead of the batch and updates
-    its running statistics in both passes, so its gradients are not those of the whole batch;
-    ``encode`` warns. LayerNorm, GroupNorm, or BatchNorm in eval mode are exact.
+    **BatchNorm** in training mode normalises over a micro-batch instead of the batch, and updates
+    its running statistics in both passes. Its gradients are not those of the whole batch, and
+    ``encode`` warns. LayerNorm, GroupNorm, and BatchNorm in eval mode are exact.
 
     Args:
-        micro_batch: most rows that an encoder sees at once, at least 1.
+        micro_batch: number of rows that an encoder sees at most at once, at least 1.
         modules: wrapped (DDP, FSDP) modules that an encoder calls and its code does not name.
-        process_group: ranks that call ``encode`` together; of sharded modules it is known.
+        process_group: ranks that call ``encode`` together. For sharded modules it is known.
 
     Raises:
         TypeError: an argument is of another type.
@@ -135,24 +137,25 @@ class GradientCache:
         self._outside: list[list[Encoding]] = []  # those from before each `with` that is open
 
     def encode(self, encoder: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """``encoder(*args, **kwargs)`` in micro-batches: features to put into the loss.
+        """Compute ``encoder(*args, **kwargs)`` in micro-batches: the features for the loss.
 
         Args:
             encoder: a module or another function. Its outputs are tensors with a row for every
                 row of an input, or 0-d, in any nesting.
-            args: inputs, cut into micro-batches along the first dimension of every tensor.
+            args: inputs; every tensor is cut along its first dimension into micro-batches.
             kwargs: the same by name.
 
         Returns:
             What the encoder returns, for all rows. Its tensors are leaves whose ``.grad``
-            :meth:`backward` reads; under ``torch.no_grad()`` they want no gradient.
+            :meth:`backward` reads; under ``torch.no_grad()`` they require no gradient.
 
         Raises:
             TypeError: an input is of a type that cannot be cut.
-            ValueError: there is no tensor to cut, an input wants a gradient, the encoder
-                returned a tensor that has not a row for every row of an input, or an input is
-                not rows; over ranks also: one has no rows, or another number of tensors.
-            RuntimeError: :meth:`backward` was forgotten after the last loss, or another rank has
+            ValueError: there is no tensor to cut; an input requires a gradient; the encoder
+                returned a tensor that does not have a row for every row of an input; an input is
+                not rows. Over ranks also: an input has no rows, or a rank has another number of
+                tensors.
+            RuntimeError: :meth:`backward` was not called after the last loss, or another rank has
                 an error.
 
         Example:
@@ -199,12 +202,12 @@ class GradientCache:
     def backward(self, sync: bool = True) -> None:
         """Go back through the encoders with the gradients that the loss left at the features.
 
-        What was encoded and has no gradient, in a step that was skipped for instance, is left
-        out. Warns of an encoder whose outputs are not those of ``encode``.
+        Features without a gradient, for instance of a step that was skipped, are left out. Warns of
+        an encoder whose outputs differ from those of ``encode``.
 
         Args:
-            sync: whether the last micro-batch synchronises DDP and FSDP modules; False where
-                the gradients of several steps are accumulated, except in the last of them.
+            sync: whether the last micro-batch synchronises DDP and FSDP modules. To accumulate
+                the gradients of several steps, pass False in all steps except the last.
 
         Raises:
             RuntimeError: no loss of the features has been differentiated, an input was changed
@@ -227,7 +230,7 @@ class GradientCache:
         warn_of_changed(distances)
 
     def reset(self) -> None:
-        """Forget what was encoded: the step was given up.
+        """Forget what was encoded, because the step was given up.
 
         Example:
             >>> import torch

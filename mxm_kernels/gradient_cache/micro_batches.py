@@ -22,7 +22,10 @@ from torch.utils._pytree import (
 from mxm_kernels.gradient_cache.encoders import name_of
 
 T = TypeVar("T")
-BIND = "bind what is not rows to the encoder, as in functools.partial(encoder, positions=positions)"
+BIND = (
+    "bind a tensor whose first dimension is not the batch to the encoder, as in "
+    "functools.partial(encoder, positions=positions)"
+)
 
 
 @dataclass

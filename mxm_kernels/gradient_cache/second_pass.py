@@ -134,9 +134,9 @@ def warn_of_changed(distances: dict[str, list[Tensor]]) -> None:
     if found:
         warnings.warn(
             f"GradientCache: the second pass gave other outputs than the first: {', '.join(found)}"
-            "; the gradients are not those of the loss. What changes in every forward pass "
-            "(spectral_norm, running statistics, counters) must be in eval mode, what is drawn "
-            "from other than torch's default generators be drawn before encode, and a 0-d output "
-            "be the same for every micro-batch",
+            "; the gradients are not those of the loss. Put layers that change in every forward "
+            "pass (spectral_norm, running statistics, counters) into eval mode. Draw random "
+            "numbers that do not come from torch's default generators before encode. Return a "
+            "0-d output that is the same for every micro-batch",
             stacklevel=3,
         )

@@ -1,7 +1,7 @@
-"""The public losses, one file for each kin: the function, its module, what is special to it.
+"""The public losses, one file for each kind of loss: the function, its module, its special parts.
 
-A function checks its arguments, makes a batch and names a formula. A module is a function with
-its hyper-parameters fixed by the constructor, which also takes those of :class:`HyperParameters`;
+A function checks its arguments, makes a batch and names a formula. A module is a function whose
+hyper-parameters are fixed by the constructor, together with those of :class:`HyperParameters`. Its
 ``forward`` takes the tensors and the options of :class:`Inputs`.
 """
 

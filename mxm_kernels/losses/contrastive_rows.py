@@ -24,11 +24,12 @@ def contrastive_rows(
     logit_scale: Scale,
     **options: Unpack[Options],
 ) -> Rows:
-    """The rows of S = s x y^T and of its transpose as one list, without an M x N matrix.
+    """What a loss needs of each row of S = s x y^T and of its transpose, without an M x N matrix.
 
-    Of each row the log-sum-exp over its negatives, its positives, and with a teacher the average
-    that cross-entropy against the teacher's softmax needs (:class:`Rows`). A loss is a few lines
-    of PyTorch over them, ending in :meth:`Rows.mean`; it runs on every backend, over ranks, with
+    The result is one list of R = M + N rows, images first (:class:`Rows`). Each row has the
+    log-sum-exp of S over its negatives, S of its positives, and with a teacher the average of S
+    under the teacher's softmax, which cross-entropy needs. A loss of your own is a few lines of
+    PyTorch over the list, ending in :meth:`Rows.mean`. It runs on every backend, over ranks, with
     queues and a scale for each row. The list is differentiable once.
 
     Args:
@@ -40,7 +41,7 @@ def contrastive_rows(
             ``pair_weights``, ``reduction`` and ``diagnostics``.
 
     Returns:
-        The list: M image rows, then N text rows.
+        The list, :class:`Rows`: M image rows, then N text rows.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.

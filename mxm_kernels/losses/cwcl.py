@@ -1,4 +1,4 @@
-"""Continuously weighted contrastive loss: every pair is a positive, as much as it is similar."""
+"""CWCL: a contrastive loss in which every pair is a positive, weighted by a given similarity."""
 
 from __future__ import annotations
 
@@ -35,22 +35,25 @@ def fused_cwcl_loss(
     logit_scale: Scale,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Continuously weighted contrastive loss (CWCL): targets linear in a given similarity.
+    """Continuously weighted contrastive loss (CWCL): every pair is a positive with a weight w_ij.
 
         w_ij = (1 + <a_i, b_j>) / 2
         l_i  = logsumexp_j S_ij - sum_j w_ij S_ij / sum_j w_ij
 
-    (arXiv 2309.14580, equations 3 and 4; there a = b are the features of the modality whose
-    encoder is frozen). w needs no matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T)
-    (1, a_i), which costs (M + N) D D' operations; where w is cheaper it is made, of at most 16 MiB.
-    A row whose weights are all 0 has target 0.
+    (arXiv 2309.14580, equations 3 and 4). S = s x y^T are the similarities of the features. a and
+    b are given features, whose similarity is the weight; in the paper a = b are the features
+    of the modality whose encoder is frozen. A row whose weights are all 0 has target 0.
+
+    w needs no M x N matrix: sum_j w_ij S_ij = s/2 x_i^T (sum_j y_j (1, b_j)^T) (1, a_i), which
+    costs (M + N) D D' operations. Where the matrix w is cheaper, and takes at most 16 MiB, it is
+    made.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`. ``teacher_image_features`` a (M, D') and
-            ``teacher_text_features`` b (N, D'), L2-normalised, are needed; ``soft_weight``,
+            ``teacher_text_features`` b (N, D'), L2-normalised, are needed. ``soft_weight``,
             ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale``, ``teacher_dtype`` and
             queues are not taken.
 
@@ -88,7 +91,7 @@ def fused_cwcl_loss(
 
 
 class CWCLLoss(Loss):
-    """:func:`fused_cwcl_loss` with its hyper-parameters fixed.
+    """:func:`fused_cwcl_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         **options: see :class:`HyperParameters`; without ``soft_weight``, ``label_smoothing`` and

@@ -1,8 +1,8 @@
-"""InfoNCE (CLIP) and its kin: one paired positive for each row.
+"""InfoNCE (CLIP), decoupled and debiased losses: one paired positive for each row.
 
 Without folds, row i of both sides is a pair and an instance of its own. With folds the k-th
-image of an instance is paired with its k-th text; where the counts differ, the pairing walks
-the fewer again and again (the diagonal of the group).
+image of an instance is paired with its k-th text. Where an instance has fewer texts than images,
+or fewer images than texts, the pairing starts again with the first of the fewer.
 """
 
 from __future__ import annotations
@@ -41,22 +41,27 @@ def fused_info_nce_loss(
     mask_false_negatives: bool = True,
     **options: Unpack[Options],
 ) -> Tensor:
-    """InfoNCE, CLIP's loss: the paired positive against the row.
+    """InfoNCE, CLIP's loss: the paired positive of each row against its negatives.
 
-        l_i = softplus(n_i - S_id)                        other positives masked
-        l_i = logaddexp(n_i, logsumexp_k S_ik) - S_id     they count as negatives
+        l_i = softplus(n_i - S_id)                        other positives left out (masked)
+        l_i = logaddexp(n_i, logsumexp_k S_ik) - S_id     other positives count as negatives
 
-    with d the paired column of row i (arXiv 1807.03748, 2103.00020). Without folds both are
-    CLIP. With folds they are CLIP on the group matrix with its false negatives masked
-    (InfoNCE+Mask of arXiv 2303.10839) or not.
+    with d the paired column of row i, k over the positives of row i, and n_i the log-sum-exp of
+    S = s x y^T over its negatives (arXiv 1807.03748, 2103.00020). Without folds both are CLIP's
+    loss. With folds the first is InfoNCE+Mask of arXiv 2303.10839; the second is what CLIP
+    computes on a batch with several rows of an instance.
+
+    With folds the k-th image of an instance is paired with its k-th text. Where the counts
+    differ, the pairing starts again with the first of the fewer.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
-        folds: which rows show the same instance, as in :func:`fused_mfh_loss`; None: row i of
-            both sides is a pair, and every other row a negative (M = N).
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`. None: row i of
+            both sides is a pair, and all other rows are its negatives (M = N).
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        mask_false_negatives: leave the other positives of a row out of its denominator.
+        mask_false_negatives: True leaves the other positives of a row out of its denominator.
+            False counts them as negatives.
         **options: see :class:`Options`. With ``soft_weight`` and a momentum teacher it is
             ALBEF's momentum distillation (arXiv 2107.07651).
 
@@ -92,12 +97,12 @@ def fused_decoupled_loss(
     logit_scale: Scale,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Decoupled contrastive learning: InfoNCE without the positive in its denominator.
+    """Decoupled contrastive loss (DCL): InfoNCE without the positive in its denominator.
 
         l_i = n_i - S_id
 
-    (DCL, arXiv 2110.06848, equation 6). It may be negative; a row without a negative has
-    loss 0.
+    (arXiv 2110.06848, equation 6; symbols as in :func:`fused_info_nce_loss`). It may be negative.
+    A row without a negative has loss 0.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -132,19 +137,20 @@ def fused_debiased_loss(
     positive_prior: float = 0.1,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Debiased contrastive loss: InfoNCE whose negatives are freed of expected positives.
+    """Debiased contrastive loss: InfoNCE, corrected for unknown positives among the negatives.
 
         l_i = softplus(g_i - S_id)
         exp(g_i) = max((exp(n_i) - tau |Neg(i)| mean_k exp(S_ik)) / (1 - tau), |Neg(i)| exp(-s))
 
-    (arXiv 2007.00224, equation 8), tau the chance that a random sample is of the row's class.
+    (arXiv 2007.00224, equation 8; symbols as in :func:`fused_info_nce_loss`). |Neg(i)| is the
+    number of negatives of row i. tau is the chance that a random sample is of the row's class.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
         folds: as in :func:`fused_info_nce_loss`.
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        positive_prior: tau in [0, 1).
+        positive_prior: tau, in [0, 1). With 0 it is InfoNCE, for normalised features.
         **options: see :class:`Options`.
 
     Returns:
@@ -180,10 +186,11 @@ def _paired(
 
 
 class InfoNCELoss(PairedLoss):
-    """:func:`fused_info_nce_loss` with its hyper-parameters fixed.
+    """:func:`fused_info_nce_loss` as a module, with its hyper-parameters fixed.
 
     Args:
-        mask_false_negatives: leave the other positives of a row out of its denominator.
+        mask_false_negatives: True leaves the other positives of a row out of its denominator.
+            False counts them as negatives.
         **options: see :class:`HyperParameters`.
 
     Example:
@@ -202,7 +209,7 @@ class InfoNCELoss(PairedLoss):
 
 
 class DecoupledLoss(PairedLoss):
-    """:func:`fused_decoupled_loss` with its hyper-parameters fixed.
+    """:func:`fused_decoupled_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         **options: see :class:`HyperParameters`.
@@ -220,7 +227,7 @@ class DecoupledLoss(PairedLoss):
 
 
 class DebiasedLoss(PairedLoss):
-    """:func:`fused_debiased_loss` with its hyper-parameters fixed.
+    """:func:`fused_debiased_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         positive_prior: tau in [0, 1).

@@ -1,4 +1,4 @@
-"""Contrast inside one modality: image with image, text with text."""
+"""The intra-modal loss: contrast inside one modality, image with image or text with text."""
 
 from __future__ import annotations
 
@@ -60,43 +60,49 @@ def fused_intra_modal_loss(
     process_group: ProcessGroup | None = None,
     gather: Literal["all", "ring"] = "all",
 ) -> Tensor:
-    """Hard and soft loss between the observations of one modality: views with views.
+    """Hard and soft loss inside one modality: views with views, or captions with captions.
 
-        h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                    masked
-        h_i = sum_{k in Pos(i)} w_ik (logaddexp(n_i, p_i) - S_ik)            else
+        h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                mask_positives=True
+        h_i = sum_{k in Pos(i)} w_ik (logaddexp(n_i, p_i) - S_ik)        mask_positives=False
         q_i = logsumexp_{j != i} S_ij - sum_{j != i} softmax_{j != i}(T_i.) S_ij
         L   = (1 - b) mean_i h_i + b mean_i q_i
 
-    with S = s x x^T, T = t a a^T the teacher's, Pos(i) the other rows of the instance of row i,
-    and row i itself neither positive nor negative, nor in the teacher's softmax. Added to a
-    cross-modal loss it is the intra-modal term that arXiv 2303.10839 proposes in its conclusion;
-    unmasked and in expectation h is SupCon (arXiv 2004.11362, equation 2), and q is that paper's
-    equation 8 inside one modality. Rows alone in their instance count in the mean of q only.
+    S = s x x^T are the similarities of the M rows x, and T = t a a^T those of the teacher's
+    features a. Pos(i) are the other rows of the instance of row i; the rows of other instances are
+    its negatives. n_i and p_i are the log-sum-exps of S over the negatives and the positives. Row i
+    itself is neither, and it is not in the teacher's softmax. A row that is alone in its instance
+    counts in the mean of q only.
 
-    The soft part is computed in float32. Up to 2,896 rows it makes its matrices, of at most
-    32 MiB each; above it adds nine products of M M D to the four of the hard part, and O(M D)
-    memory.
+    Added to a cross-modal loss this is the intra-modal term that arXiv 2303.10839 proposes in its
+    conclusion; q is its equation 8 inside one modality. With ``mask_positives=False`` and
+    ``rounds=None`` h is SupCon (arXiv 2004.11362, equation 2).
+
+    The soft part is computed in float32. On one process and up to 2,896 rows it makes its
+    matrices, of at most 32 MiB each. Otherwise it adds nine products of M M D to the four of the
+    hard part, and O(M D) memory.
 
     Args:
         features: (M, D), L2-normalised.
         folds: which rows show the same instance: (M,) ids, or the number of consecutive rows
             of each instance.
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        mask_positives: leave the other positives of a row out of its denominator.
+        mask_positives: True leaves the other positives of a row out of its denominator.
         rounds: R >= 1 random selections, or None for their exact expectation.
-        soft_weight: b, the share of the soft loss, in [0, 1]; needs ``teacher_features``.
-        teacher_features: (M, D') a, of the same rows; detached here.
-        teacher_logit_scale: t; by default ``logit_scale``, detached.
+        soft_weight: b, the share of the soft loss, in [0, 1]. Above 0 it needs
+            ``teacher_features``.
+        teacher_features: a, (M, D'), the teacher's features of the same rows. The loss detaches
+            them.
+        teacher_logit_scale: t, the teacher's scale; by default ``logit_scale``, detached.
         generator: source of the draw, as in :func:`fused_mfh_loss`.
         row_weights: (M,) non-negative weights of the rows in the means.
         reduction: "mean", or "none" for the losses of the rows (M,).
         backend: "triton", "native", "blocked", or None to choose by device.
-        process_group: the batch is that of all its ranks, as in :class:`Options`.
-        gather: "all" or "ring", as in :class:`Options`; the soft part gathers all at once.
+        process_group: the rows of all its ranks are one batch, as in :class:`Options`.
+        gather: "all" or "ring", as in :class:`Options`. The soft part always gathers all at once.
 
     Returns:
-        A 0-d tensor, or (M,) for ``reduction="none"``. Rows alone in their instance have hard
-        loss 0.
+        A 0-d tensor, or (M,) for ``reduction="none"``. A row that is alone in its instance has
+        hard loss 0.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`fused_mfh_loss`.
@@ -202,15 +208,15 @@ def _folds(folds: int | Ids, features: Tensor) -> Folds:
 
 
 class IntraModalLoss(Loss):
-    """:func:`fused_intra_modal_loss` with its hyper-parameters fixed.
+    """:func:`fused_intra_modal_loss` as a module, with its hyper-parameters fixed.
 
     Args:
-        mask_positives: leave the other positives of a row out of its denominator.
+        mask_positives: True leaves the other positives of a row out of its denominator.
         rounds: R >= 1 random selections, or None for their exact expectation.
         soft_weight: b, the share of the soft loss, in [0, 1].
         reduction: "mean" or "none".
         backend: "triton", "native", "blocked", or None to choose by device.
-        process_group: the batch is that of all its ranks, as in :class:`Options`.
+        process_group: the rows of all its ranks are one batch, as in :class:`Options`.
         gather: "all" or "ring", as in :class:`Options`.
 
     Example:

@@ -63,7 +63,7 @@ def loss_function(
 
 
 def refuse(loss: str, refused: Mapping[str, str], given: Mapping[str, Any]) -> None:
-    """Options of the family that have no meaning for a loss.
+    """Refuse the options that have no meaning for a loss.
 
     Raises:
         TypeError: one was given; the message names it and the loss.

@@ -46,16 +46,19 @@ def fused_mfh_loss(
 ) -> Tensor:
     r"""Multifold-aware hybrid (MFH) contrastive loss of MXM-CLR, without an M x N matrix.
 
-    With S = s x y^T, T the teacher's, Pos(i) the texts of the instance of image i, n_i the
-    log-sum-exp of S over the other texts, and w_ik the share of the R rounds that drew k:
+    S = s x y^T are the similarities of M images x and N texts y, and T those of the teacher.
+    Pos(i) are the positives of image i: the texts of its instance. Its negatives are the other
+    texts, and n_i is the log-sum-exp of S over them. In each of R rounds one positive of every
+    row is drawn at random; w_ik is the share of the rounds that drew text k for image i.
 
         h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)                        hard
         q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij                      soft
         L   = a/2 (mean_i h_i + mean_j h'_j) + (1-a)/2 (mean_i q_i + mean_j q'_j)
 
-    and the same down the columns for h' and q' (arXiv 2303.10839, equations 5 to 9). The hard
-    means count the rows that have a positive. Without a teacher L is the hard loss alone;
-    with ``hard_weight=0`` it is the soft loss alone, and reads no weights of the positives.
+    h'_j and q'_j are the same for text j, from column j (arXiv 2303.10839, equations 5 to 9). The
+    means of h are over the rows that have a positive, those of q over all rows. Without a
+    teacher L is the hard loss alone. With ``hard_weight=0`` it is the soft loss alone; then nothing
+    is drawn and no weights of positives are read.
 
     Args:
         image_features: (M, D), L2-normalised; float32, bfloat16, float16, or float64 on the
@@ -63,23 +66,24 @@ def fused_mfh_loss(
         text_features: (N, D), same dtype and device.
         folds: which rows show the same instance: :class:`Folds`, or a pair ``(views, captions)``
             of integers, or a pair ``(image_ids, text_ids)``.
-        logit_scale: s = 1 / temperature, positive; a number, or a 0-d or [1] tensor, which
-            receives its gradient; or a pair of tensors ((M,), (N,)), a scale for each row of
-            either side (individual temperatures), which costs the products twice.
-        hard_weight: a, in [0, 1].
+        logit_scale: s = 1 / temperature, positive: a number, or a 0-d or [1] tensor, which
+            receives its gradient. A pair of tensors ((M,), (N,)) is a scale for each row of either
+            side (individual temperatures); it costs the matrix products twice.
+        hard_weight: a, the share of the hard loss, in [0, 1].
         rounds: R >= 1 random selections, or None for their exact expectation (no randomness,
             same cost).
         generator: source of the draw. A CPU generator draws the same on every backend and
-            device; None uses the default generator of the features' device, and with a
-            ``process_group`` the CPU's, see :class:`Options`. What draws nothing (``rounds=None``,
-            a ``selection``, ``pair_weights``, ``hard_weight=0``) leaves every generator as it was.
-        selection: drawn positives instead of a draw: (image_to_text (R, M), text_to_image
-            (R, N)), indices into the other modality, -1 for a row without a positive; see
-            :func:`draw_selection`. ``rounds`` and ``generator`` are then not used. Checking it
-            waits for a GPU.
+            device. None uses the default generator of the features' device, and with a
+            ``process_group`` the CPU's, see :class:`Options`. A call that draws nothing
+            (``rounds=None``, a ``selection``, ``pair_weights``, ``hard_weight=0``) leaves every
+            generator as it was.
+        selection: positives that were drawn before, as :func:`draw_selection` returns them:
+            (image_to_text (R, M), text_to_image (R, N)), indices of rows of the other modality,
+            -1 for a row without a positive. ``rounds`` and ``generator`` are then not used. Its
+            check waits for a GPU.
         **options: see :class:`Options`. ``teacher_image_features`` (M, D') and
-            ``teacher_text_features`` (N, D') bring in the soft loss (with ``hard_weight=1`` they
-            are not read), ``teacher_logit_scale`` is their t.
+            ``teacher_text_features`` (N, D') add the soft loss; with ``hard_weight=1`` they are
+            not read. ``teacher_logit_scale`` is their scale t.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``; float32 (float64 for
@@ -138,13 +142,14 @@ def fused_hard_loss(
     selection: tuple[Tensor, Tensor] | None = None,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Hard relationship loss of MXM-CLR: InfoNCE with positives drawn at random, R rounds.
+    """Hard relationship loss of MXM-CLR: InfoNCE with positives drawn at random, in R rounds.
 
         h_i = sum_{k in Pos(i)} w_ik softplus(n_i - S_ik)
 
-    (arXiv 2303.10839, equation 6): of each row one positive is drawn, the others are masked.
-    ``rounds=None`` is the exact expectation, every positive weighing the same. It is
-    :func:`fused_mfh_loss` without its soft part, which ``soft_weight`` brings back.
+    (arXiv 2303.10839, equation 6; symbols as in :func:`fused_mfh_loss`). In each round one
+    positive of each row is drawn, and the other positives are left out. ``rounds=None`` is the
+    exact expectation, in which every positive has the same weight. The loss is
+    :func:`fused_mfh_loss` without its soft part; ``soft_weight`` adds a soft part.
 
     Args:
         image_features: (M, D), L2-normalised.
@@ -197,15 +202,15 @@ def fused_soft_loss(
 
         q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij
 
-    (arXiv 2303.10839, equation 8; ALBEF, arXiv 2107.07651). Targets come from any similarity
-    T_ij = t <a_i, b_j>: the momentum encoders' features, or those of one modality alone given
-    as both a and b.
+    (arXiv 2303.10839, equation 8; ALBEF, arXiv 2107.07651). S = s x y^T are the similarities of
+    the features, T_ij = t <a_i, b_j> those of the teacher's features a and b. These may be the
+    features of momentum encoders, or the features of one modality given as both a and b.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
-        folds: ignored but for its checks: the loss does not depend on which rows show the
-            same instance.
+        folds: checked and not used: the loss does not depend on which rows show the same
+            instance.
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`; ``teacher_image_features`` (M, D') and
             ``teacher_text_features`` (N, D') are needed; ``soft_weight``, ``label_smoothing`` and
@@ -232,7 +237,7 @@ def fused_soft_loss(
 
 
 class MFHLoss(DrawnLoss):
-    """:func:`fused_mfh_loss` with its hyper-parameters fixed; no parameters, no state.
+    """:func:`fused_mfh_loss` as a module: hyper-parameters fixed, no parameters, no state.
 
     Args:
         hard_weight: a, the share of the hard loss, in [0, 1].
@@ -261,7 +266,7 @@ class MFHLoss(DrawnLoss):
 
 
 class HardLoss(DrawnLoss):
-    """:func:`fused_hard_loss` with its hyper-parameters fixed.
+    """:func:`fused_hard_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         rounds: R >= 1 random selections, or None for their exact expectation.
@@ -280,7 +285,7 @@ class HardLoss(DrawnLoss):
 
 
 class SoftLoss(PairedLoss):
-    """:func:`fused_soft_loss` with its hyper-parameters fixed.
+    """:func:`fused_soft_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         **options: see :class:`HyperParameters`; without ``soft_weight`` and ``label_smoothing``.

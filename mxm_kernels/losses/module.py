@@ -23,7 +23,8 @@ from mxm_kernels.losses.loss_function import refuse
 class Loss(nn.Module):
     """A loss function with some of its arguments fixed; no parameters, no state.
 
-    ``hyper_parameters`` of the constructor are the loss's own, ``options`` the shared ones.
+    ``hyper_parameters`` of the constructor are those of this loss alone, ``options`` those that
+    the losses share.
     """
 
     function: ClassVar[Any]  # a loss, wrapped by loss_function
@@ -50,7 +51,7 @@ class Loss(nn.Module):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy over the same ranks: a process group is of the process, and stays one."""
+        """A copy with the same process group, which cannot be copied."""
         group = self.hyper_parameters.get("process_group")
         memo[id(group)] = group
         memo[id(self)] = made = type(self).__new__(type(self))
@@ -58,7 +59,7 @@ class Loss(nn.Module):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is saved.
+        """The state that pickle saves.
 
         Raises:
             TypeError: there is a process group, which no other process could use.

@@ -1,4 +1,4 @@
-"""Which positives of a row the hard loss looks at: drawn at random, given, or in expectation."""
+"""The weights of the positives in the hard loss: drawn at random, given, or in expectation."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def draw_selection(
 ) -> tuple[Tensor, Tensor]:
     """Draw the positives that :func:`fused_mfh_loss` would draw from ``generator``.
 
-    Uniform over the positives of each row, with replacement, rows and columns independent.
-    Use it to hold a draw fixed, or to draw outside a region compiled by torch.compile, which
-    cannot trace a generator.
+    In each round every row gets one of its positives, uniformly; a positive may come again in
+    another round. Images and texts are drawn independently. Use it to hold a draw fixed, or to
+    draw outside of a function that torch.compile compiles: it cannot trace a generator.
 
     Args:
-        folds: as in :func:`fused_mfh_loss`.
-        image_features: (M, D); only its length and device are used.
-        text_features: (N, D).
-        rounds: R >= 1.
-        generator: source of the draw.
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`.
+        image_features: (M, D); only its number of rows and its device are used.
+        text_features: (N, D), same dtype and device.
+        rounds: R >= 1, how often each row draws.
+        generator: source of the draw, as in :func:`fused_mfh_loss`.
 
     Returns:
-        (image_to_text (R, M), text_to_image (R, N)), int64: the drawn positive of each row as
-        an index into the other modality, -1 for a row without one.
+        (image_to_text (R, M), text_to_image (R, N)), int64. An entry is the drawn positive of a
+        row, as the index of a row of the other modality; -1 for a row without a positive.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -68,7 +68,7 @@ def draws(rounds: int | None, selection: object, options: Options) -> bool:
 
 
 def weights_of(batch: Batch, rounds: int | None, selection: tuple[Tensor, Tensor] | None) -> Tensor:
-    """(L,) how much each positive of a row weighs: drawn, given or expected."""
+    """(L,) weight of each positive of a row: drawn, given or expected."""
 
     def own(tables: FoldTables, dtype: torch.dtype) -> Tensor:
         if selection is not None:

@@ -24,7 +24,7 @@ from mxm_kernels.losses.module import Loss
 
 
 def check_share(soft_share: float = 0.0, generator: object = None) -> None:
-    """The share of the rows that get soft targets, and what draws them."""
+    """Check the share of the rows that get soft targets, and the generator that draws them."""
     checks.check_fraction("soft_share", soft_share)
     checks.check_draw(generator, None)
 
@@ -44,17 +44,18 @@ def fused_self_distillation_loss(
 
         l_i = softplus(n_i - S_id)    or    q_i = logsumexp_j S_ij - sum_j softmax_j(T_i.) S_ij
 
-    A random ``soft_share`` of the rows of either side gets q (Robust-XR, Andonian et al., CVPR
-    2022); training raises the share step by step. The teacher is the batch itself, detached,
-    unless the features of another are given, of both sides.
+    (Robust-XR, Andonian et al., CVPR 2022; l as in :func:`fused_info_nce_loss`, q as in
+    :func:`fused_soft_loss`). A random share of the rows of either side, ``soft_share``, gets q.
+    Training raises the share step by step. The teacher is the batch itself, detached, unless
+    teacher features of both sides are given.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
         folds: as in :func:`fused_info_nce_loss`.
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        soft_share: share of rows with soft targets, in [0, 1], rounded to whole rows; 0 and 1
-            draw nothing.
+        soft_share: share of the rows that get soft targets, in [0, 1], rounded to whole rows. 0
+            and 1 draw nothing.
         generator: source of the choice of rows, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`; without ``soft_weight``.
 
@@ -95,7 +96,7 @@ def fused_self_distillation_loss(
 
 
 class SelfDistillationLoss(Loss):
-    """:func:`fused_self_distillation_loss` with its hyper-parameters fixed.
+    """:func:`fused_self_distillation_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         **options: see :class:`HyperParameters`; without ``soft_weight``.

@@ -1,4 +1,4 @@
-"""SigLIP: every pair by itself, through a sigmoid, with a bias."""
+"""SigLIP: a sigmoid loss of every (image, text) pair by itself, with a bias."""
 
 from __future__ import annotations
 
@@ -67,18 +67,20 @@ def fused_siglip_loss(
     logit_bias: float | Tensor,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Sigmoid loss of SigLIP, with one or several positives per row.
+    """Sigmoid loss of SigLIP, with one or several positives for each row.
 
         l_i = sum_j softplus(-z_ij (S_ij + b)),    z_ij = 1 if j in Pos(i), else -1
+        L   = (mean_i l_i + mean_j l'_j) / 2
 
-    and the same down the columns; L = (mean_i l_i + mean_j l'_j) / 2. For M = N that is the
-    loss of arXiv 2303.15343, section 3.2, whatever ``image_to_text_weight`` is.
+    with S = s x y^T, Pos(i) the texts of the instance of image i, and l'_j the same for text j,
+    from column j. For M = N this is the loss of arXiv 2303.15343, section 3.2, whatever
+    ``image_to_text_weight`` is.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
-        folds: which rows show the same instance, as in :func:`fused_mfh_loss`; None: row i of
-            both sides is a pair, and every other row a negative (M = N).
+        folds: which rows show the same instance, as in :func:`fused_mfh_loss`. None: row i of
+            both sides is a pair, and all other rows are its negatives (M = N).
         logit_scale: s, as in :func:`fused_mfh_loss`.
         logit_bias: b, finite; a number, or a 0-d or [1] tensor, which receives its gradient.
         **options: see :class:`Options`. ``pair_weights`` multiply the terms of the positives.
@@ -166,7 +168,7 @@ def _of_queue(b: Batch, side: int, bias: Tensor) -> Tensor:
 
 
 class SigLipLoss(Loss):
-    """:func:`fused_siglip_loss` with its hyper-parameters fixed.
+    """:func:`fused_siglip_loss` as a module, with its hyper-parameters fixed.
 
     Args:
         **options: see :class:`HyperParameters`; without ``soft_weight``, ``label_smoothing`` and

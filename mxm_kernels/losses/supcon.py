@@ -1,4 +1,4 @@
-"""Losses in which every positive of a row has its share: SupCon and weighted targets."""
+"""SupCon: a loss of all positives of a row at once."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ def fused_supcon_loss(
     positives: Literal["out", "in"] = "out",
     **options: Unpack[Options],
 ) -> Tensor:
-    """All positives of a row at once, as supervised contrastive learning has them.
+    """Supervised contrastive loss (SupCon): all positives of a row at once.
 
         "out"   l_i = logaddexp(n_i, p_i) - mean_{k in Pos(i)} S_ik     mean of the logarithms
         "in"    l_i = softplus(n_i - p_i)                               logarithm of the sum
 
-    with p_i = logsumexp_{k in Pos(i)} S_ik (SupCon, arXiv 2004.11362, equations 2 and 3). "in"
-    here leaves out the constant log |Pos(i)|.
+    with p_i = logsumexp_{k in Pos(i)} S_ik (arXiv 2004.11362, equations 2 and 3; S, Pos and n_i
+    as in :func:`fused_mfh_loss`). "out" asks every positive to be near, "in" one of them. "in"
+    here leaves out the paper's constant log |Pos(i)|.
 
     Args:
         image_features: (M, D), L2-normalised.
         text_features: (N, D), same dtype and device.
         folds: which rows show the same instance, as in :func:`fused_mfh_loss`.
         logit_scale: s, as in :func:`fused_mfh_loss`.
-        positives: "out" or "in", where the sum over the positives stands.
+        positives: "out" or "in": the sum over the positives is outside or inside of the logarithm.
         **options: see :class:`Options`; "in" takes no ``pair_weights``.
 
     Returns:
@@ -71,10 +72,10 @@ def fused_supcon_loss(
 
 
 class SupConLoss(Loss):
-    """:func:`fused_supcon_loss` with its hyper-parameters fixed.
+    """:func:`fused_supcon_loss` as a module, with its hyper-parameters fixed.
 
     Args:
-        positives: "out" or "in", where the sum over the positives stands.
+        positives: "out" or "in": the sum over the positives is outside or inside of the logarithm.
         **options: see :class:`HyperParameters`.
 
     Example:

@@ -20,24 +20,36 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the features")
-    parser.add_argument("--dim", type=_count, default=D, help=f"D, the features' width ({D})")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="dtype of the features")
+    parser.add_argument("--dim", type=_count, default=D, help=f"D, width of the features ({D})")
     parser.add_argument(
-        "--rows", type=_count, default=ROWS, help=f"images, and texts, of a batch ({ROWS:,})"
+        "--rows", type=_count, default=ROWS, help=f"images of a batch, and as many texts ({ROWS:,})"
     )
     parser.add_argument(
-        "--teacher", choices=("both", "with", "without"), default="both", help="of the batches"
+        "--teacher",
+        choices=("both", "with", "without"),
+        default="both",
+        help="measure batches with a teacher, without one, or both (both)",
     )
     parser.add_argument(
         "--loss",
         choices=("softmax", "sigmoid"),
         default="softmax",
-        help="sigmoid: SigLIP's kernels",
+        help="measure the kernels of the softmax losses, or of SigLIP (softmax)",
     )
-    parser.add_argument("--diagnostics", action="store_true", help="of the statistics")
-    parser.add_argument("--device", type=_device, help="a GPU; the current one by default")
-    parser.add_argument("--seconds", type=_seconds, default=SECONDS, help=f"about ({SECONDS:.0f})")
-    parser.add_argument("--reset", action="store_true", help="forget what was measured, and end")
+    parser.add_argument(
+        "--diagnostics", action="store_true", help="measure the statistics with diagnostics"
+    )
+    parser.add_argument("--device", type=_device, help="the GPU to measure (the current one)")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=SECONDS,
+        help=f"about how long to measure ({SECONDS:.0f})",
+    )
+    parser.add_argument(
+        "--reset", action="store_true", help="remove the measured settings, and end"
+    )
     parser.set_defaults(refuse=parser.error)
 
 

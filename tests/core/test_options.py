@@ -101,7 +101,7 @@ LOSSES = [
             | {"text_queue": X, "teacher_image_features": X[:, :2]}
             | {"teacher_text_features": Y[:, :2]},
             ValueError,
-            "text_queue stands in the teacher's matrix too.*dimension 3, got 2",
+            "teacher's features must have the dimension D of text_queue, 3, got 2: a soft loss",
         ),
         ({"logit_scale": (torch.ones(4),)}, TypeError, "logit_scale must be a number, a tensor"),
         (

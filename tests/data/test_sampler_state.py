@@ -68,7 +68,8 @@ def test_a_library_that_counts_from_zero_gives_a_warning():
     order = sampler()
     order.resume(5, 0)
     with pytest.warns(
-        UserWarning, match=r"set_epoch\(0\) gives up going on from batch 0 of epoch 5"
+        UserWarning,
+        match=r"set_epoch\(0\) gives up the position to resume from, batch 0 of epoch 5",
     ):
         order.set_epoch(0)
     with warnings.catch_warnings(action="error"):
@@ -100,7 +101,8 @@ def test_resuming_and_another_epoch_outdo_a_state():
     fresh = sampler()
     fresh.load_state_dict(order.state_dict())
     with pytest.warns(
-        UserWarning, match=r"set_epoch\(2\) gives up going on from batch 3 of epoch 1"
+        UserWarning,
+        match=r"set_epoch\(2\) gives up the position to resume from, batch 3 of epoch 1",
     ):
         fresh.set_epoch(2)
     assert len(list(fresh)) == 4

@@ -70,7 +70,7 @@ CASES = {
         mxm.fused_hard_loss,
         SOFT,
         {"soft_weight": (torch.ones(4), 2 * torch.ones(4))},
-        "soft_weight[1] must be between 0 and 1",
+        "soft_weight[1] must be between 0 and 1, got 2.0",
     ),
     "shares of other rows": (
         mxm.fused_hard_loss,

@@ -121,7 +121,9 @@ def test_weights_that_are_all_zero_are_an_error_of_every_rank(rows):
     """As in one process; a rank of them may have no row at all."""
     alone = weighed_by_nothing(0, 1, rows)
     assert len(alone) == len(WEIGHED)
-    assert all("expected a positive weight for a row that counts" in error for error in alone)
+    assert all(
+        "expected a positive weight for a row that counts in the mean" in error for error in alone
+    )
     assert results(WORLD, weighed_by_nothing, rows) == [alone, alone]
 
 

@@ -220,5 +220,5 @@ def test_nor_with_a_tuple_that_uniform_would_refuse(source):
 
 def test_only_uniform_folds_have_a_number_of_views():
     assert Folds.uniform(6, 5).views == 6
-    with pytest.raises(ValueError, match="views: only Folds.uniform has a number"):
+    with pytest.raises(ValueError, match="views: only folds made by Folds.uniform"):
         _ = Folds.from_ids([0, 1], [0, 1]).views

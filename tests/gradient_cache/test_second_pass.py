@@ -116,7 +116,7 @@ def test_state_in_forward_is_said(name, behind):
     called = {None: type(encoder).__name__, partial: "", "other": "<lambda>"}
     assert CHANGED in message
     assert called.get(behind, called["other"]) in message
-    assert "must be in eval mode" in message
+    assert "into eval mode" in message
 
 
 @pytest.mark.parametrize("name", ["spectral_norm", "running mean", "old spectral_norm"])
