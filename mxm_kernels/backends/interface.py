@@ -142,7 +142,7 @@ class Problem(NamedTuple):
         return made._replace(kept=kept, units=units)
 
     def contiguous(self) -> Problem:
-        """The same problem with every feature matrix laid out row after row."""
+        """The problem with every feature matrix laid out row after row."""
         teacher_x, teacher_y = self.teacher_x, self.teacher_y
         return self._replace(
             x=self.x.contiguous(),
@@ -172,7 +172,7 @@ class Problem(NamedTuple):
         return torch.cat([same[0] < len(texts), same[1] < len(images)])
 
     def with_valid_scales(self) -> Problem:
-        """The same problem, in which a scale that is not positive is NaN, as is then the loss."""
+        """The problem with NaN for a scale that is not positive, so that the loss is NaN."""
         t = self.teacher_scale
         return self._replace(
             scale=threshold(self.scale, 0, torch.nan),
@@ -219,7 +219,7 @@ class Statistics(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """How much a call may take for the M x N plane, and whether a backward will follow it."""
+    """Bytes that a call may take for the M x N similarities, and whether a backward follows."""
 
     budget: int  # bytes; 0 keeps nothing, with the workspace of the default
     keep: bool = False  # whether forward may keep S and T
@@ -242,7 +242,7 @@ class SigmoidStatistics(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients are wanted; a frozen tower costs no product."""
+    """Which gradients are wanted; an encoder that is frozen costs no product."""
 
     x: bool
     y: bool

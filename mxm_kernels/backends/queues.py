@@ -35,7 +35,7 @@ def merged(rows: RowSums, queue: RowSums, total: Tensor, place: QueuePlace) -> R
 def gradients(
     dn: Tensor, du: Tensor, rows: RowSums, queue: RowSums, place: QueuePlace
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By n (R,) and u (R,) of the rows, and by those of the queue's list."""
+    """Gradients of n (R,) and u (R,) of the rows, then of n and u of the queue's list."""
     n = _split(dn, rows.neg_lse, queue.neg_lse, place)
     if not len(du):
         return n[0], du.clone(), n[1], du.clone()

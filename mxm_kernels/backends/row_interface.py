@@ -79,7 +79,7 @@ class RowSums(NamedTuple):
 
 
 class QueuePlace(NamedTuple):
-    """Which rows of the list see a queue."""
+    """The rows of the list to which a queue adds negatives."""
 
     first: int  # row that sees it
     length: int  # how many do, which come first in the queue's own list

@@ -23,7 +23,7 @@ def scaled(features: Tensor, scale: Tensor) -> Tensor:
 
 
 def gradients(x: Tensor, scale: Tensor, dz: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-    """By the features (rows, D), in their dtype, and by the scale (rows,)."""
+    """Gradients of the features (rows, D), in their dtype, and of the scale (rows,)."""
     rows, wide = threshold(scale, 0, torch.nan)[:, None], dz.to(scale.dtype)
     by_features = torch.addcmul(dx.to(scale.dtype), wide, rows).to(x.dtype)
     return by_features, (wide * x.to(scale.dtype)).sum(1)

@@ -78,7 +78,7 @@ class GradientSum:
             self._block = None  # before the next block of rows takes its room
 
     def _room(self, dx: Tensor) -> Tensor:
-        """Where a row block of dx is summed: in place if its dtype is the accumulator's."""
+        """Memory in which a row block of dx is summed: dx itself, in the accumulator's dtype."""
         dtype = self.problem.accumulator
         return dx if dx.dtype == dtype else dx.new_empty(dx.shape, dtype=dtype)
 

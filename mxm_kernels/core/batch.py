@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def image_positives(self) -> int:
-        """How many of the positives of this process's rows are those of its images."""
+        """Number of positives of this process's image rows."""
         return self.tables.pairs if self.shard is None else len(self.shard.sent_slots)
 
     @property
@@ -149,7 +149,7 @@ def make_batch(
 
 
 def with_soft_weights(batch: Batch, shares: Tensor) -> Batch:
-    """The same batch with another ``soft_weight``: ``shares`` (R,), one for each row."""
+    """The batch with another ``soft_weight``: ``shares`` (R,), a share for each row."""
     halves = batch.halves(shares)
     options = batch.options._replace(soft_weight=halves)
     return replace(batch, soft_weights=halves, options=options)
@@ -190,7 +190,7 @@ def _agree(
 
 
 def require_folds(folds: object) -> None:
-    """For a loss in which positives need not be pairs: None would leave every row without."""
+    """Refuse None, in a loss that reads the positives of every row."""
     if folds is None:
         raise TypeError(
             "folds must be Folds, a pair (views, captions) of integers or a pair "

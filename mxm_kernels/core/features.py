@@ -20,7 +20,7 @@ _MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 
 def refuse_transforms(*tensors: object) -> None:
-    """Forward-mode derivatives, which would silently be zero, and those of torch.func.
+    """Refuse forward-mode derivatives, which would silently be zero, and those of torch.func.
 
     Raises:
         RuntimeError: a tensor carries one.
@@ -46,7 +46,7 @@ def as_features(features: _MaybeTensor) -> _MaybeTensor:
 
 
 def as_saved(tensor: Tensor) -> Tensor:
-    """The same, or a copy that autograd can save where it was made in inference mode."""
+    """The tensor, or a copy that autograd can save if it was made in inference mode."""
     if torch.compiler.is_compiling() or not tensor.is_inference():
         return tensor
     return tensor.clone() if torch.is_grad_enabled() else tensor

@@ -1,24 +1,24 @@
 """The losses of a row, each written once: functions of the list of rows.
 
 A formula takes the list (R rows, L positives) and the weights (L,) of its positives, and returns
-the losses (R,) of its rows. S_ik is a positive similarity, n_i the log-sum-exp over the negatives,
-p_i over the positives, u_i the teacher's average of the row, and w_ik the weight of positive k,
-with sum_k w_ik = 1:
+the losses (R,) of its rows. S_ik is the similarity of row i and its positive k. n_i is the
+log-sum-exp of S over the negatives of row i, p_i over its positives, u_i the average of S under the
+teacher's softmax, and w_ik the weight of positive k, with sum_k w_ik = 1:
 
-    info_nce      sum_k w_ik softplus(n_i - S_ik)             the other positives masked out
-    supcon_out    sum_k w_ik (logaddexp(n_i, p_i) - S_ik)     they stay in the denominator
+    info_nce      sum_k w_ik softplus(n_i - S_ik)             the other positives left out
+    supcon_out    sum_k w_ik (logaddexp(n_i, p_i) - S_ik)     all positives in the denominator
     supcon_in     softplus(n_i - p_i)                         positives summed inside the log
     decoupled     sum_k w_ik (n_i - S_ik)                     no positive in the denominator
     debiased      sum_k w_ik softplus(g_i - S_ik)             g_i below
-    logsumexp     logaddexp(n_i, p_i)                         a target is yet to be taken from it
+    logsumexp     logaddexp(n_i, p_i)                         CWCL subtracts its target from it
     soft          logaddexp(n_i, p_i) - u_i                   cross-entropy with the teacher
 
-A row without a positive has loss 0 in all but the last two, a row without a negative in
-``info_nce``, ``supcon_in``, ``decoupled`` and ``debiased``; neither gives NaN.
+A row without a positive has loss 0 in all but the last two. A row without a negative has loss 0 in
+``info_nce``, ``supcon_in``, ``decoupled`` and ``debiased``. Neither gives NaN.
 
-Label smoothing gives a share e of each target evenly to all the similarities in its denominator.
-A loss is linear in its targets, so smoothing adds e times a difference, that of the positives from
-the mean of those similarities (Szegedy et al., arXiv 1512.00567, section 7).
+Label smoothing gives a share e of each target evenly to all similarities in its denominator. A loss
+is linear in its targets. So smoothing adds e times (S of the positives minus the mean of those
+similarities) (Szegedy et al., arXiv 1512.00567, section 7).
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from mxm_kernels.core.symbols import as_operand
 
 @dataclass(frozen=True)
 class Formula:
-    """A loss of the rows, as a kernel may know it.
+    """A loss of the rows with a name, by which a backend's ``fused_formulas`` lists its kernels.
 
-    Any function of the rows and the weights is a formula too; the name is what a backend's
-    ``fused_formulas`` lists.
+    A plain function of the rows and the weights is a formula too, without a kernel.
     """
 
     name: str

@@ -16,7 +16,7 @@ from torch import Tensor
 def join_halves(
     first: Sequence[Tensor], second: Sequence[Tensor], cuts: Sequence[int]
 ) -> list[Tensor]:
-    """Of each pair of equally long vectors: the first up to its cut, the second from there on."""
+    """Join equally long vectors: the first one up to its cut, the second one from there on."""
     made = cast(list[Tensor], _JoinHalves.apply(cuts, *first, *second))
     return [
         v if a.requires_grad or z.requires_grad else v.detach()

@@ -77,7 +77,7 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows) -> Rows:
 
 
 def _queue_segments(queue: QueuedRows) -> Segments:
-    """Which rows of a queue are left out by each row of the side that sees it."""
+    """The rows of a queue that are no negatives of each row of its side."""
     tables = queue.tables
     return Segments(tables.offsets[: tables.images + 1], tables.pair_images)
 
@@ -113,7 +113,7 @@ def _padded(own: Tensor, side: int, others: int, value: float) -> Tensor:
 
 
 def _with_rest(rows: Rows, merged: Rows, side: int, queue: QueuedRows, made: RowStatistics) -> Rows:
-    """What else the list has, or gets from the queue's folds; ``rows`` has no such queue yet."""
+    """``merged`` with the fields that the queue's folds change; ``rows`` is without the queue."""
     b, tables = rows.batch, queue.tables
     count, others = tables.images, len((b.y, b.x)[side])
     if merged.teacher_lse is not None and tables.pairs:

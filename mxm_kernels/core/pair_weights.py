@@ -140,7 +140,7 @@ def given_pair_weights(
 def in_slots(
     tables: FoldTables, weights: tuple[Tensor, Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The same weights, checked, both in slot order as they came."""
+    """Check the caller's pair weights, and return both directions in slot order, in ``dtype``."""
     made = []
     for k, vector in enumerate(weights):
         name = f"pair_weights[{k}]"

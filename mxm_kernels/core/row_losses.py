@@ -1,7 +1,7 @@
 """From the list of rows to the loss: a formula and the soft loss, mixed and summed.
 
-The one way is PyTorch's, over the list. Where a backend has the formula in a kernel, and the list
-has nothing that the kernel does not read, the kernel stands in for it (:func:`_can_fuse`).
+A formula is PyTorch over the list. Where a backend has the formula in a kernel, and the kernel
+reads every field that the list has, the kernel computes it instead (:func:`_can_fuse`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ AnyFormula = Formula | Callable[[Rows, Tensor | None], Tensor]
 
 
 def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | None = None) -> Tensor:
-    """Run the operator, then a formula, with the share of the soft loss that the options ask for.
+    """The loss of a batch: run the operator, then a formula, and mix in the soft loss.
 
-    ``pair_weights`` (L,) are those of the positives of this process's rows; without a formula the
-    loss is the soft loss alone, whose share is then 1.
+    ``pair_weights`` (L,) are the weights of the positives of this process's rows. Without a formula
+    the loss is the soft loss alone, whose share is then 1.
     """
     rows = rows_of(batch, reads_teacher=batch.options.has_soft)
     if batch.options.diagnostics is not None:
@@ -82,7 +82,7 @@ def row_losses(
     soft_factors: Tensor,
     soft: float,
 ) -> Tensor:
-    """(R,) losses by the formula times hard and its factors, plus the soft losses alike."""
+    """(R,) formula's losses x hard x ``hard_factors`` + soft losses x soft x ``soft_factors``."""
     if _can_fuse(rows, formula, pair_weights, hard_factors, soft_factors):
         weights = pair_weights, hard_factors, hard, soft_factors, soft
         fused = _fused(rows, cast(Formula, formula), *weights)
@@ -147,7 +147,7 @@ def _fused(
     soft_factors: Tensor,
     soft: float,
 ) -> tuple[RowProblem, FusedFormula]:
-    """What the backend's kernel takes."""
+    """The arguments of the backend's kernel."""
     nothing = rows.neg_lse.new_empty(0)
     smoothed = formula.smoothing is not None and rows.neg_sum is not None
     problem = RowProblem(

@@ -18,7 +18,7 @@ from mxm_kernels.ops.statistics import statistics
 
 
 class RowStatistics(NamedTuple):
-    """What a run of the operator gives of the rows; the first fields of ``Statistics``."""
+    """The statistics of the rows of one run of the operator: the first fields of ``Statistics``."""
 
     neg_lse: Tensor
     positives: Tensor

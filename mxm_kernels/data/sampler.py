@@ -197,7 +197,7 @@ class MultifoldBatchSampler(Sampler[list[InstanceKey]]):
             self._epoch, self._reached, self._goes_on = epoch, (epoch, batch), True
 
     def _order(self) -> dict[str, Any]:
-        """What the batches of an epoch are a function of."""
+        """The arguments that decide the batches of an epoch, besides its number."""
         return {
             "instances": self.instances,
             "instances_per_batch": self._shared_size,

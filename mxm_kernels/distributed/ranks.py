@@ -84,7 +84,7 @@ class Ranks:
         return Agreement(tuple(h[2] for h in headers), tuple(h[3] for h in headers), headers[0][4])
 
     def tell(self, error: Exception) -> None:
-        """In the place of :meth:`agree`: this rank has an error, of which all learn there."""
+        """Called instead of :meth:`agree` on a rank with an error: the other ranks learn of it."""
         self._headers([1, 0, 0, 0, 0], None)
         self._every(f"{type(error).__name__}: {error}")
 
@@ -122,7 +122,7 @@ class Ranks:
         )
 
     def _device(self, features: torch.device | None) -> torch.device:
-        """Where the first exchange is: by the group, since a rank with an error has no features."""
+        """Device of the first exchange: the group's, since a rank with an error has no features."""
         if "nccl" not in str(dist.get_backend_config(self.group)):
             return torch.device("cpu")
         if features is not None and features.type == "cuda":
@@ -260,12 +260,12 @@ def _is_of_others(group: Any) -> bool:
 
 
 def _as_sent(tensor: Tensor) -> Tensor:
-    """The same memory in a dtype that every collective takes: float8 as bytes."""
+    """The tensor in a dtype that every collective takes, without a copy: float8 as bytes."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def bounds(counts: tuple[int, ...], rank: int) -> slice:
-    """Where the rows of a rank are among those of all."""
+    """The place of a rank's rows among the rows of all ranks."""
     starts = [0, *accumulate(counts)]
     return slice(starts[rank], starts[rank + 1])
 

@@ -38,12 +38,12 @@ from mxm_kernels.ops.statistics import statistics, statistics_backward
 
 
 def ring_statistics(*arguments: Any) -> tuple[Tensor, ...]:
-    """As the statistics of ``all_gather``, from the same arguments."""
+    """The statistics that ``all_gather`` computes, from the same arguments, around a ring."""
     return _RingStatistics.apply(*arguments)
 
 
 def ring_sigmoid(*arguments: Any) -> tuple[Tensor, ...]:
-    """As the sigmoid statistics of ``all_gather``, from the same arguments."""
+    """The sigmoid statistics that ``all_gather`` computes, from the same arguments, by a ring."""
     return _RingSigmoid.apply(*arguments)
 
 

@@ -256,7 +256,7 @@ def _tile_text(entry: dict) -> str:
 
 
 def _measured_lines(measured: dict | None) -> list[str]:
-    """Which settings are in force besides the table's, and from where."""
+    """Lines that say which measured launch settings are in force, and from which file."""
     if measured is None:
         return []
     if measured["digest"] is None:

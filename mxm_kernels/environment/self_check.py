@@ -55,7 +55,7 @@ _WIDE = _Batch("several tiles, with a teacher", 140, 8200, 71, teacher=True)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one backend made of one batch."""
+    """The result of the self-check of one backend on one batch."""
 
     backend: str
     device: str
@@ -72,7 +72,7 @@ class Outcome:
         return self.failure is None
 
     def as_dict(self) -> dict:
-        """For JSON: every number finite, as JSON has no infinity."""
+        """A dictionary for JSON; an infinite error is None, since JSON has no infinity."""
         errors = {name: e if e < float("inf") else None for name, e in self.errors.items()}
         return {**asdict(self), "errors": errors, "passed": self.passed}
 

@@ -119,7 +119,7 @@ class Folds:
         return self._map(Tensor.pin_memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is saved: the counts or the ids, from which the tables are made again."""
+        """What pickle saves: the counts or the ids, from which the tables are made again."""
         return made_from, (self._source if isinstance(self._source, tuple) else self._ids)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Folds:
@@ -239,13 +239,13 @@ class Folds:
 
 
 def made_from(first: int | Tensor, second: int | Tensor) -> Folds:
-    """What was saved: uniform folds of two counts, or those of two vectors of ids."""
+    """Folds from what was saved: two counts, or two vectors of ids."""
     make: Any = Folds.from_ids if isinstance(first, Tensor) else Folds.uniform
     return make(first, second)
 
 
 def _as_they_are(folds: Folds) -> tuple[Any, ...]:
-    """For another process of this machine, which gets the tables too instead of making them."""
+    """What another process of this machine gets: the tables too, so it need not make them."""
     return Folds, (folds._source, folds._ids)
 
 
@@ -261,7 +261,7 @@ def is_scalar(value: object) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """Its type, in errors."""
+    """The name of the type of ``value`` for an error."""
     name = type(value).__name__
     return f"0-d {name}" if is_scalar(value) else name
 

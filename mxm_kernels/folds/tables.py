@@ -79,7 +79,7 @@ class FoldTables:
     images_with_positive: int
     texts_with_positive: int
     images_with_one_positive: int
-    kept: bool = False  # kept for the next batch of the same size, with what follows from them
+    kept: bool = False  # for the next batch of this size, with the numbers computed from them
 
     @property
     def images(self) -> int:

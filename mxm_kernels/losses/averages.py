@@ -2,18 +2,18 @@
 
     m_i = sum_{j in Neg(i)} E(T_ij - n_i) z_j          n_i = logsumexp_{j in Neg(i)} T_ij
 
-The operator's u averages over the whole row. Inside one modality a row's pair with itself has to
-stay out, and it cannot be subtracted afterwards: it may hold all but 1e-8 of the softmax, and the
-difference would have no digits left. So the negatives alone are averaged here, and the positives
-that count are added pair by pair.
+The operator's u averages over the whole row. Inside one modality the pair of a row with itself has
+to stay out. It cannot be subtracted afterwards: it may hold all but 1e-8 of the softmax, and the
+difference would have no correct digit. So only the negatives are averaged here. The other positives
+are added pair by pair.
 
-There is no kernel for it, because the operator's backward is one. With rows (a_i, 0) and columns
-(a_j, z_j) the operator's matrix is T, and for an upstream gradient of 1 / t for n_i it returns
+No kernel is needed, because the operator's backward computes this average. With rows (a_i, 0) and
+columns (a_j, z_j) the operator's matrix is T. For an upstream gradient of 1 / t for n_i it returns
 
     dx_i = sum_{j in Neg(i)} E(T_ij - n_i) (a_j, z_j)
 
 whose second half is m_i. The gradient of m is that of the columns (a_j, 0) for rows (a_i, dm_i).
-Memory is O(M D); the products are in float32 (float64 for float64 features).
+Memory is O(M D). The products are in float32 (float64 for float64 features).
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     w_ij = (1 + <a_i, b_j>) / 2          v_i = sum_j w_ij S_ij / sum_j w_ij
 
-v_i is the plain average of the row and what w adds to it:
+v_i is the plain average of the row plus what the weights w add to it, up to the factor s:
 
     <x_i, mean y> + x_i^T (sum_j (y_j - mean y) (b_j - mean b)^T) a_i / sum_j (1 + <a_i, b_j>)
 
-Where a_i is opposite to the columns, the denominator keeps few digits, and so would the numerator
-be if it held the average too; what is left of it there is small. A row whose weights are all 0 has
-target 0.
+The two parts are computed apart for precision. Where a_i is opposite to all b_j the denominator has
+few correct digits. The numerator would have few too if it held the average; without the average it
+is small there. A row whose weights are all 0 has target 0.
 """
 
 from __future__ import annotations

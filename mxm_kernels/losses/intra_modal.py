@@ -200,7 +200,7 @@ def _check_rows(batch: Batch, soft_weight: float) -> None:
 
 
 def _folds(folds: int | Ids, features: Tensor) -> Folds:
-    """The same instances on both sides."""
+    """Folds with the same instances on both sides."""
     made = as_one_side("folds", folds, len(features))
     if isinstance(made, int):
         return Folds.uniform(made, made)

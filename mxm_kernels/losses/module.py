@@ -45,7 +45,7 @@ class Loss(nn.Module):
         self.hyper_parameters: dict[str, Any] = {**hyper_parameters, **options}
 
     def __copy__(self) -> Self:
-        """The same hyper-parameters."""
+        """A module with the same hyper-parameters."""
         made = type(self).__new__(type(self))
         made.__setstate__(self.__dict__.copy())
         return made

@@ -115,7 +115,7 @@ def fused_siglip_loss(
 
 
 def _is_one_pass(b: Batch, factors: Tensor) -> bool:
-    """Whether what multiplies each term of the loss is known before any term is, and constant."""
+    """Whether the weight of each term is constant and known before any similarity is."""
     alone = b.shard is None and b.options.reduction == "mean" and b.queues == (None, None)
     weights = (factors, *(b.options.pair_weights or ()))
     return alone and b.one_scale and not any(w.requires_grad for w in weights)

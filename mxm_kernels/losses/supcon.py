@@ -18,7 +18,7 @@ from mxm_kernels.losses.module import Loss
 
 
 def check_positives(positives: str = "out", pair_weights: object = None) -> None:
-    """Where the sum over the positives stands."""
+    """Check ``positives``, and that ``pair_weights`` are given with "out" only."""
     checks.check_choice("positives", positives, ("out", "in"))
     if positives == "in" and pair_weights is not None:
         raise TypeError('positives="in" takes no pair_weights: it sums inside the logarithm')

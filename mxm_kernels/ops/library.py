@@ -121,5 +121,5 @@ def refuse_second_derivative(ctx, *grads):
 
 
 def is_differentiated_once(operator: str) -> None:
-    """Have the gradients of ``operator``, a backward itself, raise a clear error."""
+    """Make a second derivative through ``operator``, itself a backward, a clear error."""
     torch.library.register_autograd(operator, refuse_second_derivative, lib=library)

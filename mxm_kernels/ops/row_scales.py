@@ -75,7 +75,7 @@ class _ScaleRows(torch.autograd.Function):
         counts = [len(x) if needs[k] or needs[k + 2] else 0 for k, x in enumerate(features)]
 
         def wanted_rows(given):
-            """Of both sides, all rows or, where no gradient is wanted, none."""
+            """Rows of both sides: all of a side, or none where no gradient of it is wanted."""
             return [
                 torch.zeros_like(x[:count]) if v is None else v[:count]
                 for v, x, count in zip(given, features, counts, strict=True)

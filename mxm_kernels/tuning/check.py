@@ -48,7 +48,7 @@ def expected(w: Workload) -> Any:
 
 
 def wrong(w: Workload, got: Any, wanted: Any) -> str | None:
-    """What is not as good as its dtype allows; None: all is right."""
+    """A sentence on the first result that is less exact than its dtype allows; None: no such."""
     gradient = "gradient" in w.cell.phase
     for name, result, exact in zip(wanted._fields, got, wanted, strict=True):
         if not isinstance(exact, Tensor) or not exact.numel() or name in UNCHECKED:
@@ -84,7 +84,7 @@ class Sample:
         return images, part, expected(part)
 
     def wrong(self, got: Any) -> str | None:
-        """As the function ``wrong``, of the results of the whole batch."""
+        """The same as the function ``wrong``, for results of the whole batch."""
         for side, results in (("images", got), ("texts", _swap(got))):
             images, part, exact = getattr(self, side)
             found = _of_images(_taken(results, images), len(images))

@@ -36,7 +36,7 @@ class _Process:
         self.process: subprocess.Popen[str] | None = None
 
     def ask(self, line: str, seconds: float) -> dict:
-        """Its answer; where none comes within ``seconds`` it is ended."""
+        """The answer of the worker process, which is ended if none comes within ``seconds``."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", worker.__name__],

@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class Found:
-    """What was tried for a cell."""
+    """The launch settings that were tried for a cell, and their times."""
 
     cell: Cell
     shipped: Launch  # the table's
@@ -46,13 +46,13 @@ class Found:
 
     @property
     def milliseconds(self) -> tuple[float, float | None]:
-        """Of the best launch and, where it was right, of the table's."""
+        """Time of the best launch, and of the table's launch or None where it was wrong."""
         assert self.best is not None
         table = self.races[-1].get(self.shipped)
         return 1e3 * self.races[-1][self.best], None if table is None else 1e3 * table
 
     def entry(self, device: torch.device) -> tuned.Entry | None:
-        """For the file."""
+        """The entry of the file; None where nothing was raced."""
         if self.best is None:
             return None
         best, table = self.milliseconds

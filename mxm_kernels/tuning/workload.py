@@ -74,7 +74,7 @@ def _problem(cell: Cell, folds: Folds, rows: int, cols: int, device: torch.devic
 
 
 def _workload(cell: Cell, problem: Problem) -> Workload:
-    """With statistics of the kernels, and upstream gradients of a mean's size."""
+    """The workload of a problem: statistics of the kernels, upstream gradients as of a mean."""
     bias = torch.tensor(BIAS, device=problem.x.device)
     backend, memory = load("triton"), _memory(cell, problem)
     generator = torch.Generator(bias.device).manual_seed(1)
@@ -96,7 +96,7 @@ def _workload(cell: Cell, problem: Problem) -> Workload:
 
 
 def _memory(cell: Cell, problem: Problem) -> Memory:
-    """Forward keeps S and T for the gradient that reads them, as in a training step."""
+    """The memory of a call; S and T are kept where a training step would keep them."""
     keeps = cell.dtype != torch.float32 and cell.phase in ("statistics", "stored_gradient")
     return Memory(budget_of(problem.x.device), keeps)
 

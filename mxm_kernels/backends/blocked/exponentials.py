@@ -138,7 +138,7 @@ class Term(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor, cols: Tensor, d_rows: Tensor, d_cols: Tensor) -> Term:
-        """With the reference, where the normalisers allow one."""
+        """The term; its reference is None where the normalisers lie too far apart."""
         every = torch.cat([rows, cols])
         there = every[every != -torch.inf]  # a row without negatives has no terms
         if not len(there):

@@ -63,7 +63,7 @@ def _depth(problem: Problem) -> int:
 
 
 def workspace_bytes(problem: Problem) -> int:
-    """What a call takes beside what it keeps."""
+    """Bytes of the workspace of a call, without S and T that it keeps for backward."""
     height, width = size_of(problem)
     numbers = TILES * height * width + (height + width) * _depth(problem)
     return numbers * problem.accumulator.itemsize

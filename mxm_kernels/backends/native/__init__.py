@@ -246,13 +246,13 @@ def _slots(problem: Problem) -> Tensor:
 
 
 def _addresses(problem: Problem, rows: Tensor) -> tuple[int, int]:
-    """Where the M image rows and the N text rows of a (R,) float32 vector begin."""
+    """Addresses of the M image rows and of the N text rows in a (R,) float32 vector."""
     first = rows.data_ptr()
     return first, first + 4 * problem.x.shape[0]
 
 
 def _addresses_or_none(problem: Problem, rows: Tensor) -> tuple[int, int]:
-    """The same of a vector that may be empty: 0 then."""
+    """Addresses as of ``_addresses``, or 0 for an empty vector."""
     return _addresses(problem, rows) if len(rows) else (0, 0)
 
 

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Where it is: first row, rows, first column, columns."""
+        """The place of the tile: first row, rows, first column, columns."""
         (r0, r1), (c0, c1) = self.rows, self.cols
         return r0, r1 - r0, c0, c1 - c0
 
@@ -73,7 +73,7 @@ class Plane:
                 yield rows, cols
 
     def at(self, matrix: int, rows: Span, cols: Span) -> Tensor:
-        """Where a tile of S (0) or T (1) is."""
+        """The memory of a tile of S (0) or T (1)."""
         if self.kept is not None:
             return self.kept[matrix, slice(*rows), slice(*cols)]
         return self.workspace[matrix, : rows[1] - rows[0], : cols[1] - cols[0]]
@@ -169,7 +169,7 @@ def _without_unit(sweep) -> Callable[[Tensor], Tensor] | None:
 
 
 def fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradients:
-    """By the extension's own products, on a unit for bfloat16."""
+    """The gradients by the products of the extension, on the CPU's unit for bfloat16."""
     p = packed(problem)
     dx = torch.empty_like(p.x) if needs.x else p.x.new_empty(0)
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
