@@ -1,4 +1,4 @@
-"""The base class of the backends: what one has to write, and what it gets."""
+"""The base class of the backends: the methods that a backend writes, and those it inherits."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class Backend:
     ) -> Gradients:
         """Compute the gradients; upstream gradients may be of any size.
 
-        What is kept is read where there is something, never written to.
+        S and T are read from ``statistics`` where forward kept them, and never written to.
         """
         raise NotImplementedError
 
     def kept_stride(self, problem: Problem, memory: Memory) -> int | None:
-        """Numbers from row to row of what forward keeps; None where it keeps nothing."""
+        """Stride of the rows of S and T that forward keeps, in numbers; None: it keeps nothing."""
         return None
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
@@ -94,7 +94,10 @@ class Backend:
         needs: Needs,
         memory: Memory,
     ) -> SigmoidGradients:
-        """Compute their gradients from S of the ``positives`` (2 P,) and ``upstream``."""
+        """Compute the gradients of the sigmoid statistics.
+
+        ``positives`` (2 P,) are S of the positives, ``upstream`` the gradients of the statistics.
+        """
         return _blocked().sigmoid_backward(problem, bias, positives, upstream, needs, memory)
 
     def sigmoid_loss(
@@ -132,12 +135,11 @@ class Backend:
         rows: RowProblem,
         formula: FusedFormula,
     ) -> RowLosses:
-        """Multiply the derivatives by ``grad`` (R,), that of the losses, or () of their sum.
+        """Multiply the derivatives by ``grad``, the upstream gradient: (R,) of losses, () of a sum.
 
         ``checked`` is the sum () of the losses, or the losses (R,), which are all NaN where one is
-        not finite. Where it is not finite, all results are NaN.
-        The first field of the result is the gradient by ``teacher_mean``; that by the parameter
-        has its shape.
+        not finite. Where ``checked`` is not finite, all results are NaN. The first field of the
+        result is the gradient of ``teacher_mean``. The gradient of the parameter has its shape.
         """
         if checked is not None:
             grad = torch.add(grad, checked, alpha=0)
@@ -160,7 +162,7 @@ class Backend:
     def merge_queue_backward(
         self, dn: Tensor, du: Tensor, rows: RowSums, queue: RowSums, place: QueuePlace
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients by n and u of the rows, and by those of the queue's list."""
+        """Gradients of n and u of the rows, then of n and u of the queue's list."""
         return queues.gradients(dn, du, rows, queue, place)
 
     def scale_rows(
@@ -177,9 +179,10 @@ class Backend:
         dz: Sequence[Tensor],
         dx: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients by up to 2 matrices and by their scales.
+        """Gradients of up to 2 matrices, and of their scales.
 
-        ``dz`` are those by the matrices that carry the scales, ``dx`` those of other readers.
+        ``dz`` are the gradients of the scaled matrices. ``dx`` are the gradients that reach the
+        matrices by another way.
         """
         pairs = [row_scales.gradients(*g) for g in zip(features, scales, dz, dx, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -22,9 +22,10 @@ def kept_bytes(problem: Problem, stride: int) -> int:
 def stride_with_positives(problem: Problem, stride: int, unit: int) -> int:
     """A stride so that (M, stride) holds M rows and the (P,) float32 T of the positives.
 
-    It grows by a multiple of ``unit``; they follow the rows. Near convergence the targets lie at
-    the positives, and the gradient is what they differ by from the probabilities there, for which
-    16 bits are too few: gradients of a converged batch were 600 times as far off.
+    It grows by a multiple of ``unit``; the T of the positives follow the rows. Near convergence the
+    targets are large only at the positives, and the gradient is the small difference between
+    targets and probabilities there. 16 bits are too few for it: with them the error of the
+    gradients of a converged batch was 600 times as large.
     """
     if problem.kept_dtype != torch.int16 or problem.matrices == 1:
         return stride

@@ -213,15 +213,15 @@ class Ranks:
 
 
 class SharedErrors:
-    """A context of what a rank checks by itself: its error becomes one of every rank.
+    """A context in which an error of one rank becomes an error of every rank.
 
-    For what comes before :meth:`Ranks.agree`, where the others learn of it. Without an error it
-    sends nothing, nor after that exchange: an error of one rank alone then leaves the others
-    waiting until the group's timeout, so a check belongs before it, or what it looks at among
-    the facts.
+    It is for the checks before :meth:`Ranks.agree`, in which the other ranks learn of the error.
+    Without an error it sends nothing. After that exchange it sends nothing either: an error of one
+    rank alone then leaves the others waiting until the group's timeout. So a check belongs before
+    the exchange, or what it checks belongs among the facts.
 
     Args:
-        group: what was given: None, a process group, or a mistake.
+        group: the argument ``process_group`` of a call: None, a process group, or a mistake.
         arguments: see :class:`Ranks`.
 
     """

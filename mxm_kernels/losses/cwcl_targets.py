@@ -74,10 +74,10 @@ def is_linear(batch: Batch) -> bool:
 
 
 def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
-    """() the sum over the rows of v times their ``factors`` (R,) over s, where :func:`is_linear`.
+    """The batch, and () sum_r v_r ``factors``_r / s over its rows, for :func:`less_target`.
 
-    And the same batch, whose gradients of features and scale bring those of the sum with them, so
-    that both are added before they are rounded. :func:`less_target` takes the sum.
+    It needs :func:`is_linear`. The gradients of features and scale through the returned batch
+    contain those of the sum. So both parts are added before they are rounded.
     """
     assert batch.teacher is not None
     with torch.autocast(batch.x.device.type, enabled=False):
@@ -88,7 +88,7 @@ def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:
 
 
 def less_target(batch: Batch, lse: Tensor, target: Tensor) -> Tensor:
-    """() the loss from its log-sum-exps and s times its targets, both sums.
+    """() the loss: the sum ``lse`` of the log-sum-exps minus s times the sum ``target``.
 
     Where it is not finite every gradient is NaN; see ``core.mean.nan_everywhere``.
     """
@@ -129,7 +129,7 @@ def _is_cheaper_by_matrix(x: Tensor, y: Tensor, a: Tensor) -> bool:
 class _WithTarget(torch.autograd.Function):
     """<x, K y>, with K of ``backends/target_matrix.py``, linear in x and in y.
 
-    The gradient that comes back is that of the loss, which has -s times it.
+    Its upstream gradient is that of the loss, which contains -s times this number.
     """
 
     @staticmethod

@@ -2,14 +2,14 @@
 
     losses_r = hard h_r (l_r + e d_r) + soft q_r (logaddexp(n_r, logsumexp_k S_rk) - u_r)
 
-with l_r a formula of ``core.formulas`` that the backend has in a kernel and d_r what it says of
-label smoothing e; h and q are the weights of the rows. It computes what the formulas compute in
-PyTorch, in one kernel for a dozen, and one more in backward. ``core.row_losses`` decides where it
-may stand for them.
+l_r is a formula of ``core.formulas`` that the backend has in a kernel. d_r is what label smoothing
+adds, e its share. h and q are the weights of the rows. One kernel computes what takes a dozen
+launches in PyTorch, and one more kernel runs in backward. ``core.row_losses`` decides where they
+are used instead of the formulas.
 
-What it gives of the losses is its ``result``: "rows" all of them, "sum" their sum, "checked rows"
-all of them, and all NaN where one is not finite. With the last two every gradient is NaN where a
-loss is not finite, those of other rows too; see ``core.mean.nan_everywhere``.
+``result`` says what the operator returns: "rows" the losses, "sum" their sum, "checked rows" the
+losses, which are all NaN where one is not finite. With "sum" and "checked rows" every gradient is
+NaN where a loss is not finite, in other rows too; see ``core.mean.nan_everywhere``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The M x N plane in tiles: their sizes, their pairs, their memory, and what is kept of them.
+"""The M x N plane in tiles: their sizes, their positive pairs, their memory, kept S and T.
 
-The tiles have one size for a batch, whatever the budget: the sums of other tiles have other bits.
-Three of them (four for diagnostics) and the features of one, widened or scaled, are the least
-that a call takes; beside them S and T are kept where the budget has room.
+The tiles of a batch have one size, whatever the budget: tiles of another size would sum to other
+bits. A call takes at least the memory of three tiles (four for diagnostics) and of the features of
+one tile, widened or scaled. S and T are kept beside them where the budget has room.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ class Workspace:
 
 
 class Kept:
-    """What is kept of S and T, tile after tile: a tile lies in one piece.
+    """S and T as they are kept for backward, tile after tile: a tile lies in one piece.
 
-    In the accumulator's dtype the logits stay where they were multiplied, scale and all; products
-    of 16-bit features are in fixed point, but for the positives. It is false where nothing is kept,
-    and where the fixed point is too coarse.
+    In the accumulator's dtype the logits stay where they were multiplied, with their scale.
+    Products of 16-bit features are in fixed point, except those of the positives. ``Kept`` is false
+    where nothing is kept, and where the fixed point is too coarse.
     """
 
     def __init__(self, problem: Problem, made: Statistics) -> None:
