@@ -149,7 +149,7 @@ def make_batch(
 
 
 def with_soft_weights(batch: Batch, shares: Tensor) -> Batch:
-    """The batch with another ``soft_weight``: ``shares`` (R,), a share for each row."""
+    """The same batch with another ``soft_weight``: ``shares`` (R,), one for each row."""
     halves = batch.halves(shares)
     options = batch.options._replace(soft_weight=halves)
     return replace(batch, soft_weights=halves, options=options)
