@@ -87,10 +87,12 @@ machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, an
 bench: $(INSTALLED) ## the benchmarks of this machine's CPU, at most 15 minutes, then bench-report
 	$(BIN)/python -m pytest bench/test_speed.py bench/test_memory.py --bench-minutes 14 --timeout 900
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m docs.figures time_and_memory docs/figures
 	$(BIN)/python -m bench.models.scaling_model
 
-bench-report: $(INSTALLED) ## tables and plots of bench/results, the README's tables, the scaling model
+bench-report: $(INSTALLED) ## tables and plots of bench/results, the README's, the scaling model
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m docs.figures time_and_memory docs/figures
 	$(BIN)/python -m bench.models.scaling_model
 
 report: $(INSTALLED) ## versions, devices, backends, and a self-check of seconds

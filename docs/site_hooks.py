@@ -48,7 +48,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the figures and the results."""
     for name in figures():
-        files.append(File.generated(config, f"figures/{name}.svg", content=draw(name)))
+        made = File.generated(config, f"figures/{name}.svg", content=draw(name))
+        committed = files.get_file_from_path(made.src_uri)
+        if committed is not None:  # the README's; here it is drawn from the results of today
+            files.remove(committed)
+        files.append(made)
     for path in sorted(RESULTS.iterdir()):
         if path.suffix in {".md", ".svg", ".json"}:
             made = File.generated(config, f"results/{path.name}", abs_src_path=str(path))

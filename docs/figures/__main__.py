@@ -1,4 +1,4 @@
-"""``python -m docs.figures NAME``: write one figure to look at."""
+"""``python -m docs.figures NAME [FOLDER]``: write one figure; the folder is "." by default."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,12 @@ from docs.site_hooks import draw, figures
 
 
 def main() -> None:
-    """Write NAME.svg into the current folder."""
-    if len(sys.argv) != 2 or sys.argv[1] not in figures():
-        sys.exit(f"usage: python -m docs.figures NAME, with NAME one of {', '.join(figures())}")
-    path = Path(f"{sys.argv[1]}.svg")
-    path.write_bytes(draw(sys.argv[1]))
+    """Write FOLDER/NAME.svg."""
+    name, folder = (*sys.argv[1:], ".")[:2] if 2 <= len(sys.argv) <= 3 else ("", "")
+    if name not in figures():
+        sys.exit(f"usage: python -m docs.figures NAME [FOLDER], NAME one of {', '.join(figures())}")
+    path = Path(folder) / f"{name}.svg"
+    path.write_bytes(draw(name))
     print(f"wrote {path}")
 
 
