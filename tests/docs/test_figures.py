@@ -45,6 +45,15 @@ def test_it_shows_every_size_that_was_measured():
     assert memory["dense eager"][-1] == (4920, large["peak_bytes"])
 
 
+def test_what_the_text_below_it_says():
+    """Below 64 MiB at every batch; torch.compile at three of them; 5 captions for 6 images."""
+    memory = time_and_memory.lines(time_and_memory._bytes)
+    assert max(size for _, size in memory["native"]) < 64 << 20
+    assert len(time_and_memory.lines(time_and_memory._seconds)["dense torch.compile"]) == 3
+    cases = [record["case"] for record in time_and_memory.chosen(read(time_and_memory.RESULTS))]
+    assert {(case["views"], case["captions"]) for case in cases} == {(6, 5)}
+
+
 def test_it_is_opaque():
     """On a dark page too."""
     background = re.search(r'<g id="patch_1">.*?fill: (#\w+)', COMMITTED.read_text(), re.DOTALL)
