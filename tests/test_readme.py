@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mxm_kernels
+from bench.gpu.headline import KEEPS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,7 @@ def test_its_times_on_a_gpu_are_those_of_the_records():
         (found,) = (v for name, v in records["peers"].items() if name.startswith(peer))
         return found["milliseconds"]["ours"], found["ours_over_theirs"]
 
+    assert f"a memory budget of {KEEPS >> 30} GiB" in words
     ours, ratio = against("dense eager, 16,384")
     assert f"16,384 x 16,384: {ours:.2f} ms, {1 / ratio:.1f} x faster than PyTorch eager" in words
     ours, ratio = against("memeff, 65,536")
