@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import floor, words
 from bench.results_file import Record, timed
 
 _FAMILY = ("D", "views", "captions", "rounds", "teacher", "dtype", "threads", "budget")
@@ -113,9 +114,15 @@ def draw(records: list[Record], folder: Path, prefix: str) -> list[Path]:
         figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         for provider, points in lines.items():
             style: dict[str, Any] = (
-                {"color": "black", "linestyle": "--"} if provider == "floor" else {}
+                {"color": "black", "linestyle": "--"} if provider == floor.NAME else {}
             )
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=provider, **style)
+            axes.plot(
+                *zip(*points, strict=True),
+                marker="o",
+                markersize=4,
+                label=words.name(provider),
+                **style,
+            )
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axes.set_title(heading, fontsize="medium")
         if "batch" not in name:  # few values, each of them told

@@ -91,10 +91,10 @@ def _of_steps(steps: list[Step], measured: Measured) -> str:
         took = measured.get(s.case.headline, {}).get("milliseconds", {}).get("ours", {}).get("both")
         share = f"{s.cubed / s.exposed:.0%} to {s.cubed / s.hidden:.0%}"
         found = "-" if took is None else f"{took:.3g} ms ({s.cubed / took * 1e3:.0%})"
-        products = f"{s.case.products} U, floors {s.case.recomputed} U"
+        products = f"{s.case.products} of {s.case.recomputed}"
         rows.append([*_named(s.case), products, *parts, share, found])
-    head = ["case", "budget", "operations", "statistics", "dS", "dX, dY and additions", "rest"]
-    head += ["step", "benchmark's floor", "at the 8192-cubed rate", "share of the latter"]
+    head = ["case", "budget", "products made", "statistics", "dS", "dX, dY and additions", "rest"]
+    head += ["step", "products alone", "at the 8192-cubed rate", "share of that rate"]
     return table([*head, "measured (share)"], rows)
 
 
@@ -109,31 +109,36 @@ def page(records: list[dict[str, Any]], rates: Rates, measured: Measured) -> str
 
 `python -m bench.models.predict` computes them. Its rates: {rates.source} (`bench/models/rates.py`).
 
-The time that each unit needs for all tiles of a kernel. L2 gives a product {l2}B/s, a stream
-{stream}B/s. No product is faster than the vendor's at the same K (at K 768 {of_cube} of the
-{cubed}FLOP/s of 8192 cubed). A kernel's time is a range: the slowest unit, if the programs on a
-multiprocessor hide their units in one another, to the slowest unit of the product followed by the
-slowest of the rest, if they do not. Memory is what is written: kept products in 2 bytes, partial
-statistics, dS. A kernel of kept products reads them, and multiplies nothing.
+The first table has the time that each unit of the GPU needs for all tiles of a kernel.
+L2 gives a product {l2}B/s and a stream {stream}B/s. No product is faster than the vendor's at the same K: at
+K 768 that is {of_cube} of the {cubed}FLOP/s of 8192 cubed.
+
+A kernel's time is a range. At its lower end, the programs on a multiprocessor hide their units in
+one another: the slowest unit counts. At its upper end they hide nothing: the slowest unit of the
+product counts, and after it the slowest of the rest. The column of memory has what is written:
+kept products in 2 bytes an entry, partial statistics and dS. A kernel of kept products reads them,
+and multiplies nothing.
 
 {_of_kernels(steps, measured)}
 
-dX and dY are the vendor's products of a chunk of dS at a time, in tiles of 128 x 256 or of half of
-that, on {rates.processors} multiprocessors (in brackets: share of the 8192-cubed rate). Products of
-several chunks are added in place to a sum in float32.
+dX and dY are products of the vendor's library, of one chunk of dS at a time. Their tiles are
+128 x 256 or half of that, on {rates.processors} multiprocessors. In brackets stands the share of the
+8192-cubed rate. Products of several chunks are added in place to a sum in float32.
 
 {_of_chunks(steps, rates)}
 
-The floors are those of a step that keeps nothing: 6 U with a teacher, 4 U without, 3 U for SigLIP.
-The benchmark's floor is those products alone, as the vendor's BLAS is taken to run them at these
-shapes. The other is the same operations at the rate of the 8192-cubed product, which is harder.
-The rest of a step is the merge of the partial statistics, the programs of the kernel that leaves a
-tile to the other, and {seconds(REST)}, which is an assumption.
+The last table has the whole step beside its matrix products alone. A product of an M x N matrix
+has U = 2 M N D operations. A step that keeps nothing makes 6 of them with a teacher, 4 without and
+3 for SigLIP. Their time is given twice: as the vendor's library is taken to run them at these
+shapes, and at the rate of its 8192-cubed product, which is faster. The rest of a step is the merge
+of the partial statistics, the programs of the kernel that leaves a tile to the other, and
+{seconds(REST)}, which is an assumption.
 
 {_of_steps(steps, measured)}
 
-The smallest batch, 420 x 350, is {STEP_LAUNCHES} launches, at {seconds(rates.launch)} each in a
-CUDA graph {seconds(STEP_LAUNCHES * rates.launch)}, before any of them does anything.
+A step of the smallest batch, 420 x 350, is {STEP_LAUNCHES} launches. In a CUDA graph each costs
+{seconds(rates.launch)}. That is {seconds(STEP_LAUNCHES * rates.launch)} before any kernel does
+anything.
 """
 
 

@@ -33,21 +33,22 @@ OURS = ("triton", "native", "blocked")  # in this order
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 ASSUMPTIONS = """\
-- Every rank has as many rows as the batch of the record, whole instances, so no pair straddles
-  ranks. The batch grows with the ranks; the work of a rank grows with it, since it compares its
-  images with the texts of all.
-- Compute is proportional to the number of similarities, from the largest batch that was timed.
-  Smaller batches cost more for each similarity. Several processes on one machine would share its
-  memory bandwidth; here every rank is a device of its own.
-- The all-gather and the exchange of gradients overlap with nothing; in the ring the transfer of a
-  block hides behind the computation of the one before it, up to the longer of the two. Compute does
-  not become slower while something is sent.
+- Every rank has as many rows as the batch of the record. All observations of an instance are on
+  one rank. The batch grows with the number of ranks. So does the work of a rank, since it compares
+  its images with the texts of all ranks.
+- The time of computing is proportional to the number of similarities. It is taken from the largest
+  batch that was timed. Smaller batches cost more for each similarity.
+- Every rank is a device of its own. Several processes on one machine would share its memory
+  bandwidth.
+- The all-gather and the exchange of gradients overlap with nothing. In the ring a block is sent
+  while the block before it is computed; the longer of the two counts. Computing does not become
+  slower while something is sent.
 - A link runs at its stated bandwidth in each direction at once, and there is no congestion. No
   collective reaches that in practice.
-- Across nodes of 8 GPUs an all-gather brings each block into a node once, over all of its 8 ports;
-  the exchange of gradients and the ring's blocks go through one port, from rank to rank.
+- Between nodes of 8 GPUs an all-gather brings each block into a node once, over all of its 8 ports.
+  The exchange of gradients and the ring's blocks go from rank to rank through one port.
 - Latencies are assumptions, not from a source: see the table.
-- Only the loss: the encoders and the averaging of their gradients are outside of the model."""
+- The model has the loss alone. The encoders and the averaging of their gradients are not in it."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,8 @@ def section(device: Device) -> str:
             ]
         )
     head = ["ranks", "batch", "network", "compute"]
-    head += [f"{what}, {how}" for what in ("sent", "step", "efficiency") for how in ("all", "ring")]
+    columns = ("sent by a rank", "step", "efficiency")
+    head += [f"{what}, {how}" for what in columns for how in ("all", "ring")]
     teacher = ", teacher" if device.teacher else ""
     return (
         f"**{device.name}.** {device.M:,} x {device.N:,} x {device.D} a rank{teacher}, "
@@ -257,10 +259,12 @@ def page(folder: Path) -> str:
     head = ["network", "rank to rank, a direction", "all-gather", "latency (assumed)"]
     head += ["source of the bandwidth"]
     parts = [
-        "*A model, not a measurement over several devices.* Written by `python -m "
-        "bench.models.scaling_model` from the records in bench/results. *All* gathers the texts "
-        "at once, *ring* passes them on block by block; *sent* is what one rank sends in a step, "
-        "forward and backward; *efficiency* is compute over the whole step.",
+        "*A model, not a measurement over several devices.* `python -m "
+        "bench.models.scaling_model` computes it from the records in bench/results. A rank is one "
+        "process with one device. With `gather=\"all\"` every rank gets the texts of all ranks at "
+        "once; with `gather=\"ring\"` they come block by block. Sent is what one rank sends in "
+        "forward and backward. Efficiency is the time of computing over the time of the step: at "
+        "100% the ranks wait for nothing.",
         *map(section, devices(folder)),
         table(head, networks),
         f"What is assumed:\n\n{ASSUMPTIONS}",

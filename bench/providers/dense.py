@@ -89,11 +89,11 @@ def _too_many_rounds(case: Case) -> str | None:
     return None
 
 
-DENSE = "dense eager"
+DENSE, COMPILED = "dense eager", "dense torch.compile"
 PROVIDERS = [
     Provider(DENSE, _eager, workspace=_bytes),
     Provider(
-        "dense torch.compile",
+        COMPILED,
         _run_compiled,
         refuses=lambda case, device: _too_many_rounds(case),
         workspace=lambda case: _bytes(case) // 2,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench import floor, machine
+from bench import floor, machine, words
 from bench.batch import Batch
 from bench.cases import LARGE, Case, pairs
 from bench.gate import Gate
@@ -125,13 +125,13 @@ def page(case: Case, rows: list[Row], products: dict[str, float], refused: dict[
             _size(row.kept),
             _size(row.peak),
             *(seconds(row.times[phase]) for phase in PHASES),
-            f"{row.times['both'] / products['both']:.2f}",
-            f"{row.times['both'] / first:.2f}",
+            words.more_time(row.times["both"] / products["both"]),
+            "" if row is rows[0] else words.more_time(row.times["both"] / first),
         ]
         for row in rows
     ]
     heads = ["budget", "kept", "peak", "forward", "backward", "step"]
-    heads += [f"x its {case.products} products", f"x at {_size(rows[0].budget)}"]
+    heads += [f"beside its {case.products} products alone", f"beside {_size(rows[0].budget)}"]
     left_out = "".join(f"\n{size}: {reason}.\n" for size, reason in refused.items())
     return f"{case.name}:\n\n{table(heads, cells)}\n{left_out}"
 
@@ -155,7 +155,8 @@ def main() -> None:
     text = (
         f"{where['gpu'] or where['cpu']}, {torch.get_num_threads()} threads, commit "
         f"{where['commit'] or where['source']}, default {_size(get_memory_budget(device))}. "
-        "Medians; peak is over inputs and gradients.\n"
+        "Times are medians. Kept is what forward leaves for backward; peak is the most memory over "
+        "inputs and gradients.\n"
     )
     for case in cases(device, arguments.rows):
         made = page(case, *measure(case, device, BUDGETS[device.type], arguments.seconds))

@@ -255,7 +255,9 @@ LAUNCH_SECONDS, BYTES_PER_SECOND = 5e-6, 3.0e12
 
 
 def crossover(c: Counted) -> int | None:
-    """Pairs on each side from which eager's traffic costs more than our launches; None: any.
+    """Pairs on each side up to which eager may be faster; None: at no number of them.
+
+    From there eager's traffic costs more than what our launches cost beyond its own.
 
     Eager's writings are left out, and ours are its three of dS, so it is an upper bound.
     """
@@ -267,14 +269,15 @@ def crossover(c: Counted) -> int | None:
 
 def page(found: dict[str, Counted], options: dict[str, int]) -> str:
     """The tables: of every loss, and of every option."""
-    heads = ["loss", "launches, fused", "launches, eager", "readings of S, eager", "crossover"]
+    heads = ["loss", "kernel launches", "launches of eager", "times that eager reads S"]
+    heads += ["eager may be faster up to"]
     rows = []
     for name, c in found.items():
         at = crossover(c)
-        crossed = "none" if at is None else f"{round(at, -2):,} x {round(at, -2):,}"
+        crossed = "no size" if at is None else f"{round(at, -2):,} x {round(at, -2):,}"
         rows.append([name, str(c.ours), str(c.eager), str(c.readings), crossed])
     of_options = [[name, str(n), str(n - options["none"])] for name, n in options.items()]
-    heads_of_options = ["MFH in expectation, with the option", "launches", "added"]
+    heads_of_options = ["option of MFH with `rounds=None`", "kernel launches", "more than without"]
     return f"{table(heads, rows)}\n\n{table(heads_of_options, of_options)}\n"
 
 

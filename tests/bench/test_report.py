@@ -2,18 +2,16 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from bench import floor
+from bench import floor, summary
 from bench import report as reports
-from bench.cases import LARGE, PAPER, Case
+from bench.cases import KEPT, LARGE, PAPER, Case, pairs
 from bench.report import fill, rated, report, results_files
 from bench.results_file import RESULTS, Results, read
-from bench.targets import OVER_FLOOR
+from bench.words import PRODUCTS
 
-README = Path(__file__).parents[2] / "README.md"
 MACHINE = {
     "cpu": "A CPU", "cores": 2, "gpu": None, "memory_bytes": 1 << 34, "python": "3.12",
     "versions": {"torch": "2"}, "commit": "abc", "source": "def", "date": "2026-01-01",
@@ -82,14 +80,56 @@ def test_another_schema_is_an_error(tmp_path):
 def test_tables(folder):
     report(folder, with_plots=False)
     page = (folder / "a-cpu.md").read_text()
-    assert f"| native, large batch, {OVER_FLOOR} | 1.1 x | 1.05 x | yes |" in page
-    assert "| native, large batch, over dense eager | 0.142857 x | 0.105 x | yes |" in page
-    assert "| native, 10 or 100 rounds over one round | 1.02 x | 1.1 x | no |" in page
-    assert "| native, paper's batches, over dense eager | 1 x | 2 x | no |" in page
-    assert "| native, peak memory at any batch, default budget | 64 MiB | 16 MiB | yes |" in page
-    assert f"| {LARGE.name} | 1.05 s (1.05, 0.105) | 10 s (10, 1) | 1 s |" in page
+    native, slowest = "| `native`, large batch |", "the slowest of the paper's batches"
+    assert f"{native} at most 10 % more time | 5.0 % more time than {PRODUCTS} | yes |" in page
+    assert f"{native} at least 7 x faster | 9.5 x faster than PyTorch eager | yes |" in page
+    rounds = "10 or 100 rounds, whichever is slower"
+    assert f"| `native`, {rounds} | at most 2 % more time | 9.9 % more time than one round" in page
+    assert f"| `native`, {slowest} | not slower | 2.0 x slower than PyTorch eager | no |" in page
+    peak = "peak memory of any batch, default budget"
+    assert f"| `native`, {peak} | at most 64 MiB | 16 MiB | yes |" in page
+    assert f"| {LARGE.name} | 1.05 s, 9.5 x faster | 10 s |\n" in page
+    assert f"| {LARGE.name} | 6 | 1 s | 5.0 % more time | 10 x the time |\n" in page
     assert f"| triton | needs a / GPU | {LARGE.name} |" in page
-    assert "| native | 1.1 s | 1.099 |" in page
+    assert "| native | 1.1 s | 9.9 % more time |" in page
+    large = "| a large batch: 4,920 images, 4,100 texts, float32 "
+    assert f"{large}| 10 s | - | 1.05 s | 9.5 x faster | 3.00 GiB / 16.0 MiB |" in page
+
+
+def test_a_case_with_room_for_its_products_is_beside_those_of_each_kind(tmp_path):
+    path = tmp_path / "kept.json"
+    ours = record("kept", KEPT, "native", 1.2) | {"to_kept_floor": {"both": 1.5}}
+    kept = record("kept", KEPT, floor.KEPT, 0.8) | {"copy_rate": 15.52e9}
+    Results(path).add([ours, record("kept", KEPT, floor.NAME, 1.0), kept])
+    report(tmp_path, with_plots=False)
+    page = path.with_suffix(".md").read_text()
+    assert f"| {KEPT.name} | 6 | 1 s | 20 % more time |\n" in page
+    assert f"| {KEPT.name} | 4 | 800 ms, copies 15.5 GB/s | 50 % more time |\n" in page
+
+
+def test_the_summary_has_clips_loss_and_only_what_was_timed(tmp_path):
+    path, case = tmp_path / "pairs.json", pairs(2048, 512, teacher=False)
+    Results(path).add(
+        [
+            record("pairs", case, "native", 0.1, dense=0.25),
+            record("pairs", case, "dense eager", 0.25, dense=0.25),
+            record("pairs", case, "open_clip ClipLoss", 0.05, dense=0.25),
+        ]
+    )
+    report(tmp_path, with_plots=False)
+    page = path.with_suffix(".md").read_text()
+    line = (
+        "| CLIP's loss: 2,048 images with one text each | 250 ms; open_clip's ClipLoss 50 ms | - "
+    )
+    assert f"{line}| 100 ms | 2.5 x faster; 2.0 x slower than ClipLoss |" in page
+    assert "large batch:" not in page and summary.table(RECORDS[:0]) == ""
+
+
+def test_a_case_of_two_groups_is_taken_from_one_run():
+    providers = "native", "dense eager", "dense torch.compile"
+    other = [record("other", LARGE, provider, 0.5) for provider in providers]
+    made = summary.table([*RECORDS, *other])
+    assert made == summary.table(RECORDS) and "| 10 s | - | 1.05 s |" in made
 
 
 def test_plots(folder):
@@ -102,16 +142,20 @@ def test_plots(folder):
     assert before == {path: path.read_bytes() for path in folder.glob("*.svg")}
 
 
-def test_the_readme_gets_its_tables(folder):
-    readme = folder / "README.md"
+def test_the_pages_get_their_tables(folder):
+    readme, other = folder / "README.md", folder / "performance.md"
     readme.write_text(
         "before\n<!-- bench:begin a-cpu/targets -->\nold\n<!-- bench:end a-cpu/targets -->\nafter\n"
     )
-    assert readme in report(folder, readme, with_plots=False)
+    other.write_text("<!-- bench:begin a-cpu/summary -->\nold\n<!-- bench:end a-cpu/summary -->\n")
+    written = report(folder, [readme, other], with_plots=False)
+    assert readme in written and other in written
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "same run) | 1.1 x | 1.05 x |" in text
-    assert readme not in report(folder, readme, with_plots=False)  # nothing new, nothing written
+    assert "| at most 10 % more time | 5.0 % more time than" in text
+    assert "9.5 x faster" in other.read_text() and "old" not in other.read_text()
+    again = report(folder, [readme, other], with_plots=False)
+    assert readme not in again and other not in again  # nothing new, nothing written
 
 
 def test_a_mark_without_results_is_an_error():
@@ -119,7 +163,7 @@ def test_a_mark_without_results_is_an_error():
         fill("<!-- bench:begin b-cpu/speed -->\n<!-- bench:end b-cpu/speed -->", {})
 
 
-def test_the_committed_pages_and_readme_are_those_of_the_committed_results():
+def test_the_committed_tables_are_those_of_the_committed_results():
     tables = {}
     for path in results_files(RESULTS):
         records = rated(path)
@@ -130,5 +174,6 @@ def test_the_committed_pages_and_readme_are_those_of_the_committed_results():
             assert {"group", "provider", "case", "threads", "machine"} <= set(entry)
             products_alone = entry["provider"] in (floor.NAME, floor.KEPT)
             assert "refused" in entry or products_alone or entry["gate"]
-    assert fill(README.read_text(), tables) == README.read_text()
+    for marked in reports.PAGES:
+        assert fill(marked.read_text(), tables) == marked.read_text(), "run `make bench-report`"
     assert json.loads((RESULTS / "machine_code.json").read_text())

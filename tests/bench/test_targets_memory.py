@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.targets import over_promise
+from bench.ratios import over_promise
 
 MIB = 1 << 20
 

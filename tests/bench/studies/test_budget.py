@@ -24,7 +24,7 @@ def test_each_row_is_measured_under_its_budget(dtype, monkeypatch):
     assert all(row.times["both"] > 0 for row in rows) and products["both"] > 0
     assert rows[0].kept <= rows[-1].kept
     text = budget.page(case, rows, products, {"7 MiB": "too small"})
-    assert case.name in text and "| 32 MiB | " in text and "x its 6 products" in text
+    assert case.name in text and "| 32 MiB | " in text and "beside its 6 products alone" in text
     assert "7 MiB: too small." in text
 
 
