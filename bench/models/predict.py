@@ -110,8 +110,8 @@ def page(records: list[dict[str, Any]], rates: Rates, measured: Measured) -> str
 `python -m bench.models.predict` computes them. Its rates: {rates.source} (`bench/models/rates.py`).
 
 The first table has the time that each unit of the GPU needs for all tiles of a kernel.
-L2 gives a product {l2}B/s and a stream {stream}B/s. No product is faster than the vendor's at the same K: at
-K 768 that is {of_cube} of the {cubed}FLOP/s of 8192 cubed.
+L2 gives a product {l2}B/s and a stream {stream}B/s. No product is faster than the vendor's at the
+same K: at K 768 that is {of_cube} of the {cubed}FLOP/s of 8192 cubed.
 
 A kernel's time is a range. At its lower end, the programs on a multiprocessor hide their units in
 one another: the slowest unit counts. At its upper end they hide nothing: the slowest unit of the
@@ -122,8 +122,8 @@ and multiplies nothing.
 {_of_kernels(steps, measured)}
 
 dX and dY are products of the vendor's library, of one chunk of dS at a time. Their tiles are
-128 x 256 or half of that, on {rates.processors} multiprocessors. In brackets stands the share of the
-8192-cubed rate. Products of several chunks are added in place to a sum in float32.
+128 x 256 or half of that, on {rates.processors} multiprocessors. In brackets stands the share of
+the 8192-cubed rate. Products of several chunks are added in place to a sum in float32.
 
 {_of_chunks(steps, rates)}
 
