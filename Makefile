@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo test fuzz sanitize lint compare cma ablation furniture machine-code bench \
+.PHONY: help demo tour test fuzz sanitize lint compare cma ablation furniture machine-code bench \
   bench-report report surface dist supported docs clean
 
 help: ## list the targets
@@ -24,6 +24,9 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED) ## fine-tune a dual encoder on real images and captions (minutes on a CPU)
 	$(BIN)/python -m examples.finetune
+
+tour: $(INSTALLED) ## the loss, its rounds, a training and retrieval on 300 emoji (a minute on a CPU)
+	$(BIN)/python -m examples.tour
 
 test: $(INSTALLED) ## the whole test suite; WORKERS=1 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -65,12 +65,19 @@ def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) ->
     axes.legend(frameon=False, loc="upper left")
 
 
-def draw_text_queries(panel: SubFigure, result: Result) -> None:
-    """Rows of a caption and the five images nearest to it."""
+def draw_text_queries(panel: SubFigure, result: Any, queries: int = QUERIES) -> None:
+    """Rows of a caption and the five images nearest to it.
+
+    Args:
+        panel: where to draw.
+        result: a :class:`Result`, or what has its material, images and texts.
+        queries: rows at most.
+
+    """
     panel.suptitle("Caption and its five best images (green: right)", fontsize=12)
     data, instances = result.material.evaluation, result.material.instances
     sources = [source for instance in instances for source in instance.images]
-    shown = evenly_spaced(QUERIES, len(instances))
+    shown = evenly_spaced(queries, len(instances))
     ratios = (1.6, *[1] * ANSWERS)
     grid = panel.subplots(len(shown), ANSWERS + 1, width_ratios=ratios, squeeze=False)
     for axes in grid.flat:
