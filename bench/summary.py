@@ -83,5 +83,6 @@ def _note(records: list[Record]) -> str:
         f"{where}, torch {machine['versions']['torch']}, {machine['date']}. A step is forward and "
         f"backward of the loss on features of {LARGE.D} numbers, in float32 where no dtype is "
         "named, with 10 random rounds and a momentum teacher where nothing else is said. Times are "
-        "medians of repeats that took turns in one run. A dash: not timed.\n\n"
+        "medians of repeats that took turns in one run. Memory is the most that torch's allocator "
+        "gave out, without inputs and gradients. A dash: not measured.\n\n"
     )

@@ -98,7 +98,10 @@ def phases(records: list[Record]) -> str:
 def memory(records: list[Record]) -> str:
     """Peak memory of one step beyond inputs and gradients."""
     measured = [r for r in records if "peak_bytes" in r]
-    note = "The most memory that a step holds at once, without its inputs and gradients.\n\n"
+    note = (
+        "The most memory that torch's allocator gave out in a step, without inputs and gradients. "
+        "What the C++ of `native` takes itself is not in it.\n\n"
+    )
     return note + _grid(measured, lambda record: words.size(record["peak_bytes"]))
 
 

@@ -261,8 +261,8 @@ def page(folder: Path) -> str:
     parts = [
         "*A model, not a measurement over several devices.* `python -m "
         "bench.models.scaling_model` computes it from the records in bench/results. A rank is one "
-        "process with one device. With `gather=\"all\"` every rank gets the texts of all ranks at "
-        "once; with `gather=\"ring\"` they come block by block. Sent is what one rank sends in "
+        'process with one device. With `gather="all"` every rank gets the texts of all ranks at '
+        'once; with `gather="ring"` they come block by block. Sent is what one rank sends in '
         "forward and backward. Efficiency is the time of computing over the time of the step: at "
         "100% the ranks wait for nothing.",
         *map(section, devices(folder)),

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path[:0] = [str(p) for p in (Path.cwd(), *Path.cwd().parents) if (p / "examples/tour").is_dir()]
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,11 +138,11 @@ drawn = {
     )
     for R in ROUNDS
 }
-spread = {R: losses.std().item() for R, losses in drawn.items()}
+spread = {R: values.std().item() for R, values in drawn.items()}
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-for R, losses in drawn.items():
-    left.scatter([R] * DRAWS, losses, s=12, alpha=0.4, color="#2171b5", label="a draw" * (R == 1))
+for R, values in drawn.items():
+    left.scatter([R] * DRAWS, values, s=12, alpha=0.4, color="#2171b5", label="a draw" * (R == 1))
 left.axhline(loss.item(), color="black", ls="--", label="expectation, rounds=None")
 left.set(xscale="log", xlabel="rounds R", ylabel="loss", title="The loss of 32 draws")
 right.plot(ROUNDS, list(spread.values()), "o-", color="#2171b5", label="measured")
@@ -173,8 +174,9 @@ def held_out_features():
 
 def recall():
     """Recall on the held-out emoji, of both directions."""
+    test_images, test_texts = held_out_features()
     test_folds = Folds.from_ids(test_data.image_ids, test_data.text_ids)
-    return retrieval_metrics(*held_out_features(), test_folds, recall_at=(1, 5, 10))
+    return retrieval_metrics(test_images, test_texts, test_folds, recall_at=(1, 5, 10))
 
 
 log_scale = torch.nn.Parameter(torch.tensor(SCALE).log())
@@ -223,7 +225,8 @@ images, texts = held_out_features()
 material = Material(held_out, train_data, test_data)
 result = SimpleNamespace(material=material, images=images, texts=texts)
 figure = plt.figure(figsize=(9, 11), layout="constrained")
-draw_text_queries(figure.subfigures(), result, queries=8)
+grid: Any = figure.subfigures()
+draw_text_queries(grid, result, queries=8)
 figure.savefig(FIGURES / "retrieval.png", dpi=90)
 
 # %% [markdown]
