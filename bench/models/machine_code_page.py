@@ -20,16 +20,16 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "tile": lambda r: r["tile"],
     "warps": lambda r: r["warps"],
     "registers": lambda r: r["registers"],
-    "spilled": lambda r: r["spilled"],
-    "shared, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
-    "programs, limit": lambda r: f"{r['programs']}, {r['limited_by']}",
-    "matrix": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
-    "loads 16 B / less": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
-    "stores 16 B / less": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
-    "asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
+    "spilled, bytes": lambda r: r["spilled"],
+    "shared memory, KiB": lambda r: f"{r['shared'] / 1024:.0f}",
+    "programs on a multiprocessor, limited by": lambda r: f"{r['programs']}, {r['limited_by']}",
+    "matrix instructions": lambda r: "; ".join(f"{n} {kind}" for kind, n in r["matrix"].items()),
+    "loads of 16 bytes / of fewer": lambda r: f"{r['loads_16']} / {r['loads_narrow']}",
+    "stores of 16 bytes / of fewer": lambda r: f"{r['stores_16']} / {r['stores_narrow']}",
+    "copies, asynchronous / bulk": lambda r: f"{r['copies_asynchronous']} / {r['copies_tensor']}",
     "exponentials": lambda r: r["exponentials"],
-    "each": lambda r: r.get("exponentials_each", ""),
-    "instructions each": lambda r: r.get("instructions_each", ""),
+    "exponentials an entry": lambda r: r.get("exponentials_each", ""),
+    "instructions an entry": lambda r: r.get("instructions_each", ""),
 }
 
 
@@ -37,9 +37,9 @@ def markdown(records: list[dict[str, Any]], targets: list[str]) -> str:
     """A table for each target."""
     page = f"""# Machine code
 
-What Triton {records[0]["triton"]} makes of every kernel; `make machine-code` writes this page and
-the JSON beside it. Counts are of instructions in the code; *each* is for one entry of the tile
-on its way from product to product, without the loops over D that multiply.
+This is what Triton {records[0]["triton"]} makes of every kernel. `make machine-code` writes this
+page and the JSON beside it. The columns count instructions in the code. The last two are for one
+entry of a tile, without the loops over D that multiply.
 """
     for target in targets:
         rows = [
