@@ -1,10 +1,13 @@
-"""The code of every page runs: Python blocks in one namespace a page, shell blocks line by line."""
+"""The code of every page runs: Python blocks in one namespace a page, shell blocks line by line.
+
+A page whose Python is for several processes says so: ``<!-- processes: 2 -->``. It runs as a script
+that torchrun starts, in one process and in so many, and the gradients have to be equal.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import unittest
@@ -12,17 +15,44 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+OPTIONAL = "accelerate", "peft", "pytorch_lightning", "transformers"
 
 
 def name(page: Path) -> str:
     """The page's path in the docs: hosts/open_clip."""
     return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def processes(page: Path) -> int:
+    """How many the page asks for."""
+    said = re.search(r"<!-- processes: (\d+) -->", page.read_text())
+    return int(said[1]) if said else 1
+
+
+def python_of(page: Path) -> str:
+    """The page's Python blocks as one script."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return "\n".join(blocks)
+
+
+def require_libraries(page: Path) -> None:
+    """Skip a page whose library is not installed, unless its blocks have conditions of their own."""
+    if "<!-- skip" not in page.read_text():
+        imported = re.findall(r"^from (\w+) import", python_of(page), re.MULTILINE)
+        missing = [name for name in OPTIONAL if name in imported and find_spec(name) is None]
+        if missing:
+            pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+ALONE = [page for page in PAGES if processes(page) == 1]
+TOGETHER = [page for page in PAGES if processes(page) > 1]
 
 
 def run_shell(example: Example) -> str | None:
@@ -79,21 +109,11 @@ def sybil():
     return Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("sh", run_shell), SkipParser()])
 
 
-@pytest.fixture
-def one_rank(monkeypatch):
-    """What torchrun sets, for the blocks that start a process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in address.items():
-        monkeypatch.setenv(name, str(value))
-
-
-@pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_block_runs(page, sybil):
+@pytest.mark.parametrize("page", ALONE, ids=name)
+def test_every_block_runs(page, sybil, tmp_path, monkeypatch):
     """In order, as a reader runs them: a block may use what an earlier one made."""
+    require_libraries(page)
+    monkeypatch.chdir(tmp_path)  # for what the page writes
     document = sybil.parse(page)
     document.namespace["find_spec"] = find_spec  # for the conditions of skipped examples
     for example in document.examples():
@@ -103,30 +123,45 @@ def test_every_block_runs(page, sybil):
             continue
 
 
-PARALLEL = [page for page in PAGES if "dist.init_process_group" in page.read_text()]
+def test_pages_that_make_a_group_say_for_how_many_processes():
+    assert TOGETHER
+    assert not [name(page) for page in ALONE if "init_process_group(" in python_of(page)]
 
 
-def test_there_are_pages_with_process_groups():
-    assert PARALLEL
-
-
-@pytest.mark.parametrize("page", PARALLEL, ids=name)
-def test_process_groups_run_under_torchrun(page, tmp_path):
-    """The page's Python as one script, in two processes that torchrun starts."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    done = "open(os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"  # after the last block
-    (tmp_path / "page.py").write_text("\n".join([*blocks, "import os", done]))
+def run_script(page: Path, folder: Path, count: int) -> list[list[list[torch.Tensor]]]:
+    """What the optimisers saw in each of ``count`` processes: gradients of every step."""
+    folder.mkdir()
+    (folder / "page.py").write_text(python_of(page))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ran = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", "page.py"],
-        cwd=tmp_path,
+        [*launcher, "--nproc-per-node", str(count), "-m", "tests.support.page", "page.py"],
+        cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        # gloo is for CPUs; a library must not find a GPU.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
+    ranks = [torch.load(folder / f"rank_{rank}.pt") for rank in range(count)]
+    assert [rank["processes"] for rank in ranks] == [count] * count
+    return [rank["steps"] for rank in ranks]
+
+
+@pytest.mark.parametrize("page", TOGETHER, ids=name)
+def test_processes_have_the_gradients_of_one(page, tmp_path):
+    require_libraries(page)
+    (alone,) = run_script(page, tmp_path / "alone", 1)
+    assert bool(alone) == (page.parent.name == "hosts"), "the pages of hosts train"
+    for steps in run_script(page, tmp_path / "together", processes(page)):
+        for seen, expected in zip(steps, alone, strict=True):
+            size = max(float(gradient.abs().max()) for gradient in expected)
+            torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
