@@ -43,7 +43,7 @@ def python_of(page: Path) -> str:
 
 
 def require_libraries(page: Path) -> None:
-    """Skip a page whose library is not installed, unless its blocks have conditions of their own."""
+    """Skip a page whose library is not installed. Blocks may have conditions of their own."""
     if "<!-- skip" not in page.read_text():
         imported = re.findall(r"^from (\w+) import", python_of(page), re.MULTILINE)
         missing = [name for name in OPTIONAL if name in imported and find_spec(name) is None]

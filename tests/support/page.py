@@ -31,6 +31,7 @@ def main(script: Path) -> None:
         [p.grad for p in parameters if p.grad is not None]
     )
     register_optimizer_step_post_hook(keep)
+    torch.manual_seed(0)  # the same weights and data in any number of processes
     runpy.run_path(str(script), run_name="__main__")
     made = {"processes": int(os.environ["WORLD_SIZE"]), "steps": steps}
     torch.save(made, script.with_name(f"rank_{os.environ['RANK']}.pt"))
