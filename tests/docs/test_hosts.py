@@ -270,6 +270,31 @@ def test_the_scale_under_fsdp2():
     assert sum(rank["ignored"] for rank in ranks) / 2 == expected
 
 
+def ddp_gradients(rank, world):
+    """Of the scale, with features that come through the wrapper and around it."""
+    batch = collate_multifold(instances(4)[rank::world])
+    criterion = MFHLoss(rounds=None, process_group=dist.group.WORLD)
+    model = small_clip()
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+
+    def gradient(x, y):
+        model.zero_grad()
+        criterion(x, y, batch.folds, logit_scale=ddp.module.logit_scale.exp()).backward()
+        return float(model.logit_scale.grad)
+
+    out = ddp(batch.texts, batch.images)
+    through = gradient(out.image_embeds, out.text_embeds)
+    images = ddp.module.get_image_features(pixel_values=batch.images).pooler_output
+    texts = ddp.module.get_text_features(input_ids=batch.texts).pooler_output
+    return through, gradient(normalize(images), normalize(texts))
+
+
+def test_ddp_averages_what_comes_through_it():
+    (first, around), (second, other) = results(2, ddp_gradients, timeout=200)
+    assert first == second and around != pytest.approx(other, rel=0.01)
+    assert (around + other) / 2 == pytest.approx(first, rel=1e-4)
+
+
 def shares_batches(rank, world):
     """Processes and batches of Accelerate, told that it is on CPUs and not."""
     from accelerate import Accelerator
