@@ -42,6 +42,7 @@ def test_every_host_is_in_the_table():
         "Trainer of transformers",
         "CLIPModel of transformers",
         "PEFT",
+        "sentence-transformers",
         "open_clip, your loop",
         "open_clip's program",
         "webdataset",
