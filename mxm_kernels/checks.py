@@ -54,7 +54,8 @@ def check_dense(name: str, tensor: Tensor) -> None:
     if hasattr(tensor, "to_local"):
         raise TypeError(
             f"{name} must be a plain tensor, got {type(tensor).__name__}: give its full_tensor(), "
-            "or to a loss with a process_group its to_local(), the rows of this rank"
+            "or to a loss with a process_group its to_local(), the rows of this rank; a parameter "
+            "that fully_shard shards is whole in its module's forward: return it from there"
         )
     if tensor.is_nested or isinstance(tensor, torch.masked.MaskedTensor):
         kind = "a nested tensor" if tensor.is_nested else type(tensor).__name__

@@ -111,4 +111,4 @@ def test_a_tensor_over_a_mesh_is_named_with_what_to_give_instead():
                 f"TypeError: {argument} must be a plain tensor, got DTensor: give its full_tensor"
             )
             assert message.startswith(start), (call_of, argument, message)
-            assert "to_local()" in message
+            assert "to_local()" in message and "fully_shard" in message
