@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from mxm_kernels.folds import Folds
 from mxm_kernels.open_clip.collate import Item, collate
+from mxm_kernels.open_clip.flags import check_size
 from mxm_kernels.open_clip.shards import group_shards
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ class GroupedLoader:
 def grouped(args: Namespace, data: Any, tokenize: Callable[[list[str]], Tensor]) -> Any:
     """open_clip's DataInfo of the training data, with the captions of an image together.
 
+    ``args`` have passed :func:`mxm_kernels.open_clip.flags.check_flags`: the data is one of both.
+
     Raises:
         ImportError: as :func:`group_shards`.
-        ValueError: the data is no csv and no shards, or has fewer images than a step needs.
+        ValueError: the data has fewer images than a step needs.
     """
-    from open_clip_train.data import CsvDataset
     from webdataset import WebLoader
 
     loader = data.dataloader
@@ -92,22 +94,12 @@ def grouped(args: Namespace, data: Any, tokenize: Callable[[list[str]], Tensor])
     if isinstance(loader, WebLoader):
         group_shards(loader, tokenize, args.batch_size)
         num_batches, num_samples = loader.num_batches, loader.num_samples
-    elif isinstance(loader.dataset, CsvDataset):
+    else:
         dataset = GroupedCaptions(loader.dataset)
         sampler = DistributedSampler(dataset) if args.distributed else None
         loader = _batches(args, dataset, sampler)
         num_batches, num_samples = len(loader), len(dataset)
-    else:
-        raise ValueError(
-            "captions are grouped by the image paths of a csv or the samples of shards: "
-            f"--dataset-type must be csv or webdataset, got {args.dataset_type}"
-        )
-    if num_batches < args.accum_freq:
-        images = args.batch_size * args.accum_freq
-        raise ValueError(
-            f"a step takes {images} images of each process, --batch-size times --accum-freq, and "
-            f"{args.train_data} has {num_samples} of them for {args.world_size} processes"
-        )
+    check_size(args, num_batches, num_samples, args.world_size)
     together = GroupedLoader(loader, num_batches, num_samples, args.accum_freq)
     return replace(data, dataloader=together, sampler=sampler)
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mxm_kernels.checks import as_count
 from mxm_kernels.distributed.ranks import world_group
+
+# How open_clip's SigLipLoss passes texts among ranks, and the ``gather`` of this package that does.
+DIST_IMPLS: dict[str, Literal["all", "ring"]] = {
+    "bidir": "ring",
+    "shift": "ring",
+    "reduce": "all",
+    "gather": "all",
+}
 
 
 class Gathered(nn.Module):

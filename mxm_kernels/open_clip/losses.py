@@ -1,4 +1,8 @@
-"""The losses of ``open_clip.loss`` (3.3) with their signatures, and MFH in the same form.
+"""The losses of ``open_clip.loss`` (2.32 to 3.3) with their signatures, and MFH in the same form.
+
+In float32 the values are open_clip's to rounding. Under autocast, and with float16 or bfloat16
+features, they differ in the fourth digit: open_clip rounds every logit to 16 bits, and these losses
+keep products and sums in float32, so that they are nearer to the exact loss of the same features.
 
 With ``world_size`` W > 1 a rank's value and the gradients that DDP averages are open_clip's. L is
 the loss of the whole batch, L_r the mean over the rows of rank r, and dx_r the gradient that
@@ -16,7 +20,7 @@ W times slower beside the scale, or from half of the terms. New work passes gath
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +33,7 @@ from mxm_kernels.losses import (
     fused_soft_loss,
 )
 from mxm_kernels.losses.mfh import check_drawn
-from mxm_kernels.open_clip.gathered import Gathered, check_teacher, no_gradient
+from mxm_kernels.open_clip.gathered import DIST_IMPLS, Gathered, check_teacher, no_gradient
 
 
 class ClipLoss(Gathered):
@@ -240,15 +244,9 @@ class SigLipLoss(nn.Module):
         self.rank = as_count("rank", rank, 0)
         self.world_size = as_count("world_size", world_size)
         self.dist_impl = dist_impl or "bidir"
-        gathers: dict[str, Literal["all", "ring"]] = {
-            "bidir": "ring",
-            "shift": "ring",
-            "reduce": "all",
-            "gather": "all",
-        }
-        if self.dist_impl not in gathers:
-            raise ValueError(f"dist_impl must be one of {', '.join(gathers)}, got {dist_impl!r}")
-        self._gather = gathers[self.dist_impl]
+        if self.dist_impl not in DIST_IMPLS:
+            raise ValueError(f"dist_impl must be one of {', '.join(DIST_IMPLS)}, got {dist_impl!r}")
+        self._gather = DIST_IMPLS[self.dist_impl]
 
     def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
         """Loss of (B, D) image features and their (B, D) texts; a bias of None is 0."""

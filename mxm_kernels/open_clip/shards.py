@@ -27,7 +27,7 @@ def group_shards(loader: Any, tokenize: Callable[[list[str]], Tensor], batch_siz
     stands behind the decoder is replaced.
 
     Raises:
-        ImportError: the pipeline is not that of open_clip_torch 3.3.
+        ImportError: the pipeline is not that of open_clip_torch 2.32 to 3.3.
     """
     import webdataset as wds
 
@@ -36,7 +36,8 @@ def group_shards(loader: Any, tokenize: Callable[[list[str]], Tensor], batch_siz
     known = wds.select, wds.decode, wds.rename, wds.map_dict, wds.to_tuple, wds.batched
     if [getattr(stage, "f", None) for stage in stages[-6:]] != [stage.f for stage in known]:
         raise ImportError(
-            "open_clip_train.data reads shards in another way: open_clip_torch 3.3 is needed"
+            "open_clip_train.data reads shards in another way than open_clip_torch 2.32 to 3.3: "
+            "install one of these, or give --train-data a csv"
         )
     select, decode, rename, transform, *_ = stages[-6:]
     stages[-6:] = [

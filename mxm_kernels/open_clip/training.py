@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mxm_kernels.open_clip import losses
 from mxm_kernels.open_clip.captions import GroupedLoader, grouped
+from mxm_kernels.open_clip.coca import CoCaLoss
+from mxm_kernels.open_clip.flags import check_flags
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -19,14 +22,17 @@ if TYPE_CHECKING:
 def patch() -> ExitStack:
     """Let open_clip's ``create_loss``, and so its training program, make the fused losses.
 
-    ClipLoss, DistillClipLoss and SigLipLoss are replaced by those of this module; nothing else of
-    the program changes. A CoCa model is an error: its loss has no fused form.
+    ClipLoss, CoCaLoss, DistillClipLoss and SigLipLoss are replaced by those of this module. The
+    program looks at its flags as soon as it has parsed them, and refuses what these losses cannot
+    do; nothing else of it changes.
 
     Returns:
         What undoes it: use it in ``with``, or call its ``close()``; or never, to keep the patch.
 
     Raises:
         ImportError: open_clip is not installed, or has no such losses.
+        TypeError, ValueError: from the program, before it makes the model and reads the data:
+            flags that do not go together, by name.
 
     Example:
         >>> from mxm_kernels.open_clip import patch
@@ -35,9 +41,13 @@ def patch() -> ExitStack:
     """
     from open_clip import factory
 
-    kinds = losses.ClipLoss, losses.DistillClipLoss, losses.SigLipLoss
-    replacements: dict[str, Any] = {kind.__name__: kind for kind in kinds}
-    return _replace(factory, {**replacements, "CoCaLoss": _no_coca})
+    kinds = losses.ClipLoss, CoCaLoss, losses.DistillClipLoss, losses.SigLipLoss
+    undo = _replace(factory, {kind.__name__: kind for kind in kinds})
+    with suppress(ImportError):  # what the program needs is an extra of open_clip
+        from open_clip_train import main as program
+
+        undo.push(_replace(program, {"parse_args": _checking(program.parse_args)}))
+    return undo
 
 
 def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
@@ -61,8 +71,9 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
     Raises:
         ImportError: open_clip, or what its training program needs, is not installed; or, from the
             program, it reads shards in another way.
-        ValueError: from the program: its data is neither csv nor shards, has too few images for
-            a step, or it is called with ``--siglip`` or a CoCa model.
+        TypeError, ValueError: ``hard_weight`` or ``rounds``; or, from the program, as
+            :func:`patch`: the data is neither csv nor shards, or has too few images for a step,
+            as far as the flags and the csv say. What only the shards say comes later.
     """
     from open_clip_train import main as program
 
@@ -73,7 +84,6 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
     def get_data(
         args: Namespace, transforms: Any, epoch: int = 0, tokenizer: Any = None
     ) -> dict[str, Any]:
-        _check(args)
         data = real_get_data(args, transforms, epoch=epoch, tokenizer=tokenizer)
         if "train" in data:
             data["train"] = grouped(args, data["train"], tokenizer)
@@ -92,7 +102,9 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
         )
         return _WithFolds(loss, loaders[0], args.seed)
 
-    return _replace(program, {"get_data": get_data, "create_loss": create_loss})
+    parse_args = _checking(program.parse_args, mfh=True)
+    replacements = {"parse_args": parse_args, "get_data": get_data, "create_loss": create_loss}
+    return _replace(program, replacements)
 
 
 class _WithFolds(nn.Module):
@@ -118,25 +130,23 @@ class _WithFolds(nn.Module):
         return self.loss(image_features, **model_output, folds=folds, generator=generator)
 
 
-def _check(args: Namespace) -> None:
-    problems = {
-        "--siglip: MFH is a softmax loss": args.siglip,
-        f"--model {args.model}: CoCa has a loss of its own": "coca" in args.model.lower(),
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise ValueError(f"MFH cannot train with {problem}")
+def _checking(parse_args: Callable[[Any], Namespace], mfh: bool = False) -> Any:
+    """The program's own function, whose result is looked at."""
 
+    def checked(arguments: Any) -> Namespace:
+        args = parse_args(arguments)
+        check_flags(args, mfh=mfh)
+        return args
 
-def _no_coca(*_: Any, **__: Any) -> NoReturn:
-    raise ValueError("the loss of a CoCa model has no fused form: train it without patch()")
+    return checked
 
 
 def _replace(module: ModuleType, replacements: dict[str, Any]) -> ExitStack:
     missing = [name for name in replacements if not hasattr(module, name)]
     if missing:
         raise ImportError(
-            f"{module.__name__} has no {', '.join(missing)}: open_clip_torch 3.3 or newer is needed"
+            f"{module.__name__} has no {', '.join(missing)}: open_clip_torch 2.32 to 3.3 is known "
+            "to have it"
         )
     undo = ExitStack()
     for name, replacement in replacements.items():

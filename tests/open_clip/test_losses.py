@@ -10,12 +10,13 @@ from torch.nn.functional import normalize
 
 from mxm_kernels import fused_mfh_loss
 from mxm_kernels import open_clip as ours
-from tests.support.distributed import D_IN, Towers
+from tests.support.distributed import D_IN, D, Towers
 from tests.support.processes import results, run_ranks
 
 theirs = pytest.importorskip("open_clip.loss")
 
-SAME = ["ClipLoss", "DistillClipLoss", "SigLipLoss"]
+SAME = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss"]
+TOKENS, PLACES = 5, 4  # of a caption's logits
 B = 6
 
 
@@ -46,35 +47,45 @@ def batch(rank, world):
     return shards[0], shards[1], normalize(shards[2], dim=1), normalize(shards[3], dim=1)
 
 
-class Biased(Towers):
-    """With SigLIP's bias, and the scale 0-d as open_clip's models have it."""
+class Model(Towers):
+    """What the program gives a loss by name; the scale is 0-d as open_clip's models have it."""
 
-    def __init__(self):
+    def __init__(self, name="ClipLoss"):
         super().__init__()
-        self.bias = nn.Parameter(torch.tensor(-3.0))
+        self.name = name
+        self.bias = nn.Parameter(torch.tensor(-3.0)) if takes_bias(name) else None
+        self.decoder = nn.Linear(D, TOKENS * PLACES) if name == "CoCaLoss" else None
 
     def forward(self, images, texts):
         x, y, scale = super().forward(images, texts)
-        return {
-            "image_features": x,
-            "text_features": y,
-            "logit_scale": scale.squeeze(),
-            "logit_bias": self.bias,
-        }
+        output = {"image_features": x, "text_features": y, "logit_scale": scale.squeeze()}
+        if self.bias is not None:
+            output["logit_bias"] = self.bias
+        if self.decoder is not None:
+            output["logits"] = self.decoder(x).view(-1, PLACES, TOKENS)
+            output["labels"] = torch.arange(B * PLACES).view(B, PLACES) % TOKENS  # 0 is padding
+        return output
+
+
+def takes_bias(name):
+    """open_clip 2.32 ignores ClipLoss's, which over ranks stops DDP from averaging gradients."""
+    if name == "SigLipLoss":
+        return True
+    bias = torch.zeros((), requires_grad=True)
+    return name in ("ClipLoss", "MFHLoss") and theirs.ClipLoss()(X, X, 1.0, bias).requires_grad
 
 
 def step(module, name, rank, world, options):
     """Every value that open_clip's program would log, and the gradients it would step with."""
     images, texts, a, b = batch(rank, world)
-    model = Biased()
-    distills = name == "DistillClipLoss"  # takes no bias
-    model.bias.requires_grad_(not distills)
-    wrapped = nn.parallel.DistributedDataParallel(model)
+    model = Model(name)
+    wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     output = wrapped(images, texts)
-    if distills:
-        del output["logit_bias"]
+    if name == "DistillClipLoss":
         output |= {"dist_image_features": a, "dist_text_features": b, "dist_logit_scale": 7.0}
     kind = getattr(module, name)
+    weights = {"caption_loss_weight": 0.5, "clip_loss_weight": 3.0} if name == "CoCaLoss" else {}
+    options = weights | options
     losses = kind(rank=rank, world_size=world, **options)(**output, output_dict=True)
     sum(losses.values()).backward()
     grads = {n: p.grad for n, p in model.named_parameters()}
@@ -97,21 +108,24 @@ def assert_equal(mine, other):
             assert error < 2e-6, f"{name}: {error}"
 
 
-def one_process(module, name):
-    images, texts, a, b = batch(0, 1)
-    model = Biased()
-    output = model(images, texts)
-    if name == "DistillClipLoss":
-        del output["logit_bias"]
-        output |= {"dist_image_features": a, "dist_text_features": b, "dist_logit_scale": 7.0}
-    losses = getattr(module, name)()(**output, output_dict=True)
-    sum(losses.values()).backward()
-    return losses, {n: p.grad for n, p in model.named_parameters()}
-
-
 @pytest.mark.parametrize("name", SAME)
 def test_one_process(name):
-    assert_equal(one_process(ours, name), one_process(theirs, name))
+    assert_equal(*both(0, 1, name, {}))
+
+
+@pytest.mark.parametrize("options", [{"pad_id": 3}, {"pad_id": -1}, {"caption_loss_weight": 0.0}])
+def test_options_of_coca(options):
+    assert_equal(*both(0, 1, "CoCaLoss", options))
+
+
+@pytest.mark.parametrize("weight", [0, 0.0])
+def test_coca_without_its_contrastive_part(weight):
+    """Theirs is an integer 0 then, and the scale has no gradient."""
+    mine, other = both(0, 1, "CoCaLoss", {"clip_loss_weight": weight})
+    assert_equal(mine, other)
+    (losses, grads), (their_losses, their_grads) = mine, other
+    assert losses["contrastive_loss"].dtype == their_losses["contrastive_loss"].dtype == torch.int64
+    assert grads["log_scale"] is their_grads["log_scale"] is None
 
 
 CLIP_OPTIONS = [
@@ -119,7 +133,8 @@ CLIP_OPTIONS = [
     for local in (False, True)
     for gather in (False, True)
 ]
-CASES = [(name, options) for name in SAME[:2] for options in CLIP_OPTIONS]
+GATHERED = [name for name in SAME if name != "SigLipLoss"]
+CASES = [(name, options) for name in GATHERED for options in CLIP_OPTIONS]
 CASES += [("SigLipLoss", {"dist_impl": kind}) for kind in ("bidir", "shift", "reduce", "gather")]
 
 
@@ -142,7 +157,7 @@ def test_over_ranks(over_ranks, case):
 def mfh_step(rank, world):
     ids = torch.tensor([0, 0, 1, 1, 2, 2]) + rank  # groups straddle ranks
     images, texts, a, b = batch(rank, world)
-    model = Biased()
+    model = Model("SigLipLoss")  # it has a bias
     wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     output = wrapped(images, texts)
     teacher = {"dist_image_features": a, "dist_text_features": b, "dist_logit_scale": 7.0}
@@ -156,7 +171,7 @@ def test_mfh_over_ranks_is_that_of_one_process():
     world = 2
     images, texts, a, b = (torch.cat(t) for t in zip(*(batch(r, 2) for r in range(2)), strict=True))
     ids = torch.cat([torch.tensor([0, 0, 1, 1, 2, 2]) + rank for rank in range(world)])
-    model = Biased()
+    model = Model("SigLipLoss")
     out = model(images, texts)
     value = fused_mfh_loss(
         out["image_features"],
@@ -183,9 +198,11 @@ X = torch.eye(4)
 
 @pytest.mark.parametrize("name", [*SAME, "MFHLoss"])
 def test_more_processes_need_a_process_group(name):
-    options = {"gather_with_grad": True} if name == "MFHLoss" else {}
+    weights = {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0}
+    options = {"MFHLoss": {"gather_with_grad": True}, "CoCaLoss": weights}.get(name, {})
     loss = getattr(ours, name)(world_size=2, **options)
     more = {
+        "CoCaLoss": {"logits": torch.zeros(4, 2, 3), "labels": torch.ones(4, 2, dtype=torch.long)},
         "DistillClipLoss": {
             "dist_image_features": X,
             "dist_text_features": X,
@@ -195,7 +212,7 @@ def test_more_processes_need_a_process_group(name):
         "SigLipLoss": {"logit_bias": None},
     }
     with pytest.raises(ValueError, match=r"world_size=2 needs torch\.distributed"):
-        loss(X, X, 1.0, **more.get(name, {}))
+        loss(image_features=X, text_features=X, logit_scale=1.0, **more.get(name, {}))
 
 
 def wrong_rank(rank, world):
@@ -208,10 +225,11 @@ def test_the_rank_is_compared():
         assert "torch.distributed, 0 and 1, got 0 and 3" in str(error)
 
 
-@pytest.mark.parametrize("name", ["ClipLoss", "DistillClipLoss", "MFHLoss"])
+@pytest.mark.parametrize("name", [*GATHERED, "MFHLoss"])
 def test_horovod_is_an_error(name):
+    weights = [2.0, 1.0] if name == "CoCaLoss" else []
     with pytest.raises(ValueError, match=r"use_horovod must be False.*torchrun"):
-        getattr(ours, name)(use_horovod=True)
+        getattr(ours, name)(*weights, use_horovod=True)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +255,8 @@ def test_errors(call, error, message):
 def test_a_pair_or_a_dictionary():
     assert isinstance(ours.ClipLoss()(X, X, 5.0), torch.Tensor)
     assert len(ours.DistillClipLoss()(X, X, 5.0, X, X, 5.0)) == 2
+    captions = torch.zeros(4, 2, 3), torch.ones(4, 2, dtype=torch.long)
+    assert isinstance(ours.CoCaLoss(2.0, 1.0)(X, X, *captions, 5.0), tuple)
     bias = torch.tensor(3.0)
     assert ours.ClipLoss()(X, X, 5.0, bias) == ours.ClipLoss()(X, X, 5.0)
     unbiased = ours.SigLipLoss()(X, X, 5.0, None)

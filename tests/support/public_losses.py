@@ -67,6 +67,10 @@ class Features:
             "dist_image_features": first,
             "dist_text_features": second,
             "dist_logit_scale": 10.0,
+            "caption_loss_weight": 2.0,
+            "clip_loss_weight": 1.0,
+            "logits": x[:, None],
+            "labels": torch.ones(ROWS, 1, dtype=torch.long, device=x.device),
         }
         taken = inspect.signature(function).parameters
         known["folds"] = IDS if "features" in taken else (IDS, IDS)
@@ -92,7 +96,7 @@ def call_module(kind: Any, f: Features, **options: Any) -> Any:
 
 def call_open_clip(kind: Any, f: Features, **fixed: Any) -> Any:
     """A module of open_clip's form; its losses where they are several."""
-    module = kind(**fixed)
+    module = kind(**f.arguments(kind) | fixed)
     return module(**f.arguments(module.forward))
 
 
