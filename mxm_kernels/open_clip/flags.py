@@ -141,7 +141,7 @@ def check_size(args: Namespace, batches: int, images: int, world: int) -> None:
         needed = args.batch_size * args.accum_freq
         raise ValueError(
             f"a step takes {needed} images of each process, --batch-size times --accum-freq, and "
-            f"{args.train_data} has {images} of them for {world} processes"
+            f"{args.train_data} has {images} images in all (processes: {world})"
         )
 
 

@@ -39,8 +39,10 @@ from mxm_kernels.open_clip.gathered import DIST_IMPLS, Gathered, check_teacher, 
 class ClipLoss(Gathered):
     """``open_clip.loss.ClipLoss``: :func:`fused_info_nce_loss` of paired rows.
 
-    The value is float32 whatever the features are. ``logit_bias`` is checked and changes
-    nothing: the softmax does not depend on it, and its gradient is exactly 0.
+    The value is float32 whatever the features are. Of float32 features it is open_clip's to
+    rounding. Of float16 and bfloat16 features, which autocast makes, it is nearer to the float64
+    loss of the same features: open_clip rounds the logits to 16 bits. ``logit_bias`` is checked
+    and changes nothing: the softmax does not depend on it, and its gradient is exactly 0.
 
     Args:
         local_loss (bool): return the mean over this rank's rows, not over the batch.

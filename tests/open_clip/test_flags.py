@@ -42,11 +42,17 @@ MFH = [
     (["--train-data", "none.csv"], r"--train-data none\.csv cannot be read: .*No such file"),
     (["--csv-separator", ","], "--csv-img-key filepath: .* has no such column, with --csv-sep"),
     (["--csv-caption-key", "text"], "--csv-caption-key text: .* it has filepath, title$"),
-    (["--batch-size", 9], "a step takes 9 images of each process, .* has 8 of them for 1 proc"),
-    (["--accum-freq", 3], "a step takes 12 images of each process, .* has 8 of them for 1 proc"),
+    (
+        ["--batch-size", 9],
+        r"a step takes 9 images of each process, .* has 8 images in all \(processes: 1\)",
+    ),
+    (
+        ["--accum-freq", 3],
+        r"a step takes 12 images of each process, .* has 8 images in all \(processes: 1\)",
+    ),
     (
         ["--dataset-type", "webdataset", "--train-num-samples", 8, "--accum-freq", 3],
-        "a step takes 12 images of each process, .* has 8 of them for 1 proc",
+        r"a step takes 12 images of each process, .* has 8 images in all \(processes: 1\)",
     ),
 ]
 OURS = [
@@ -119,7 +125,7 @@ def test_mfh_over_processes_needs_the_gradients_of_all(csv, capsys, monkeypatch)
         program.main(given)
     assert message in refused(capsys, ["--mfh", *given])
     more = "--gather-with-grad", "--batch-size", 5  # 8 images are 4 of each process
-    message = "a step takes 5 images of each process, .* has 8 of them for 2 processes"
+    message = r"a step takes 5 images of each process, .* has 8 images in all \(processes: 2\)"
     assert re.search(message, refused(capsys, ["--mfh", *given, *more]))
 
 
