@@ -126,7 +126,7 @@ def test_under_autocast_ours_is_nearer_to_float64(name, dtype):
         with torch.autocast("cpu", dtype):
             for module in errors:
                 errors[module] += abs(first_loss(module, name, weights, (x, y, a, b)) - exact)
-    assert errors[ours] < 5 * 2e-5  # at a bias of -10 SigLIP's is a sum of 100
+    assert errors[ours] < 5 * 5e-6  # float32 rounding of losses below 5
     assert errors[theirs] > 20 * errors[ours]
 
 
