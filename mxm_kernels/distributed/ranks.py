@@ -297,6 +297,13 @@ def world_group(rank: int, world_size: int) -> dist.ProcessGroup:
     return group
 
 
+def default_group() -> dist.ProcessGroup | None:
+    """All processes, where torch.distributed has been started."""
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    return dist.group.WORLD
+
+
 def generator_state(generator: torch.Generator) -> str:
     """A digest of a generator's state, to compare between ranks."""
     state = generator.get_state().numpy().tobytes()
