@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mxm_kernels.checks import as_count, check_flag, check_positive
+from mxm_kernels.checks import check_flag, check_positive
 from mxm_kernels.distributed.ranks import Ranks, SharedErrors, default_group
 from mxm_kernels.losses import MFHLoss
+from mxm_kernels.sentence_transformers.cached import cached_loss, check_mini_batches
 from mxm_kernels.sentence_transformers.columns import (
     check_positives,
     count_positives,
@@ -111,7 +111,7 @@ class MultifoldLoss(nn.Module):
         check_positives(positives)
         check_flag("gather_across_devices", gather_across_devices)
         if mini_batch_size is not None:
-            _check_mini_batches(mini_batch_size, model)
+            check_mini_batches(mini_batch_size, model)
         self.model = model
         self.loss = directed(
             MFHLoss() if loss is None else checked(loss), directions, partition_mode
@@ -131,9 +131,7 @@ class MultifoldLoss(nn.Module):
         columns = list(sentence_features)
         if self.mini_batch_size is None:
             return self.compute_loss_from_embeddings(embedded(self.model, columns), labels)
-        from mxm_kernels.sentence_transformers.cached import CachedColumns
-
-        return CachedColumns(self, self.mini_batch_size).forward_cached(columns, labels)
+        return cached_loss(self, columns, labels)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None
@@ -220,22 +218,3 @@ class MultifoldLoss(nn.Module):
         if subject not in self._told:
             self._told.add(subject)
             warnings.warn(f"MultifoldLoss: {message}", stacklevel=2)
-
-
-def _check_mini_batches(mini_batch_size: object, model: object) -> None:
-    as_count("mini_batch_size", mini_batch_size)
-    try:
-        from mxm_kernels.sentence_transformers.cached import check_model
-    except ImportError:
-        raise ImportError(
-            "mini_batch_size needs sentence-transformers 5.7 or newer, which has CachedLossMixin, "
-            f"got {_installed()}"
-        ) from None
-    check_model(model)
-
-
-def _installed() -> str:
-    try:
-        return version("sentence-transformers")
-    except PackageNotFoundError:
-        return "none"

@@ -74,7 +74,7 @@ def static_model():
 
 
 def bert_model(folder, dropout=0.0):
-    """A SentenceTransformer of one layer of BERT, saved into the folder and read from there."""
+    """A SentenceTransformer of one layer of BERT in float64, read from the folder it is made in."""
     st = pytest.importorskip("sentence_transformers")
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -92,7 +92,7 @@ def bert_model(folder, dropout=0.0):
         attention_probs_dropout_prob=dropout,
     )
     BertModel(config).save_pretrained(folder)
-    return st.SentenceTransformer(str(folder), device="cpu").train()
+    return st.SentenceTransformer(str(folder), device="cpu").double().train()
 
 
 def tokens(model, *texts):
@@ -111,12 +111,22 @@ def gradients(module):
 
 
 def calls(model):
-    """The numbers of texts in every call of a model, filled in as it runs."""
+    """The numbers of texts in every call of a transformer, filled in as it runs."""
     seen = []
-    model.register_forward_hook(
-        lambda module, given, output: seen.append(len(output["sentence_embedding"]))
+    model[0].register_forward_hook(
+        lambda module, given, output: seen.append(len(output["token_embeddings"]))
     )
     return seen
+
+
+def has_their_cache():
+    """Whether the installed version has the gradient cache for losses of others (5.7)."""
+    pytest.importorskip("sentence_transformers")
+    try:
+        from sentence_transformers.base.losses import CachedLossMixin
+    except ImportError:
+        return False
+    return CachedLossMixin is not None
 
 
 def trainer(folder, make_loss, table, rank=0, world=1, model=None, **options):
