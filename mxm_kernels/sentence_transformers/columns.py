@@ -71,10 +71,15 @@ def folds_of(columns: list[Tensor], positives: int, labels: Tensor | None, rank:
 
     Raises:
         TypeError: the labels are not integers.
-        ValueError: there is not one label for each row, or one is the id of the negatives.
+        ValueError: the columns have different numbers of rows; there is not one label for each
+            row, or one is the id of the negatives.
     """
     anchors = columns[0]
     rows, negatives = len(anchors), len(columns) - 1 - positives
+    if any(len(column) != rows for column in columns):
+        raise ValueError(
+            f"expected as many rows in every column, got {[len(column) for column in columns]}"
+        )
     if labels is None:
         ids = torch.arange(rank * _RANK, rank * _RANK + rows, device=anchors.device)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -106,8 +107,9 @@ class MultifoldLoss(nn.Module):
         mini_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(scale, Tensor):
-            check_positive("scale", scale)
+        if isinstance(scale, bool) or not isinstance(scale, Real):
+            raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+        check_positive("scale", scale)
         check_positives(positives)
         check_flag("gather_across_devices", gather_across_devices)
         if mini_batch_size is not None:
@@ -118,7 +120,7 @@ class MultifoldLoss(nn.Module):
         )
         if gather_across_devices:  # refuses a loss with a group of its own
             with_options(self.loss, "gather_across_devices", process_group=None)
-        self.scale = scale
+        self.scale = float(scale)
         self.positives = positives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
@@ -177,7 +179,7 @@ class MultifoldLoss(nn.Module):
         """What the trainer writes into the model card."""
         return {
             "loss": described(self.loss),
-            "scale": float(self.scale),
+            "scale": self.scale,
             "positives": 1 if self.positives is None else self.positives,
             "directions": directions_of(self.loss),
             "partition_mode": "per_direction",

@@ -132,6 +132,12 @@ MAKING = {
     "a share": ({"positives": 1.0}, TypeError, "positives must be an integer, got float"),
     "a word": ({"positives": "al"}, ValueError, "a number of columns or 'all', got 'al'"),
     "scale of 0": ({"scale": 0}, ValueError, "scale must be positive"),
+    "a scale in words": ({"scale": "20"}, TypeError, "scale must be a number, got str"),
+    "a learned scale": (
+        {"scale": torch.nn.Parameter(torch.tensor(20.0))},  # that DDP would not average
+        TypeError,
+        "scale must be a number, got Parameter",
+    ),
     "a direction alone": ({"directions": "query_to_doc"}, TypeError, "must be a tuple of names"),
     "no directions": ({"directions": ()}, ValueError, "must have 'query_to_doc'"),
     "the other direction": (
@@ -242,6 +248,12 @@ def test_errors_of_a_call(name):
     options, number, labels, error, message = CALLING[name]
     with pytest.raises(error, match=message):
         MultifoldLoss(embedded, **options)(columns(number), labels)
+
+
+def test_columns_of_different_lengths():
+    given = [columns(1, rows=rows)[0] for rows in (4, 5)]
+    with pytest.raises(ValueError, match=r"as many rows in every column, got \[4, 5\]"):
+        MultifoldLoss(embedded)(given)
 
 
 def test_the_reserved_label_is_free_without_negatives():

@@ -16,14 +16,12 @@ from tests.support.sentences import (
     has_their_cache,
     static_model,
     texts,
+    their_cache_rounds,
     their_losses,
     tokens,
 )
 
 COLUMNS = texts("a {}", "the small {}", "big old old {}")
-
-
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def needs_their_cache():
@@ -60,7 +58,7 @@ def test_gradients_are_those_of_the_whole_batch(model, size, positives):
     expected = step(made(model, None, loss, positives=positives), model, labels)
     seen = calls(model)
     got = step(made(model, size, loss, positives=positives), model, labels)
-    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(got, expected, **their_cache_rounds())
     assert max(seen) == min(size, 8)
     assert sum(seen) == 2 * 3 * 8  # each text twice
 
@@ -74,7 +72,7 @@ def test_it_is_their_cached_loss_with_dropout(tmp_path, directions):
     theirs = their_losses().CachedMultipleNegativesRankingLoss(model, mini_batch_size=3, **mode)
     ours = made(model, 3, **mode)
     expected, got = step(theirs, model), step(ours, model)
-    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(got, expected, **their_cache_rounds())
     assert step(ours, model, seed=5)[0] != got[0]  # the masks matter
 
 
@@ -83,7 +81,8 @@ def test_a_scaled_loss_has_scaled_gradients(model):
     value, plain = step(made(model, 3), model)
     same, scaled = step(made(model, 3), model, scale=16.0)
     assert same == value
-    torch.testing.assert_close(scaled, {name: 16 * g for name, g in plain.items()})
+    expected = {name: 16 * gradient for name, gradient in plain.items()}
+    torch.testing.assert_close(scaled, expected, **their_cache_rounds())
 
 
 def test_evaluation_embeds_once(model):
@@ -107,7 +106,7 @@ def test_under_matryoshka_it_is_their_loss(model, size, directions):
     ours = losses.MatryoshkaLoss(model, made(model, size, **mode), **dimensions)
     seen = calls(model)
     got = step(ours, model)
-    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(got, expected, **their_cache_rounds())
     assert sum(seen) == (3 * 8 if size is None else 2 * 3 * 8)  # once for all dimensions
 
 

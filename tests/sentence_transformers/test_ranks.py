@@ -19,6 +19,7 @@ from tests.support.sentences import (
     gradients,
     has_their_cache,
     ranking_loss,
+    their_cache_rounds,
 )
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -85,8 +86,9 @@ def test_gradients_are_theirs_after_ddp():
     }
     for found in results(2, _of_both, made, timeout=200):
         assert found.keys() == made.keys()
-        for got, expected in found.values():
-            torch.testing.assert_close(got, expected, **CLOSE)
+        for name, (got, expected) in found.items():
+            close = CLOSE if "of None" in name else their_cache_rounds()
+            torch.testing.assert_close(got, expected, **close)
             assert any(gradient.abs().max() > 1e-3 for gradient in got[1].values())
 
 
