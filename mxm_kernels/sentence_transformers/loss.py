@@ -107,9 +107,6 @@ class MultifoldLoss(nn.Module):
         mini_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, Real):
-            raise TypeError(f"scale must be a number, got {type(scale).__name__}")
-        check_positive("scale", scale)
         check_positives(positives)
         check_flag("gather_across_devices", gather_across_devices)
         if mini_batch_size is not None:
@@ -120,7 +117,7 @@ class MultifoldLoss(nn.Module):
         )
         if gather_across_devices:  # refuses a loss with a group of its own
             with_options(self.loss, "gather_across_devices", process_group=None)
-        self.scale = float(scale)
+        self.scale = _as_scale(scale)
         self.positives = positives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
@@ -220,3 +217,10 @@ class MultifoldLoss(nn.Module):
         if subject not in self._told:
             self._told.add(subject)
             warnings.warn(f"MultifoldLoss: {message}", stacklevel=2)
+
+
+def _as_scale(scale: object) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+    check_positive("scale", float(scale))
+    return float(scale)
