@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -83,6 +84,19 @@ def test_a_scaled_loss_has_scaled_gradients(model):
     assert same == value
     expected = {name: 16 * gradient for name, gradient in plain.items()}
     torch.testing.assert_close(scaled, expected, **their_cache_rounds())
+
+
+def test_texts_go_through_the_model_in_one_call(model):
+    """Those of all columns behind the anchors; before 6.0 column after column."""
+    seen = calls(model)
+    step(made(model, None), model)
+    one_call = find_spec("sentence_transformers.base.losses.merged_forward") is not None
+    assert seen == ([8, 16] if one_call else [8, 8, 8])
+
+
+def test_the_trainers_of_5_7_count_images_for_mini_batches(model):
+    assert made(model, 3).requires_media_counts is True
+    assert made(model, None).requires_media_counts is False
 
 
 def test_evaluation_embeds_once(model):
