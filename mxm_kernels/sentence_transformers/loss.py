@@ -50,9 +50,9 @@ class MultifoldLoss(nn.Module):
     it each row is an instance of its own. Embeddings are normalised here.
 
     With one positive column and the loss ``InfoNCELoss()`` or ``MFHLoss()`` this is
-    MultipleNegativesRankingLoss of sentence-transformers, in value and gradients. There is one
-    difference in what is left out: MultifoldLoss has both directions, MultipleNegativesRankingLoss
-    has ``("query_to_doc",)`` alone.
+    MultipleNegativesRankingLoss of sentence-transformers, in value and gradients. The defaults
+    differ: MultipleNegativesRankingLoss compares anchors with texts alone, which is
+    ``directions=("query_to_doc",)`` here. MultifoldLoss compares texts with anchors too.
 
     Args:
         model: the SentenceTransformer that is trained.

@@ -38,9 +38,10 @@ def test_it_is_their_loss(name, dtype, number, directions):
     pytest.importorskip("sentence_transformers")
     given = columns(number, rows=7, dtype=dtype)
     theirs = ranking_loss(embedded, directions or SYMMETRIC, scale=9.0)
-    said = {} if directions is None else {"directions": directions}
-    if directions == SYMMETRIC:
-        said["partition_mode"] = "per_direction"
+    modes = {SYMMETRIC: "per_direction", ("query_to_doc",): "joint"}
+    said = {}
+    if directions is not None:
+        said = {"directions": directions, "partition_mode": modes[directions]}
     ours = MultifoldLoss(embedded, ONE_POSITIVE[name], 9.0, positives=1, **said)
     expected, got = value_and_gradients(theirs, given), value_and_gradients(ours, given)
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
