@@ -45,15 +45,9 @@ def their_losses():
 
 
 def ranking_loss(model, directions=("query_to_doc",), **options):
-    """MultipleNegativesRankingLoss as the installed version writes these directions."""
-    losses = their_losses()
-    kind = losses.MultipleNegativesRankingLoss
-    if directions == ("query_to_doc",):
-        return kind(model, **options)
-    try:
-        return kind(model, directions=directions, partition_mode="per_direction", **options)
-    except TypeError:  # before 5.3
-        return losses.MultipleNegativesSymmetricRankingLoss(model, **options)
+    """MultipleNegativesRankingLoss with a softmax for each direction."""
+    kind = their_losses().MultipleNegativesRankingLoss
+    return kind(model, directions=directions, partition_mode="per_direction", **options)
 
 
 def _tokenizer():
