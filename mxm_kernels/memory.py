@@ -15,6 +15,8 @@ from typing import Literal
 
 import torch
 
+from mxm_kernels.compiling import constant_when_compiled
+
 DeviceType = Literal["cpu", "cuda"]
 _TYPES: tuple[DeviceType, ...] = ("cpu", "cuda")
 _MOST = 2**63 - 1  # the operators take it as int64
@@ -139,7 +141,7 @@ def default_budget(device: torch.device) -> int:
     return _cuda_default(device) if device.type == "cuda" else CPU_DEFAULT
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _cuda_default(device: str | torch.device) -> int:
     index = device.index if isinstance(device, torch.device) else None
     if index is None:

@@ -10,7 +10,7 @@ import mxm_kernels
 
 PACKAGE = Path(mxm_kernels.__file__).parent
 LAYERS = (
-    ("folds", "checks", "memory", "_native"),
+    ("folds", "checks", "compiling", "memory", "_native"),
     ("backends",),
     ("ops",),
     ("distributed",),

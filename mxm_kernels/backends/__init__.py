@@ -13,6 +13,7 @@ from importlib import import_module
 import torch
 
 from mxm_kernels.backends.base import Backend
+from mxm_kernels.compiling import constant_when_compiled
 
 # Name of each backend, a module of this package, and the type of device that it is the default of.
 REGISTRY: dict[str, str | None] = {"triton": "cuda", "native": "cpu", "blocked": None}
@@ -28,7 +29,7 @@ def load(name: str) -> Backend:
     return import_module(f"mxm_kernels.backends.{name}").backend
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def fuses(name: str, formula: str) -> bool:
     """Whether the backend has a formula of ``core.formulas`` in a kernel."""
     return formula in load(name).fused_formulas
@@ -44,7 +45,7 @@ def check_name(name: object) -> None:
         raise ValueError(f"backend must be one of {', '.join(REGISTRY)} or None, got {name!r}")
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that runs ``dtype`` features on ``device``.
 

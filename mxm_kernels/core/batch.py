@@ -55,6 +55,11 @@ class Batch:
         return self.scales[0].ndim == 0
 
     @property
+    def has_soft(self) -> bool:
+        """Whether the soft loss has a share."""
+        return self.soft_weights is not None or self.options.soft_weight != 0
+
+    @property
     def segments(self) -> Segments:
         """The positives of this process's rows."""
         return self.tables.segments if self.shard is None else self.shard.segments
@@ -139,7 +144,7 @@ def make_batch(
         ring = o.gather == "ring"
         shard = Shard.of(o.process_group, agreed.images, agreed.texts, tables, ring=ring)
     return Batch(
-        **checked._asdict(),
+        *checked,  # the fields of Arguments are the first of Batch
         options=o,
         backend=backend,
         generator=generator,
@@ -150,9 +155,7 @@ def make_batch(
 
 def with_soft_weights(batch: Batch, shares: Tensor) -> Batch:
     """The same batch with another ``soft_weight``: ``shares`` (R,), one for each row."""
-    halves = batch.halves(shares)
-    options = batch.options._replace(soft_weight=halves)
-    return replace(batch, soft_weights=halves, options=options)
+    return replace(batch, soft_weights=batch.halves(shares))
 
 
 def _agree(

@@ -37,7 +37,7 @@ def row_factors(batch: Batch, *, of_every_row: bool) -> Tensor:
         factors = batch.local_rows(
             _plain_factors(tables, o.image_to_text_weight, of_every_row, dtype)
         )
-    if batch.row_weights == (None, None):
+    if all(weights is None for weights in batch.row_weights):
         return factors
     halves = list(batch.halves(factors))
     for side, weights in enumerate(batch.row_weights):

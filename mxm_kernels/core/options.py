@@ -147,11 +147,6 @@ class Resolved(NamedTuple):
     process_group: Any = None  # of a call, with the wrapper's Ranks around it
     gather: Literal["all", "ring"] = "all"
 
-    @property
-    def has_soft(self) -> bool:
-        """Whether the soft loss has a share."""
-        return isinstance(self.soft_weight, (tuple, list)) or self.soft_weight != 0
-
 
 def has_teacher(options: Options) -> bool:
     """Whether any teacher features were given."""
@@ -167,7 +162,7 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
     Raises:
         TypeError, ValueError: an option is unknown or not as described.
     """
-    o = _in_floats(Resolved(**check_hyper_parameters(options, Resolved._fields)))
+    o = _in_floats(check_hyper_parameters(options, Resolved._fields))
     if o.pair_weights is not None and not (
         isinstance(o.pair_weights, (tuple, list)) and len(o.pair_weights) == 2
     ):
@@ -178,9 +173,10 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         raise TypeError(
             f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
         )
-    taught, soft = has_teacher(options), o.has_soft
+    pair = isinstance(o.soft_weight, (tuple, list))
+    taught, soft = has_teacher(options), pair or o.soft_weight != 0
     if soft and not taught:
-        share = "a pair" if isinstance(o.soft_weight, (tuple, list)) else o.soft_weight
+        share = "a pair" if pair else o.soft_weight
         raise ValueError(
             f"soft_weight={share} needs teacher_image_features and teacher_text_features"
         )
@@ -195,14 +191,16 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
     return o
 
 
-def _in_floats(o: Resolved) -> Resolved:
+def _in_floats(options: Options) -> Resolved:
     """Numbers of any kind, checked: a fractions.Fraction takes no part in tensor arithmetic."""
+    o = Resolved(**options)
     share = o.soft_weight
-    return o._replace(
-        soft_weight=share if isinstance(share, (tuple, list)) else float(share),
-        image_to_text_weight=float(o.image_to_text_weight),
-        label_smoothing=float(o.label_smoothing),
-    )
+    numbers: Options = {
+        "soft_weight": share if isinstance(share, (tuple, list)) else float(share),
+        "image_to_text_weight": float(o.image_to_text_weight),
+        "label_smoothing": float(o.label_smoothing),
+    }
+    return Resolved(**{**options, **numbers})
 
 
 def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:

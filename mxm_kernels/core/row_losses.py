@@ -33,7 +33,7 @@ def loss_of(batch: Batch, formula: AnyFormula | None, pair_weights: Tensor | Non
     ``pair_weights`` (L,) are the weights of the positives of this process's rows. Without a formula
     the loss is the soft loss alone, whose share is then 1.
     """
-    rows = rows_of(batch, reads_teacher=batch.options.has_soft)
+    rows = rows_of(batch, reads_teacher=batch.has_soft)
     if batch.options.diagnostics is not None:
         batch.options.diagnostics.measure(rows)
     return _mixed(rows, formula, pair_weights)
@@ -45,14 +45,14 @@ def _mixed(rows: Rows, formula: AnyFormula | None, pair_weights: Tensor | None) 
     of_every_row = getattr(formula, "of_every_row", False)
     hard_factors = row_factors(batch, of_every_row=of_every_row)
     soft_factors = hard_factors
-    if batch.options.has_soft and not of_every_row and batch.has_unpaired_rows:
+    if batch.has_soft and not of_every_row and batch.has_unpaired_rows:
         soft_factors = row_factors(batch, of_every_row=True)
     hard = soft = 1.0
     if batch.soft_weights is not None:
         shares = torch.cat(batch.soft_weights)
         hard_factors = torch.addcmul(hard_factors, hard_factors, shares, value=-1)
         soft_factors = soft_factors * shares
-    elif batch.options.has_soft:
+    elif batch.has_soft:
         soft = cast(float, batch.options.soft_weight)
         hard = 1 - soft
     else:  # written out: a symbol that is 0 here stays a symbol

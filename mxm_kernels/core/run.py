@@ -40,7 +40,7 @@ def run(
         made = statistics_over_ranks(b.shard, *given, b.backend, *asked)
     else:
         made = statistics(*given, b.tables, b.backend, *asked)
-    return RowStatistics._make(made[: len(RowStatistics._fields)])
+    return RowStatistics(*[getattr(made, name) for name in RowStatistics._fields])
 
 
 def _as_quantized(b: Batch, teacher: Teacher | None, t: Tensor) -> tuple[Teacher | None, Tensor]:
@@ -74,11 +74,12 @@ def with_row_scales(b: Batch, teacher: Teacher | None, run_side: RunSide[_Made])
 
 def _joined(b: Batch, first: _Made, second: _Made) -> _Made:
     """The images' rows of the first run and the texts' of the second."""
-    names = [name for name, v in first._asdict().items() if v is not None and len(v)]
+    every = type(first)._fields
+    names = [name for name in every if (v := getattr(first, name)) is not None and len(v)]
     cuts = [b.image_positives if name == "positives" else len(b.x) for name in names]
     of_images, of_texts = ([getattr(made, name) for name in names] for made in (first, second))
-    joined = join_halves(of_images, of_texts, cuts)
-    return first._replace(**dict(zip(names, joined, strict=True)))
+    joined = dict(zip(names, join_halves(of_images, of_texts, cuts), strict=True))
+    return type(first)(*[joined.get(name, getattr(first, name)) for name in every])
 
 
 def run_batch(b: Batch, teacher: Teacher | None) -> RowStatistics:

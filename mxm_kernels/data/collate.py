@@ -88,7 +88,7 @@ def _moved(part: Any, device: torch.device | str | int, non_blocking: bool) -> A
         return part.to(device, non_blocking=non_blocking)
     if isinstance(part, Mapping):
         return {name: _moved(value, device, non_blocking) for name, value in part.items()}
-    if isinstance(part, tuple | list):
+    if isinstance(part, (tuple, list)):
         values = [_moved(value, device, non_blocking) for value in part]
         if hasattr(part, "_fields"):
             return cast(Any, type(part))(*values)

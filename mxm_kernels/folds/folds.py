@@ -68,7 +68,7 @@ class Folds:
             ValueError: a count is not an integer of at least 1.
         """
         for name, count in (("views", views), ("captions", captions)):
-            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
         return cls((int(views), int(captions)))
 
@@ -257,7 +257,7 @@ torch.serialization.add_safe_globals([made_from])
 
 def is_scalar(value: object) -> bool:
     """Whether it is one number of numpy's or torch's, a 0-d array or tensor included."""
-    return isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0
+    return isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0
 
 
 def kind_of(value: object) -> str:
@@ -286,7 +286,7 @@ def _as_read(name: str, ids: Ids) -> Tensor | np.ndarray:
 
 def _as_array(name: str, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """An array of integers, of uint64 where one is 2**63 or more."""
-    if isinstance(ids, list | tuple) and any(isinstance(i, bool | np.bool_) for i in ids):
+    if isinstance(ids, (list, tuple)) and any(isinstance(i, (bool, np.bool_)) for i in ids):
         raise TypeError(f"{name} must hold integers, got dtype {np.dtype(bool)}")
     try:
         array = np.asarray(ids)
@@ -316,7 +316,7 @@ def as_one_side(name: str, folds: object, rows: int) -> int | Tensor:
     Raises:
         TypeError, ValueError: ``folds`` is neither, or does not fit ``rows`` rows of features.
     """
-    neither = folds is None or isinstance(folds, bool | float | str | Folds)
+    neither = folds is None or isinstance(folds, (bool, float, str, Folds))
     if neither or (is_scalar(folds) and not isinstance(folds, Integral)):
         raise TypeError(
             f"{name} must be a number of rows or the ids of the rows, got {kind_of(folds)}"

@@ -152,7 +152,7 @@ class _WithTarget(torch.autograd.Function):
             torch.addcmul(d.to(s.dtype), of_target, scaled_grad, value=-1).to(d.dtype)
             if need
             else None
-            for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad, strict=False)
+            for d, of_target, need in zip((dx, dy), (Ky, Kx), ctx.needs_input_grad[:2], strict=True)
         )
         ds = torch.addcmul(ds, grad, product, value=-1) if ctx.needs_input_grad[2] else None
         return dx, dy, ds, *[None] * 4

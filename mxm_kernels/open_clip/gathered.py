@@ -73,7 +73,7 @@ def no_gradient(logit_bias: object) -> Tensor | float:
     """0, as part of the graph: DDP expects a gradient of every parameter."""
     if isinstance(logit_bias, Tensor):
         return 0.0 * logit_bias.sum()
-    if logit_bias is None or (isinstance(logit_bias, int | float) and logit_bias == logit_bias):
+    if logit_bias is None or (isinstance(logit_bias, (int, float)) and logit_bias == logit_bias):
         return 0.0
     raise TypeError(f"logit_bias must be a number, a tensor or None, got {logit_bias!r}")
 

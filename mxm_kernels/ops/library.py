@@ -86,7 +86,7 @@ def passed_on(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
     One that wants no gradient gets none: it would cost that reader a product.
     """
     passed = tuple([v.view_as(v) for v in inputs])
-    wants = zip(passed, ctx.needs_input_grad, strict=False)
+    wants = zip(passed, ctx.needs_input_grad[: len(passed)], strict=True)
     ctx.mark_non_differentiable(*[v for v, needed in wants if not needed])
     return passed
 

@@ -47,7 +47,7 @@ def scale_rows(
     learned = [f.requires_grad for f in features]
     scaled_learned = [a or s.requires_grad for a, s in zip(learned, scales, strict=True)]
     plain = [p if need else f for p, f, need in zip((x, y), features, learned, strict=True)]
-    scaled = [z if need else z.detach() for z, need in zip(made, scaled_learned, strict=False)]
+    scaled = [z if need else z.detach() for z, need in zip(made[:2], scaled_learned, strict=True)]
     of_teacher = None if teacher is None else (made[2].detach(), made[3].detach())
     return ScaledRows((plain[0], plain[1]), (scaled[0], scaled[1]), of_teacher, made[-1].detach())
 
