@@ -72,8 +72,8 @@ class Diagnostics:
             rows.segments.offsets, len(batch.x),
         )  # fmt: skip
         sums, counts = batch.sum(diagnostic_sums(diagnosed, batch.backend)).unbind()
-        for field, mean in zip(fields(self), (sums / counts).unbind(), strict=False):
-            setattr(self, field.name, mean)
+        for k, mean in enumerate((sums / counts).unbind()):
+            setattr(self, fields(self)[k].name, mean)
         if not tables.images_with_positive:
             self.image_to_text_accuracy = None
         if not tables.texts_with_positive:

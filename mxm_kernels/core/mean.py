@@ -69,8 +69,8 @@ def _plain_factors(
     if not of_every_row:
         numbers = tables.images_with_positive, tables.texts_with_positive
     factors = torch.empty(images + texts, dtype=dtype, device=tables.device)
-    factors[:images] = as_operand(share / max(numbers[0], 1), factors)
-    factors[images:] = as_operand((1 - share) / max(numbers[1], 1), factors)
+    factors[:images] = as_operand(share, factors) / max(numbers[0], 1)
+    factors[images:] = as_operand(1 - share, factors) / max(numbers[1], 1)
     if numbers != (images, texts):
         factors = factors * (tables.offsets.diff() > 0)
     return factors

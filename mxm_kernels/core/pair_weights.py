@@ -80,7 +80,7 @@ def draw_rows(batch: Batch, share: float) -> Tensor:
     chosen = torch.zeros(sum(sides), dtype=batch.dtype, device=device)
     for side, of_side in zip(chosen.split(sides), numbers.split(sides), strict=True):
         if is_symbol(share):  # as would be the length of an index
-            drawn_rows = torch.ones((), dtype=torch.float64, device=device) * (share * len(side))
+            drawn_rows = torch.ones((), dtype=torch.float64, device=device) * share * len(side)
             side.copy_(of_side.argsort().argsort() < drawn_rows.round())
             continue
         drawn = of_side.topk(round(share * len(side)), largest=False, sorted=False).indices

@@ -58,6 +58,12 @@ def _by_matrix(batch: Batch) -> Tensor:
         return cast(Tensor, _SoftLosses.apply(x, batch.scales[0], a, t))
 
 
+def _with_diagonal(matrix: Tensor, value: float) -> Tensor:
+    """The (M, M) matrix, whose diagonal is filled; fill_diagonal_ takes no symbolic size."""
+    matrix.diagonal().fill_(value)
+    return matrix
+
+
 class _SoftLosses(torch.autograd.Function):
     """The derivative by S is the difference of two softmaxes, which forward already has.
 
@@ -69,11 +75,11 @@ class _SoftLosses(torch.autograd.Function):
         s = threshold(s, 0, torch.nan)
         t = s if t is None else threshold(t, 0, torch.nan)
         products = x @ x.T
-        targets = (a @ a.T).mul_(t).fill_diagonal_(-torch.inf).softmax(1)
-        logs = (products * s).fill_diagonal_(-torch.inf).log_softmax(1)
+        targets = _with_diagonal((a @ a.T).mul_(t), -torch.inf).softmax(1)
+        logs = _with_diagonal(products * s, -torch.inf).log_softmax(1)
         dS = logs.exp() - targets
         ctx.save_for_backward(x, s, products, dS)
-        logs = logs.fill_diagonal_(0)[..., None]
+        logs = _with_diagonal(logs, 0)[..., None]
         # One product of a row and a column for each loss.
         losses = torch.baddbmm(logs[:, :1], targets[:, None], logs, beta=0, alpha=-1)
         return losses.view(-1)

@@ -10,6 +10,7 @@ batch of 6 x 6 makes 190 such calls; without them it takes a third less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,9 @@ from triton.runtime import interpreter
 def mend() -> None:
     """Let a kernel's number be the bound of its ``range``, and replace functions once a launch."""
     patch_tensor, patch_language = interpreter._patch_lang_tensor, interpreter._patch_lang
+    if not hasattr(interpreter, "_LangPatchScope"):  # Triton 3.4 and 3.5 replace for good
+        _mend_without_scopes(patch_tensor)
+        return
 
     def with_index(tensor, scope):
         patch_tensor(tensor, scope)
@@ -32,6 +36,16 @@ def mend() -> None:
         return interpreter._LangPatchScope()  # with nothing to restore
 
     interpreter._patch_lang_tensor, interpreter._patch_lang = with_index, once
+
+
+def _mend_without_scopes(patch_tensor: Callable[[Any], None]) -> None:
+    """The index alone: what is replaced there at every call cannot be told from what was."""
+
+    def with_index(tensor):
+        patch_tensor(tensor)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = with_index
 
 
 @cache
