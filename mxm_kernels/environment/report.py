@@ -237,7 +237,7 @@ def _native_text(native: dict | None) -> str:
 
 def _launch_text(row: dict) -> str:
     if row["row"] is None:
-        return f"{row['device']}: no launch settings, triton cannot run there"
+        return f"{row['device']}: no launch settings, see the reason above"
     use = "" if row["used"] else "; not used, see the reason above"
     head = f"{row['device']}: row {row['row']} of {', '.join(row['rows'])}{use}"
     lines = [

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mxm_kernels.backends import load
+from mxm_kernels.backends.triton import INSTALL
 from mxm_kernels.tuning.progress import Progress
 
 SECONDS, D, ROWS = 60.0, 768, 16_384
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from mxm_kernels.backends.triton import tuned
     except ImportError as error:
-        return _fail(f"the package triton is not installed: {error}")
+        return _fail(f"the package triton cannot be imported ({error}): {INSTALL}")
     if options.reset:
         return _reset(tuned.path())
     device = options.device or _default_device()

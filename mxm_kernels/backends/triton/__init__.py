@@ -20,6 +20,7 @@ from torch import Tensor
 from mxm_kernels.backends.base import Backend
 from mxm_kernels.backends.interface import Memory, Problem
 
+INSTALL = "on Linux `pip install 'mxm-kernels[triton]'` installs it"
 LEAST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
 
 
@@ -52,7 +53,7 @@ class _Triton(Backend):
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed"
+            return f"the package triton is not installed: {INSTALL}"
         if dtype == torch.float64:
             return "its kernels take float32, bfloat16 and float16, got float64; use 'blocked'"
         if device.type == "cuda":
