@@ -1,8 +1,9 @@
 """Checks in environments of their own: what a release ships, and the versions that it states.
 
 ``make dist`` and ``make supported`` run these sessions. The versions come from pyproject.toml: the
-Pythons from its classifiers, the oldest packages from the lower bounds of its dependencies. What
-follows ``--`` goes to pytest: ``nox -s dist -- tests/folds/test_folds.py``.
+Pythons from its classifiers, the oldest packages from the lower bounds of its dependencies and of
+the extra triton. What follows ``--`` goes to pytest: ``nox -s dist -- tests/folds/test_folds.py``.
+Another Python than the oldest or the newest: ``nox -s supported_oldest --force-python 3.11``.
 """
 
 import argparse
@@ -25,13 +26,14 @@ nox.options.error_on_missing_interpreters = True
 
 
 def oldest() -> list[str]:
-    """The oldest version of every dependency: torch>=2.11 gives torch==2.11.*."""
-    pins = []
-    for line in PROJECT["project"]["dependencies"]:
+    """The oldest version of every dependency and of Triton: torch>=2.8 gives torch==2.8.*."""
+    pins, project = [], PROJECT["project"]
+    for line in [*project["dependencies"], *project["optional-dependencies"]["triton"]]:
         requirement = Requirement(line)
         (bound,) = requirement.specifier
         assert bound.operator == ">=", line
-        pins.append(f"{requirement.name}=={bound.version}.*")
+        where = f"; {requirement.marker}" if requirement.marker else ""
+        pins.append(f"{requirement.name}=={bound.version}.*{where}")
     return pins
 
 
@@ -63,6 +65,8 @@ def build(session: nox.Session) -> None:
     """The source archive and the wheel, which is built from the archive, into dist/."""
     shutil.rmtree(DIST, ignore_errors=True)
     session.run(sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT))
+    archives = map(str, DIST.iterdir())
+    session.run(sys.executable, "-m", "twine", "check", "--strict", *archives)
 
 
 @nox.session

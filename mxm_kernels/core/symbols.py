@@ -2,8 +2,8 @@
 
 A number that changes from call to call is a symbol from its second value on. What reads the
 value, as an argument of an operator does, fixes it: each value then compiles a graph of its own.
-A sum or a difference of Python's, a comparison, and a product with a tensor leave it a symbol. So
-do Python's products and quotients, but not in torch 2.8 under aot_eager: there the tensor comes first.
+Sums, differences and comparisons leave it a symbol, and so does a product with a tensor. A product
+or a quotient of numbers does, but not in torch 2.8 under aot_eager: there the tensor comes first.
 """
 
 from __future__ import annotations
