@@ -195,12 +195,13 @@ def _in_floats(options: Options) -> Resolved:
     """Numbers of any kind, checked: a fractions.Fraction takes no part in tensor arithmetic."""
     o = Resolved(**options)
     share = o.soft_weight
-    numbers: Options = {
+    given: Any = {
+        **options,
         "soft_weight": share if isinstance(share, (tuple, list)) else float(share),
         "image_to_text_weight": float(o.image_to_text_weight),
         "label_smoothing": float(o.label_smoothing),
     }
-    return Resolved(**{**options, **numbers})
+    return Resolved(**given)
 
 
 def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:

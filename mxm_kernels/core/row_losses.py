@@ -87,8 +87,10 @@ def row_losses(
         weights = pair_weights, hard_factors, hard, soft_factors, soft
         fused = _fused(rows, cast(Formula, formula), *weights)
         return fused_row_losses(*fused, rows.batch.backend)
-    # By name: torch 2.8 cannot trace a call of an object that was made while it traces.
-    losses = formula.__call__(rows, pair_weights)
+    if isinstance(formula, Formula):  # torch 2.8 cannot trace a call of an object made inside
+        losses = Formula.__call__(formula, rows, pair_weights)
+    else:
+        losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
         # The formula may not read n of a row without a positive; NaN there has to show.
         losses = torch.add(losses, rows.neg_lse.masked_fill(rows.has_positive, 0), alpha=0)
