@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 def mend() -> None:
     """Let a kernel's number be the bound of its ``range``, and replace functions once a launch."""
     patch_tensor, patch_language = interpreter._patch_lang_tensor, interpreter._patch_lang
-    if not hasattr(interpreter, "_LangPatchScope"):  # Triton 3.4 and 3.5 replace for good
+    if not hasattr(interpreter, "_LangPatchScope"):  # Triton 3.4 replaces for good
         _mend_without_scopes(patch_tensor)
         return
 
