@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 
 def mend() -> None:
     """Let a kernel's number be the bound of its ``range``, and replace functions once a launch."""
+    _mend_masks()
     patch_tensor, patch_language = interpreter._patch_lang_tensor, interpreter._patch_lang
     if not hasattr(interpreter, "_LangPatchScope"):  # Triton 3.4 replaces for good
         _mend_without_scopes(patch_tensor)
@@ -36,6 +37,22 @@ def mend() -> None:
         return interpreter._LangPatchScope()  # with nothing to restore
 
     interpreter._patch_lang_tensor, interpreter._patch_lang = with_index, once
+
+
+def _mend_masks() -> None:
+    """Masks as booleans: in Triton 3.9 a block of int1 ``&`` a scalar one is held as int32."""
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def as_mask(mask):
+        return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+
+    builder.create_masked_load = lambda self, pointers, mask, *rest: load(
+        self, pointers, as_mask(mask), *rest
+    )
+    builder.create_masked_store = lambda self, pointers, value, mask, *rest: store(
+        self, pointers, value, as_mask(mask), *rest
+    )
 
 
 def _mend_without_scopes(patch_tensor: Callable[[Any], None]) -> None:
