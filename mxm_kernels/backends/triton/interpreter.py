@@ -45,14 +45,17 @@ def _mend_masks() -> None:
     load, store = builder.create_masked_load, builder.create_masked_store
 
     def as_mask(mask):
+        if getattr(mask.data, "dtype", "bool") == "bool":  # a descriptor's mask is an array itself
+            return mask
         return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
 
-    builder.create_masked_load = lambda self, pointers, mask, *rest: load(
-        self, pointers, as_mask(mask), *rest
-    )
-    builder.create_masked_store = lambda self, pointers, value, mask, *rest: store(
-        self, pointers, value, as_mask(mask), *rest
-    )
+    def masked_load(self, pointers, mask, *rest, **named):
+        return load(self, pointers, as_mask(mask), *rest, **named)
+
+    def masked_store(self, pointers, value, mask, *rest, **named):
+        return store(self, pointers, value, as_mask(mask), *rest, **named)
+
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
 
 
 def _mend_without_scopes(patch_tensor: Callable[[Any], None]) -> None:
