@@ -29,7 +29,7 @@ ALLOCATIONS = ("aten::empty", "aten::empty_strided")
 
 # Calls that make a tensor without computing an element of it, or read one on the host.
 _LAUNCH_NOTHING = re.compile(
-    "aten::(empty.*|new_empty.*|resize_|as_strided|view|view_as|_unsafe_view|reshape|select|slice|narrow|"
+    "aten::(empty.*|new_empty.*|resize_|as_strided|view|view_as|_unsafe_view|reshape|select|diagonal|slice|narrow|"
     "split.*|unbind|t|transpose|permute|expand.*|unsqueeze|squeeze|detach_?|alias|to|item|"
     "_local_scalar_dense|contiguous|result_type|is_nonzero|lift_fresh|set_|resolve_conj|resolve_neg|numpy_T)"
 )
