@@ -80,6 +80,11 @@ class Case:
         """Fields and name, for a record."""
         return {"name": self.name, **asdict(self)}
 
+    @classmethod
+    def of_record(cls, fields: dict) -> Case:
+        """The case that :meth:`as_dict` wrote."""
+        return cls(**{field: value for field, value in fields.items() if field != "name"})
+
 
 @dataclass(frozen=True)
 class Group:

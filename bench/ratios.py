@@ -49,7 +49,7 @@ def with_cubed(record: Record, cubed: dict[str, float]) -> Record:
     case, rate = record["case"], cubed.get(record["machine"].get("gpu"))
     if rate is None or "seconds" not in record or case["dtype"] != "bfloat16" or case["sigmoid"]:
         return record
-    operations = Case(**{k: v for k, v in case.items() if k != "name"}).operations
+    operations = Case.of_record(case).operations
     both = record["seconds"]["both"]["median"]
     return {**record, "to_cubed": {"both": both * rate / operations}}
 

@@ -59,7 +59,7 @@ def products(records: list[Record]) -> str:
     providers = list(dict.fromkeys(r["provider"] for r in timed(records) if not _products_alone(r)))
     rows: dict[tuple[str, str], list[str]] = {}
     for alone in filter(_products_alone, timed(records)):
-        case = Case(**{k: v for k, v in alone["case"].items() if k != "name"})
+        case = Case.of_record(alone["case"])
         kept = alone["provider"] == floor.KEPT
         count = case.products - (2 if case.teacher else 1) * kept
         time = seconds(alone["seconds"]["both"]["median"])

@@ -38,7 +38,10 @@ def faster(ratio: float, digits: int = 2) -> str:
 
 
 def than(compared: str, other: str) -> str:
-    """What :func:`faster` or :func:`more_time` says, and of whom: "8.5 x faster than eager"."""
+    """Name the other side of a comparison: "8.5 x faster" becomes "8.5 x faster than eager".
+
+    ``compared`` is what :func:`faster` or :func:`more_time` returned.
+    """
     link = {"as fast": "as", "as much time": "as"}.get(compared)
     link = link or ("of" if compared.endswith("the time") else "than")
     return f"{compared} {link} {other}"

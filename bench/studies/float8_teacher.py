@@ -10,10 +10,7 @@ FILE is a table in Markdown, and the numbers go beside it as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bench.markdown import table
+from bench.studies import command
 from mxm_kernels import Folds, fused_mfh_loss, fused_soft_loss
 from mxm_kernels.ops.statistics import statistics
 
@@ -139,17 +137,10 @@ gradients. The error of a vector is its norm over the norm of the vector.
 """
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the table as Markdown, and JSON beside it")
-    arguments = parser.parse_args()
-    records = [r for case in product(KINDS, WIDTHS, SCALES) for r in errors(*case)]
-    if arguments.out:
-        arguments.out.write_text(page(records))
-        arguments.out.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
-    print(page(records))
+def measured() -> list[dict[str, Any]]:
+    """The records of every case."""
+    return [r for case in product(KINDS, WIDTHS, SCALES) for r in errors(*case)]
 
 
 if __name__ == "__main__":
-    main()
+    command.run(__doc__, measured, page)

@@ -11,11 +11,8 @@ FILE is a table in Markdown, and the numbers go beside it as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 from contextlib import nullcontext
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bench.markdown import table
+from bench.studies import command
 from mxm_kernels.open_clip import ClipLoss
 
 ROWS, WIDTH, BATCHES = 128, 512, 20
@@ -111,17 +109,10 @@ is absolute, that of the features' gradient relative, in its norm. {versions}.
 """
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the table as Markdown, and JSON beside it")
-    arguments = parser.parse_args()
-    records = [record(*case) for case in product(DTYPES, GIVEN, SCALES)]
-    if arguments.out:
-        arguments.out.write_text(page(records))
-        arguments.out.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
-    print(page(records))
+def measured() -> list[dict[str, Any]]:
+    """The records of every case."""
+    return [record(*case) for case in product(DTYPES, GIVEN, SCALES)]
 
 
 if __name__ == "__main__":
-    main()
+    command.run(__doc__, measured, page)

@@ -14,17 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from bench import words
 from bench.cases import LARGE
+from bench.providers.dense import COMPILED, DENSE
 from bench.results_file import Record, read
 from docs.figures import IMAGE, TEXT
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "amd-epyc-avx2-2-cores.json"
-COLORS = {"dense eager": TEXT, "dense torch.compile": "#6b4c9a", "native": IMAGE}
-NAMES = {
-    "dense eager": "PyTorch eager",
-    "dense torch.compile": "torch.compile",
-    "native": "mxm_kernels",
-}
+COLORS = {DENSE: TEXT, COMPILED: "#6b4c9a", "native": IMAGE}
+NAMES = {DENSE: words.EAGER, COMPILED: words.COMPILE, "native": "mxm_kernels"}
 IMAGES = {300: "300", 1_000: "1,000", 4_000: "4,000", 16_000: "16,000"}
 Points = list[tuple[float, float]]
 
@@ -43,8 +41,8 @@ TIME = Panel(
     "time of a step",
     {0.01: "10 ms", 0.1: "100 ms", 1.0: "1 s", 10.0: "10 s"},
     {
-        "dense eager": (3_700, 15.0, "right"),
-        "dense torch.compile": (2_500, 3.1, "right"),
+        DENSE: (3_700, 15.0, "right"),
+        COMPILED: (2_500, 3.1, "right"),
         "native": (22_000, 0.06, "right"),
     },
 )
@@ -53,8 +51,8 @@ MEMORY = Panel(
     "memory of a step",
     {1 << 20: "1 MiB", 32 << 20: "32 MiB", 1 << 30: "1 GiB"},
     {
-        "dense eager": (3_000, 2e9, "right"),
-        "dense torch.compile": (22_000, 8.5e7, "right"),
+        DENSE: (3_000, 2e9, "right"),
+        COMPILED: (22_000, 8.5e7, "right"),
         "native": (22_000, 1.5e7, "right"),
     },
 )
