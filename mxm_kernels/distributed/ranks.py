@@ -275,13 +275,21 @@ def _digest(facts: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
+def default_group() -> dist.ProcessGroup | None:
+    """All processes, where torch.distributed has been started."""
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    return dist.group.WORLD
+
+
 def world_group(rank: int, world_size: int) -> dist.ProcessGroup:
     """The default group, where this process is ``rank`` of ``world_size``.
 
     Raises:
         ValueError: it is not, or there is none yet.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    group = default_group()
+    if group is None:
         raise ValueError(
             f"world_size={world_size} needs torch.distributed: call "
             "torch.distributed.init_process_group first"
@@ -292,16 +300,7 @@ def world_group(rank: int, world_size: int) -> dist.ProcessGroup:
             "rank and world_size must be those of torch.distributed, "
             f"{real[0]} and {real[1]}, got {rank} and {world_size}"
         )
-    group = dist.group.WORLD
-    assert group is not None
     return group
-
-
-def default_group() -> dist.ProcessGroup | None:
-    """All processes, where torch.distributed has been started."""
-    if not dist.is_available() or not dist.is_initialized():
-        return None
-    return dist.group.WORLD
 
 
 def generator_state(generator: torch.Generator) -> str:
@@ -316,7 +315,7 @@ def groups_of(modules: Iterable[nn.Module]) -> list[dist.ProcessGroup]:
     FSDP of both versions and tensor parallel modules gather or reduce in every forward pass, and
     SyncBatchNorm in training mode. DDP does so in a backward pass that synchronises.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if default_group() is None:
         return []
     inner = dict.fromkeys(part for module in modules for part in module.modules())
     groups = dict.fromkeys(group for part in inner for group in _groups_of_one(part))
