@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,14 +54,20 @@ def embedded(model: Any, columns: list[Any]) -> list[Tensor]:
     Where sentence-transformers can (6.0 and newer), all columns behind the anchors go through the
     model in one call.
     """
-    if "sentence_transformers" in sys.modules:
-        try:
-            from sentence_transformers.base.losses.merged_forward import embed_columns
-        except ImportError:  # an older version
-            pass
-        else:
-            return embed_columns(model, columns)
+    embed = _merged_forward() if "sentence_transformers" in sys.modules else None
+    if embed is not None:
+        return embed(model, columns)
     return [model(column)["sentence_embedding"] for column in columns]
+
+
+@cache
+def _merged_forward() -> Any:
+    """The library's own function, or None: an import that fails is searched for at every call."""
+    try:
+        from sentence_transformers.base.losses.merged_forward import embed_columns
+    except ImportError:  # an older version
+        return None
+    return embed_columns
 
 
 def folds_of(columns: list[Tensor], positives: int, labels: Tensor | None, rank: int) -> Folds:
