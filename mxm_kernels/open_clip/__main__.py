@@ -11,8 +11,7 @@ import sys
 from mxm_kernels import checks
 from mxm_kernels.open_clip import patch, patch_mfh
 from mxm_kernels.open_clip.flags import check_flags
-
-HARD_WEIGHT, ROUNDS = 0.6, 10
+from mxm_kernels.open_clip.training import HARD_WEIGHT, ROUNDS, replaced
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
         undo = _patched(ours)
     except (ImportError, ValueError) as error:
         parser.error(str(error))
-    with undo:
+    with undo, replaced(program, {"parse_args": lambda _: args}):  # parsed and looked at already
         return program.main(theirs) or 0
 
 

@@ -18,6 +18,8 @@ from mxm_kernels.open_clip.flags import check_flags
 if TYPE_CHECKING:
     from argparse import Namespace
 
+HARD_WEIGHT, ROUNDS = 0.6, 10  # MXM-CLR's
+
 
 def patch() -> ExitStack:
     """Let open_clip's ``create_loss``, and so its training program, make the fused losses.
@@ -42,15 +44,15 @@ def patch() -> ExitStack:
     from open_clip import factory
 
     kinds = losses.ClipLoss, CoCaLoss, losses.DistillClipLoss, losses.SigLipLoss
-    undo = _replace(factory, {kind.__name__: kind for kind in kinds})
+    undo = replaced(factory, {kind.__name__: kind for kind in kinds})
     with suppress(ImportError):  # what the program needs is an extra of open_clip
         from open_clip_train import main as program
 
-        undo.push(_replace(program, {"parse_args": _checking(program.parse_args)}))
+        undo.push(replaced(program, {"parse_args": _checking(program.parse_args)}))
     return undo
 
 
-def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
+def patch_mfh(hard_weight: float = HARD_WEIGHT, rounds: int | None = ROUNDS) -> ExitStack:
     """Let open_clip's training program train with MFH, on all captions of each image.
 
     A batch is ``--batch-size`` images with all their captions. In a csv, which has a row for each
@@ -104,7 +106,7 @@ def patch_mfh(hard_weight: float = 0.6, rounds: int | None = 10) -> ExitStack:
 
     parse_args = _checking(program.parse_args, mfh=True)
     replacements = {"parse_args": parse_args, "get_data": get_data, "create_loss": create_loss}
-    return _replace(program, replacements)
+    return replaced(program, replacements)
 
 
 class _WithFolds(nn.Module):
@@ -141,7 +143,12 @@ def _checking(parse_args: Callable[[Any], Namespace], mfh: bool = False) -> Any:
     return checked
 
 
-def _replace(module: ModuleType, replacements: dict[str, Any]) -> ExitStack:
+def replaced(module: ModuleType, replacements: dict[str, Any]) -> ExitStack:
+    """Set attributes of a module; the result takes them back.
+
+    Raises:
+        ImportError: the module lacks one of them.
+    """
     missing = [name for name in replacements if not hasattr(module, name)]
     if missing:
         raise ImportError(
