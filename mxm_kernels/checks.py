@@ -154,6 +154,16 @@ def check_fraction(name: str, value: object, *, below_one: bool = False) -> None
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
+def check_margin(name: str, value: object) -> None:
+    """A finite number that is not negative, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
+    if not 0 <= cast(float, value) <= _LARGEST:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
 def check_flag(name: str, value: object) -> None:
     """True or False."""
     if not isinstance(value, bool):

@@ -111,12 +111,12 @@ class Backend:
 
     def sigmoid_loss_backward(
         self, grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Multiply the gradients of the sigmoid loss by ``grad`` (); dx and dy come in ``dtype``.
 
         Where the loss is not finite, all of them are NaN.
         """
-        return tiles.times(torch.add(grad, made.loss, alpha=0), *made[1:], dtype)
+        return tiles.times(torch.add(grad, made.loss, alpha=0), made, dtype)
 
     def row_losses(self, rows: RowProblem, formula: FusedFormula) -> RowLosses:
         """Compute a formula of ``fused_formulas`` and the soft loss, and their derivatives.

@@ -3,34 +3,40 @@
 Symbols as in the operator: x (M, D) image features, y (N, D) text features, X and Y those of
 their momentum teacher, s and t the two scales, P positive pairs.
 
-    S_ij = s <x_i, y_j>          T_ij = t <X_i, Y_j>
+    S_ij = s <x_i, y_j> + b_i + b_j          T_ij = t <X_i, Y_j> + c_i + c_j
+
+with offsets b and c, 0 by default. The negatives Neg(r) of a row are the rows of other groups, less
+those that are removed for it (:func:`mxm_kernels.backends.rules.removed`). The removed pairs are
+neither positives nor negatives of the row. A filter may remove a pair in one direction alone.
 
 The M rows of S and the N rows of its transpose are one list of R = M + N rows, images first.
 For row r of the list, with S_r. its row of S or of the transpose:
 
-    n_r = logsumexp_{j not in Pos(r)} S_rj           neg_lse
+    n_r = logsumexp_{j in Neg(r)} S_rj               neg_lse
     t_r = logsumexp_j T_rj                           teacher_lse
     u_r = sum_j softmax_j(T_r.) S_rj                 teacher_mean
-    sum_{j not in Pos(r)} S_rj                       neg_sum, where it is asked for
-    sum_{j not in Pos(r)} exp(S_rj - n_r) S_rj       neg_mean
+    sum_{j in Neg(r)} S_rj                           neg_sum, where it is asked for
+    e_r = logsumexp_{j removed} S_rj                 excluded_lse, for a soft loss
+    |Neg(r)|                                         num_negatives, where pairs are removed
+    sum_{j in Neg(r)} exp(S_rj - n_r) S_rj           neg_mean
 
 ``neg_mean`` has no gradient: of it the gradient of the scale is made without another sum over
 the matrix, sum_r dn_r neg_mean_r + sum dS_pos S_pos + sum_r du_r u_r + sum_r dneg_sum_r neg_sum_r
 over s. A backend that sums it in backward leaves it empty. And for diagnostics, not differentiable:
 
-    max_{j not in Pos(r)} S_rj                       hardest
+    max_{j in Neg(r)} S_rj                           hardest
     t_r - sum_j softmax_j(T_r.) T_rj                 entropy, of the teacher's targets
 
 The positives are S of every pair in slot order (P,), then again in text-major order (P,).
 
 The sigmoid statistics have a bias b instead of a teacher:
 
-    sum_{j not in Pos(r)} softplus(S_rj + b)         softplus_sum
+    sum_{j in Neg(r)} softplus(S_rj + b)             softplus_sum
 
 and the sigmoid loss has weights a of the R rows and w of the P pairs; z is 1 at positives and
 -1 at negatives, where w_ij is a_i + a_j:
 
-    L = sum_ij w_ij softplus(-z_ij (S_ij + b))
+    L = sum_ij w_ij softplus(-z_ij (S_ij + b))           over positives and negatives
 """
 
 from __future__ import annotations
@@ -41,6 +47,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
+
+
+class PairRules(NamedTuple):
+    """What is said of pairs beyond their groups: numbers and ids of the R rows, or None."""
+
+    logit_offsets: Tensor | None = None  # (R,) b, accumulator's dtype, differentiable
+    teacher_offsets: Tensor | None = None  # (R,) c
+    exclude_ids: Tensor | None = None  # (R,) int64, a negative one says nothing
+    within_ids: Tensor | None = None  # (R,) int64, a negative one says nothing
+    thresholds: Tensor | None = None  # (R,) of the teacher's products <X_i, Y_j>, not of T
 
 
 class Problem(NamedTuple):
@@ -58,6 +74,11 @@ class Problem(NamedTuple):
     owners: Tensor  # (2 P,) int64, row of the list of each positive
     pair_texts: Tensor  # (P,) int64, text row of each slot
     slot_places: Tensor  # (P,) int64, place in text-major order of each slot
+    logit_offsets: Tensor | None = None  # these are PairRules
+    teacher_offsets: Tensor | None = None
+    exclude_ids: Tensor | None = None
+    within_ids: Tensor | None = None
+    thresholds: Tensor | None = None
 
     @property
     def pairs(self) -> int:
@@ -84,8 +105,43 @@ class Problem(NamedTuple):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether T exists."""
+        """Whether the teacher's features are there, for T's sums or for the filter alone."""
         return self.teacher_x is not None
+
+    @property
+    def has_soft(self) -> bool:
+        """Whether T's sums are wanted: without a scale of T the filter alone reads its features."""
+        return self.teacher_scale is not None
+
+    @property
+    def rules(self) -> PairRules:
+        """What is said of the pairs beyond their groups."""
+        return PairRules(*self[-len(PairRules._fields) :])
+
+    @property
+    def told(self) -> bool:
+        """Whether anything is said of the pairs beyond their groups."""
+        return any(rule is not None for rule in self.rules)
+
+    @property
+    def filters(self) -> bool:
+        """Whether the teacher's products remove pairs."""
+        return self.thresholds is not None
+
+    @property
+    def removes(self) -> bool:
+        """Whether pairs are removed from the negatives."""
+        return any(rule is not None for rule in self.rules[2:])
+
+    def every_rule(self) -> list[Tensor]:
+        """The rules, (R,) each; one that is not given has values of no effect."""
+        rows = self.x.shape[0] + self.y.shape[0]
+        numbers, ids = self.accumulator, torch.int64
+        plain = (0.0, numbers), (0.0, numbers), (-1, ids), (-1, ids), (math.inf, numbers)
+        made = []
+        for rule, (value, dtype) in zip(self.rules, plain, strict=True):
+            made.append(self.x.new_full((rows,), value, dtype=dtype) if rule is None else rule)
+        return made
 
     @property
     def feature_pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -122,11 +178,11 @@ class Problem(NamedTuple):
     ) -> Statistics:
         """Uninitialised statistics; those that do not exist here have no element."""
         rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
-        taught = 0 if self.teacher_x is None else rows
+        taught, removes = rows if self.has_soft else 0, rows if self.removes else 0
         positives = self.owners.shape[0]  # not len, which torch.compile fixes
-        sizes = [rows, positives, taught, rows if neg_sum else 0, taught]
+        sizes = [rows, positives, taught, rows if neg_sum else 0, min(taught, removes), taught]
         sizes += [rows, taught] if diagnostics else [0, 0]
-        sizes.append(rows if neg_mean else 0)
+        sizes += [removes, rows if neg_mean else 0]
         made = [self.x.new_empty(size, dtype=dtype) for size in sizes]
         kept = self.x.new_empty(0, dtype=self.kept_dtype)
         return Statistics._make([*made, kept, self.x.new_empty(0, dtype=dtype)])
@@ -183,20 +239,23 @@ class Problem(NamedTuple):
 class Statistics(NamedTuple):
     """The result of forward: O(R + P) numbers, and what is kept of S and T.
 
-    Without a teacher ``teacher_mean``, ``teacher_lse`` and ``entropy`` are empty. So are
-    ``hardest`` and ``entropy`` where no diagnostics are wanted, ``neg_sum`` where it is not asked
-    for, and ``kept`` and ``units`` where nothing is kept. A row that has a negative and ``neg_lse``
-    -inf, and a positive that is infinite, come from features that are not finite: both are NaN
-    here, and ``hardest`` is where ``neg_lse`` is (:meth:`checked`).
+    Without a teacher ``teacher_mean``, ``teacher_lse``, ``entropy`` and ``excluded_lse`` are empty.
+    So are ``hardest`` and ``entropy`` where no diagnostics are wanted, ``neg_sum`` where it is not
+    asked for, ``excluded_lse`` and ``num_negatives`` where no pair is removed, and ``kept`` and
+    ``units`` where nothing is kept. A row that has a negative and ``neg_lse`` -inf, and a positive
+    that is infinite, come from features that are not finite: both are NaN here, and ``hardest`` is
+    where ``neg_lse`` is (:meth:`checked`).
     """
 
     neg_lse: Tensor  # (R,) n, -inf without a negative
     positives: Tensor  # (2 P,) S of every positive pair, in slot order, then in text-major order
     teacher_mean: Tensor  # (R,) u
     neg_sum: Tensor  # (R,) sum of S over the negatives, 0 without one
+    excluded_lse: Tensor  # (R,) e, -inf where no pair is removed
     teacher_lse: Tensor  # (R,) t, for backward
     hardest: Tensor  # (R,) greatest S over the negatives, -inf without one
     entropy: Tensor  # (R,) of the teacher's softmax, in nats
+    num_negatives: Tensor  # (R,) how many negatives remain
     neg_mean: Tensor  # (R,) mean of S by softmax over the negatives, 0 without one; or empty
     kept: Tensor  # (1 or 2, M, stride) S and T for backward as the backend reads them, or empty
     units: Tensor  # (1 or 2, R) of 16-bit ``kept``: entry (i, j) is in units of u_i u_j
@@ -211,7 +270,8 @@ class Statistics(NamedTuple):
         if not math.isfinite(S.sum().item()):
             S = S.masked_fill(S.isinf(), torch.nan)
         if n.min().item() == -math.inf:
-            n = n.masked_fill((n == -torch.inf) & p.has_negative(), torch.nan)
+            some = self.num_negatives > 0 if p.removes else p.has_negative()
+            n = n.masked_fill((n == -torch.inf) & some, torch.nan)
         hardest = self.hardest
         if len(hardest):  # a maximum leaves NaN out
             hardest = hardest.masked_fill(n.isnan(), torch.nan)
@@ -232,6 +292,7 @@ class Upstream(NamedTuple):
     positives: Tensor  # (2 P,)
     teacher_mean: Tensor  # (R,), or empty without a teacher
     neg_sum: Tensor  # (R,), or empty where forward had none
+    excluded_lse: Tensor  # (R,), or empty where forward had none
 
 
 class SigmoidStatistics(NamedTuple):
@@ -248,6 +309,7 @@ class Needs(NamedTuple):
     y: bool
     scale: bool
     bias: bool = False
+    logit_offsets: bool = False
 
 
 class Gradients(NamedTuple):
@@ -256,6 +318,7 @@ class Gradients(NamedTuple):
     x: Tensor  # (M, D), dtype of the features
     y: Tensor  # (N, D)
     scale: Tensor  # ()
+    logit_offsets: Tensor  # (R,)
 
 
 class SigmoidGradients(NamedTuple):
@@ -265,6 +328,7 @@ class SigmoidGradients(NamedTuple):
     y: Tensor  # (N, D)
     scale: Tensor  # ()
     bias: Tensor  # ()
+    logit_offsets: Tensor  # (R,)
 
 
 class SigmoidWeights(NamedTuple):
@@ -281,3 +345,4 @@ class SigmoidLoss(NamedTuple):
     dx: Tensor  # (M, D), in the problem's ``gradient_dtype``
     dy: Tensor  # (N, D)
     dscalars: Tensor  # (2,) by the scale and by the bias
+    doffsets: Tensor  # (R,)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Gradients, Needs, Problem
+from mxm_kernels.backends.interface import Gradients, Needs, Problem, SigmoidLoss
 
 Span = tuple[int, int]
 
@@ -82,13 +82,14 @@ class GradientSum:
         dtype = self.problem.accumulator
         return dx if dx.dtype == dtype else dx.new_empty(dx.shape, dtype=dtype)
 
-    def finish(self, dscale: Tensor) -> Gradients:
+    def finish(self, dscale: Tensor, doffsets: Tensor | None = None) -> Gradients:
         """Return the sums in the dtype of the results."""
         x, y = self.problem.x, self.problem.y
         return Gradients(
             x.new_empty(0) if self.dx is None else self.dx,
             y.new_empty(0) if self.dy is None else self._rescaled(self.dy).to(self.dtype),
             dscale,
+            dscale.new_empty(0) if doffsets is None else doffsets,
         )
 
     def _rescaled(self, total: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ def accumulates(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def times(
-    grad: Tensor, dx: Tensor, dy: Tensor, dscalars: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients times ``grad`` (), in float32 or float64, dx and dy then rounded to ``dtype``."""
-    dx, dy = (d.to(grad.dtype).mul(grad).to(dtype) for d in (dx, dy))
-    return dx, dy, dscalars * grad
+    grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients times ``grad`` (), in its dtype; dx and dy are then rounded to ``dtype``."""
+    dx, dy = (d.to(grad.dtype).mul(grad).to(dtype) for d in (made.dx, made.dy))
+    return dx, dy, made.dscalars * grad, made.doffsets * grad

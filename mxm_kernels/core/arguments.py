@@ -7,13 +7,15 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold
 
 from mxm_kernels import checks
+from mxm_kernels.backends.interface import PairRules
 from mxm_kernels.core.features import as_features, as_saved, refuse_transforms
 from mxm_kernels.core.options import Resolved, Scale
 from mxm_kernels.core.queues import QueuedRows, as_queued
+from mxm_kernels.core.rules import read_rules
 from mxm_kernels.core.symbols import is_symbol
+from mxm_kernels.core.vectors import as_row_vector, as_row_weights, check_teacher_rows
 
 Teacher = tuple[Tensor, Tensor]
 
@@ -29,6 +31,7 @@ class Arguments(NamedTuple):
     queues: tuple[QueuedRows | None, QueuedRows | None]  # what the images see, what the texts see
     row_weights: tuple[Tensor | None, Tensor | None]  # (M,), (N,) not negative, or NaN
     soft_weights: tuple[Tensor, Tensor] | None  # (M,), (N,), where soft_weight is a pair
+    rules: PairRules  # of this process's rows, the thresholds in the teacher's similarities
     dtype: torch.dtype  # of the loss
 
 
@@ -66,6 +69,7 @@ def read(
             as_row_weights("text_weights", o.text_weights, y, dtype),
         ),
         _soft_weights(o.soft_weight, x, y, dtype),
+        read_rules(o, x, y, dtype),
         dtype,
     )
 
@@ -91,20 +95,6 @@ def _teacher(x: Tensor, y: Tensor, teacher_image: object, teacher_text: object) 
             f">= 1, got {first.shape[1]} and {second.shape[1]}"
         )
     return first.detach(), second.detach()
-
-
-def check_teacher_rows(name: str, teacher: object, student_name: str, student: Tensor) -> Tensor:
-    """One side of a teacher: a row for each of the student's, in its dtype on its device."""
-    if not isinstance(teacher, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(teacher).__name__}")
-    checks.check_dense(name, teacher)
-    if teacher.ndim != 2 or teacher.shape[0] != student.shape[0]:
-        raise ValueError(
-            f"{name} must have shape ({student.shape[0]}, D), a row for each row of "
-            f"{student_name}, got {tuple(teacher.shape)}"
-        )
-    checks.check_alike(name, teacher, student_name, student)
-    return teacher
 
 
 def as_scale(name: str, scale: object, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -180,44 +170,6 @@ def _teacher_scales(
         return t, t
     first = scales[0].detach()
     return first, first if scales[0] is scales[1] else scales[1].detach()
-
-
-def as_row_vector(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """A floating-point vector with a number for each of ``rows`` (rows, D), in ``dtype``.
-
-    Raises:
-        TypeError, ValueError: ``value`` is not one.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    checks.check_dense(name, value)
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-    if value.shape != (len(rows),):
-        raise ValueError(f"{name} must have shape ({len(rows)},), got {tuple(value.shape)}")
-    if value.device != rows.device:
-        raise ValueError(
-            f"{name} must be on the device of the features, {rows.device}, got {value.device}"
-        )
-    return as_saved(value).to(dtype)
-
-
-def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Weights of some rows, finite and not negative.
-
-    On a GPU, which is not waited for, negative ones are NaN, as the loss is of infinite ones.
-    """
-    if value is None:
-        return None
-    vector = as_row_vector(name, value, rows, dtype)
-    if not checks.can_look(vector):
-        return threshold(vector, -torch.finfo(dtype).smallest_normal, torch.nan)
-    if not bool((vector >= 0).all()):
-        wrong = float(vector.detach()[~(vector >= 0)][0])
-        raise ValueError(f"{name} must not be negative or NaN, got {wrong}")
-    if bool((vector == torch.inf).any()):
-        raise ValueError(f"{name} must be finite, got inf")
-    return vector
 
 
 def _soft_weights(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
+from mxm_kernels.backends.interface import PairRules
 from mxm_kernels.core import arguments
 from mxm_kernels.core.arguments import Teacher
 from mxm_kernels.core.options import FoldsLike, Options, Resolved, Scale, resolve
@@ -42,6 +43,7 @@ class Batch:
     queues: tuple[QueuedRows | None, QueuedRows | None]  # what the images see, what the texts see
     row_weights: tuple[Tensor | None, Tensor | None]  # (M,), (N,)
     soft_weights: tuple[Tensor, Tensor] | None  # (M,), (N,), where soft_weight is a pair
+    rules: PairRules  # of this process's rows, the thresholds in the teacher's similarities
     dtype: torch.dtype  # of the loss
     options: Resolved
     backend: str
@@ -58,6 +60,17 @@ class Batch:
     def has_soft(self) -> bool:
         """Whether the soft loss has a share."""
         return self.soft_weights is not None or self.options.soft_weight != 0
+
+    @property
+    def filters(self) -> bool:
+        """Whether the teacher's similarities remove negatives."""
+        return self.rules.thresholds is not None or self.options.filter_margin is not None
+
+    @property
+    def removes(self) -> bool:
+        """Whether ids or the filter remove negatives."""
+        ids = self.rules.exclude_ids is not None or self.rules.within_ids is not None
+        return ids or self.filters
 
     @property
     def segments(self) -> Segments:

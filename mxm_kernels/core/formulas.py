@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mxm_kernels.backends.queues import share
+from mxm_kernels.core.add_log import add_log
 from mxm_kernels.core.rows import Rows
 from mxm_kernels.core.symbols import as_operand
 
@@ -74,7 +74,7 @@ def _info_nce(rows: Rows, weights: Tensor) -> Tensor:
 def _supcon_out(rows: Rows, weights: Tensor) -> Tensor:
     """Each positive against everything: SupCon's L_out (arXiv 2004.11362, eq. 2)."""
     S = rows.positives
-    return rows.sum(weights * (rows.spread(_add_log(rows.neg_lse, rows.logsumexp(S))) - S))
+    return rows.sum(weights * (rows.spread(add_log(rows.neg_lse, rows.logsumexp(S))) - S))
 
 
 def _supcon_in(rows: Rows, weights: object) -> Tensor:
@@ -125,35 +125,15 @@ def _logs(prior: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
 
 
 def _logsumexp(rows: Rows, weights: object) -> Tensor:
-    """Log-sum-exp of the whole row: negatives, positives, and what a queue leaves out."""
-    everything = _add_log(rows.neg_lse, rows.logsumexp(rows.positives))
-    return everything if rows.excluded_lse is None else _add_log(everything, rows.excluded_lse)
+    """Log-sum-exp of the whole row: negatives, positives, and what is neither."""
+    everything = add_log(rows.neg_lse, rows.logsumexp(rows.positives))
+    return everything if rows.excluded_lse is None else add_log(everything, rows.excluded_lse)
 
 
 def _soft(rows: Rows, weights: object) -> Tensor:
     """Cross-entropy against the teacher's row (MXM-CLR, arXiv 2303.10839, eq. 8)."""
     assert rows.teacher_mean is not None
     return _logsumexp(rows, weights) - rows.teacher_mean
-
-
-class _AddLog(torch.autograd.Function):
-    """log(exp(a) + exp(b)); where both are -inf its gradient is 0, not NaN."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.save_for_backward(a, b)
-        return torch.logaddexp(a, b)
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b = ctx.saved_tensors
-        of_a = grad * share(a, b)
-        return of_a, grad - of_a
-
-
-def _add_log(a: Tensor, b: Tensor) -> Tensor:
-    """(rows,) log(exp(a) + exp(b)), -inf where both are."""
-    return _AddLog.apply(a, b)
 
 
 def _against(rows: Rows, n: Tensor) -> Tensor:

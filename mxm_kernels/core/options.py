@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FoldsLike: TypeAlias = "Folds | tuple[int, int] | tuple[Ids, Ids]"
 Scale: TypeAlias = "float | Tensor | tuple[Tensor, Tensor]"
 Reduction: TypeAlias = Literal["mean", "none"]
+FilterStrategy: TypeAlias = Literal["absolute", "relative"]
+IdPair: TypeAlias = tuple[Tensor, Tensor]
 _Given = TypeVar("_Given", bound="HyperParameters | Options")
 
 
@@ -37,10 +39,20 @@ class Queue(NamedTuple):
             queue is compared with: the images' for ``text_queue``, the texts' for
             ``image_queue``. A row of the queue that shows the instance of a row is left out for
             that row. None: every row of the queue is a negative.
+        offsets: (K,) offsets of the queue's rows, added to S as ``text_offsets`` and
+            ``image_offsets`` are; they get no gradient. None: 0.
+        exclude_ids: (K,) int64 ids of the queue's rows beside those of the batch. None: -1.
+        within_ids: (K,) int64, the same for ``within_ids``.
+        teacher_features: (K, D'), the teacher's features of the queue's rows, for a soft loss and
+            for the filter. None: ``features``, where D' = D.
     """
 
     features: Tensor
     folds: Folds | None = None
+    offsets: Tensor | None = None
+    exclude_ids: Tensor | None = None
+    within_ids: Tensor | None = None
+    teacher_features: Tensor | None = None
 
 
 class HyperParameters(TypedDict, total=False):
@@ -57,6 +69,14 @@ class HyperParameters(TypedDict, total=False):
         reduction: "mean", or "none" for the losses of the rows, a pair ((M,), (N,)). With "none"
             each loss is multiplied by the weight of its row, a row without a positive has hard
             loss 0, and ``image_to_text_weight`` is not applied.
+        filter_margin: m >= 0 turns the filter on: text j is no negative of image i where the
+            teacher finds them more similar than image i and its own positives. With
+            c_ij = <a_i, b_j> of the teacher's features and C_i the mean of c_ik over the positives
+            k of i, that is where c_ij > C_i - m + 1e-4. A text has its own mean, so a pair may be
+            left out in one direction alone. Positives are never left out, and the soft loss sees
+            every pair. A row without a positive filters nothing. Needs the teacher's features.
+            With one positive it is the filter of GISTEmbed (arXiv 2402.16829). None: no filter.
+        filter_strategy: "absolute", or "relative" for C_i - |C_i| m instead of C_i - m.
         teacher_dtype: torch.float8_e4m3fn rounds the teacher's features to float8. Targets and
             their gradient lose precision; a rank sends one byte for each of these numbers. None
             reads the features as they are.
@@ -80,6 +100,8 @@ class HyperParameters(TypedDict, total=False):
     image_to_text_weight: float
     label_smoothing: float
     reduction: Reduction
+    filter_margin: float | None
+    filter_strategy: FilterStrategy
     teacher_dtype: torch.dtype | None
     backend: str | None
     process_group: ProcessGroup | None
@@ -105,6 +127,21 @@ class Inputs(TypedDict, total=False):
         text_weights: (N,) the same for the text rows.
         image_queue: (K, D) features of past images, or :class:`Queue`: more negatives of the texts.
         text_queue: (K, D) features of past texts, or :class:`Queue`: more negatives of the images.
+        image_offsets: (M,) finite b, added to S in logits: S_ij = s <x_i, y_j> + b_i + b'_j. They
+            are not multiplied by s, and may require gradients. In a softmax over texts b_i cancels.
+        text_offsets: (N,) b', the same for the texts: -log Q(text) corrects for a sampling of texts
+            with probabilities Q (the positive's too), a class prior's logarithm adjusts logits.
+        teacher_image_offsets: (M,) offsets of the teacher's similarities T, detached; 0 by default.
+            They need a soft loss.
+        teacher_text_offsets: (N,) the same for the texts; DINO's centring is -centre / temperature.
+        exclude_ids: ((M,), (N,)) int64 ids. An image and a text with the same id are no negatives
+            of each other. A negative id says nothing. Positives stay positives.
+        within_ids: ((M,), (N,)) int64 ids. An image and a text with different ids are no negatives
+            of each other, unless one of the ids is negative: the hard negatives of one image alone
+            have its id, and texts that are for all have -1.
+        filter_thresholds: ((M,), (N,)) similarities of the teacher, above which (by 1e-4) a pair is
+            no negative of its image or of its text; instead of ``filter_margin``. They may be
+            infinite.
         diagnostics: a :class:`Diagnostics`, which the call fills in from the same pass.
     """
 
@@ -116,6 +153,13 @@ class Inputs(TypedDict, total=False):
     text_weights: Tensor | None
     image_queue: Tensor | Queue | None
     text_queue: Tensor | Queue | None
+    image_offsets: Tensor | None
+    text_offsets: Tensor | None
+    teacher_image_offsets: Tensor | None
+    teacher_text_offsets: Tensor | None
+    exclude_ids: IdPair | None
+    within_ids: IdPair | None
+    filter_thresholds: tuple[Tensor, Tensor] | None
     diagnostics: Diagnostics | None
 
 
@@ -140,12 +184,26 @@ class Resolved(NamedTuple):
     label_smoothing: float = 0.0
     image_queue: Tensor | Queue | None = None
     text_queue: Tensor | Queue | None = None
+    image_offsets: Tensor | None = None
+    text_offsets: Tensor | None = None
+    teacher_image_offsets: Tensor | None = None
+    teacher_text_offsets: Tensor | None = None
+    exclude_ids: IdPair | None = None
+    within_ids: IdPair | None = None
+    filter_margin: float | None = None
+    filter_strategy: FilterStrategy = "absolute"
+    filter_thresholds: tuple[Tensor, Tensor] | None = None
     diagnostics: Diagnostics | None = None
     reduction: Reduction = "mean"
     teacher_dtype: torch.dtype | None = None
     backend: str | None = None
     process_group: Any = None  # of a call, with the wrapper's Ranks around it
     gather: Literal["all", "ring"] = "all"
+
+
+def filters(o: Resolved) -> bool:
+    """Whether the teacher's similarities remove negatives."""
+    return o.filter_margin is not None or o.filter_thresholds is not None
 
 
 def has_teacher(options: Options) -> bool:
@@ -163,12 +221,16 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         TypeError, ValueError: an option is unknown or not as described.
     """
     o = _in_floats(check_hyper_parameters(options, Resolved._fields))
-    if o.pair_weights is not None and not (
-        isinstance(o.pair_weights, (tuple, list)) and len(o.pair_weights) == 2
-    ):
-        raise TypeError(
-            f"pair_weights must be a pair of (P,) tensors, got {type(o.pair_weights).__name__}"
-        )
+    pairs_of = {
+        "pair_weights": "(P,)",
+        "exclude_ids": "((M,), (N,)) int64",
+        "within_ids": "((M,), (N,)) int64",
+        "filter_thresholds": "((M,), (N,))",
+    }
+    for name, what in pairs_of.items():
+        value = getattr(o, name)
+        if value is not None and not (isinstance(value, (tuple, list)) and len(value) == 2):
+            raise TypeError(f"{name} must be a pair of {what} tensors, got {type(value).__name__}")
     if o.diagnostics is not None and not isinstance(o.diagnostics, Diagnostics):
         raise TypeError(
             f"diagnostics must be Diagnostics or None, got {type(o.diagnostics).__name__}"
@@ -184,11 +246,32 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         raise ValueError("teacher_logit_scale was given without teacher features")
     if o.teacher_dtype is not None and not taught:
         raise ValueError("teacher_dtype was given without teacher features")
-    if taught and not soft and not reads_teacher:
+    if taught and not soft and not reads_teacher and not filters(o):
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
+    _check_filter(o, taught=taught)
+    for name in ("teacher_image_offsets", "teacher_text_offsets"):
+        if getattr(o, name) is None:
+            continue
+        if not taught:
+            raise ValueError(f"{name} was given without teacher features")
+        if not soft and not reads_teacher:
+            raise ValueError(f"{name} was given, but soft_weight is 0: nothing would read it")
     return o
+
+
+def _check_filter(o: Resolved, *, taught: bool) -> None:
+    """What the options of the filter ask of others."""
+    if o.filter_margin is not None and o.filter_thresholds is not None:
+        raise TypeError(
+            "filter_margin and filter_thresholds both say which negatives are left out: give one"
+        )
+    name = "filter_margin" if o.filter_margin is not None else "filter_thresholds"
+    if filters(o) and not taught:
+        raise ValueError(f"{name} needs teacher_image_features and teacher_text_features")
+    if filters(o) and o.gather == "ring":
+        raise ValueError(f"{name} needs gather='all', got 'ring': it compares all texts at once")
 
 
 def _in_floats(options: Options) -> Resolved:
@@ -200,6 +283,7 @@ def _in_floats(options: Options) -> Resolved:
         "soft_weight": share if isinstance(share, (tuple, list)) else float(share),
         "image_to_text_weight": float(o.image_to_text_weight),
         "label_smoothing": float(o.label_smoothing),
+        "filter_margin": None if o.filter_margin is None else float(o.filter_margin),
     }
     return Resolved(**given)
 
@@ -232,4 +316,8 @@ def check_hyper_parameters(options: _Given, known: tuple[str, ...]) -> _Given:
         raise ValueError("gather='ring' needs a process_group")
     checks.check_choice("reduction", values.reduction, ("mean", "none"))
     checks.check_teacher_dtype(values.teacher_dtype)
+    checks.check_margin("filter_margin", values.filter_margin)
+    checks.check_choice("filter_strategy", values.filter_strategy, ("absolute", "relative"))
+    if values.filter_strategy == "relative" and values.filter_margin is None:
+        raise ValueError("filter_strategy='relative' needs a filter_margin")
     return options

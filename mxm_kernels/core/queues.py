@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core.features import as_features
 from mxm_kernels.core.options import Queue
+from mxm_kernels.core.vectors import as_ids, as_offsets, check_teacher_rows
 from mxm_kernels.folds import Folds
 from mxm_kernels.folds.make import tables_without_pairs
 from mxm_kernels.folds.tables import FoldTables
@@ -21,6 +23,10 @@ class QueuedRows(NamedTuple):
     name: str  # of the option
     features: Tensor  # (K, D), detached
     tables: FoldTables  # the side's rows against the queue: its pairs are no negatives
+    offsets: Tensor | None  # (K,)
+    exclude_ids: Tensor | None  # (K,) int64
+    within_ids: Tensor | None  # (K,) int64
+    teacher: Tensor  # (K, D'), detached; the features themselves where none were given
 
 
 def as_queued(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedRows | None:
@@ -36,25 +42,48 @@ def as_queued(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedR
             f"got {features.shape[1]}"
         )
     checks.check_alike(name, features, "image_features", rows)
+    features = features.detach()
     if given.folds is None:
         tables = tables_without_pairs(len(rows), len(features), rows.device)
     else:
         names = name, rows_name, "the queue"
         tables = given.folds.tables(len(rows), len(features), rows.device, names)
-    return QueuedRows(name, features.detach(), tables)
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    offsets = given.offsets
+    if offsets is not None:
+        offsets = as_offsets(f"{name}.offsets", offsets, features, dtype).detach()
+    ids = given.exclude_ids, given.within_ids
+    named = zip(ids, ("exclude_ids", "within_ids"), strict=True)
+    exclude, within = [
+        None if value is None else as_ids(f"{name}.{field}", value, features)
+        for value, field in named
+    ]
+    teacher = as_features(given.teacher_features)
+    if teacher is None:
+        teacher = features
+    else:
+        check_teacher_rows(f"{name}.teacher_features", teacher, name, features)
+    return QueuedRows(name, features, tables, offsets, exclude, within, teacher.detach())
 
 
 def _as_queue(name: str, queue: object) -> Queue:
     """A queue in one of its forms."""
     if isinstance(queue, Tensor):
         return Queue(queue)
+    if isinstance(queue, Queue) and isinstance(queue.features, Tensor):
+        _check_folds(name, queue.folds)
+        return queue
     if isinstance(queue, Sequence) and len(queue) == 2 and isinstance(queue[0], Tensor):
         features, folds = cast(tuple[Tensor, object], tuple(queue))
-        if folds is None or isinstance(folds, Folds):
-            return Queue(features, folds)
-        raise TypeError(
-            f"{name}: the folds of a queue must be Folds or None, got {type(folds).__name__}"
-        )
+        _check_folds(name, folds)
+        return Queue(features, cast("Folds | None", folds))
     raise TypeError(
         f"{name} must be a tensor of features or Queue(features, folds), got {type(queue).__name__}"
     )
+
+
+def _check_folds(name: str, folds: object) -> None:
+    if folds is not None and not isinstance(folds, Folds):
+        raise TypeError(
+            f"{name}: the folds of a queue must be Folds or None, got {type(folds).__name__}"
+        )

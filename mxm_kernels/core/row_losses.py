@@ -106,6 +106,7 @@ READ = (
     "positives",
     "teacher_mean",
     "segments",
+    "counted_negatives",
     "queued_negatives",
     "neg_sum",
     "label_smoothing",

@@ -42,7 +42,11 @@ class Rows:
         segments: which positives belong to which row; see :meth:`sum` and :meth:`spread`.
         batch: the features and options that the rows were computed from.
         neg_sum: (R,) sum of S over the negatives, 0 without one; with ``label_smoothing``.
-        excluded_lse: (R,) log-sum-exp of S over a queue's rows that are no negatives of the row.
+        excluded_lse: (R,) log-sum-exp of S over what is neither positive nor negative of the row,
+            -inf where nothing is: pairs that ids or the filter remove, and a queue's rows of the
+            same instance. A soft loss includes them. None without a teacher.
+        counted_negatives: (R,) how many negatives are left of the batch's, where ids or the filter
+            remove some; no gradient.
         queued_negatives: (R,) how many of a queue's rows are negatives of the row.
         label_smoothing: e in [0, 1).
         teacher_lse: (R,) log-sum-exp of the teacher's similarities over the row; no gradient.
@@ -67,6 +71,7 @@ class Rows:
     batch: Batch
     neg_sum: Tensor | None = None
     excluded_lse: Tensor | None = None
+    counted_negatives: Tensor | None = None
     queued_negatives: Tensor | None = None
     label_smoothing: float = 0.0
     teacher_lse: Tensor | None = None
@@ -101,7 +106,9 @@ class Rows:
     @property
     def num_negatives(self) -> Tensor:
         """(R,) number of negatives of each row, as numbers of the dtype of the loss."""
-        made = self.batch.local_rows(_num_negatives(self.batch.tables, self.batch.dtype))
+        made = self.counted_negatives
+        if made is None:
+            made = self.batch.local_rows(_num_negatives(self.batch.tables, self.batch.dtype))
         return made if self.queued_negatives is None else made + self.queued_negatives
 
     def mean(self, losses: Tensor, *, of_every_row: bool = False) -> Tensor:

@@ -30,6 +30,15 @@ _OF_ROWS = (
     "image_weights",
     "text_weights",
     "row_weights",
+    "image_offsets",
+    "text_offsets",
+    "offsets",
+    "teacher_image_offsets",
+    "teacher_text_offsets",
+    "teacher_offsets",
+    "exclude_ids",
+    "within_ids",
+    "filter_thresholds",
 )
 
 
@@ -65,7 +74,8 @@ def _fact(value: Any, device: torch.device, *, of_rows: bool = False) -> Any:
     if isinstance(value, Tensor):
         shape = ("rows", *value.shape[1:]) if of_rows and value.ndim else tuple(value.shape)
         place = "" if value.device == device else f" on {value.device}"
-        return f"{value.dtype} tensor of shape {shape}{place}{_content(value)}"
+        content = "" if of_rows else _content(value)
+        return f"{value.dtype} tensor of shape {shape}{place}{content}"
     if isinstance(value, (tuple, list)):
         return [_fact(v, device, of_rows=of_rows) for v in value]
     plain = value is None or isinstance(value, (bool, int, float, str, torch.dtype))

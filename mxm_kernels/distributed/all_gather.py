@@ -26,6 +26,8 @@ numbers for a column forward and 2 back with a teacher, 1 and 1 without:
     columns         (N - N_r) k 4 forward, (W - 1) N_r k 4 back
     pairs           4 for each that straddles ranks, each way
     ids             (W - 1) (M_r + N_r) 8
+    rules           (W - 1) N_r 4 or 8 for each that is given (offsets, ids, thresholds), and
+                    (N - N_r) 4 back for offsets
 
 bench/models/traffic.py has the exact number. Each rank's dy is rounded to the dtype of the
 features before it is sent. gloo on CPUs is tested; NCCL has the same collectives.
@@ -37,14 +39,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
+from mxm_kernels.backends.interface import PairRules, SigmoidStatistics, Statistics, Upstream
 from mxm_kernels.distributed.merging import (
+    Whole,
     joined,
     merge,
     names_of,
     of_rows,
     packed,
     shared_out,
+    whole_of,
     with_columns,
 )
 from mxm_kernels.distributed.ring import ring_sigmoid, ring_statistics
@@ -53,7 +57,7 @@ from mxm_kernels.ops.library import memory_for, wanted
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
 from mxm_kernels.ops.statistics import statistics, statistics_backward
 
-_DIFFERENTIABLE = len(Upstream._fields)
+_DIFFERENTIABLE, _RULES = len(Upstream._fields), len(PairRules._fields)
 
 
 def statistics_over_ranks(
@@ -66,17 +70,21 @@ def statistics_over_ranks(
     backend: str,
     diagnostics: bool,
     neg_sum: bool,
+    rules: PairRules,
 ) -> Statistics:
     """The statistics of this rank's rows, images first, over the whole batch.
 
     All-gather keeps S and T of the rank's images within the memory budget; a ring keeps nothing.
+    ``teacher`` are the features of this rank's images and, but in a ring, of the texts of all ranks;
+    ``rules`` are of this rank's rows.
     """
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     function = ring_statistics if shard.ring else _ShardStatistics.apply
     memory = memory_for(x, y, scale)
-    names = names_of(teacher is not None, diagnostics, neg_sum)
+    removes = any(rule is not None for rule in rules[2:])
+    names = names_of(teacher_scale is not None, diagnostics, neg_sum, removes)
     outputs = function(
-        shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, teacher_scale
+        shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, teacher_scale, *rules
     )
     return Statistics._make([*outputs, *[x.new_empty(0)] * 3])
 
@@ -89,20 +97,19 @@ class _ShardStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t):
-        ranks = shard.ranks
-        every_y = ranks.gather(y, shard.texts)
-        teacher = None
-        if teacher_x is not None:
-            teacher = teacher_x, ranks.gather(teacher_y, shard.texts)
+    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t, *rules):
+        every_y = shard.ranks.gather(y, shard.texts)
+        teacher = None if teacher_x is None else (teacher_x, teacher_y)
+        rules = shard.with_every_text(PairRules(*rules), len(x))
         asked = "hardest" in names, "neg_sum" in names
-        s = statistics(x, every_y, teacher, scale, t, shard.row_tables, backend, *asked, memory)
+        given = x, every_y, teacher, scale, t, shard.row_tables, backend
+        s = statistics(*given, *asked, memory, rules)
         parts = shard.to_columns(packed(s, names, slice(len(x), None)))
         slots = s.positives[: len(shard.sent_slots)]
         merged = merge(parts, names)
         outputs = joined(of_rows(s, len(x)), merged, slots, shard.pairs_to_columns(slots))
-        features = x, every_y, scale, *(teacher or (None, None)), t
-        ctx.save_for_backward(*features, *s, parts, merged.neg_lse, merged.teacher_lse)
+        features = x, every_y, scale, teacher_x, teacher_y, t
+        ctx.save_for_backward(*features, *rules, *s, parts, *whole_of(merged))
         ctx.shard, ctx.backend, ctx.memory, ctx.names = shard, backend, memory, names
         ctx.mark_non_differentiable(*outputs[_DIFFERENTIABLE:])
         ctx.set_materialize_grads(True)
@@ -110,16 +117,18 @@ class _ShardStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dn, dS, du, dm, *_):
+    def backward(ctx, dn, dS, du, dm, de, *_):
         shard = ctx.shard
         x, every_y, scale, teacher_x, teacher_y, t, *saved = ctx.saved_tensors
-        *saved, parts, n, t_cols = saved
-        d = Upstream(dn, at_first_places(shard.slot_gradients(dS)), du, dm)
-        every = shard.from_columns(shared_out(d, slice(len(x), None), parts, n, t_cols, ctx.names))
+        rules, saved = PairRules(*saved[:_RULES]), saved[_RULES:]
+        *saved, parts, n, e, t_cols = saved
+        d = Upstream(dn, at_first_places(shard.slot_gradients(dS)), du, dm, de)
+        columns, whole = slice(len(x), None), Whole(n, e, t_cols)
+        every = shard.from_columns(shared_out(d, columns, parts, whole, ctx.names))
         upstream = with_columns(d, len(x), every, ctx.names)
-        needs = list(ctx.needs_input_grad[4:7])
+        needs = [*ctx.needs_input_grad[4:7], ctx.needs_input_grad[10]]
         teacher = None if teacher_x is None else (teacher_x, teacher_y)
-        dx, dy, ds = statistics_backward(
+        dx, dy, ds, db = statistics_backward(
             x,
             every_y,
             teacher,
@@ -131,31 +140,42 @@ class _ShardStatistics(torch.autograd.Function):
             needs,
             ctx.backend,
             ctx.memory,
+            rules,
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dn.dtype)
-        return (*[None] * 4, *wanted((dx, dy, ds), needs), *[None] * 3)
+        if needs[3]:
+            db = shard.of_own_texts(db, len(x))
+        *features, offsets = wanted((dx, dy, ds, db), needs)
+        return (*[None] * 4, *features, *[None] * 3, offsets, *[None] * (_RULES - 1))
 
 
 def sigmoid_over_ranks(
-    shard: Shard, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, backend: str
+    shard: Shard,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    backend: str,
+    rules: PairRules,
 ) -> SigmoidStatistics:
     """The sigmoid statistics of this rank's rows, images first, over the whole batch."""
     function = ring_sigmoid if shard.ring else _ShardSigmoid.apply
     memory = memory_for(x, y, scale, bias)
-    return SigmoidStatistics(*function(shard, backend, memory, x, y, scale, bias))
+    return SigmoidStatistics(*function(shard, backend, memory, x, y, scale, bias, *rules))
 
 
 class _ShardSigmoid(torch.autograd.Function):
     """Like :class:`_ShardStatistics`; the parts of a column are sums, and add up."""
 
     @staticmethod
-    def forward(ctx, shard, backend, memory, x, y, scale, bias):
+    def forward(ctx, shard, backend, memory, x, y, scale, bias, *rules):
         every_y = shard.ranks.gather(y, shard.texts)
-        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend, memory)
+        rules = shard.with_every_text(PairRules(*rules), len(x))
+        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend, memory, rules)
         cols = s.softplus_sum[len(x) :]
         slots = s.positives[: len(shard.sent_slots)]
-        ctx.save_for_backward(x, every_y, scale, bias, s.positives)
+        ctx.save_for_backward(x, every_y, scale, bias, s.positives, *rules)
         ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         return (
             torch.cat([s.softplus_sum[: len(x)], shard.sum_columns(cols, cols.dtype)]),
@@ -166,13 +186,13 @@ class _ShardSigmoid(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dr, dS):
         shard = ctx.shard
-        x, every_y, scale, bias, positives = ctx.saved_tensors
+        x, every_y, scale, bias, positives, *rules = ctx.saved_tensors
         every = shard.from_columns(dr[len(x) :].expand(shard.ranks.world, -1))
         upstream = SigmoidStatistics(
             torch.cat([dr[: len(x)], every]), at_first_places(shard.slot_gradients(dS))
         )
-        needs = list(ctx.needs_input_grad[3:7])
-        dx, dy, ds, db = sigmoid_statistics_backward(
+        needs = list(ctx.needs_input_grad[3:8])
+        dx, dy, ds, db, doffsets = sigmoid_statistics_backward(
             x,
             every_y,
             scale,
@@ -183,7 +203,11 @@ class _ShardSigmoid(torch.autograd.Function):
             needs,
             ctx.backend,
             ctx.memory,
+            PairRules(*rules),
         )
         if needs[1]:
             dy = shard.sum_columns(dy, dr.dtype)
-        return (None, None, None, *wanted((dx, dy, ds, db), needs))
+        if needs[4]:
+            doffsets = shard.of_own_texts(doffsets, len(x))
+        gradients = wanted((dx, dy, ds, db, doffsets), needs)
+        return (None, None, None, *gradients, *[None] * (_RULES - 1))

@@ -3,10 +3,11 @@
 Symbols as in ``backends/interface.py``, with a superscript for a part:
 
     n_j = logsumexp_r n_j^r        t_j = logsumexp_r t_j^r        m_j = sum_r m_j^r
+    e_j = logsumexp_r e_j^r        |Neg_j| = sum_r |Neg_j^r|
     p^r = softmax_r(t_j^r)         u_j = u_j^0 + sum_r p^r (u_j^r - u_j^0)
 
-and back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j), dm_j^r = dm_j. The shares
-p^r are rounded: they do not add up to 1, hence the differences. The entropy of all columns is
+and back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j), dm_j^r = dm_j, and e_j as
+n_j. The shares p^r are rounded: they do not add up to 1, hence the differences. The entropy of all columns is
 sum_r p^r h_j^r and that of the shares.
 """
 
@@ -26,23 +27,30 @@ class Merged(NamedTuple):
     neg_lse: Tensor
     teacher_mean: Tensor
     neg_sum: Tensor
+    excluded_lse: Tensor
     teacher_lse: Tensor
     hardest: Tensor
     entropy: Tensor
+    num_negatives: Tensor
 
 
 Names = tuple[str, ...]
 
 
-def names_of(teacher: bool, diagnostics: bool, neg_sum: bool) -> Names:
-    """The fields of :class:`Merged` that there are, in its order."""
+def names_of(teacher: bool, diagnostics: bool, neg_sum: bool, removes: bool = False) -> Names:
+    """The fields of :class:`Merged` that there are, in its order.
+
+    ``teacher``: T is summed. ``removes``: rules remove pairs.
+    """
     there = {
         "neg_lse": True,
         "teacher_mean": teacher,
         "neg_sum": neg_sum,
+        "excluded_lse": teacher and removes,
         "teacher_lse": teacher,
         "hardest": diagnostics,
         "entropy": diagnostics and teacher,
+        "num_negatives": removes,
     }
     return tuple(name for name in Merged._fields if there[name])
 
@@ -70,6 +78,10 @@ def merge(parts: Tensor, names: Names) -> Merged:
     made = p._replace(neg_lse=p.neg_lse.logsumexp(0))
     if "neg_sum" in names:
         made = made._replace(neg_sum=p.neg_sum.sum(0))
+    if "excluded_lse" in names:
+        made = made._replace(excluded_lse=p.excluded_lse.logsumexp(0))
+    if "num_negatives" in names:
+        made = made._replace(num_negatives=p.num_negatives.sum(0))
     if "hardest" in names:
         made = made._replace(hardest=p.hardest.amax(0))
     if "teacher_lse" not in names:
@@ -90,26 +102,39 @@ def shares_of(parts: Tensor, total: Tensor) -> Tensor:
     return (parts - total).exp().masked_fill(total == -torch.inf, 0)
 
 
-def shared_out(
-    d: Upstream, rows: slice, parts: Tensor, n: Tensor, t: Tensor, names: Names
-) -> Tensor:
+class Whole(NamedTuple):
+    """The log-sum-exps (rows,) that parts were merged into; empty where there are none."""
+
+    neg_lse: Tensor
+    excluded_lse: Tensor
+    teacher_lse: Tensor
+
+
+def whole_of(merged: Merged) -> Whole:
+    """The log-sum-exps of what was merged."""
+    return Whole(merged.neg_lse, merged.excluded_lse, merged.teacher_lse)
+
+
+def shared_out(d: Upstream, rows: slice, parts: Tensor, whole: Whole, names: Names) -> Tensor:
     """(W, rows, k) gradients by W parts of some rows of the list, from those by the whole.
 
-    ``parts`` is what was merged, n and t (rows,) what of it. The fields are those of
-    :class:`Upstream` without the positives, as far as there are any.
+    ``parts`` is what was merged into ``whole``. The fields are those of :class:`Upstream` without
+    the positives, as far as there are any.
     """
     p = unpacked(parts, names)
-    made = [d.neg_lse[rows] * shares_of(p.neg_lse, n)]
+    made = [d.neg_lse[rows] * shares_of(p.neg_lse, whole.neg_lse)]
     if "teacher_mean" in names:
-        made.append(d.teacher_mean[rows] * shares_of(p.teacher_lse, t))
+        made.append(d.teacher_mean[rows] * shares_of(p.teacher_lse, whole.teacher_lse))
     if "neg_sum" in names:
         made.append(d.neg_sum[rows].expand_as(p.neg_sum))
+    if "excluded_lse" in names:
+        made.append(d.excluded_lse[rows] * shares_of(p.excluded_lse, whole.excluded_lse))
     return torch.stack(made, -1)
 
 
 def with_columns(d: Upstream, images: int, of_columns: Tensor, names: Names) -> Upstream:
     """The gradients of the ``images`` first rows, and of the columns (N, k) behind them."""
-    there = [name for name in ("neg_lse", "teacher_mean", "neg_sum") if name in names]
+    there = [name for name in Upstream._fields if name in names]
     columns = dict(zip(there, of_columns.unbind(-1), strict=True))
     return d._replace(
         **{name: torch.cat([getattr(d, name)[:images], v]) for name, v in columns.items()}

@@ -14,14 +14,14 @@ in a step it sends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.backends.interface import SigmoidStatistics, Statistics, Upstream
+from mxm_kernels.backends.interface import PairRules, SigmoidStatistics, Statistics, Upstream
 from mxm_kernels.distributed.merging import (
     Merged,
     joined,
@@ -30,11 +30,15 @@ from mxm_kernels.distributed.merging import (
     shared_out,
     shares_of,
     unpacked,
+    whole_of,
     with_columns,
 )
+from mxm_kernels.distributed.ranks import bounds
 from mxm_kernels.distributed.shards import Shard, at_first_places
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics, sigmoid_statistics_backward
 from mxm_kernels.ops.statistics import statistics, statistics_backward
+
+_RULES = len(PairRules._fields)
 
 
 def ring_statistics(*arguments: Any) -> tuple[Tensor, ...]:
@@ -49,7 +53,7 @@ def ring_sigmoid(*arguments: Any) -> tuple[Tensor, ...]:
 
 class _RingStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t):
+    def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t, *rules):
         memory = memory._replace(keep=False)  # what every block kept would be all of S and T
         taught, images = teacher_x is not None, len(x)
         mine = (y, teacher_y) if taught else (y,)
@@ -58,10 +62,12 @@ class _RingStatistics(torch.autograd.Function):
         rows: dict[int, Tensor] = {}
         cols: dict[int, Tensor] = {}
         means: dict[int, Tensor] = {}  # (M + N_r,) neg_mean of each block, where the backend has it
+        rules = shard.with_every_text(PairRules(*rules), images)
         for owner, block in shard.ranks.ring(mine, shard.texts):
             tables, places = shard.block(owner)
             teacher = (teacher_x, block[1]) if taught else None
-            s = statistics(x, block[0], teacher, scale, t, tables, backend, *asked, memory)
+            given = x, block[0], teacher, scale, t, tables, backend, *asked, memory
+            s = statistics(*given, shard.rules_of_block(rules, owner, images))
             slots[places] = s.positives[: len(places)]
             rows[owner] = packed(s, names, slice(images))
             cols[owner] = packed(s, names, slice(images, None))
@@ -75,27 +81,29 @@ class _RingStatistics(torch.autograd.Function):
         features = x, y, scale, teacher_x, teacher_y, t
         merged = *of_rows, *of_cols
         every_mean = [means[rank] for rank in world]
-        ctx.save_for_backward(*features, slots, blocks, every, parts, *merged, *every_mean)
+        saved = *features, *rules, slots, blocks, every, parts, *merged, *every_mean
+        ctx.save_for_backward(*saved)
         ctx.shard, ctx.backend, ctx.memory, ctx.names = shard, backend, memory, names
         ctx.mark_non_differentiable(*outputs[len(Upstream._fields) :])
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dn, dS, du, dm, *_):
+    def backward(ctx, dn, dS, du, dm, de, *_):
         shard, names = ctx.shard, ctx.names
-        x, y, scale, teacher_x, teacher_y, t, slots, *parts = ctx.saved_tensors
+        x, y, scale, teacher_x, teacher_y, t, *rest = ctx.saved_tensors
+        rules, (slots, *parts) = PairRules(*rest[:_RULES]), rest[_RULES:]
         blocks, every, parts, *merged = parts
         half = len(Merged._fields)
         of_rows, of_cols = Merged(*merged[:half]), Merged(*merged[half : 2 * half])
         means = merged[2 * half :]
         taught, images = teacher_x is not None, len(x)
         every = every.split(shard.texts)  # (N_r, k) of each rank
-        d = Upstream(dn, shard.slot_gradients(dS), du, dm)
-        columns = slice(images, None)
-        whole = of_cols.neg_lse, of_cols.teacher_lse
-        down = shard.from_columns(shared_out(d, columns, parts, *whole, names)).split(shard.texts)
-        needs = list(ctx.needs_input_grad[4:7])
+        d = Upstream(dn, shard.slot_gradients(dS), du, dm, de)
+        columns = shared_out(d, slice(images, None), parts, whole_of(of_cols), names)
+        down = shard.from_columns(columns).split(shard.texts)
+        needs = [*ctx.needs_input_grad[4:7], ctx.needs_input_grad[10]]
+        doffsets = _OffsetGradient(shard, images, dn)
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
@@ -112,16 +120,18 @@ class _RingStatistics(torch.autograd.Function):
                 positives=at_first_places(slots[places]),
                 teacher_mean=torch.cat([u, s.teacher_mean]),
                 neg_sum=torch.cat([of_block.neg_sum, s.neg_sum]),
+                excluded_lse=torch.cat([of_rows.excluded_lse, s.excluded_lse]),
                 teacher_lse=torch.cat([of_rows.teacher_lse, s.teacher_lse]),
                 hardest=du.new_empty(0),
                 entropy=du.new_empty(0),
+                num_negatives=du.new_empty(0),
                 neg_mean=mean,
                 kept=du.new_empty(0),
                 units=du.new_empty(0),
             )
             upstream = with_columns(d, images, down[owner], names)
             upstream = upstream._replace(positives=at_first_places(d.positives[places]))
-            return statistics_backward(
+            *made, of_offsets = statistics_backward(
                 x,
                 block[0],
                 (teacher_x, block[1]) if taught else None,
@@ -133,29 +143,54 @@ class _RingStatistics(torch.autograd.Function):
                 needs,
                 ctx.backend,
                 ctx.memory,
+                shard.rules_of_block(rules, owner, images),
             )
+            doffsets.add(owner, of_offsets)
+            return made
 
         mine = (y, teacher_y) if taught else (y,)
         grads = _around(shard, mine, block_gradient, (x, y, scale), needs)
-        return (*[None] * 4, *grads, *[None] * 3)
+        own = doffsets.of_own_rows() if needs[3] else None
+        return (*[None] * 4, *grads, *[None] * 3, own, *[None] * (_RULES - 1))
+
+
+class _OffsetGradient:
+    """The gradients by the offsets of this rank's images and of every text, block by block."""
+
+    def __init__(self, shard: Shard, images: int, like: Tensor) -> None:
+        self.shard, self.images = shard, images
+        self.total = like.new_zeros(images + sum(shard.texts))
+
+    def add(self, owner: int, doffsets: Tensor) -> None:
+        """Add those of a block, (M + N_r,); nothing where they are not wanted."""
+        if doffsets.numel():
+            self.total[: self.images] += doffsets[: self.images]
+            place = bounds(self.shard.texts, owner)
+            self.total[self.images :][place] = doffsets[self.images :]
+
+    def of_own_rows(self) -> Tensor:
+        """(M_r + N_r,) summed over the ranks."""
+        return self.shard.of_own_texts(self.total, self.images)
 
 
 class _RingSigmoid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard, backend, memory, x, y, scale, bias):
+    def forward(ctx, shard, backend, memory, x, y, scale, bias, *rules):
         images = len(x)
+        rules = shard.with_every_text(PairRules(*rules), images)
         slots = x.new_empty(len(shard.sent_slots), dtype=scale.dtype)
         r_rows = x.new_zeros(images, dtype=scale.dtype)
         cols: dict[int, Tensor] = {}
         for owner, (block,) in shard.ranks.ring((y,), shard.texts):
             tables, places = shard.block(owner)
-            s = sigmoid_statistics(x, block, scale, bias, tables, backend, memory)
+            of_block = shard.rules_of_block(rules, owner, images)
+            s = sigmoid_statistics(x, block, scale, bias, tables, backend, memory, of_block)
             slots[places] = s.positives[: len(places)]
             r_rows += s.softplus_sum[:images]
             cols[owner] = s.softplus_sum[images:]
         every = torch.cat([cols[rank] for rank in range(shard.ranks.world)])
         r_cols = shard.sum_columns(every, every.dtype)
-        ctx.save_for_backward(x, y, scale, bias, slots)
+        ctx.save_for_backward(x, y, scale, bias, slots, *rules)
         ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         return torch.cat([r_rows, r_cols]), torch.cat([slots, shard.pairs_to_columns(slots)])
 
@@ -163,18 +198,19 @@ class _RingSigmoid(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dr, dS):
         shard = ctx.shard
-        x, y, scale, bias, slots = ctx.saved_tensors
+        x, y, scale, bias, slots, *rules = ctx.saved_tensors
         images, world = len(x), shard.ranks.world
         down = shard.from_columns(dr[images:].expand(world, -1)).split(shard.texts)
         dS = shard.slot_gradients(dS)
-        needs = list(ctx.needs_input_grad[3:7])
+        needs = list(ctx.needs_input_grad[3:8])
+        doffsets = _OffsetGradient(shard, images, dr)
 
         def block_gradient(owner: int, block: tuple[Tensor, ...]):
             tables, places = shard.block(owner)
             upstream = SigmoidStatistics(
                 torch.cat([dr[:images], down[owner]]), at_first_places(dS[places])
             )
-            return sigmoid_statistics_backward(
+            *made, of_offsets = sigmoid_statistics_backward(
                 x,
                 block[0],
                 scale,
@@ -185,23 +221,28 @@ class _RingSigmoid(torch.autograd.Function):
                 needs,
                 ctx.backend,
                 ctx.memory,
+                shard.rules_of_block(PairRules(*rules), owner, images),
             )
+            doffsets.add(owner, of_offsets)
+            return made
 
         grads = _around(shard, (y,), block_gradient, (x, y, scale, bias), needs)
-        return (None, None, None, *grads)
+        own = doffsets.of_own_rows() if needs[4] else None
+        return (None, None, None, *grads, own, *[None] * (_RULES - 1))
 
 
 def _around(
     shard: Shard,
     mine: tuple[Tensor, ...],
-    block_gradient: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    block_gradient: Callable[[int, tuple[Tensor, ...]], Sequence[Tensor]],
     like: tuple[Tensor, ...],
     needs: list[bool],
 ) -> list[Tensor | None]:
     """Send the blocks around, and the sum of each one's dy behind it, home to its rank.
 
     ``block_gradient`` gives dx, dy and those of the scalars for one block; ``like`` are x, y
-    and the scalars. Sums are in the dtype of the scalars.
+    and the scalars, of which ``needs`` says first which are wanted. Sums are in the dtype of the
+    scalars.
     """
     ranks, dtype = shard.ranks, like[2].dtype
     totals = [torch.zeros_like(t, dtype=dtype) for t in like]
@@ -233,5 +274,5 @@ def _around(
         totals[1] = coming
     return [
         total.to(t.dtype) if need else None
-        for total, t, need in zip(totals, like, needs, strict=True)
+        for total, t, need in zip(totals, like, needs, strict=False)
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.interface import PairRules
 from mxm_kernels.distributed.ranks import Ranks, bounds
 from mxm_kernels.folds.make import tables_from_ids, tables_without_pairs
 from mxm_kernels.folds.segments import Segments
@@ -94,6 +95,32 @@ class Shard:
     def local_positives(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P_r + P'_r,): the entries of the positives of this rank's rows."""
         return torch.cat([positives[place] for place in self.places])
+
+    def with_every_text(self, rules: PairRules, images: int) -> PairRules:
+        """Rules (M_r + N_r,) -> (M_r + N,): of this rank's images and of the texts of all ranks."""
+        return PairRules(
+            *[
+                None
+                if rule is None
+                else torch.cat([rule[:images], self.ranks.gather(rule[images:], self.texts)])
+                for rule in rules
+            ]
+        )
+
+    def rules_of_block(self, rules: PairRules, owner: int, images: int) -> PairRules:
+        """Rules (M_r + N,) -> (M_r + N_o,): of this rank's images and of the texts of ``owner``."""
+        texts = bounds(self.texts, owner)
+        return PairRules(
+            *[
+                None if rule is None else torch.cat([rule[:images], rule[images:][texts]])
+                for rule in rules
+            ]
+        )
+
+    def of_own_texts(self, doffsets: Tensor, images: int) -> Tensor:
+        """Gradients (M_r + N,) by offsets of every text -> (M_r + N_r,), summed over the ranks."""
+        own = self.sum_columns(doffsets[images:], doffsets.dtype)
+        return torch.cat([doffsets[:images], own])
 
     def to_columns(self, parts: Tensor) -> Tensor:
         """Parts of every column (N, k) -> those of this rank's columns, by rank (W, N_r, k)."""

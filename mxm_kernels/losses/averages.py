@@ -95,7 +95,7 @@ def _differentiate(
     saved = Statistics(torch.cat([n, every_n]), positives, *others)
     dn = torch.where(n == -torch.inf, 0, 1 / t)
     dn = torch.cat([dn, torch.zeros_like(every_n)])
-    upstream = Upstream(dn, positives, teacher_mean=nothing, neg_sum=nothing)
+    upstream = Upstream(dn, positives, nothing, nothing, nothing)
     return statistics_backward(
         rows, cols, None, t, None, tables, saved, upstream, needs, backend, memory
     )

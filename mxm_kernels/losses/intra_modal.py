@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core import formulas, pair_weights
-from mxm_kernels.core.arguments import as_row_weights, check_teacher_rows
 from mxm_kernels.core.batch import Batch, make_batch
 from mxm_kernels.core.features import autocast
 from mxm_kernels.core.mean import nan_everywhere, row_factors
 from mxm_kernels.core.options import HyperParameters, Options, Reduction
 from mxm_kernels.core.row_losses import loss_of
+from mxm_kernels.core.vectors import as_row_weights, check_teacher_rows
 from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.folds.make import without_itself
 from mxm_kernels.folds.segments import Segments

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from mxm_kernels.backends.interface import Memory, Problem
+from mxm_kernels.backends.interface import Memory, PairRules, Problem
 from mxm_kernels.folds.tables import FoldTables, PairTables
 from mxm_kernels.memory import budget_of
 
@@ -21,9 +21,11 @@ def schema(*names: str) -> str:
 
 
 TABLES = schema(*PairTables._fields)
+RULES = ", ".join(f"Tensor? {name}" for name in PairRules._fields)
 _FEATURES = "Tensor x, Tensor y, Tensor? teacher_x, Tensor? teacher_y, Tensor scale"
-INPUTS = f"{_FEATURES}, Tensor? teacher_scale, {TABLES}"  # the fields of Problem
+INPUTS = f"{_FEATURES}, Tensor? teacher_scale, {TABLES}, {RULES}"  # the fields of Problem
 INPUT_COUNT = len(Problem._fields)
+NO_RULES = PairRules()
 
 
 def pair_tables(tables: FoldTables | PairTables) -> PairTables:
@@ -38,10 +40,12 @@ def make_problem(
     scale: Tensor,
     teacher_scale: Tensor | None,
     tables: FoldTables | PairTables,
+    rules: PairRules = NO_RULES,
 ) -> Problem:
-    """The arguments of the operators, from features, scales and tables."""
+    """The arguments of the operators, from features, scales, tables and rules."""
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
-    return Problem(x, y, teacher_x, teacher_y, scale, teacher_scale, *pair_tables(tables))
+    features = x, y, teacher_x, teacher_y, scale, teacher_scale
+    return Problem(*features, *pair_tables(tables), *rules)
 
 
 @contextmanager

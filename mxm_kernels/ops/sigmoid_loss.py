@@ -19,19 +19,30 @@ import torch
 from torch import Tensor
 
 from mxm_kernels import backends
-from mxm_kernels.backends.interface import Memory, Needs, SigmoidLoss, SigmoidWeights
+from mxm_kernels.backends.interface import (
+    Memory,
+    Needs,
+    PairRules,
+    SigmoidLoss,
+    SigmoidWeights,
+)
 from mxm_kernels.folds.tables import FoldTables
 from mxm_kernels.memory import budget_of
 from mxm_kernels.ops.library import (
+    NO_RULES,
     is_differentiated_once,
     library,
-    pair_tables,
     register_autograd,
     schema,
-    wanted,
     within,
 )
-from mxm_kernels.ops.sigmoid_statistics import INPUT_COUNT, INPUTS, problem_of
+from mxm_kernels.ops.sigmoid_statistics import (
+    INPUT_COUNT,
+    INPUTS,
+    LEARNED,
+    problem_of,
+    sigmoid_inputs,
+)
 
 _WEIGHTS = len(SigmoidWeights._fields)
 library.define(
@@ -40,7 +51,7 @@ library.define(
 )
 library.define(
     f"sigmoid_loss_backward(Tensor grad, {schema('x', 'y', 'scale', 'bias')}, "
-    f"{schema(*SigmoidLoss._fields)}, str backend) -> (Tensor, Tensor, Tensor)"
+    f"{schema(*SigmoidLoss._fields)}, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -52,53 +63,57 @@ def sigmoid_loss(
     tables: FoldTables,
     weights: SigmoidWeights,
     backend: str,
+    rules: PairRules = NO_RULES,
 ) -> Tensor:
     """() the loss of x (M, D) and y (N, D) at a 0-d scale and bias; the weights get no gradient.
 
     The gradients that are wanted now are computed now. Loss and gradients are NaN where a feature
     is not finite, or the scale not positive.
     """
-    needs = [v.requires_grad and torch.is_grad_enabled() for v in (x, y, scale, bias)]
-    inputs = x, y, scale, bias, *pair_tables(tables), *weights
+    learned = x, y, scale, bias, rules.logit_offsets
+    grad = torch.is_grad_enabled()
+    needs = [v is not None and v.requires_grad and grad for v in learned]
+    inputs = *sigmoid_inputs(x, y, scale, bias, tables, rules), *weights
     return torch.ops.mxm_kernels.sigmoid_loss(*inputs, needs, backend, budget_of(x.device))[0]
 
 
 @torch.library.impl(library, "sigmoid_loss", "CompositeExplicitAutograd")
 def _forward(*arguments):
     *inputs, needs, backend, budget = arguments
-    x, y, scale, bias, *tables = inputs[:INPUT_COUNT]
+    problem, bias = problem_of(*inputs[:INPUT_COUNT])
     weights = SigmoidWeights(*(w.contiguous() for w in inputs[INPUT_COUNT:]))
     memory, run = Memory(budget), backends.load(backend).sigmoid_loss
-    with within(memory, x):
-        problem = problem_of(x, y, scale, *tables)
+    with within(memory, problem.x):
         return tuple(run(problem, bias, weights, Needs(*needs), memory))
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_loss", lib=library)
 def _fake_forward(*arguments):
-    x, y, scale, _, *tables = arguments[:INPUT_COUNT]
-    problem, needs = problem_of(x, y, scale, *tables), Needs(*arguments[-3])
-    dtype = problem.gradient_dtype
+    (problem, _), needs = problem_of(*arguments[:INPUT_COUNT]), Needs(*arguments[-3])
+    (x, y), scale, dtype = problem[:2], problem.scale, problem.gradient_dtype
     return tuple(
         SigmoidLoss(
             scale.new_empty(()),
             x.new_empty(x.shape if needs.x else 0, dtype=dtype),
             y.new_empty(y.shape if needs.y else 0, dtype=dtype),
             scale.new_empty(2),
+            scale.new_empty(x.shape[0] + y.shape[0] if needs.logit_offsets else 0),
         )
     )
 
 
 @torch.library.impl(library, "sigmoid_loss_backward", "CompositeExplicitAutograd")
-def _backward(grad, x, y, scale, bias, loss, dx, dy, dscalars, backend):
-    made = SigmoidLoss(loss, dx, dy, dscalars)
+def _backward(grad, x, y, scale, bias, *arguments):
+    *made, backend = arguments
+    made = SigmoidLoss(*made)
     with torch.no_grad():
         return backends.load(backend).sigmoid_loss_backward(grad, made, x.dtype)
 
 
 @torch.library.register_fake("mxm_kernels::sigmoid_loss_backward", lib=library)
-def _fake_backward(grad, x, y, scale, bias, loss, dx, dy, dscalars, backend):
-    return *(d.new_empty(d.shape, dtype=x.dtype) for d in (dx, dy)), torch.empty_like(dscalars)
+def _fake_backward(grad, x, y, scale, bias, loss, dx, dy, dscalars, doffsets, backend):
+    features = [d.new_empty(d.shape, dtype=x.dtype) for d in (dx, dy)]
+    return *features, torch.empty_like(dscalars), torch.empty_like(doffsets)
 
 
 def _setup_context(ctx, inputs, output):
@@ -110,14 +125,16 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, *_):
-    nothing = [None] * (INPUT_COUNT - 4 + _WEIGHTS + 3)
+    made: list[Tensor | None] = [None] * (INPUT_COUNT + _WEIGHTS + 3)
     if grad is None:  # only of the outputs that have none
-        return *[None] * 4, *nothing
-    dx, dy, dscalars = torch.ops.mxm_kernels.sigmoid_loss_backward(
+        return tuple(made)
+    dx, dy, dscalars, doffsets = torch.ops.mxm_kernels.sigmoid_loss_backward(
         grad, *ctx.saved_tensors, ctx.backend
     )
-    gradients = dx, dy, dscalars[0], dscalars[1]
-    return *wanted(gradients, ctx.needs_input_grad[:4]), *nothing
+    gradients = dx, dy, dscalars[0], dscalars[1], doffsets
+    for k, gradient in zip(LEARNED, gradients, strict=True):
+        made[k] = gradient if ctx.needs_input_grad[k] else None
+    return tuple(made)
 
 
 register_autograd("sigmoid_loss", _differentiate, _setup_context)

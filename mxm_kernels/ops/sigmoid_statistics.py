@@ -2,7 +2,7 @@
 
     (x, y, s, b, folds) -> (r, S_pos)
 
-    r_i = sum_{j not in Pos(i)} softplus(S_ij + b)      of the M + N rows of S and its transpose
+    r_i = sum_{j in Neg(i)} softplus(S_ij + b)          of the M + N rows of S and its transpose
 
 SigLIP (arXiv 2303.15343) is the mean of -log sigmoid(z_ij (S_ij + b)), z = 1 for a positive
 pair and -1 for another: the negatives' part is r, the positives' is softplus(-(S_pos + b)).
@@ -10,12 +10,15 @@ pair and -1 for another: the negatives' part is r, the positives' is softplus(-(
     dS_ij = (dr_i + dr_j) sigmoid(S_ij + b)        where (i, j) is a negative pair
             dS_pos, of both places of the pair     where it is a positive pair
 
-    dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij S_ij / s
+    dx = s dS y          dy = s dS^T x          ds = sum_ij dS_ij (S_ij - b_i - b_j) / s
 
-    db = sum of dS over the negatives; what a loss does with S_pos + b is outside.
+    db = sum of dS over the negatives; what a loss does with S_pos + b is outside. S has the offsets
+    b_i + b_j, whose gradients are the sums of the rows and of the columns of dS.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +27,14 @@ from mxm_kernels import backends
 from mxm_kernels.backends.interface import (
     Memory,
     Needs,
+    PairRules,
     Problem,
     SigmoidGradients,
     SigmoidStatistics,
 )
 from mxm_kernels.folds.tables import FoldTables, PairTables
 from mxm_kernels.ops.library import (
+    NO_RULES,
     TABLES,
     is_differentiated_once,
     library,
@@ -41,14 +46,16 @@ from mxm_kernels.ops.library import (
     within,
 )
 
-INPUTS = f"{schema('x', 'y', 'scale', 'bias')}, {TABLES}"
+RULES = "Tensor? logit_offsets, Tensor? exclude_ids, Tensor? within_ids"
+INPUTS = f"{schema('x', 'y', 'scale', 'bias')}, {TABLES}, {RULES}"
 INPUT_COUNT = INPUTS.count("Tensor")
+LEARNED = 0, 1, 2, 3, INPUT_COUNT - 3  # x, y, scale, bias, offsets
 _SUMS = schema(*SigmoidStatistics._fields)
 _UPSTREAM = schema(*(f"d_{name}" for name in SigmoidStatistics._fields))
 library.define(f"sigmoid_statistics({INPUTS}, str backend, int budget) -> ({_SUMS})")
 library.define(
     f"sigmoid_statistics_backward({INPUTS}, Tensor positives, {_UPSTREAM}, bool[] needs, "
-    "str backend, int budget) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"str backend, int budget) -> ({schema(*SigmoidGradients._fields)})"
 )
 
 
@@ -60,20 +67,21 @@ def sigmoid_statistics(
     tables: FoldTables | PairTables,
     backend: str,
     memory: Memory | None = None,
+    rules: PairRules = NO_RULES,
 ) -> SigmoidStatistics:
     """Run the operator: x (M, D), y (N, D), 0-d scale and bias.
 
     By default the memory budget in force holds, for backward too. Nothing of S is kept.
 
     Returns the statistics in float32 (float64 for float64 features), differentiable in x, y,
-    scale and bias. The positives are S without the bias.
+    scale, bias and the offsets. The positives are S without the bias.
     """
     if not len(x) or not len(y):  # a shard of a batch may lack a modality
         return SigmoidStatistics(scale.new_zeros(len(x) + len(y)), scale.new_zeros(0))
     run = torch.ops.mxm_kernels.sigmoid_statistics
     if memory is None:
         memory = memory_for(x, y, scale, bias)
-    inputs = x, y, scale, bias, *pair_tables(tables)
+    inputs = sigmoid_inputs(x, y, scale, bias, tables, rules)
     return SigmoidStatistics(*run(*inputs, backend, memory.budget))
 
 
@@ -88,27 +96,39 @@ def sigmoid_statistics_backward(
     needs: list[bool],
     backend: str,
     memory: Memory,
+    rules: PairRules = NO_RULES,
 ) -> SigmoidGradients:
     """Gradients of :func:`sigmoid_statistics`, for an autograd.Function that is built around it.
 
     ``memory`` is that of forward.
     """
     if not len(x) or not len(y):
-        return SigmoidGradients(*(torch.zeros_like(t) for t in (x, y, scale, bias)))
+        zeros = [torch.zeros_like(t) for t in (x, y, scale, bias)]
+        return SigmoidGradients(*zeros, scale.new_zeros(len(x) + len(y)))
     run = torch.ops.mxm_kernels.sigmoid_statistics_backward
-    inputs = x, y, scale, bias, *pair_tables(tables)
+    inputs = sigmoid_inputs(x, y, scale, bias, tables, rules)
     outputs = run(*inputs, positives, *upstream, needs, backend, memory.budget)
     return SigmoidGradients(*outputs)
 
 
-def problem_of(x: Tensor, y: Tensor, scale: Tensor, *tables: Tensor) -> Problem:
-    """A problem without a teacher."""
-    return Problem(x, y, None, None, scale, None, *tables)
+def sigmoid_inputs(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tables: FoldTables | PairTables,
+    rules: PairRules,
+) -> tuple[Tensor | None, ...]:
+    """The inputs of the sigmoid operators, of which no teacher is one."""
+    told = rules.logit_offsets, rules.exclude_ids, rules.within_ids
+    return x, y, scale, bias, *pair_tables(tables), *told
 
 
-def _arguments(*arguments) -> tuple[Problem, Tensor]:
-    x, y, scale, bias, *tables = arguments
-    return problem_of(x, y, scale, *tables), bias
+def problem_of(*inputs: Any) -> tuple[Problem, Tensor]:
+    """A problem without a teacher, and the bias, from the inputs of a sigmoid operator."""
+    x, y, scale, bias, *tables, offsets, exclude_ids, within_ids = inputs
+    rules = PairRules(offsets, None, exclude_ids, within_ids, None)
+    return Problem(x, y, None, None, scale, None, *tables, *rules), bias
 
 
 @torch.library.impl(library, "sigmoid_statistics", "CompositeExplicitAutograd")
@@ -116,7 +136,7 @@ def _forward(*arguments):
     backend, budget = arguments[INPUT_COUNT:]
     memory = Memory(budget)
     with within(memory, arguments[0]):
-        problem, bias = _arguments(*arguments[:INPUT_COUNT])
+        problem, bias = problem_of(*arguments[:INPUT_COUNT])
         made = backends.load(backend).sigmoid_forward(problem, bias, memory)
         # A feature of -inf makes terms vanish: 0 times a sum that is not finite is NaN.
         total = problem.x.sum(dtype=problem.accumulator) + problem.y.sum(dtype=problem.accumulator)
@@ -125,8 +145,7 @@ def _forward(*arguments):
 
 @torch.library.register_fake("mxm_kernels::sigmoid_statistics", lib=library)
 def _fake_forward(*arguments):
-    x, y, scale, _, *tables = arguments[:INPUT_COUNT]
-    made = problem_of(x, y, scale, *tables).allocate(diagnostics=False)
+    made = problem_of(*arguments[:INPUT_COUNT])[0].allocate(diagnostics=False)
     return made.neg_lse, made.positives
 
 
@@ -135,7 +154,7 @@ def _backward(*arguments):
     positives, *grads, needs, backend, budget = arguments[INPUT_COUNT:]
     memory, run = Memory(budget), backends.load(backend).sigmoid_backward
     with within(memory, arguments[0]):
-        problem, bias = _arguments(*arguments[:INPUT_COUNT])
+        problem, bias = problem_of(*arguments[:INPUT_COUNT])
         upstream = SigmoidStatistics(*(g.contiguous() for g in grads))
         return tuple(run(problem, bias, positives, upstream, Needs(*needs), memory))
 
@@ -149,6 +168,7 @@ def _fake_backward(*arguments):
         y.new_empty(y.shape if needs.y else 0),
         scale.new_empty(()),
         bias.new_empty(()),
+        bias.new_empty(x.shape[0] + y.shape[0] if needs.logit_offsets else 0),
     )
 
 
@@ -158,11 +178,14 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, *grads):
-    needs = list(ctx.needs_input_grad[:4])
+    needs = [ctx.needs_input_grad[k] for k in LEARNED]
     gradients = torch.ops.mxm_kernels.sigmoid_statistics_backward(
         *ctx.saved_tensors, *grads, needs, ctx.backend, ctx.budget
     )
-    return *wanted(gradients, needs), *[None] * (INPUT_COUNT - 2)
+    made: list[Tensor | None] = [None] * (INPUT_COUNT + 2)
+    for k, gradient in zip(LEARNED, wanted(gradients, needs), strict=True):
+        made[k] = gradient
+    return tuple(made)
 
 
 register_autograd("sigmoid_statistics", _differentiate, _setup_context)

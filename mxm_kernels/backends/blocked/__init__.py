@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mxm_kernels.backends.base import Backend
+from mxm_kernels.backends.blocked import told
 from mxm_kernels.backends.blocked.exponentials import Running, Term, add_both
 from mxm_kernels.backends.blocked.plane import (
     Kept,
@@ -53,6 +54,8 @@ class _Blocked(Backend):
     ) -> Statistics:
         problem = problem.with_valid_scales()
         work = Workspace(problem, memory)
+        if problem.told:
+            return told.forward(problem, work, problem.allocate(diagnostics, neg_sum))
         rows, cols = problem.x.shape[0], problem.y.shape[0]
         like = work.like
         S_rows, S_cols = Running(rows, like), Running(cols, like)
@@ -114,6 +117,11 @@ class _Blocked(Backend):
         d, unit = _bounded(problem, upstream)
         work = Workspace(problem, memory)
         sums = GradientSum(problem, needs, _by_scale(problem, unit))
+        if problem.told:
+            problem = problem.with_valid_scales()
+            return _finished(
+                problem, sums, unit, *told.backward(problem, work, statistics, d, sums, needs)
+            )
         positives = problem.from_list(d.positives)
         of_S = Term.of(*problem.halves(statistics.neg_lse), *problem.halves(d.neg_lse))
         of_T = Term.of(*problem.halves(statistics.teacher_lse), *problem.halves(d.teacher_mean))
@@ -134,7 +142,7 @@ class _Blocked(Backend):
             if needs.scale:
                 dscale += _dot(S, dS, scratch)
             sums.add(dS, tile.rows, tile.cols)
-        return sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
+        return _finished(problem, sums, unit, dscale)
 
     def sigmoid_forward(self, problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics:
         problem = problem.with_valid_scales()
@@ -143,10 +151,12 @@ class _Blocked(Backend):
         positives = work.like.new_empty(problem.pairs)
         zero = work.like.new_zeros(())
         for tile in tiles_of(problem):
-            S = work.student(tile)
+            S, removed = told.sigmoid_tile(problem, work, tile)
             flat = S.view(-1)
             positives[tile.pairs] = flat[tile.places]
             flat[tile.hidden] = -torch.inf
+            if removed is not None:
+                S.masked_fill_(removed, -torch.inf)
             terms = torch.logaddexp(S.add_(bias), zero, out=work.take(2, tile))  # softplus
             r_rows[slice(*tile.rows)] += terms.sum(1)
             r_cols[slice(*tile.cols)] += terms.sum(0)
@@ -168,20 +178,24 @@ class _Blocked(Backend):
         work = Workspace(problem, memory)
         sums = GradientSum(problem, needs, _by_scale(problem, unit))  # as in backward
         dscale, dbias = problem.scale.new_zeros(2, dtype=torch.float64)
+        doffsets = told.OffsetSum(problem, needs)
         for tile in tiles_of(problem):
-            S = work.student(tile)
+            S, removed = told.sigmoid_tile(problem, work, tile)
             dS = torch.add(S, bias, out=work.take(2, tile)).sigmoid_()
             rows, cols = d_rows[slice(*tile.rows), None], d_cols[slice(*tile.cols)]
             dS *= torch.add(rows, cols, out=work.take(1, tile))
             flat = dS.view(-1)
             flat[tile.hidden] = 0
+            if removed is not None:
+                dS.masked_fill_(removed, 0)
             dbias += flat.sum()
             flat[tile.places] = d_positives[tile.pairs]
+            doffsets.add(dS, tile)
             if needs.scale:
-                dscale += _dot(S, dS, S)
+                dscale += _dot(told.without_offsets(problem, S, tile), dS, S)
             sums.add(dS, tile.rows, tile.cols)
-        gradients = sums.finish((dscale / unit / problem.scale).to(problem.scale.dtype))
-        return SigmoidGradients(*gradients, (dbias / unit).to(bias.dtype))
+        made = _finished(problem, sums, unit, dscale, doffsets.total)
+        return SigmoidGradients(*made[:3], (dbias / unit).to(bias.dtype), made.logit_offsets)
 
     def sigmoid_loss(
         self, problem: Problem, bias: Tensor, weights: SigmoidWeights, needs: Needs, memory: Memory
@@ -196,12 +210,15 @@ class _Blocked(Backend):
         if not len(pair_weights):
             pair_weights = row_weights[problem.pair_images] + col_weights[problem.pair_texts]
         loss, dscale, dbias = problem.scale.new_zeros(3, dtype=torch.float64)
+        doffsets = told.OffsetSum(problem, needs)
         for tile in tiles_of(problem):
             rows, cols = row_weights[slice(*tile.rows)], col_weights[slice(*tile.cols)]
-            S, weight = work.student(tile), pair_weights[tile.pairs]
+            (S, removed), weight = told.sigmoid_tile(problem, work, tile), pair_weights[tile.pairs]
             margins = bias + S.view(-1)[tile.places]
             logits = torch.add(S, bias, out=work.take(1, tile))
             logits.view(-1)[tile.places] = -torch.inf
+            if removed is not None:
+                logits.masked_fill_(removed, -torch.inf)
             dS = torch.sigmoid(logits, out=work.take(2, tile))
             terms = torch.logaddexp(logits, zero, out=logits)  # softplus
             loss += rows @ terms.sum(1) + cols @ terms.sum(0)
@@ -210,17 +227,29 @@ class _Blocked(Backend):
             flat = dS.view(-1)
             flat[tile.places] = -weight * torch.sigmoid(-margins)
             dbias += flat.sum()
-            dscale += _dot(S, dS, S)
+            doffsets.add(dS, tile)
+            dscale += _dot(told.without_offsets(problem, S, tile), dS, S)
             sums.add(dS, tile.rows, tile.cols)
         dscale /= problem.scale
-        gradients = sums.finish(problem.scale)
+        gradients = _finished(problem, sums, 1.0, dscale, doffsets.total)
         # What is not finite among the features may vanish from the loss, but not from dS S.
         return SigmoidLoss(
             (loss + 0 * dscale).to(bias.dtype),
             gradients.x,
             gradients.y,
             torch.stack([dscale, dbias]).to(bias.dtype),
+            gradients.logit_offsets,
         )
+
+
+def _finished(
+    problem: Problem, sums: GradientSum, unit: float, dscale: Tensor, doffsets: Tensor | None = None
+) -> Gradients:
+    """The gradients from sums that carry the unit."""
+    dtype = problem.scale.dtype
+    if doffsets is not None:
+        doffsets = (doffsets / unit).to(dtype)
+    return sums.finish((dscale / unit / problem.scale).to(dtype), doffsets)
 
 
 def _add_sums(problem: Problem, d: Tensor, tile: Tile, dS: Tensor, scratch: Tensor) -> None:

@@ -29,6 +29,7 @@ TILE_COLUMNS = 8192
 FEATURES = 15 << 20  # bytes of the features of its rows, and of its columns, at most
 LEAST_SIDE = 32  # rows or columns, however long they are
 TILES = 4
+TOLD_TILES = 9  # where rules tell of pairs: masks, normalisers and factors of a side too
 
 
 class Tile(NamedTuple):
@@ -65,7 +66,8 @@ def _depth(problem: Problem) -> int:
 def workspace_bytes(problem: Problem) -> int:
     """Bytes of the workspace of a call, without S and T that it keeps for backward."""
     height, width = size_of(problem)
-    numbers = TILES * height * width + (height + width) * _depth(problem)
+    tiles = TOLD_TILES if problem.told else TILES
+    numbers = tiles * height * width + (height + width) * _depth(problem)
     return numbers * problem.accumulator.itemsize
 
 
@@ -77,7 +79,7 @@ def row_stride(problem: Problem) -> int:
 
 def kept_stride(problem: Problem, memory: Memory) -> int | None:
     """The stride of the tensor that forward keeps; None where backward multiplies again."""
-    if not memory.keep or memory.budget == 0:
+    if not memory.keep or memory.budget == 0 or problem.told:
         return None
     stride = stride_with_positives(problem, row_stride(problem), 2)
     fits = kept_bytes(problem, stride) + workspace_bytes(problem) <= memory.budget
@@ -150,6 +152,14 @@ class Workspace:
         assert p.teacher_x is not None and p.teacher_y is not None and p.teacher_scale is not None
         out = self.take(1, tile) if out is None else out
         return self._logits(out, tile, p.teacher_x, p.teacher_y, p.teacher_scale)
+
+    def teacher_products(self, tile: Tile) -> Tensor:
+        """<X_i, Y_j> of a tile, by which the filter decides."""
+        p = self.problem
+        assert p.teacher_x is not None and p.teacher_y is not None
+        dtype = self.problem.accumulator
+        a, b = p.teacher_x[slice(*tile.rows)].to(dtype), p.teacher_y[slice(*tile.cols)].to(dtype)
+        return torch.mm(a, b.T, out=self.take(1, tile))
 
     def _logits(self, out: Tensor, tile: Tile, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         dtype = self.problem.accumulator

@@ -200,6 +200,7 @@ class _Native(Backend):
             gradients.y,
             problem.scale.new_tensor(sweep.dscale / scale**2),
             bias.new_tensor(sweep.dbias / scale),
+            gradients.logit_offsets,
         )
 
     def sigmoid_loss(
@@ -220,7 +221,8 @@ class _Native(Backend):
         dscale, dbias = sweep.dscale / scale**2, sweep.dbias / scale
         # What is not finite among the features may vanish from the loss, but not from dS S.
         loss = bias.new_tensor(sweep.loss / scale + 0 * dscale)
-        return SigmoidLoss(loss, gradients.x, gradients.y, bias.new_tensor([dscale, dbias]))
+        dscalars = bias.new_tensor([dscale, dbias])
+        return SigmoidLoss(loss, gradients.x, gradients.y, dscalars, gradients.logit_offsets)
 
     def row_losses(self, rows: RowProblem, formula: FusedFormula) -> RowLosses:
         return row_losses(self.level, rows, formula)

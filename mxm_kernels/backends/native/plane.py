@@ -175,7 +175,7 @@ def fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradien
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
     places = (dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
     sweep.fused(unit, features_of(p), *places)
-    return Gradients(dx, dy, problem.scale)
+    return Gradients(dx, dy, problem.scale, problem.scale.new_empty(0))
 
 
 def packed(p: Problem) -> Problem:

@@ -295,7 +295,7 @@ def backward(
     if not unit.early:
         for gradient in gradients[:2]:
             unit.lower(gradient)
-    return SigmoidGradients(*gradients, scalars[1].clone())
+    return SigmoidGradients(*gradients[:3], scalars[1].clone(), gradients.logit_offsets)
 
 
 def loss(
@@ -328,4 +328,4 @@ def loss(
     # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
     # is NaN.
     value = torch.add(totals[2], totals[0], alpha=0)
-    return SigmoidLoss(value, gradients.x, gradients.y, totals[:2])
+    return SigmoidLoss(value, gradients.x, gradients.y, totals[:2], gradients.logit_offsets)

@@ -50,7 +50,7 @@ TIMES_BLOCK = 1024
 
 def loss_backward(
     grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One launch for all of them."""
     dx, dy, dscalars = made.dx, made.dy, made.dscalars
     stored = launch.workspace_dtype(dtype, dx.device)
@@ -59,4 +59,4 @@ def loss_backward(
     times_kernel[(programs,)](
         grad, made.loss, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
     )
-    return out[0].to(dtype), out[1].to(dtype), out[2]
+    return out[0].to(dtype), out[1].to(dtype), out[2], torch.empty_like(made.doffsets)

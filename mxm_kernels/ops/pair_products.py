@@ -1,0 +1,39 @@
+"""The products <x_i, y_j> of a list of pairs, in float32: what the filter takes its thresholds from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mxm_kernels.ops.library import library, no_graph
+
+NUMBERS = 1 << 22  # of each factor at a time: 16 MiB
+
+library.define(
+    "pair_products(Tensor x, Tensor y, Tensor images, Tensor texts, ScalarType dtype) -> Tensor"
+)
+
+
+def pair_products(
+    x: Tensor, y: Tensor, images: Tensor, texts: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """(P,) products of rows of x (M, D) and y (N, D) in ``dtype``; they have no gradient."""
+    made: Tensor = torch.ops.mxm_kernels.pair_products(x, y, images, texts, dtype)
+    return made
+
+
+@torch.library.impl(library, "pair_products", "CompositeExplicitAutograd")
+def _forward(x, y, images, texts, dtype):
+    made = x.new_empty(len(images), dtype=dtype)
+    step = max(1, NUMBERS // max(1, x.shape[1]))
+    with no_graph(x):
+        for first in range(0, len(images), step):
+            part = slice(first, first + step)
+            a, b = x[images[part]].to(dtype), y[texts[part]].to(dtype)
+            torch.sum(a.mul_(b), 1, out=made[part])
+    return made
+
+
+@torch.library.register_fake("mxm_kernels::pair_products", lib=library)
+def _fake(x, y, images, texts, dtype):
+    return x.new_empty(images.shape, dtype=dtype)
