@@ -12,7 +12,7 @@ from mxm_kernels import checks
 from mxm_kernels.backends.interface import PairRules
 from mxm_kernels.core.features import as_features, as_saved, refuse_transforms
 from mxm_kernels.core.options import Resolved, Scale
-from mxm_kernels.core.queues import QueuedRows, as_queued
+from mxm_kernels.core.queues import QueuedRows, as_queued, check_rules_of_queue
 from mxm_kernels.core.rules import read_rules
 from mxm_kernels.core.symbols import is_symbol
 from mxm_kernels.core.vectors import as_row_vector, as_row_weights, check_teacher_rows
@@ -53,6 +53,8 @@ def read(
     checks.check_features(x, y, may_be_empty=o.process_group is not None)
     taught = as_features(o.teacher_image_features), as_features(o.teacher_text_features)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, queue in (("text_queue", o.text_queue), ("image_queue", o.image_queue)):
+        check_rules_of_queue(name, queue, o, taught=taught[0] is not None)
     scales = _scales(logit_scale, x, y, dtype)
     return Arguments(
         x,

@@ -60,7 +60,7 @@ def _with_queue(rows: Rows, side: int, queue: QueuedRows, thresholds: Tensor) ->
     ``thresholds`` (R,) are those of the filter, where there is one.
     """
     b, taught = rows.batch, rows.teacher_mean is not None
-    rules = _queue_rules(b, side, queue, thresholds)
+    rules = rules_with_queue(b, side, queue, thresholds)
     made = _run_queue(b, side, queue, rules, taught)
     nothing = made.neg_lse.new_empty(0)
     u, t = (nothing if v is None else v for v in (rows.teacher_mean, rows.teacher_lse))
@@ -97,10 +97,15 @@ def _queue_segments(queue: QueuedRows) -> Segments:
     return Segments(tables.offsets[: tables.images + 1], tables.pair_images)
 
 
-def _queue_rules(b: Batch, side: int, queue: QueuedRows, thresholds: Tensor) -> PairRules:
-    """The rules of a side's rows, then of the queue's, where either has them."""
+def rules_with_queue(
+    b: Batch, side: int, queue: QueuedRows, thresholds: Tensor | None = None
+) -> PairRules:
+    """The rules of a side's rows, then of the queue's, where either has them.
+
+    ``thresholds`` (R,) are those of the filter of the batch; empty, or None, without one.
+    """
     own = PairRules(*[None if v is None else b.halves(v)[side] for v in b.rules])
-    if len(thresholds):
+    if thresholds is not None and len(thresholds):
         own = own._replace(thresholds=b.halves(thresholds)[side])
     queued = PairRules(queue.offsets, None, queue.exclude_ids, queue.within_ids, None)
     nothing = 0.0, 0.0, NO_ID, NO_ID, torch.inf

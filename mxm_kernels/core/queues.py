@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mxm_kernels import checks
 from mxm_kernels.core.features import as_features
-from mxm_kernels.core.options import Queue
+from mxm_kernels.core.options import Queue, Resolved
 from mxm_kernels.core.vectors import as_ids, as_offsets, check_teacher_rows
 from mxm_kernels.folds import Folds
 from mxm_kernels.folds.make import tables_without_pairs
@@ -80,6 +80,25 @@ def _as_queue(name: str, queue: object) -> Queue:
     raise TypeError(
         f"{name} must be a tensor of features or Queue(features, folds), got {type(queue).__name__}"
     )
+
+
+def check_rules_of_queue(name: str, queue: object, o: Resolved, *, taught: bool) -> None:
+    """What a queue says has to be read: ids beside those of the batch, a teacher's features by one.
+
+    Raises:
+        ValueError: nothing would read it.
+    """
+    if not isinstance(queue, Queue):
+        return
+    read = {
+        "exclude_ids": o.exclude_ids is not None,
+        "within_ids": o.within_ids is not None,
+        "teacher_features": taught,
+    }
+    for field, there in read.items():
+        if getattr(queue, field) is not None and not there:
+            beside = field.replace("_", " ") if field == "teacher_features" else field
+            raise ValueError(f"{name}.{field} was given without {beside}: nothing would read it")
 
 
 def _check_folds(name: str, folds: object) -> None:

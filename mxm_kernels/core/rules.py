@@ -66,8 +66,5 @@ def _ids(name: str, given: Any, x: Tensor, y: Tensor) -> Tensor | None:
     """(R,) ids from a pair ((M,), (N,))."""
     if given is None:
         return None
-    named = [
-        (f"{name}[{k}]", value, rows)
-        for k, (value, rows) in enumerate(zip(given, (x, y), strict=True))
-    ]
-    return torch.cat([as_ids(*one) for one in named])
+    sides = enumerate(zip(given, (x, y), strict=True))
+    return torch.cat([as_ids(f"{name}[{k}]", value, rows) for k, (value, rows) in sides])

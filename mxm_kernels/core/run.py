@@ -91,8 +91,8 @@ def _as_quantized(
 
 
 _Made = TypeVar("_Made", RowStatistics, SigmoidStatistics)
-# (x, y, the teacher's features, the scale of S and of T, the unit of the teacher's products) -> what
-# the operator gives.
+# (x, y, the teacher's features, the scale of S and of T, the unit of the teacher's products) ->
+# what the operator gives.
 RunSide = Callable[[Tensor, Tensor, Teacher | None, Tensor, Tensor | None], _Made]
 
 

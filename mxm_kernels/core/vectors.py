@@ -65,7 +65,7 @@ def as_row_weights(name: str, value: object, rows: Tensor, dtype: torch.dtype) -
 
 
 def as_offsets(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """(rows,) finite offsets; NaN passes, and the loss shows it. On a GPU an infinite one is NaN."""
+    """(rows,) finite offsets; NaN passes, and the loss shows it, as it does infinity on a GPU."""
     vector = as_row_vector(name, value, rows, dtype)
     if not checks.can_look(vector):
         return torch.add(vector, vector.detach(), alpha=0)

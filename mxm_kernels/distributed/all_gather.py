@@ -75,8 +75,8 @@ def statistics_over_ranks(
     """The statistics of this rank's rows, images first, over the whole batch.
 
     All-gather keeps S and T of the rank's images within the memory budget; a ring keeps nothing.
-    ``teacher`` are the features of this rank's images and, but in a ring, of the texts of all ranks;
-    ``rules`` are of this rank's rows.
+    ``teacher`` are the features of this rank's images and, but in a ring, of the texts of all
+    ranks; ``rules`` are of this rank's rows.
     """
     teacher_x, teacher_y = teacher if teacher is not None else (None, None)
     function = ring_statistics if shard.ring else _ShardStatistics.apply

@@ -7,8 +7,8 @@ Symbols as in ``backends/interface.py``, with a superscript for a part:
     p^r = softmax_r(t_j^r)         u_j = u_j^0 + sum_r p^r (u_j^r - u_j^0)
 
 and back dn_j^r = dn_j exp(n_j^r - n_j), du_j^r = du_j exp(t_j^r - t_j), dm_j^r = dm_j, and e_j as
-n_j. The shares p^r are rounded: they do not add up to 1, hence the differences. The entropy of all columns is
-sum_r p^r h_j^r and that of the shares.
+n_j. The shares p^r are rounded: they do not add up to 1, hence the differences. The entropy of all
+columns is sum_r p^r h_j^r and that of the shares.
 """
 
 from __future__ import annotations

@@ -24,14 +24,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mxm_kernels.backends.interface import Gradients, Memory, Statistics, Upstream
+from mxm_kernels.backends.interface import Gradients, Memory, PairRules, Statistics, Upstream
 from mxm_kernels.core.batch import Batch
 from mxm_kernels.folds.tables import PairTables
 from mxm_kernels.memory import budget_of
+from mxm_kernels.ops.library import NO_RULES
 from mxm_kernels.ops.statistics import statistics_backward
 
 
-def average_over_negatives(batch: Batch, z: Tensor, a: Tensor, t: Tensor, n: Tensor) -> Tensor:
+def average_over_negatives(
+    batch: Batch, z: Tensor, a: Tensor, t: Tensor, n: Tensor, offsets: Tensor | None = None
+) -> Tensor:
     """(M, D) m of this process's rows; only z gets a gradient.
 
     Args:
@@ -40,42 +43,48 @@ def average_over_negatives(batch: Batch, z: Tensor, a: Tensor, t: Tensor, n: Ten
         a: (M, D') the teacher's features in that dtype.
         t: () the teacher's scale.
         n: (M,) log-sum-exp of T over the negatives.
+        offsets: (M,) those of T, which has them for rows and columns alike.
 
     """
     tables = batch.tables.pair_tables() if batch.shard is None else batch.shard.row_tables
     memory = Memory(budget_of(z.device))
-    return cast(Tensor, _Average.apply(z, batch.shard, batch.backend, memory, a, t, n, *tables))
+    given = batch.shard, batch.backend, memory, a, t, n, offsets
+    return cast(Tensor, _Average.apply(z, *given, *tables))
 
 
 class _Average(torch.autograd.Function):
     """Linear in z: m = P z, and dz = P^T dm."""
 
     @staticmethod
-    def forward(ctx, z, shard, backend, memory, a, t, n, *tables):
-        every_a, every_z, every_n = a, z, n
+    def forward(ctx, z, shard, backend, memory, a, t, n, offsets, *tables):
+        every_a, every_z, every_n, rules = a, z, n, NO_RULES
         if shard is not None:
             gathered = shard.ranks.gather(torch.cat([a, z, n[:, None]], 1), shard.texts)
             every_a, every_z, every_n = gathered.split([a.shape[1], z.shape[1], 1], 1)
             every_n = every_n.squeeze(1)
-        ctx.save_for_backward(a, every_a, t, n, every_n, *tables)
+        if offsets is not None:
+            rules = PairRules(torch.cat([offsets, offsets]))
+            rules = rules if shard is None else shard.with_every_text(rules, len(a))
+        ctx.save_for_backward(a, every_a, t, n, every_n, rules.logit_offsets, *tables)
         ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         rows, cols = torch.cat([a, torch.zeros_like(z)], 1), torch.cat([every_a, every_z], 1)
-        saved = t, n, every_n, PairTables(*tables)
-        dx = _differentiate(rows, cols, *saved, [True, False, False], backend, memory).x
+        saved = t, n, every_n, PairTables(*tables), rules
+        dx = _differentiate(rows, cols, *saved, [True, False, False, False], backend, memory).x
         return dx[:, a.shape[1] :].contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dm):
-        a, every_a, t, n, every_n, *tables = ctx.saved_tensors
+        a, every_a, t, n, every_n, offsets, *tables = ctx.saved_tensors
         rest = dm.new_zeros(len(every_a), dm.shape[1])
         rows, cols = torch.cat([a, dm], 1), torch.cat([every_a, rest], 1)
-        saved = t, n, every_n, PairTables(*tables)
-        dy = _differentiate(rows, cols, *saved, [False, True, False], ctx.backend, ctx.memory).y
+        saved = t, n, every_n, PairTables(*tables), PairRules(offsets)
+        needs = [False, True, False, False]
+        dy = _differentiate(rows, cols, *saved, needs, ctx.backend, ctx.memory).y
         dz = dy[:, a.shape[1] :].contiguous()
         if ctx.shard is not None:
             dz = ctx.shard.sum_columns(dz, dz.dtype)
-        return dz, *[None] * (6 + len(tables))
+        return dz, *[None] * (7 + len(tables))
 
 
 def _differentiate(
@@ -85,6 +94,7 @@ def _differentiate(
     n: Tensor,
     every_n: Tensor,
     tables: PairTables,
+    rules: PairRules,
     needs: list[bool],
     backend: str,
     memory: Memory,
@@ -97,5 +107,5 @@ def _differentiate(
     dn = torch.cat([dn, torch.zeros_like(every_n)])
     upstream = Upstream(dn, positives, nothing, nothing, nothing)
     return statistics_backward(
-        rows, cols, None, t, None, tables, saved, upstream, needs, backend, memory
+        rows, cols, None, t, None, tables, saved, upstream, needs, backend, memory, rules
     )

@@ -12,7 +12,7 @@ from mxm_kernels.core.options import HyperParameters, Inputs, Options, Scale, ha
 from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.core.rows import Rows
 from mxm_kernels.losses.cwcl_targets import is_linear, less_target, row_targets, with_target
-from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.loss_function import FILTER, IDS, TEACHER_OFFSETS, loss_function
 from mxm_kernels.losses.module import Loss
 
 _NOT_TAKEN = (
@@ -24,6 +24,9 @@ _NOT_TAKEN = (
     "teacher_dtype",
     "image_queue",
     "text_queue",
+    *TEACHER_OFFSETS,
+    *IDS,
+    *FILTER,
 )
 
 
@@ -54,8 +57,8 @@ def fused_cwcl_loss(
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`. ``teacher_image_features`` a (M, D') and
             ``teacher_text_features`` b (N, D'), L2-normalised, are needed. ``soft_weight``,
-            ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale``, ``teacher_dtype`` and
-            queues are not taken.
+            ``pair_weights``, ``label_smoothing``, ``teacher_logit_scale``, ``teacher_dtype``,
+            queues, the teacher's offsets, ids and the filter are not taken.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.

@@ -44,7 +44,20 @@ def row_targets(batch: Batch) -> Tensor:
         rows = _weighted_average(batch, scaled_x, y, a, b, batch.tables.texts)
         cols = _weighted_average(batch, scaled_y, x, b, a, batch.tables.images)
     targets = torch.cat([rows, cols])
-    return batch.scales[0] * targets if batch.one_scale else targets
+    targets = batch.scales[0] * targets if batch.one_scale else targets
+    return targets if batch.rules.logit_offsets is None else targets + _of_offsets(batch, a, b)
+
+
+def _of_offsets(batch: Batch, a: Tensor, b: Tensor) -> Tensor:
+    """(R,) averages of the offsets b_i + b_j, which are products of (1, b_i) and (b_j, 1)."""
+    assert batch.rules.logit_offsets is not None
+    images, texts = batch.halves(batch.rules.logit_offsets)
+    left = [torch.stack([torch.ones_like(v), v], 1) for v in (images, texts)]
+    right = [v.flip(1) for v in left]
+    with torch.autocast(a.device.type, enabled=False):
+        rows = _weighted_average(batch, left[0], right[1], a, b, batch.tables.texts)
+        cols = _weighted_average(batch, left[1], right[0], b, a, batch.tables.images)
+    return torch.cat([rows, cols])
 
 
 def _features(batch: Batch) -> tuple[Tensor, ...]:
@@ -70,7 +83,7 @@ def is_linear(batch: Batch) -> bool:
     """Whether the loss is one sum over one matrix S, in which the targets are linear."""
     alone = batch.shard is None and batch.options.reduction == "mean"
     constant = not any(w is not None and w.requires_grad for w in batch.row_weights)
-    return alone and batch.one_scale and constant
+    return alone and batch.one_scale and constant and batch.rules.logit_offsets is None
 
 
 def with_target(batch: Batch, factors: Tensor) -> tuple[Batch, Tensor]:

@@ -17,7 +17,7 @@ from mxm_kernels.core.formulas import Formula
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Options, Scale
 from mxm_kernels.core.pair_weights import local_weights, paired_weights
 from mxm_kernels.core.row_losses import loss_of
-from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.loss_function import TEACHER_OFFSETS, loss_function
 from mxm_kernels.losses.module import PairedLoss
 
 
@@ -127,7 +127,11 @@ def fused_decoupled_loss(
     return _paired(image_features, text_features, folds, logit_scale, formula, options)
 
 
-@loss_function(check_prior)
+# Its floor knows the range of the logits of unit features.
+_OFFSETS = ("image_offsets", "text_offsets", *TEACHER_OFFSETS)
+
+
+@loss_function(check_prior, not_taken=dict.fromkeys(_OFFSETS, ""))
 def fused_debiased_loss(
     image_features: Tensor,
     text_features: Tensor,
@@ -151,7 +155,7 @@ def fused_debiased_loss(
         folds: as in :func:`fused_info_nce_loss`.
         logit_scale: s, as in :func:`fused_mfh_loss`.
         positive_prior: tau, in [0, 1). With 0 it is InfoNCE, for normalised features.
-        **options: see :class:`Options`.
+        **options: see :class:`Options`; without offsets, which would move its floor.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.

@@ -12,9 +12,15 @@ from mxm_kernels.core import formulas, pair_weights
 from mxm_kernels.core.batch import Batch, make_batch
 from mxm_kernels.core.features import autocast
 from mxm_kernels.core.mean import nan_everywhere, row_factors
-from mxm_kernels.core.options import HyperParameters, Options, Reduction
+from mxm_kernels.core.options import FilterStrategy, HyperParameters, Options, Reduction
 from mxm_kernels.core.row_losses import loss_of
-from mxm_kernels.core.vectors import as_row_weights, check_teacher_rows
+from mxm_kernels.core.vectors import (
+    as_ids,
+    as_offsets,
+    as_row_vector,
+    as_row_weights,
+    check_teacher_rows,
+)
 from mxm_kernels.folds import Folds, Ids, as_one_side
 from mxm_kernels.folds.make import without_itself
 from mxm_kernels.folds.segments import Segments
@@ -55,6 +61,13 @@ def fused_intra_modal_loss(
     teacher_logit_scale: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_weights: Tensor | None = None,
+    offsets: Tensor | None = None,
+    teacher_offsets: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    within_ids: Tensor | None = None,
+    filter_margin: float | None = None,
+    filter_strategy: FilterStrategy = "absolute",
+    filter_thresholds: Tensor | None = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     process_group: ProcessGroup | None = None,
@@ -95,6 +108,15 @@ def fused_intra_modal_loss(
         teacher_logit_scale: t, the teacher's scale; by default ``logit_scale``, detached.
         generator: source of the draw, as in :func:`fused_mfh_loss`.
         row_weights: (M,) non-negative weights of the rows in the means.
+        offsets: b, (M,), added to both sides: S_ij = s <x_i, x_j> + b_i + b_j; as
+            ``image_offsets`` in :class:`Options`.
+        teacher_offsets: (M,) the same for T, detached; they need a soft part.
+        exclude_ids: (M,) int64 ids of both sides, as in :class:`Options`.
+        within_ids: (M,) int64 ids of both sides, as in :class:`Options`.
+        filter_margin: m of the filter by ``teacher_features``, as in :class:`Options`. The soft part
+            is not filtered.
+        filter_strategy: "absolute" or "relative", as in :class:`Options`.
+        filter_thresholds: (M,) instead of ``filter_margin``, as in :class:`Options`.
         reduction: "mean", or "none" for the losses of the rows (M,).
         backend: "triton", "native", "blocked", or None to choose by device.
         process_group: the rows of all its ranks are one batch, as in :class:`Options`.
@@ -118,13 +140,33 @@ def fused_intra_modal_loss(
     """
     cast = autocast(features)
     checks.check_matrix("features", cast, may_be_empty=process_group is not None)
-    _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale)
+    filters = filter_margin is not None or filter_thresholds is not None
+    _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale, filters=filters)
+    if teacher_offsets is not None and not soft_weight:
+        raise ValueError("teacher_offsets was given, but soft_weight is 0: nothing would read it")
+    of_rows = {
+        "offsets": offsets,
+        "teacher_offsets": teacher_offsets,
+        "exclude_ids": exclude_ids,
+        "within_ids": within_ids,
+        "filter_thresholds": filter_thresholds,
+    }
+    _check_rules(of_rows, cast)
     as_row_weights("row_weights", row_weights, cast, torch.float32)
     options: Options = {
         "teacher_image_features": teacher_features,
         "teacher_text_features": teacher_features,
         "teacher_logit_scale": teacher_logit_scale,
         # Both directions are the same rows: the first is the loss.
+        "image_offsets": offsets,
+        "text_offsets": offsets,
+        "teacher_image_offsets": teacher_offsets,
+        "teacher_text_offsets": teacher_offsets,
+        "exclude_ids": _both(exclude_ids),
+        "within_ids": _both(within_ids),
+        "filter_margin": filter_margin,
+        "filter_strategy": filter_strategy,
+        "filter_thresholds": _both(filter_thresholds),
         "image_weights": row_weights,
         "image_to_text_weight": 1.0,
         "reduction": reduction,
@@ -171,17 +213,42 @@ def _weights(batch: Batch, rounds: int | None) -> Tensor:
     return batch.local_positives(weights)
 
 
+def _both(rows: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The numbers of the rows, as those of both sides."""
+    return None if rows is None else (rows, rows)
+
+
+def _check_rules(given: dict[str, Tensor | None], features: Tensor) -> None:
+    """The arguments with a number or an id for each row, under the names that they have here."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name.endswith("ids"):
+            as_ids(name, value, features)
+        elif name.endswith("offsets"):
+            as_offsets(name, value, features, torch.float32)
+        else:
+            as_row_vector(name, value, features, torch.float32)
+
+
 def _check_teacher(
-    features: Tensor, soft_weight: float, teacher: Tensor | None, teacher_scale: object
+    features: Tensor,
+    soft_weight: float,
+    teacher: Tensor | None,
+    teacher_scale: object,
+    *,
+    filters: bool,
 ) -> None:
-    """The soft part's arguments, under the names that they have here."""
+    """The arguments of the soft part and of the filter, under the names that they have here."""
     if teacher is None:
         if soft_weight:
             raise ValueError(f"soft_weight={soft_weight} needs teacher_features")
+        if filters:
+            raise ValueError("filter_margin and filter_thresholds need teacher_features")
         if teacher_scale is not None:
             raise ValueError("teacher_logit_scale was given without teacher features")
         return
-    if not soft_weight:
+    if not soft_weight and not filters:
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
@@ -214,6 +281,8 @@ class IntraModalLoss(Loss):
         mask_positives: True leaves the other positives of a row out of its denominator.
         rounds: R >= 1 random selections, or None for their exact expectation.
         soft_weight: b, the share of the soft loss, in [0, 1].
+        filter_margin: m of the filter, as in the function.
+        filter_strategy: "absolute" or "relative".
         reduction: "mean" or "none".
         backend: "triton", "native", "blocked", or None to choose by device.
         process_group: the rows of all its ranks are one batch, as in :class:`Options`.
@@ -222,8 +291,9 @@ class IntraModalLoss(Loss):
     Example:
         >>> from mxm_kernels import IntraModalLoss
         >>> IntraModalLoss(rounds=4)  # doctest: +NORMALIZE_WHITESPACE
-        IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, reduction='mean',
-                       backend=None, process_group=None, gather='all')
+        IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, filter_margin=None,
+                       filter_strategy='absolute', reduction='mean', backend=None,
+                       process_group=None, gather='all')
     """
 
     function = staticmethod(fused_intra_modal_loss)
@@ -233,6 +303,8 @@ class IntraModalLoss(Loss):
         mask_positives: bool = True,
         rounds: int | None = None,
         soft_weight: float = 0.0,
+        filter_margin: float | None = None,
+        filter_strategy: FilterStrategy = "absolute",
         reduction: Literal["mean", "none"] = "mean",
         backend: str | None = None,
         process_group: ProcessGroup | None = None,
@@ -244,6 +316,8 @@ class IntraModalLoss(Loss):
             "soft_weight": soft_weight,
         }
         shared: HyperParameters = {
+            "filter_margin": filter_margin,
+            "filter_strategy": filter_strategy,
             "reduction": reduction,
             "backend": backend,
             "process_group": process_group,
@@ -261,6 +335,11 @@ class IntraModalLoss(Loss):
         teacher_logit_scale: float | Tensor | None = None,
         generator: torch.Generator | None = None,
         row_weights: Tensor | None = None,
+        offsets: Tensor | None = None,
+        teacher_offsets: Tensor | None = None,
+        exclude_ids: Tensor | None = None,
+        within_ids: Tensor | None = None,
+        filter_thresholds: Tensor | None = None,
     ) -> Tensor:
         """Shapes and errors as in the function."""
         return self._run(
@@ -271,4 +350,9 @@ class IntraModalLoss(Loss):
             teacher_logit_scale=teacher_logit_scale,
             generator=generator,
             row_weights=row_weights,
+            offsets=offsets,
+            teacher_offsets=teacher_offsets,
+            exclude_ids=exclude_ids,
+            within_ids=within_ids,
+            filter_thresholds=filter_thresholds,
         )

@@ -18,6 +18,11 @@ from typing import Any, TypeVar, cast
 
 from mxm_kernels.distributed.ranks import SharedErrors
 
+# Options that several losses do not take.
+TEACHER_OFFSETS = "teacher_image_offsets", "teacher_text_offsets"
+FILTER = "filter_margin", "filter_strategy", "filter_thresholds"
+IDS = "exclude_ids", "within_ids"
+
 _Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
@@ -73,3 +78,6 @@ def refuse(loss: str, refused: Mapping[str, str], given: Mapping[str, Any]) -> N
             raise TypeError(f"{loss} takes {instead}")
         if name in given:
             raise TypeError(f"{loss} takes no {name}")
+    for queue, offsets in (("text_queue", "text_offsets"), ("image_queue", "image_offsets")):
+        if offsets in refused and getattr(given.get(queue), "offsets", None) is not None:
+            raise TypeError(f"{loss} takes no offsets of a queue, got {queue}.offsets")

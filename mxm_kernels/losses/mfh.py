@@ -11,7 +11,7 @@ from mxm_kernels.core.batch import make_batch, require_folds
 from mxm_kernels.core.formulas import info_nce
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Options, Scale, has_teacher
 from mxm_kernels.core.row_losses import loss_of
-from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.loss_function import FILTER, IDS, loss_function
 from mxm_kernels.losses.module import DrawnLoss, PairedLoss
 from mxm_kernels.losses.selection import draws, weights_of
 
@@ -58,7 +58,7 @@ def fused_mfh_loss(
     h'_j and q'_j are the same for text j, from column j (arXiv 2303.10839, equations 5 to 9). The
     means of h are over the rows that have a positive, those of q over all rows. Without a
     teacher L is the hard loss alone. With ``hard_weight=0`` it is the soft loss alone; then nothing
-    is drawn and no weights of positives are read.
+    is drawn, and no weights of positives, ids or filter are read.
 
     Args:
         image_features: (M, D), L2-normalised; float32, bfloat16, float16, or float64 on the
@@ -82,8 +82,8 @@ def fused_mfh_loss(
             -1 for a row without a positive. ``rounds`` and ``generator`` are then not used. Its
             check waits for a GPU.
         **options: see :class:`Options`. ``teacher_image_features`` (M, D') and
-            ``teacher_text_features`` (N, D') add the soft loss; with ``hard_weight=1`` they are
-            not read. ``teacher_logit_scale`` is their scale t.
+            ``teacher_text_features`` (N, D') add the soft loss; with ``hard_weight=1`` only a
+            filter reads them. ``teacher_logit_scale`` is their scale t.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``; float32 (float64 for
@@ -189,7 +189,10 @@ def fused_hard_loss(
 
 
 # The soft loss has the teacher's targets, and nothing else.
-@loss_function(not_taken={"soft_weight": "", "label_smoothing": "", "pair_weights": ""})
+_NOT_TAKEN_BY_SOFT = ("soft_weight", "label_smoothing", "pair_weights", *IDS, *FILTER)
+
+
+@loss_function(not_taken=dict.fromkeys(_NOT_TAKEN_BY_SOFT, ""))
 def fused_soft_loss(
     image_features: Tensor,
     text_features: Tensor,
@@ -213,8 +216,8 @@ def fused_soft_loss(
             instance.
         logit_scale: s, as in :func:`fused_mfh_loss`.
         **options: see :class:`Options`; ``teacher_image_features`` (M, D') and
-            ``teacher_text_features`` (N, D') are needed; ``soft_weight``, ``label_smoothing`` and
-            ``pair_weights`` are not taken.
+            ``teacher_text_features`` (N, D') are needed; ``soft_weight``, ``label_smoothing``,
+            ``pair_weights``, ids and the filter are not taken.
 
     Returns:
         A 0-d tensor, or the pair ((M,), (N,)) for ``reduction="none"``.

@@ -16,12 +16,13 @@ from mxm_kernels.backends.row_scales import scaled
 from mxm_kernels.core import pair_weights
 from mxm_kernels.core.arguments import as_0d_tensor
 from mxm_kernels.core.batch import Batch, make_batch
+from mxm_kernels.core.make_rows import rules_with_queue
 from mxm_kernels.core.mean import reduced, row_factors
 from mxm_kernels.core.options import FoldsLike, HyperParameters, Inputs, Options, Scale
 from mxm_kernels.core.run import with_row_scales
 from mxm_kernels.distributed.all_gather import sigmoid_over_ranks
 from mxm_kernels.folds.segments import segment_sum
-from mxm_kernels.losses.loss_function import loss_function
+from mxm_kernels.losses.loss_function import FILTER, TEACHER_OFFSETS, loss_function
 from mxm_kernels.losses.module import Loss
 from mxm_kernels.ops.sigmoid_loss import sigmoid_loss
 from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
@@ -34,6 +35,8 @@ _NOT_TAKEN = (
     "soft_weight",
     "label_smoothing",
     "diagnostics",
+    *TEACHER_OFFSETS,
+    *FILTER,
 )
 
 
@@ -130,7 +133,7 @@ def _in_one_pass(b: Batch, bias: Tensor, factors: Tensor) -> Tensor:
         of_texts = factors[t.images :][t.pair_texts]
         pairs = torch.addcmul(factors[t.pair_images] * rows, of_texts, cols)
     weights = SigmoidWeights(factors, pairs)
-    return sigmoid_loss(b.x, b.y, b.scales[0], bias, t, weights, b.backend)
+    return sigmoid_loss(b.x, b.y, b.scales[0], bias, t, weights, b.backend, b.rules)
 
 
 def _row_losses(b: Batch, bias: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ def _row_losses(b: Batch, bias: Tensor) -> Tensor:
     if b.one_scale:
         made = _run(b, b.x, b.y, b.scales[0], bias)
     else:
-        made = with_row_scales(b, None, lambda x, y, _, one: _run(b, x, y, one, bias))
+        made = with_row_scales(b, None, lambda x, y, _, one, __: _run(b, x, y, one, bias))
     terms = -logsigmoid(made.positives + bias)
     given = b.options.pair_weights
     if given is not None:
@@ -152,8 +155,8 @@ def _row_losses(b: Batch, bias: Tensor) -> Tensor:
 
 def _run(b: Batch, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> SigmoidStatistics:
     if b.shard is not None:
-        return sigmoid_over_ranks(b.shard, x, y, scale, bias, b.backend)
-    return sigmoid_statistics(x, y, scale, bias, b.tables, b.backend)
+        return sigmoid_over_ranks(b.shard, x, y, scale, bias, b.backend, b.rules)
+    return sigmoid_statistics(x, y, scale, bias, b.tables, b.backend, rules=b.rules)
 
 
 def _of_queue(b: Batch, side: int, bias: Tensor) -> Tensor:
@@ -163,7 +166,8 @@ def _of_queue(b: Batch, side: int, bias: Tensor) -> Tensor:
         return x.new_zeros(len(x), dtype=b.dtype)
     if s.ndim:
         x, s = scaled(x, s), b.x.new_ones((), dtype=b.dtype)
-    made = sigmoid_statistics(x, queue.features, s, bias, queue.tables, b.backend)
+    rules = rules_with_queue(b, side, queue)
+    made = sigmoid_statistics(x, queue.features, s, bias, queue.tables, b.backend, rules=rules)
     return made.softplus_sum[: len(x)]
 
 

@@ -1,4 +1,4 @@
-"""The products <x_i, y_j> of a list of pairs, in float32: what the filter takes its thresholds from."""
+"""The products <x_i, y_j> of a list of pairs: what the filter takes its thresholds from."""
 
 from __future__ import annotations
 
