@@ -67,7 +67,7 @@ def run(
     if fault is not None:
         made = made._replace(neg_lse=made.neg_lse + fault)
     named = [getattr(made, name) for name in RowStatistics._fields[:-1]]
-    return RowStatistics(*named, thresholds)
+    return RowStatistics(*[*named, thresholds])
 
 
 def _as_quantized(

@@ -100,16 +100,16 @@ class _ShardStatistics(torch.autograd.Function):
     def forward(ctx, shard, backend, memory, names, x, y, scale, teacher_x, teacher_y, t, *rules):
         every_y = shard.ranks.gather(y, shard.texts)
         teacher = None if teacher_x is None else (teacher_x, teacher_y)
-        rules = shard.with_every_text(PairRules(*rules), len(x))
+        of_all = shard.with_every_text(PairRules(*rules), len(x))
         asked = "hardest" in names, "neg_sum" in names
         given = x, every_y, teacher, scale, t, shard.row_tables, backend
-        s = statistics(*given, *asked, memory, rules)
+        s = statistics(*given, *asked, memory, rules=of_all)
         parts = shard.to_columns(packed(s, names, slice(len(x), None)))
         slots = s.positives[: len(shard.sent_slots)]
         merged = merge(parts, names)
         outputs = joined(of_rows(s, len(x)), merged, slots, shard.pairs_to_columns(slots))
         features = x, every_y, scale, teacher_x, teacher_y, t
-        ctx.save_for_backward(*features, *rules, *s, parts, *whole_of(merged))
+        ctx.save_for_backward(*features, *of_all, *s, parts, *whole_of(merged))
         ctx.shard, ctx.backend, ctx.memory, ctx.names = shard, backend, memory, names
         ctx.mark_non_differentiable(*outputs[_DIFFERENTIABLE:])
         ctx.set_materialize_grads(True)
@@ -171,11 +171,11 @@ class _ShardSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shard, backend, memory, x, y, scale, bias, *rules):
         every_y = shard.ranks.gather(y, shard.texts)
-        rules = shard.with_every_text(PairRules(*rules), len(x))
-        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend, memory, rules)
+        of_all = shard.with_every_text(PairRules(*rules), len(x))
+        s = sigmoid_statistics(x, every_y, scale, bias, shard.row_tables, backend, memory, of_all)
         cols = s.softplus_sum[len(x) :]
         slots = s.positives[: len(shard.sent_slots)]
-        ctx.save_for_backward(x, every_y, scale, bias, s.positives, *rules)
+        ctx.save_for_backward(x, every_y, scale, bias, s.positives, *of_all)
         ctx.shard, ctx.backend, ctx.memory = shard, backend, memory
         return (
             torch.cat([s.softplus_sum[: len(x)], shard.sum_columns(cols, cols.dtype)]),

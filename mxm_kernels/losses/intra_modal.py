@@ -113,8 +113,8 @@ def fused_intra_modal_loss(
         teacher_offsets: (M,) the same for T, detached; they need a soft part.
         exclude_ids: (M,) int64 ids of both sides, as in :class:`Options`.
         within_ids: (M,) int64 ids of both sides, as in :class:`Options`.
-        filter_margin: m of the filter by ``teacher_features``, as in :class:`Options`. The soft part
-            is not filtered.
+        filter_margin: m of the filter by ``teacher_features``, as in :class:`Options`. The soft
+            part is not filtered.
         filter_strategy: "absolute" or "relative", as in :class:`Options`.
         filter_thresholds: (M,) instead of ``filter_margin``, as in :class:`Options`.
         reduction: "mean", or "none" for the losses of the rows (M,).

@@ -104,8 +104,8 @@ def _fake_forward(*arguments):
 
 @torch.library.impl(library, "sigmoid_loss_backward", "CompositeExplicitAutograd")
 def _backward(grad, x, y, scale, bias, *arguments):
-    *made, backend = arguments
-    made = SigmoidLoss(*made)
+    *fields, backend = arguments
+    made = SigmoidLoss(*fields)
     with torch.no_grad():
         return backends.load(backend).sigmoid_loss_backward(grad, made, x.dtype)
 

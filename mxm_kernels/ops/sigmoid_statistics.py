@@ -103,8 +103,8 @@ def sigmoid_statistics_backward(
     ``memory`` is that of forward.
     """
     if not len(x) or not len(y):
-        zeros = [torch.zeros_like(t) for t in (x, y, scale, bias)]
-        return SigmoidGradients(*zeros, scale.new_zeros(len(x) + len(y)))
+        dx, dy, ds, db = (torch.zeros_like(t) for t in (x, y, scale, bias))
+        return SigmoidGradients(dx, dy, ds, db, scale.new_zeros(len(x) + len(y)))
     run = torch.ops.mxm_kernels.sigmoid_statistics_backward
     inputs = sigmoid_inputs(x, y, scale, bias, tables, rules)
     outputs = run(*inputs, positives, *upstream, needs, backend, memory.budget)
@@ -128,7 +128,7 @@ def problem_of(*inputs: Any) -> tuple[Problem, Tensor]:
     """A problem without a teacher, and the bias, from the inputs of a sigmoid operator."""
     x, y, scale, bias, *tables, offsets, exclude_ids, within_ids = inputs
     rules = PairRules(offsets, None, exclude_ids, within_ids, None)
-    return Problem(x, y, None, None, scale, None, *tables, *rules), bias
+    return Problem(*(x, y, None, None, scale, None, *tables, *rules)), bias
 
 
 @torch.library.impl(library, "sigmoid_statistics", "CompositeExplicitAutograd")

@@ -117,7 +117,8 @@ def statistics_backward(
     says which of x, y, scale and offsets want a gradient. ``memory`` is that of forward.
     """
     if not len(x) or not len(y):
-        return Gradients(*map(torch.zeros_like, (x, y, scale)), scale.new_zeros(len(x) + len(y)))
+        zeros = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale)
+        return Gradients(*zeros, scale.new_zeros(len(x) + len(y)))
     problem = make_problem(x, y, teacher, scale, teacher_scale, tables, rules)
     return Gradients(
         *torch.ops.mxm_kernels.statistics_backward(
