@@ -16,6 +16,7 @@ from mxm_kernels.backends.row_interface import Draw
 from reference.mfh import group_matrix
 from tests.support.cases import Case
 from tests.support.family import BIAS, ROUNDS, SOFT_SHARE, Loss
+from tests.support.rules import MARGIN, Rules
 
 SHARES = {"none": 0.0, "number": 0.3, "one": 1.0}  # of the soft loss
 
@@ -49,6 +50,15 @@ class Given:
             pool = torch.tensor(case.image_ids + case.text_ids)
             ids = pool[torch.randint(len(pool), (rows,), generator=g)]
             self.queues[name] = normalize(made, dim=1).to(dtype).double(), ids
+        self.queue_teachers = {}
+        for name, (features, _) in self.queues.items():
+            made = torch.randn(features.shape, generator=g, dtype=torch.float64)
+            self.queue_teachers[name] = normalize(made, dim=1).to(dtype).double()
+        self.rules = Rules(case, {name: len(ids) for name, (_, ids) in self.queues.items()})
+
+    def has_queue_teacher(self, name: str) -> bool:
+        """Whether a queue comes with the teacher's features of its rows."""
+        return getattr(self.choice, name) == "folds" and self.choice.filter_margin is not None
 
     @property
     def teacher_scale(self) -> float | None:
@@ -133,8 +143,11 @@ def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, bac
     if loss.pairs and loss.drawn != "rows" and c.soft_weight != "none":
         share = SHARES.get(c.soft_weight)
         options["soft_weight"] = tuple(map(number, given.soft)) if share is None else share
-    if loss.function is mxm.fused_mfh_loss and "soft_weight" in options:
-        options["hard_weight"] = 1 - options.pop("soft_weight")
+    if loss.function is mxm.fused_mfh_loss and loss.reads_teacher(c):
+        options["hard_weight"] = 1 - options.pop("soft_weight", 0)
+    told, learned = _rules_of(given, number, device)
+    options |= told
+    leaves += learned
     for name, weights in zip(("image_weights", "text_weights"), given.weights, strict=True):
         if getattr(c, name):
             options[name] = number(weights)
@@ -142,18 +155,59 @@ def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, bac
         options["pair_weights"] = tuple(map(number, given.pair_weights))
     for name, own in (("text_queue", case.ids[0]), ("image_queue", case.ids[1])):
         kind, (features, ids) = getattr(c, name), given.queues[name]
-        if kind == "negatives":
-            options[name] = feature(features)
-        elif kind == "folds":
-            options[name] = Queue(feature(features), Folds.from_ids(own, ids).to(device))
+        if kind == "none":
+            continue
+        folds = Folds.from_ids(own, ids).to(device) if kind == "folds" else None
+        more = _of_queue(given, name, number, feature, device)
+        options[name] = (
+            Queue(feature(features), folds, **more) if more or folds else feature(features)
+        )
     seen = Diagnostics()
     if c.diagnostics:
         options["diagnostics"] = seen
     if loss.one_modality:
         value = loss.fused(x, case.ids[0], **_of_one_modality(options))
         return Made(value, [x, *leaves[2:]], {})
-    folds = () if "folds" in loss.function.not_taken else (case.ids,)
-    return Made(loss.fused(x, y, *folds, **options), leaves, seen.numbers())
+    of_rows = () if "folds" in loss.function.not_taken else (case.ids,)
+    return Made(loss.fused(x, y, *of_rows, **options), leaves, seen.numbers())
+
+
+def _rules_of(
+    given: Given, number: Any, device: torch.device
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """The options that say something of pairs, and those that want a gradient."""
+    c, rules, sides = given.choice, given.rules, ("images", "texts")
+    options: dict[str, Any] = {}
+    learned = []
+    for name, side in zip(("image_offsets", "text_offsets"), sides, strict=True):
+        if c.image_offsets == "both" or (c.image_offsets == "one side" and side == "images"):
+            options[name] = number(rules.offsets[side]).requires_grad_()
+            learned.append(options[name])
+        if c.teacher_image_offsets:
+            options[f"teacher_{name}"] = number(rules.teacher_offsets[side])
+    for name in ("exclude_ids", "within_ids"):
+        if getattr(c, name):
+            options[name] = tuple(getattr(rules, name)[side].to(device) for side in sides)
+    if c.filter_margin == "thresholds":
+        options["filter_thresholds"] = tuple(number(rules.thresholds[side]) for side in sides)
+    elif c.filter_margin is not None:
+        options |= {"filter_margin": MARGIN, "filter_strategy": c.filter_margin}
+    return options, learned
+
+
+def _of_queue(
+    given: Given, name: str, number: Any, feature: Any, device: torch.device
+) -> dict[str, Any]:
+    """What a queue says beside its features and folds."""
+    c, rules, made = given.choice, given.rules, {}
+    if c.image_offsets == "both":
+        made["offsets"] = number(rules.offsets[name])
+    for field in ("exclude_ids", "within_ids"):
+        if getattr(c, field):
+            made[field] = getattr(rules, field)[name].to(device)
+    if given.has_queue_teacher(name):
+        made["teacher_features"] = feature(given.queue_teachers[name])
+    return made
 
 
 # Options whose values in ``OPTIONS`` are what a call takes.
@@ -162,6 +216,15 @@ _AS_THEY_ARE = "image_to_text_weight", "label_smoothing", "reduction", "teacher_
 
 def _of_one_modality(options: dict[str, Any]) -> dict[str, Any]:
     """The same options under the names that they have there."""
-    options.pop("teacher_text_features", None)
-    renamed = {"teacher_image_features": "teacher_features", "image_weights": "row_weights"}
+    for name in ("teacher_text_features", "text_offsets", "teacher_text_offsets"):
+        options.pop(name, None)
+    renamed = {
+        "teacher_image_features": "teacher_features",
+        "image_weights": "row_weights",
+        "image_offsets": "offsets",
+        "teacher_image_offsets": "teacher_offsets",
+    }
+    for name in ("exclude_ids", "within_ids", "filter_thresholds"):
+        if name in options:
+            options[name] = options[name][0]
     return {renamed.get(name, name): value for name, value in options.items()}

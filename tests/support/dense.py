@@ -47,16 +47,18 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype) -> Made:
         leaves.append(extra["bias"])
     if "label_smoothing" in loss.options:
         extra["smoothing"] = c.label_smoothing
+    offsets = _offsets(given, dtype)
+    leaves += [v for name, v in offsets.items() if v.requires_grad]
     if loss.one_modality:
-        side = _within(loss, given, x, scales[0], given.tx.to(dtype))
+        side = _within(loss, given, x, scales[0], given.tx.to(dtype), offsets["images"])
         value = _mixed(side) if c.reduction == "none" else _mean(side)
         return Made(value, [x, *leaves[2:]], {})
     tx, ty = given.tx.to(dtype), given.ty.to(dtype)
     if loss.drawn == "rows" and not loss.reads_teacher(c):
         tx, ty = x.detach(), y.detach()
     sides = [
-        _side(loss, given, 0, (x, y, tx, ty), scales[0], extra),
-        _side(loss, given, 1, (y, x, ty, tx), scales[1], extra),
+        _side(loss, given, 0, (x, y, tx, ty), scales[0], offsets, extra),
+        _side(loss, given, 1, (y, x, ty, tx), scales[1], offsets, extra),
     ]
     seen = _diagnosed(sides, loss) if c.diagnostics else {}
     if c.reduction == "none":
@@ -65,12 +67,25 @@ def dense(loss: Loss, given: Given, dtype: torch.dtype) -> Made:
     return Made(share * _mean(sides[0]) + (1 - share) * _mean(sides[1]), leaves, seen)
 
 
+def _offsets(given: Given, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of the images, the texts and the queues; 0 where there are none."""
+    made = {}
+    for name, numbers in given.rules.offsets.items():
+        kind = given.choice.image_offsets
+        there = kind == "both" or (kind == "one side" and name == "images")
+        made[name] = (numbers if there else torch.zeros_like(numbers)).to(dtype, copy=True)
+        if there and name in ("images", "texts"):
+            made[name].requires_grad_()
+    return made
+
+
 def _side(
     loss: Loss,
     given: Given,
     k: int,
     features: tuple[Tensor, ...],
     scale: Tensor,
+    offsets: dict[str, Tensor],
     extra: dict[str, Any],
 ) -> Side:
     """One direction; ``features`` are x and y, and the teacher's."""
@@ -80,10 +95,12 @@ def _side(
     if "folds" in loss.function.not_taken:
         positives = torch.zeros_like(positives)
     weights = _weights(loss, given, positives, k)
-    negatives, columns = ~positives, [tb]
+    negatives, columns, seen = ~positives, [tb], None
     if getattr(c, queue) != "none":
+        seen = queue
         queued, ids = given.queues[queue]
-        b, columns = torch.cat([b, queued.to(dtype)]), [tb, queued.to(dtype)]
+        of_teacher = given.queue_teachers[queue] if given.has_queue_teacher(queue) else queued
+        b, columns = torch.cat([b, queued.to(dtype)]), [tb, of_teacher.to(dtype)]
         matches = group_matrix(case.ids[k], ids)
         if getattr(c, queue) == "negatives":
             matches = torch.zeros_like(matches)
@@ -91,8 +108,14 @@ def _side(
         negatives = torch.cat([negatives, ~matches], 1)
         weights = torch.cat([weights, torch.zeros(matches.shape)], 1)
     S = _logits(given, scale[:, None] if scale.ndim else scale, a, b)
+    S = S + sum(given.rules.side(offsets, k, seen))
     own = scale.detach() if given.teacher_scale is None else scale.new_tensor(given.teacher_scale)
-    T = _targets(given, own.to(dtype), ta, columns)
+    T, similarities = _targets(given, own.to(dtype), ta, columns)
+    if c.teacher_image_offsets:
+        of_queue = {queue: torch.zeros(len(given.queues[queue][1]), dtype=dtype)}
+        told = {**given.rules.teacher_offsets, **of_queue}
+        T = T + sum(given.rules.side(told, k, seen)).to(dtype)
+    negatives &= ~given.rules.removed(c, k, seen, similarities, positives)
     row_weights = given.weights[k].to(dtype) if _weighed(c, k) else None
     every = torch.ones(len(S), dtype=torch.bool)
     counted = every if loss.every_row else positives.any(1)
@@ -108,21 +131,27 @@ def _side(
     return Side(hard, soft, share, counted, *parts)
 
 
-def _within(loss: Loss, given: Given, x: Tensor, scale: Tensor, teacher: Tensor) -> Side:
+def _within(
+    loss: Loss, given: Given, x: Tensor, scale: Tensor, teacher: Tensor, offsets: Tensor
+) -> Side:
     """The rows of one modality, in which a row itself takes no part."""
     c, dtype = given.choice, x.dtype
     same = group_matrix(given.case.ids[0], given.case.ids[0])
     itself = torch.eye(len(x), dtype=torch.bool)
     others = same & ~itself
     weights = given.drawn_within(others) if loss.drawn else loss.weights(others)
-    S = scale * x @ x.T
+    S = scale * x @ x.T + offsets[:, None] + offsets
     own = scale.detach() if given.teacher_scale is None else given.teacher_scale
     T = own * teacher @ teacher.T
-    hard = loss.dense(S, others, ~same, weights.to(dtype))
+    if c.teacher_image_offsets:
+        told = given.rules.teacher_offsets["images"].to(dtype)
+        T = T + told[:, None] + told
+    negatives = ~same & ~given.rules.within(c, teacher @ teacher.T, others)
+    hard = loss.dense(S, others, negatives, weights.to(dtype))
     soft = family.soft(S, T, ~itself)
     row_weights = given.weights[0].to(dtype) if c.image_weights else None
     share = SHARES[c.soft_weight]
-    return Side(hard, soft, share, others.any(1), row_weights, S, T, scale, others, ~same)
+    return Side(hard, soft, share, others.any(1), row_weights, S, T, scale, others, negatives)
 
 
 def _weighed(c: Any, side: int) -> bool:
@@ -138,15 +167,20 @@ def _logits(given: Given, scale: float | Tensor, a: Tensor, b: Tensor) -> Tensor
     return (exact + (rounded - exact).detach()) @ b.T
 
 
-def _targets(given: Given, scale: Tensor, a: Tensor, columns: list[Tensor]) -> Tensor:
-    """The teacher's similarities, of features that may be in float8, matrix by matrix."""
+def _targets(
+    given: Given, scale: Tensor, a: Tensor, columns: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """T and the similarities, of features that may be in float8, matrix by matrix."""
+    unit = torch.ones_like(a[:, :1])
     if given.choice.logit_scale == "rows":  # whose features carry it
         wide = torch.float64 if given.dtype == torch.float64 else torch.float32
         numbers = scale.to(wide)[:, None] if scale.ndim else scale.to(wide)
         a, scale = (numbers * a.to(wide)).to(given.dtype).to(a), torch.ones_like(a[0, 0])
+        unit = numbers.to(a)
     if given.choice.teacher_dtype is not None:
         a, columns = in_float8(a), [in_float8(b) for b in columns]
-    return (scale * (a @ torch.cat(columns).T)).detach()
+    products = (a @ torch.cat(columns).T).detach()
+    return (scale * products).detach(), products / unit
 
 
 def _weights(loss: Loss, given: Given, positives: Tensor, side: int) -> Tensor:

@@ -65,13 +65,19 @@ class Loss:
             if getattr(choice, name) in allowed
         }
         made = Choice(**values)
+        if not self.has_soft(made):
+            made = replace(made, teacher_image_offsets=False)
         if self.reads_teacher(made):
             return made
         return replace(made, **{name: getattr(plain, name) for name in OF_TEACHER})
 
+    def has_soft(self, choice: Any) -> bool:
+        """Whether a teacher is given to a soft part."""
+        return choice.soft_weight != "none" or not self.pairs
+
     def reads_teacher(self, choice: Any) -> bool:
         """Whether teacher features are given."""
-        return choice.soft_weight != "none" or not self.pairs
+        return self.has_soft(choice) or choice.filter_margin is not None
 
 
 def soft_of_teacher(S: Tensor, T: Tensor, cosines: Tensor) -> Tensor:
@@ -89,6 +95,11 @@ _INTRA_MODAL = {
     "soft_weight": ("none", "number", "one"),
     "teacher_logit_scale": OPTIONS["teacher_logit_scale"],
     "image_weights": OPTIONS["image_weights"],  # row_weights there
+    "image_offsets": ("none", "both"),  # offsets there
+    "teacher_image_offsets": OPTIONS["teacher_image_offsets"],  # teacher_offsets there
+    "exclude_ids": OPTIONS["exclude_ids"],
+    "within_ids": OPTIONS["within_ids"],
+    "filter_margin": OPTIONS["filter_margin"],
     "reduction": OPTIONS["reduction"],
 }
 _intra_modal = partial(Loss, one_modality=True, weights=family.alike, values=_INTRA_MODAL)

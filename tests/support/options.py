@@ -26,6 +26,11 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "pair_weights": (False, True),
     "text_queue": _QUEUES,
     "image_queue": _QUEUES,
+    "image_offsets": ("none", "one side", "both"),
+    "teacher_image_offsets": (False, True),
+    "exclude_ids": (False, True),
+    "within_ids": (False, True),
+    "filter_margin": (None, "absolute", "relative", "thresholds"),
     "diagnostics": (False, True),
     "reduction": ("mean", "none"),
     "logit_scale": ("number", "rows"),
@@ -34,6 +39,10 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 ELSEWHERE = {
     "teacher_image_features": "given where soft_weight is, and to a loss that needs a teacher",
     "teacher_text_features": "given where soft_weight is, and to a loss that needs a teacher",
+    "text_offsets": "given where image_offsets is",
+    "teacher_text_offsets": "given where teacher_image_offsets is",
+    "filter_strategy": "given where filter_margin is",
+    "filter_thresholds": "given where filter_margin is",
     "backend": "every test runs on the backends",
     "process_group": "tests/distributed",
     "gather": "tests/distributed",
@@ -53,10 +62,12 @@ OWN = {
         "generator",
         "teacher_features",
         "row_weights",
+        "offsets",
+        "teacher_offsets",
     },
 }
 # What says something of a teacher, which soft_weight brings.
-OF_TEACHER = "teacher_logit_scale", "teacher_dtype"
+OF_TEACHER = "teacher_logit_scale", "teacher_dtype", "teacher_image_offsets"
 
 Choice = make_dataclass(
     "Choice", [(name, Any, values[0]) for name, values in OPTIONS.items()], frozen=True
