@@ -105,8 +105,8 @@ def test_the_upstream_gradient_is_not_rounded_to_16_bits(dtype, backend):
     grad = torch.tensor(1 / 3, device=backend.device)
     right = (dx * grad).to(dtype)
     assert not torch.equal((dx * grad.to(dtype).float()).to(dtype), right)
-    made = SigmoidLoss(grad, held, held[:0], dx[0, :2])
-    got, _, scalars = backends.load(backend.name).sigmoid_loss_backward(grad, made, dtype)
+    made = SigmoidLoss(grad, held, held[:0], dx[0, :2], dx[0, :0])
+    got, _, scalars, _ = backends.load(backend.name).sigmoid_loss_backward(grad, made, dtype)
     assert torch.equal(got, right)
     assert torch.equal(scalars, dx[0, :2] * grad)
 

@@ -159,9 +159,8 @@ def call(loss: Loss, given: Given, dtype: torch.dtype, device: torch.device, bac
             continue
         folds = Folds.from_ids(own, ids).to(device) if kind == "folds" else None
         more = _of_queue(given, name, number, feature, device)
-        options[name] = (
-            Queue(feature(features), folds, **more) if more or folds else feature(features)
-        )
+        plain = feature(features)
+        options[name] = Queue(plain, folds, **more) if more or folds is not None else plain
     seen = Diagnostics()
     if c.diagnostics:
         options["diagnostics"] = seen

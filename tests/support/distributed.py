@@ -94,6 +94,9 @@ def inputs(layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
         teacher = torch.randn(rows, D, generator=g, dtype=torch.float64).to(dtype)
         made[f"teacher_{side}"] = normalize(teacher, dim=1)
         made[f"weights_{side}"] = torch.rand(rows, generator=g, dtype=torch.float64).to(dtype)
+        for ids in ("exclude", "within"):
+            made[f"{ids}_{side}"] = torch.randint(-1, 3, (rows,), generator=g)
+    made["queue_ids"] = torch.tensor([0, -1, 1, 2])
     made["queue"] = normalize(torch.randn(4, D, generator=g, dtype=torch.float64).to(dtype), dim=1)
     return made
 
@@ -156,7 +159,49 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
         mxm.fused_mfh_loss,
         {"rounds": None, "teacher": True, "queues": True, "row_scales": True, **FLOAT8},
     ),
+    "told": (
+        mxm.fused_mfh_loss,
+        {"rounds": None, "teacher": True, "offsets": True, "teacher_offsets": True, "ids": True},
+    ),
+    "told, smoothed": (
+        mxm.fused_supcon_loss,
+        {"offsets": True, "ids": True, "row_scales": True, "label_smoothing": 0.1},
+    ),
+    "told, queues": (
+        mxm.fused_mfh_loss,
+        {"rounds": 3, "teacher": True, "offsets": True, "ids": True, "told_queues": True},
+    ),
+    "told siglip": (mxm.fused_siglip_loss, {"bias": True, "offsets": True, "ids": True}),
+    "told debiased": (mxm.fused_debiased_loss, {"positive_prior": 0.02, "ids": True}),
+    "told cwcl": (mxm.fused_cwcl_loss, {"teacher": True, "offsets": True}),
+    "told intra modal": (mxm.fused_intra_modal_loss, {"rounds": None, "soft_weight": 0.5}),
+    **{
+        name: (function, {"filter_margin": 0.1, **options})
+        for name, (function, options) in {
+            "filter": (mxm.fused_mfh_loss, {"rounds": None, "teacher": True, "ids": True}),
+            "filter alone": (mxm.fused_info_nce_loss, {"teacher": True, "offsets": True}),
+            "filter, float8, scales, queues": (
+                mxm.fused_mfh_loss,
+                {
+                    "rounds": None,
+                    "teacher": True,
+                    "row_scales": True,
+                    "told_queues": True,
+                    "ids": True,
+                    "filter_strategy": "relative",
+                    **FLOAT8,
+                },
+            ),
+            "filter by itself": (mxm.fused_self_distillation_loss, {"soft_share": 0.4}),
+            "filter debiased": (
+                mxm.fused_debiased_loss,
+                {"positive_prior": 0.02, "teacher": True, "label_smoothing": 0.1},
+            ),
+        }.items()
+    },
 }
+# Of these a ring cannot see all texts at once.
+FILTERED = [name for name, (_, options) in LOSSES.items() if "filter_margin" in options]
 
 
 def loss(
@@ -171,7 +216,15 @@ def loss(
     if group is None:
         options.pop("gather", None)
     given: dict[str, Any] = {"process_group": group}
-    if name == "intra modal soft":
+    if name == "told intra modal":
+        given |= {
+            "offsets": 2 * features[1].sum(1),
+            "teacher_offsets": data["weights_text"][cols],
+            "exclude_ids": data["exclude_text"][cols],
+            "within_ids": data["within_text"][cols],
+            "filter_margin": 0.1 if (group is None or more.get("gather") != "ring") else None,
+        }
+    if name in ("intra modal soft", "told intra modal"):
         given["teacher_features"] = data["teacher_text"][cols]
         given["row_weights"] = data["weights_text"][cols]
     if options.pop("teacher", False):
@@ -186,15 +239,39 @@ def loss(
         scale = scale * (1 + sides[0]), scale * (1 + sides[1])
     if options.pop("queues", False):
         given["image_queue"] = given["text_queue"] = data["queue"]
+    given |= _rules(options, features, data, (rows, cols))
     if "rounds" in options or "soft_share" in options:
         given["generator"] = torch.Generator().manual_seed(9)
     if options.pop("bias", False):
         given["logit_bias"] = -scale if isinstance(scale, Tensor) else -features[2]
     ids = torch.tensor(layout.image_ids), torch.tensor(layout.text_ids)
-    if name.startswith("intra modal"):  # of the texts, and nothing of the images
+    if "intra modal" in name:  # of the texts, and nothing of the images
         return function(y, ids[1][cols], logit_scale=scale, **options, **given) + 0 * x.sum()
     folds = () if name == "cwcl" else ((ids[0][rows], ids[1][cols]),)
     return function(x, y, *folds, logit_scale=scale, **options, **given)
+
+
+def _rules(
+    options: dict[str, Any], features: Any, data: dict[str, Tensor], places: tuple[slice, slice]
+) -> dict[str, Any]:
+    """Offsets that depend on the features, ids, and queues with both."""
+    given: dict[str, Any] = {}
+    sides = ("image", "text")
+    if options.pop("offsets", False):
+        for side, rows in zip(sides, features[:2], strict=True):
+            given[f"{side}_offsets"] = 2 * rows.sum(1)
+    if options.pop("teacher_offsets", False):
+        for side, place in zip(sides, places, strict=True):
+            given[f"teacher_{side}_offsets"] = data[f"weights_{side}"][place]
+    if options.pop("ids", False):
+        for ids in ("exclude", "within"):
+            of_sides = [data[f"{ids}_{side}"][p] for side, p in zip(sides, places, strict=True)]
+            given[f"{ids}_ids"] = tuple(of_sides)
+    if options.pop("told_queues", False):
+        queue, ids = data["queue"], data["queue_ids"]
+        told = mxm.Queue(queue, None, queue.sum(1), ids, ids.flip(0), queue.flip(1))
+        given["image_queue"] = given["text_queue"] = told
+    return given
 
 
 def step(name: str, layout: Layout, rank: int, model: nn.Module, dtype, group, **more: Any):

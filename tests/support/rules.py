@@ -48,7 +48,7 @@ class Rules:
     def removed(
         self, choice: Any, k: int, queue: str | None, similarities: Tensor, positives: Tensor
     ) -> Tensor:
-        """(rows, columns) which pairs are no negatives of their rows; positives may be among them."""
+        """(rows, columns) which pairs are no negatives of their rows; some may be positives."""
         out = torch.zeros_like(positives)
         if choice.exclude_ids:
             row, column = self.side(self.exclude_ids, k, queue)
