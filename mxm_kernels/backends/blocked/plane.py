@@ -128,11 +128,7 @@ class Workspace:
         self.problem, self.buffers = problem, {}  # type: ignore[var-annotated]
         height, width = size_of(problem)
         self.numbers = height * width
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the accumulator's dtype."""
-        return self.problem.x.new_empty(0, dtype=self.problem.accumulator)
+        self.like = problem.x.new_empty(0, dtype=problem.accumulator)
 
     def take(self, index: int, tile: Tile) -> Tensor:
         """Buffer ``index`` in the tile's shape, uninitialised."""
