@@ -165,8 +165,13 @@ class Problem(NamedTuple):
         pairs = len(slots)
         made = slots.new_empty(2 * pairs)
         made[:pairs] = slots
-        made[pairs:].index_copy_(0, self.slot_places, slots)
+        self.fill_list(made)
         return made
+
+    def fill_list(self, positives: Tensor) -> None:
+        """(2 P,) whose first half is in slot order: fill in the second, in text-major order."""
+        pairs = self.pairs
+        positives[pairs:].index_copy_(0, self.slot_places, positives[:pairs])
 
     def from_list(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""

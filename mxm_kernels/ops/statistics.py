@@ -198,18 +198,14 @@ def _fake_backward(*arguments):
 
 def _setup_context(ctx, inputs, output):
     made = Statistics(*output)
-    # None for what is empty: every output that is saved is a call when it is read.
-    saved = [v if v.numel() else None for v in pack_saved(made)]
-    ctx.save_for_backward(*inputs[:INPUT_COUNT], *saved)
+    ctx.save_for_backward(*inputs[:INPUT_COUNT], *pack_saved(made))
     ctx.mark_non_differentiable(*made[len(Upstream._fields) :])
     ctx.set_materialize_grads(False)  # many calls, for zeros that nobody reads
     ctx.backend, ctx.budget = inputs[INPUT_COUNT], inputs[INPUT_COUNT + 3]
 
 
 def _differentiate(ctx, *grads):
-    saved = list(ctx.saved_tensors)  # once: hooks compute or copy them at every access
-    nothing = saved[INPUT_COUNT].new_empty(0)
-    saved[INPUT_COUNT:] = [nothing if v is None else v for v in saved[INPUT_COUNT:]]
+    saved = ctx.saved_tensors  # once: hooks compute or copy them at every access
     # After the inputs they begin with the outputs that are differentiable.
     outputs = saved[INPUT_COUNT : INPUT_COUNT + len(Upstream._fields)]
     upstream = [

@@ -82,8 +82,9 @@ class _Native(Backend):
         self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
     ) -> Statistics:
         problem = problem.with_valid_scales()
-        made, S = problem.allocate(diagnostics, neg_sum), _slots(problem)
-        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), diagnostics, neg_sum)
+        made = problem.allocate(diagnostics, neg_sum)
+        positives = made.positives.data_ptr()  # (P,) of them by the extension
+        sweep = cpp.ForwardPass(self.level, problem_of(problem), positives, diagnostics, neg_sum)
         if self._fuses(problem):
             rowwise = packed(problem)  # named: the extension takes addresses
             sweep.fused(self.isa, features_of(rowwise))
@@ -100,7 +101,8 @@ class _Native(Backend):
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
             )
-        return made._replace(positives=problem.to_list(S)).checked(problem)
+        problem.fill_list(made.positives)
+        return made.checked(problem)
 
     def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> Statistics:
         """Sweep the tiles; ``made`` with what is kept of them."""
