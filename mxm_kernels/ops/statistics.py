@@ -168,9 +168,9 @@ def _fake_forward(*arguments):
     *inputs, backend, diagnostics, neg_sum, budget, keep = arguments
     problem = Problem(*inputs)
     loaded = backends.load(backend)
-    made = problem.allocate(diagnostics, neg_sum, neg_mean=loaded.gives_neg_mean)
     stride = loaded.kept_stride(problem, Memory(budget, keep))
-    return tuple(made if stride is None else problem.allocate_kept(made, stride))
+    means = loaded.gives_neg_mean
+    return tuple(problem.allocate(diagnostics, neg_sum, neg_mean=means, stride=stride))
 
 
 @torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")

@@ -38,8 +38,8 @@ from mxm_kernels.backends.native.plane import (
     fused_gradients,
     kept_gradients,
     packed,
+    prepare_kept,
     tiled_gradients,
-    with_room_to_keep,
 )
 from mxm_kernels.backends.native.rows import row_losses
 from mxm_kernels.backends.native.tiling import kept_stride, tiles_that_fit
@@ -82,14 +82,14 @@ class _Native(Backend):
         self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
     ) -> Statistics:
         problem = problem.with_valid_scales()
-        made = problem.allocate(diagnostics, neg_sum)
+        made = problem.allocate(diagnostics, neg_sum, stride=self.kept_stride(problem, memory))
         positives = made.positives.data_ptr()  # (P,) of them by the extension
         sweep = cpp.ForwardPass(self.level, problem_of(problem), positives, diagnostics, neg_sum)
         if self._fuses(problem):
             rowwise = packed(problem)  # named: the extension takes addresses
             sweep.fused(self.isa, features_of(rowwise))
         else:
-            made = self._sweep(sweep, problem, made, memory)
+            self._sweep(sweep, problem, made, memory)
         sweep.finish(
             *_addresses(problem, made.neg_lse),
             *_addresses(problem, made.teacher_mean),
@@ -104,11 +104,11 @@ class _Native(Backend):
         problem.fill_list(made.positives)
         return made.checked(problem)
 
-    def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> Statistics:
-        """Sweep the tiles; ``made`` with what is kept of them."""
-        stride, place, inverse = self.kept_stride(problem, memory), None, None
-        if stride is not None:
-            made = with_room_to_keep(problem, made, stride)
+    def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> None:
+        """Sweep the tiles, and keep them where ``made`` has room."""
+        keeps, place, inverse = made.kept.numel() > 0, None, None
+        if keeps:
+            prepare_kept(problem, made)
             if made.kept.dtype == torch.float32:
                 place = made.kept
             elif fixed_point.too_coarse(problem, made.units):
@@ -116,10 +116,9 @@ class _Native(Backend):
             else:
                 inverse = fixed_point.inverse(made.units)  # named: as above
                 sweep.keep(*addresses_of(problem, made.kept, inverse))
-        tiles = tiles_that_fit(problem, memory, keeps=stride is not None)
+        tiles = tiles_that_fit(problem, memory, keeps=keeps)
         for tile in Plane(problem, tiles, place).multiplied():
             sweep.sweep(*tile.addresses)
-        return made
 
     def backward(
         self,

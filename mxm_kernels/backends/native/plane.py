@@ -109,16 +109,14 @@ def in_large_pages(memory: Tensor) -> None:
         cpp.advise_large_pages(memory.data_ptr(), memory.nbytes)
 
 
-def with_room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statistics:
-    """``made`` with room for S and T; the ends of its rows, which nobody writes, are 0."""
-    made = problem.allocate_kept(made, stride)
+def prepare_kept(problem: Problem, made: Statistics) -> None:
+    """Large pages and units for what is kept; the ends of its rows, which nobody writes, are 0."""
     in_large_pages(made.kept)
     if made.kept.dtype == torch.float32:
         made.kept[..., len(problem.y) :].zero_()  # for the same bits from the same features
     else:
         made.units.copy_(fixed_point.units_of(problem))
         made.kept.view(len(made.kept), -1)[:, len(problem.x) * row_stride(problem) :].zero_()
-    return made
 
 
 def addresses_of(problem: Problem, kept: Tensor, units: Tensor) -> tuple[int, ...]:
