@@ -198,10 +198,10 @@ class Problem(NamedTuple):
         sizes += [rows, taught] if diagnostics else [0, 0]
         sizes += [removes, rows if neg_mean else 0]
         made = [self.x.new_empty(size, dtype=dtype) for size in sizes]
-        keeps = 0 if stride is None else self.matrices
-        kept = self.x.new_empty((keeps, M, stride) if keeps else 0, dtype=self.kept_dtype)
-        fixed = keeps and kept.dtype == torch.int16
-        units = self.x.new_empty((keeps, rows) if fixed else 0, dtype=dtype)
+        shape = (0,) if stride is None else (self.matrices, M, stride)
+        kept = self.x.new_empty(shape, dtype=self.kept_dtype)
+        fixed = stride is not None and kept.dtype == torch.int16
+        units = self.x.new_empty((self.matrices, rows) if fixed else (0,), dtype=dtype)
         return Statistics._make([*made, kept, units])
 
     def contiguous(self) -> Problem:
