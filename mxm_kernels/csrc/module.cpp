@@ -80,6 +80,18 @@ Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float te
   return p;
 }
 
+// Adds rules to a problem; `vectors`: offsets, the teacher's, exclude ids, within ids, thresholds of the
+// images and then of the texts, 0 for one that is not given.
+void tell(Problem& p, const std::vector<std::uintptr_t>& vectors) {
+  const Given given{at<const float>(vectors.at(0)), at<const float>(vectors.at(1)),
+                    at<const std::int64_t>(vectors.at(2)), at<const std::int64_t>(vectors.at(3)),
+                    at<const float>(vectors.at(4))};
+  p.told = true;
+  p.filters = given.thresholds != nullptr;
+  p.removes = p.filters || given.exclude != nullptr || given.within != nullptr;
+  read_rules(given, p.rows, p.cols, kPad, p.image_rules, p.text_rules);
+}
+
 Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
                std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
   return {at<const float>(student), at<const float>(teacher), stride, row, col, rows, cols,
@@ -126,8 +138,7 @@ class ForwardPass {
 
   void run_fused(const std::string& unit, const Features& features) {
     const Problem& p = pass_.problem;
-    pass_.partials.assign(p.threads,
-                          Statistics(kChunk, p.has_teacher, pass_.diagnostics, pass_.neg_sum));
+    pass_.partials.assign(p.threads, pass_.statistics(kChunk));
     interruptible([&] { fused(unit).forward(pass_, features, interrupted); });
   }
 
@@ -137,8 +148,20 @@ class ForwardPass {
     kernels_.finish(pass_.rows.S, p.scale, at<float>(n_rows), nullptr, p.rows);
     kernels_.finish(pass_.cols.S, p.scale, at<float>(n_cols), nullptr, p.cols);
     if (!p.has_teacher) return;
-    kernels_.finish(pass_.rows.T, p.scale, at<float>(t_rows), at<float>(u_rows), p.rows);
-    kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
+    const float scale = p.told ? 1 : p.scale;
+    kernels_.finish(pass_.rows.T, scale, at<float>(t_rows), at<float>(u_rows), p.rows);
+    kernels_.finish(pass_.cols.T, scale, at<float>(t_cols), at<float>(u_cols), p.cols);
+  }
+
+  // How many negatives remain, and beside T the log-sum-exp of S over what is removed.
+  void finish_removed(std::uintptr_t counts_rows, std::uintptr_t counts_cols,
+                      std::uintptr_t e_rows, std::uintptr_t e_cols) {
+    const Problem& p = pass_.problem;
+    std::copy(pass_.rows.negatives.begin(), pass_.rows.negatives.end(), at<float>(counts_rows));
+    std::copy(pass_.cols.negatives.begin(), pass_.cols.negatives.end(), at<float>(counts_cols));
+    if (!p.has_teacher) return;
+    kernels_.finish(pass_.rows.removed, p.scale, at<float>(e_rows), nullptr, p.rows);
+    kernels_.finish(pass_.cols.removed, p.scale, at<float>(e_cols), nullptr, p.cols);
   }
 
   void finish_sums(std::uintptr_t m_rows, std::uintptr_t m_cols) {
@@ -162,7 +185,8 @@ class ForwardPass {
   }
 
   void store_scaled(const std::vector<double>& sums, float* to) const {
-    for (const double total : sums) *to++ = static_cast<float>(total * pass_.problem.scale);
+    const float scale = pass_.problem.told ? 1 : pass_.problem.scale;
+    for (const double total : sums) *to++ = static_cast<float>(total * scale);
   }
 
   static void store_hardest(const std::vector<float>& maxima, float* to) {
@@ -171,8 +195,9 @@ class ForwardPass {
 
   // t - sum_j softmax_j(T) T, which rounding may take below 0.
   void store_entropy(const Running& self_weighted, float* to) const {
+    const float scale = pass_.problem.told ? 1 : pass_.problem.teacher_scale;
     for (std::size_t k = 0; k < self_weighted.top.size(); ++k) {
-      const float average = pass_.problem.teacher_scale * self_weighted.weighted[k] / self_weighted.total[k];
+      const float average = scale * self_weighted.weighted[k] / self_weighted.total[k];
       to[k] = std::max(self_weighted.top[k] + std::log(self_weighted.total[k]) - average, 0.0f);
     }
   }
@@ -197,11 +222,12 @@ SumTerm make_sums(std::uintptr_t sums, std::uintptr_t upstream) {
 
 class BackwardPass {
  public:
-  // `statistics`: n, n', S of the positives, t, t', m, m'; `upstream`: dn, dn', dS_pos, du, du', dm,
-  // dm'. The last two are 0 where no sum over the negatives has a gradient.
+  // `statistics`: n, n', S of the positives, t, t', m, m', e, e'; `upstream`: dn, dn', dS_pos, du, du',
+  // dm, dm', de, de'. Those of m are 0 where no sum over the negatives has a gradient, those of e where
+  // no sum over removed pairs has one.
   BackwardPass(const std::string& level, const Problem& problem,
                const std::vector<std::uintptr_t>& statistics,
-               const std::vector<std::uintptr_t>& upstream)
+               const std::vector<std::uintptr_t>& upstream, bool offsets)
       : kernels_(kernels(level)) {
     pass_.problem = problem;
     pass_.student.rows = make_side(statistics.at(0), upstream.at(0));
@@ -212,6 +238,9 @@ class BackwardPass {
     pass_.teacher.cols = make_side(statistics.at(4), upstream.at(4));
     pass_.row_sums = make_sums(statistics.at(5), upstream.at(5));
     pass_.col_sums = make_sums(statistics.at(6), upstream.at(6));
+    pass_.removed.rows = make_side(statistics.at(7), upstream.at(7));
+    pass_.removed.cols = make_side(statistics.at(8), upstream.at(8));
+    if (offsets) pass_.want_offsets();
     pass_.unit = ordinary_unit(pass_.size());
     kernels_.prepare(pass_);
   }
@@ -246,6 +275,7 @@ class BackwardPass {
 
   double unit() const { return pass_.unit; }
   double dscale() const { return pass_.dscale / pass_.unit; }
+  void finish_offsets(std::uintptr_t doffsets) const { pass_.store_offsets(at<float>(doffsets)); }
 
  private:
   const Kernels& kernels_;
@@ -305,7 +335,9 @@ NB_MODULE(_native, m) {
   m.def("drawn_weights", run_drawn_weights);
   m.attr("FORMULAS") = std::vector<std::string>(std::begin(kFormulas), std::end(kFormulas));
   m.def("row_losses", run_row_losses, Release());
-  nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
+  nb::class_<Problem>(m, "Problem")
+      .def_static("make", make_problem, Release())
+      .def("tell", tell, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool, bool>())
@@ -314,15 +346,17 @@ NB_MODULE(_native, m) {
       .def("fused", &ForwardPass::run_fused)
       .def("finish", &ForwardPass::finish, Release())
       .def("finish_sums", &ForwardPass::finish_sums)
+      .def("finish_removed", &ForwardPass::finish_removed, Release())
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<BackwardPass>, Release())
       .def("read", &BackwardPass::read)
       .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::run_fused)
+      .def("finish_offsets", &BackwardPass::finish_offsets, Release())
       .def_prop_ro("unit", &BackwardPass::unit)
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
@@ -331,17 +365,19 @@ NB_MODULE(_native, m) {
       .def("finish", &SigmoidForwardPass::finish, Release());
   nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<SigmoidBackwardPass>, Release())
+      .def("finish_offsets", &SigmoidBackwardPass::finish_offsets, Release())
       .def_prop_ro("unit", &SigmoidBackwardPass::unit)
       .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
       .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
   nb::class_<SigmoidLossPass>(m, "SigmoidLossPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<SigmoidLossPass>, Release())
+      .def("finish_offsets", &SigmoidLossPass::finish_offsets, Release())
       .def_prop_ro("loss", &SigmoidLossPass::loss)
       .def_prop_ro("unit", &SigmoidLossPass::unit)
       .def_prop_ro("dscale", &SigmoidLossPass::dscale)
