@@ -97,6 +97,11 @@ class _Native(Backend):
         )
         if neg_sum:
             sweep.finish_sums(*_addresses(problem, made.neg_sum))
+        if problem.removes:
+            sweep.finish_removed(
+                *_addresses(problem, made.num_negatives),
+                *_addresses_or_none(problem, made.excluded_lse),
+            )
         if diagnostics:
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
@@ -140,13 +145,16 @@ class _Native(Backend):
                 s.positives.data_ptr(),
                 *_addresses(problem, s.teacher_lse),
                 *_addresses_or_none(problem, s.neg_sum),
+                *_addresses_or_none(problem, s.excluded_lse),
             ],
             [
                 *_addresses(problem, d.neg_lse),
                 dS.data_ptr(),
                 *_addresses(problem, d.teacher_mean),
                 *_addresses_or_none(problem, d.neg_sum),
+                *_addresses_or_none(problem, d.excluded_lse),
             ],
+            needs.logit_offsets,
         )
         if self._reads(problem, s):
             tiles = tiles_that_fit(problem, memory, keeps=True)
@@ -194,6 +202,7 @@ class _Native(Backend):
             bias.item(),
             positives.data_ptr(),
             [*_addresses(problem, upstream.softplus_sum), dS.data_ptr()],
+            needs.logit_offsets,
         )
         gradients = tiled_gradients(problem, tiles_that_fit(problem, memory), needs, sweep)
         scale = _scale_of(problem)
@@ -216,6 +225,7 @@ class _Native(Backend):
             bias.item(),
             S.data_ptr(),
             [*_addresses(problem, weights.rows), pairs.data_ptr() if len(pairs) else 0],
+            needs.logit_offsets,
         )
         tiles = tiles_that_fit(problem, memory)
         gradients = tiled_gradients(problem, tiles, needs, sweep, problem.gradient_dtype)
