@@ -42,7 +42,7 @@ class Problem:
         cols: int,
         scale: float,
         teacher_scale: float,
-        has_teacher: bool,
+        has_soft: bool,
         image_groups: int,
         text_groups: int,
         image_offsets: int,

@@ -34,9 +34,9 @@ inline void prepare(Backward& pass) {
   const Problem& p = pass.problem;
   pass.dscale = 0;
   bool shared = p.told ? share_told(pass) : share(pass.student, p);
-  if (p.has_teacher) shared &= share(pass.teacher, p);
+  if (p.has_soft) shared &= share(pass.teacher, p);
   for (Term* term : {&pass.student, &pass.teacher, &pass.removed}) {
-    if (term == &pass.teacher && !p.has_teacher) continue;
+    if (term == &pass.teacher && !p.has_soft) continue;
     if (term == &pass.removed && !p.told) continue;
     term->shared = shared;
     prepare_side(term->rows, p.rows, *term, pass.upstream_scale());
@@ -52,7 +52,7 @@ struct Columns {
       : groups(load(pass.problem.text_groups.data() + j)),
         S_factor(load(pass.student.cols.factor.data() + j)),
         S_shift(load(pass.student.cols.shift.data() + j)) {
-    if (!pass.problem.has_teacher) return;
+    if (!pass.problem.has_soft) return;
     T_factor = load(pass.teacher.cols.factor.data() + j);
     T_shift = load(pass.teacher.cols.shift.data() + j);
   }
@@ -195,18 +195,18 @@ using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
 
 template <class Row>
 RowSweep told_row_sweep_of(const Backward& pass) {
-  const bool has_teacher = pass.problem.has_teacher;
+  const bool has_soft = pass.problem.has_soft;
   const bool shared = pass.student.shared;
-  if (has_teacher) return shared ? sweep_told_row<true, true, Row> : sweep_told_row<false, true, Row>;
+  if (has_soft) return shared ? sweep_told_row<true, true, Row> : sweep_told_row<false, true, Row>;
   return shared ? sweep_told_row<true, false, Row> : sweep_told_row<false, false, Row>;
 }
 
 template <class Row>
 RowSweep row_sweep_of(const Backward& pass) {
-  const bool has_teacher = pass.problem.has_teacher;
+  const bool has_soft = pass.problem.has_soft;
   const bool shared = pass.student.shared;
   if (pass.problem.told) return told_row_sweep_of<Row>(pass);
-  if (has_teacher) return shared ? sweep_row<true, true, Row> : sweep_row<false, true, Row>;
+  if (has_soft) return shared ? sweep_row<true, true, Row> : sweep_row<false, true, Row>;
   return shared ? sweep_row<true, false, Row> : sweep_row<false, false, Row>;
 }
 

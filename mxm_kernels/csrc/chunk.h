@@ -170,7 +170,7 @@ inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums
 }
 
 // `Rows` are RowSums, or ToldRowSums where there are rules.
-template <template <int> class Rows, int kRowsAtOnce, bool kTeacher>
+template <template <int> class Rows, bool kTeacher>
 inline void add_chunk(const Chunk& chunk, const References& top, ChunkSums& sums) {
   int i = 0;
   for (; i + kRowsAtOnce <= chunk.rows; i += kRowsAtOnce) {

@@ -16,8 +16,8 @@ struct RuleRows {
   const float* offsets = nullptr;
   const float* teacher_offsets = nullptr;
   const float* thresholds = nullptr;  // of the products of the teacher's features
-  const std::int32_t* exclude = nullptr;  // no image has the id of a text where either has none
-  const std::int32_t* within = nullptr;   // below 0 for none
+  const std::int32_t* exclude = nullptr;  // without an id -1 of an image, -2 of a text: never equal
+  const std::int32_t* within = nullptr;   // without an id -1
 };
 
 // The rows of one side, with `pad` more, which no rule speaks of.

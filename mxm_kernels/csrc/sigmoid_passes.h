@@ -8,15 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "address.h"
 #include "kernels.h"
 
 namespace mxm {
 namespace {
-
-template <class T>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 class SigmoidForwardPass {
  public:

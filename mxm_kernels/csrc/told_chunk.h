@@ -15,8 +15,6 @@
 namespace mxm {
 namespace MXM_LEVEL {
 
-constexpr int kToldRowsAtOnce = kLanes >= 16 ? 2 : 1;
-
 // One row and kLanes columns, as the rules have them.
 struct Pairs {
   Floats S;        // logits with their offsets, 0 beyond the chunk
