@@ -154,7 +154,10 @@ def test_16_bit_features_tile_by_tile(teacher, rules, dtype):
         loose = 1e-4 if kept else 8e-6
         for name in ("dscale", "dlogit_offsets"):
             torch.testing.assert_close(
-                found[name].double(), exact[name], rtol=0, atol=loose * max(1, _largest(exact[name]))
+                found[name].double(),
+                exact[name],
+                rtol=0,
+                atol=loose * max(1, _largest(exact[name])),
             )
 
 
