@@ -6,7 +6,10 @@ threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.
 float32 from 16-bit factors on a CPU, so these are widened tile by tile; where the CPU multiplies
 bfloat16 itself (AMX, or AVX-512's dot products), those products are the extension's own, with dS
 rounded to bfloat16 as a factor of the gradients, and nothing is kept. S and T are float32 on either
-way; of 16-bit features they are kept in fixed point. Two runs with the same number of threads give
+way; of 16-bit features they are kept in fixed point. Where rules tell of pairs (offsets, ids,
+thresholds) the sweeps read those beside the products, and without rules they are other functions,
+which know nothing of them. A filter compares float32 products with its thresholds in both passes: in
+fixed point nothing is kept for it. Two runs with the same number of threads give
 the same bits, and so does forward with any budget.
 """
 
@@ -97,6 +100,11 @@ class _Native(Backend):
         )
         if neg_sum:
             sweep.finish_sums(*_addresses(problem, made.neg_sum))
+        if problem.removes:
+            sweep.finish_removed(
+                *_addresses(problem, made.num_negatives),
+                *_addresses_or_none(problem, made.excluded_lse),
+            )
         if diagnostics:
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
@@ -139,13 +147,16 @@ class _Native(Backend):
                 s.positives.data_ptr(),
                 *_addresses(problem, s.teacher_lse),
                 *_addresses_or_none(problem, s.neg_sum),
+                *_addresses_or_none(problem, s.excluded_lse),
             ],
             [
                 *_addresses(problem, d.neg_lse),
                 dS.data_ptr(),
                 *_addresses(problem, d.teacher_mean),
                 *_addresses_or_none(problem, d.neg_sum),
+                *_addresses_or_none(problem, d.excluded_lse),
             ],
+            needs.logit_offsets,
         )
         if self._reads(problem, s):
             tiles = tiles_that_fit(problem, memory, keeps=True)
@@ -193,6 +204,7 @@ class _Native(Backend):
             bias.item(),
             positives.data_ptr(),
             [*_addresses(problem, upstream.softplus_sum), dS.data_ptr()],
+            needs.logit_offsets,
         )
         gradients = tiled_gradients(problem, tiles_that_fit(problem, memory), needs, sweep)
         scale = _scale_of(problem)
@@ -215,6 +227,7 @@ class _Native(Backend):
             bias.item(),
             S.data_ptr(),
             [*_addresses(problem, weights.rows), pairs.data_ptr() if len(pairs) else 0],
+            needs.logit_offsets,
         )
         tiles = tiles_that_fit(problem, memory)
         gradients = tiled_gradients(problem, tiles, needs, sweep, problem.gradient_dtype)

@@ -146,7 +146,7 @@ def kept_gradients(
         tile = Tile(rows, cols, S, T if problem.has_teacher else None)
         sweep.sweep_to(dS.data_ptr(), dS.stride(0), *tile.addresses)
         plane.add(sums, dS, rows, cols)
-    return sums.finish(problem.scale)
+    return sums.finish(problem.scale, offset_gradients(problem, needs, sweep))
 
 
 def tiled_gradients(
@@ -158,7 +158,7 @@ def tiled_gradients(
     for tile in plane.multiplied():
         sweep.sweep(*tile.addresses)
         plane.add(sums, tile.S, tile.rows, tile.cols)
-    return sums.finish(problem.scale)
+    return sums.finish(problem.scale, offset_gradients(problem, needs, sweep))
 
 
 def _without_unit(sweep) -> Callable[[Tensor], Tensor] | None:
@@ -173,7 +173,16 @@ def fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradien
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
     places = (dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
     sweep.fused(unit, features_of(p), *places)
-    return Gradients(dx, dy, problem.scale, problem.scale.new_empty(0))
+    return Gradients(dx, dy, problem.scale, offset_gradients(problem, needs, sweep))
+
+
+def offset_gradients(problem: Problem, needs: Needs, sweep) -> Tensor:
+    """(R,) the gradients of the offsets of a pass that is done; empty where not wanted."""
+    rows = problem.x.shape[0] + problem.y.shape[0]
+    made = problem.scale.new_empty(rows if needs.logit_offsets else 0)
+    if needs.logit_offsets:
+        sweep.finish_offsets(made.data_ptr())
+    return made
 
 
 def packed(p: Problem) -> Problem:
