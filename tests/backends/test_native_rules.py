@@ -229,6 +229,20 @@ def test_rows_with_nothing_left(teacher, scale):
     _assert_close(found, _exact(everything), 4e-7 * scale + 8e-6)
 
 
+@pytest.mark.parametrize("teacher", TEACHERS[::2])
+def test_a_row_keeps_its_sum_beside_chunks_where_it_has_nothing(teacher):
+    """The first 512 texts are 4 times as long: references there are far above all other logits."""
+    p = _problem(40, 1100, scale=100.0)
+    p = p._replace(y=p.y * torch.where(torch.arange(1100) < 512, 4, 1)[:, None])
+    of_images, of_texts = torch.arange(40) < 20, torch.arange(1100) < 512
+    p = _told(p, [], teacher)._replace(within_ids=torch.cat([of_images, ~of_texts]).long())
+    exact = _exact(p)
+    n, e = exact["neg_lse"], exact["excluded_lse"]
+    assert n[:20].max() + 100 < n[20:40].min() < torch.inf
+    assert not len(e) or e[20:40].max() + 100 < e[:20].min() < torch.inf
+    _assert_close(_run(native.backend, p), exact, 1e-4)
+
+
 def test_the_filter_acts_in_one_direction_alone():
     p = _told(_problem(), ["thresholds"], "teacher")
     rows, cols = p.thresholds.clone(), p.thresholds.clone()
