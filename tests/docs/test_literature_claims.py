@@ -1,0 +1,80 @@
+"""What docs/literature.md says of papers whose loss is in no recipe, against the dense form.
+
+All in float64, values and gradients.
+"""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from mxm_kernels import (
+    contrastive_rows,
+    fused_info_nce_loss,
+    fused_soft_loss,
+)
+
+SCALE = 7.0
+ONE_WAY = {"logit_scale": SCALE, "image_to_text_weight": 1.0}
+
+
+@pytest.fixture(params=[0, 1, 2])
+def features(request):
+    """Makes features of length 1 that receive gradients."""
+    generator = torch.Generator().manual_seed(request.param)
+
+    def make(count, width=6):
+        drawn = torch.randn(count, width, generator=generator, dtype=torch.float64)
+        return normalize(drawn).requires_grad_()
+
+    return make
+
+
+def agree(ours, theirs, *leaves):
+    """The same value and the same gradients."""
+    made = [
+        (*torch.autograd.grad(loss, leaves, retain_graph=True), loss) for loss in (ours, theirs)
+    ]
+    torch.testing.assert_close(*made)
+
+
+def test_protoclip_has_the_softmax_of_the_centres_as_its_target(features):
+    """By which centre the row has, and by how near the other modality's centres are."""
+    x, centres, others = features(9), features(4), features(4).detach()
+    labels = torch.arange(9) % 4
+    ours = fused_soft_loss(
+        x,
+        centres,
+        teacher_image_features=others[labels],
+        teacher_text_features=others,
+        teacher_logit_scale=3.0,
+        **ONE_WAY,
+    )
+    targets = (3.0 * others[labels] @ others.T).softmax(1)
+    agree(ours, cross_entropy(SCALE * x @ centres.T, targets), x, centres)
+
+
+def test_esimcse_has_a_queue_beside_the_batch(features):
+    x, y, queue = features(5), features(5), features(8).detach()
+    ours = fused_info_nce_loss(x, y, text_queue=queue, **ONE_WAY)
+    logits = SCALE * x @ torch.cat([y, queue]).T
+    agree(ours, cross_entropy(logits, torch.arange(5)), x, y)
+
+
+def test_one_peace_compares_masked_pieces_with_all_pieces(features):
+    masked, pieces = features(4), features(11).detach()
+    own = torch.tensor([7, 0, 3, 10])
+    ours = fused_info_nce_loss(masked, pieces, (own, torch.arange(11)), **ONE_WAY)
+    agree(ours, cross_entropy(SCALE * masked @ pieces.T, own), masked)
+
+
+def test_sepclr_s_term_against_leakage_is_uniformity_of_both_features_side_by_side(features):
+    """log mean_j exp(-(|c_i - c_j|^2 + |s_i - s_j|^2) / 2t), the row itself included."""
+    leaves = features(7), features(7, 3)
+    c, s = map(normalize, leaves)  # the gradients are those along the sphere
+    both, ids = torch.cat([c, s], 1), torch.arange(7)
+    rows = contrastive_rows(both, both, (ids, ids), logit_scale=SCALE)
+    joint = torch.logaddexp(rows.neg_lse, rows.sum(rows.positives))
+    ours = rows.mean(joint - 2 * SCALE - torch.log(torch.tensor(7.0, dtype=torch.float64)))
+    squares = [(f[:, None] - f).square().sum(2) for f in (c, s)]
+    theirs = (-SCALE / 2 * sum(squares)).exp().mean(1).log().mean()
+    agree(ours, theirs, *leaves)
