@@ -60,11 +60,12 @@ def test_esimcse_has_a_queue_beside_the_batch(features):
     agree(ours, cross_entropy(logits, torch.arange(5)), x, y)
 
 
-def test_one_peace_compares_masked_pieces_with_all_pieces(features):
-    masked, pieces = features(4), features(11).detach()
-    own = torch.tensor([7, 0, 3, 10])
-    ours = fused_info_nce_loss(masked, pieces, (own, torch.arange(11)), **ONE_WAY)
-    agree(ours, cross_entropy(SCALE * masked @ pieces.T, own), masked)
+@pytest.mark.parametrize("own", [[7, 0, 3, 10], [2, 5, 2, 2, 9]], ids=["pieces", "classes"])
+def test_rows_find_their_own_in_a_table(features, own):
+    """Masked pieces among all pieces (ONE-PEACE), or the texts of their classes (X-CLIP)."""
+    x, table, own = features(len(own)), features(11), torch.tensor(own)
+    ours = fused_info_nce_loss(x, table, (own, torch.arange(11)), **ONE_WAY)
+    agree(ours, cross_entropy(SCALE * x @ table.T, own), x, table)
 
 
 def test_sepclr_s_term_against_leakage_is_uniformity_of_both_features_side_by_side(features):
