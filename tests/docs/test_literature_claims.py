@@ -10,7 +10,9 @@ from torch.nn.functional import cross_entropy, normalize
 from mxm_kernels import (
     contrastive_rows,
     fused_info_nce_loss,
+    fused_intra_modal_loss,
     fused_soft_loss,
+    fused_supcon_loss,
 )
 
 SCALE = 7.0
@@ -79,3 +81,46 @@ def test_sepclr_s_term_against_leakage_is_uniformity_of_both_features_side_by_si
     squares = [(f[:, None] - f).square().sum(2) for f in (c, s)]
     theirs = (-SCALE / 2 * sum(squares)).exp().mean(1).log().mean()
     agree(ours, theirs, *leaves)
+
+
+def test_mcl_has_negatives_of_the_row_s_cluster_alone(features):
+    x, y, clusters = features(9), features(9), torch.tensor([0, 1, 0, 2, 2, 0, 1, 1, 0])
+    ours = fused_info_nce_loss(x, y, logit_scale=SCALE, within_ids=(clusters, clusters))
+    elsewhere, own = clusters[:, None] != clusters, torch.arange(9)
+    logits = (SCALE * x @ y.T).masked_fill(elsewhere, -torch.inf)
+    agree(ours, (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2, x, y)
+
+
+def test_mcl_in_one_modality(features):
+    x, clusters = features(8), torch.tensor([0, 1, 0, 1]).repeat(2)
+    views = torch.arange(4).repeat(2)
+    ours = fused_intra_modal_loss(x, views, logit_scale=SCALE, within_ids=clusters)
+    elsewhere = clusters[:, None] != clusters
+    logits = (SCALE * x @ x.T).masked_fill(elsewhere | torch.eye(8, dtype=torch.bool), -torch.inf)
+    agree(ours, cross_entropy(logits, torch.arange(8).roll(4)), x)
+
+
+def test_the_feature_transformation_has_the_negatives_of_its_queue_alone(features):
+    x, y, queue = features(5), features(5), features(8).detach()
+    mixed = 1.3 * x - 0.3 * y, 1.3 * y - 0.3 * x, 0.6 * queue + 0.4 * queue.flip(0)
+    no_other = torch.zeros(5, dtype=torch.long)
+    ours = fused_info_nce_loss(
+        *mixed[:2], text_queue=mixed[2], exclude_ids=(no_other, no_other), **ONE_WAY
+    )
+    pairs = (mixed[0] * mixed[1]).sum(1, keepdim=True)
+    logits = SCALE * torch.cat([pairs, mixed[0] @ mixed[2].T], 1)
+    agree(ours, cross_entropy(logits, no_other), x, y)
+
+
+def test_compa_has_more_positives_and_negatives_that_one_row_alone_sees(features):
+    x, y, more = features(4), features(4), features(12)  # 1 positive, 2 negatives more of each
+    rows, owners = torch.arange(4), torch.arange(4).repeat_interleave(3)
+    right = torch.tensor([True, False, False]).repeat(4)
+    ids = torch.cat([rows, torch.where(right, owners, 99)])
+    seen_by = torch.cat([torch.full((4,), -1), owners])
+    texts = torch.cat([y, more])
+    ours = fused_supcon_loss(x, texts, (rows, ids), within_ids=(rows, seen_by), **ONE_WAY)
+    hidden = (seen_by >= 0) & (seen_by != rows[:, None])
+    logits = (SCALE * x @ texts.T).masked_fill(hidden, -torch.inf)
+    theirs = -logits.log_softmax(1)[ids == rows[:, None]].mean()  # 2 positives of each
+    agree(ours, theirs, x, y, more)
