@@ -70,7 +70,7 @@ def test_rows_find_their_own_in_a_table(features, own):
     agree(ours, cross_entropy(SCALE * x @ table.T, own), x, table)
 
 
-def test_sepclr_s_term_against_leakage_is_uniformity_of_both_features_side_by_side(features):
+def test_sepclr_s_term_against_leakage_has_both_features_side_by_side(features):
     """log mean_j exp(-(|c_i - c_j|^2 + |s_i - s_j|^2) / 2t), the row itself included."""
     leaves = features(7), features(7, 3)
     c, s = map(normalize, leaves)  # the gradients are those along the sphere
