@@ -1,8 +1,8 @@
 """What a loss is told of its pairs, dense, in float64: offsets, and which pairs are no negatives.
 
 Every function takes one direction. S and ``similarities`` (the teacher's, without a scale) are
-matrices (rows, columns), ``positives`` a boolean one. The removed pairs are a boolean matrix too, in
-which positives may be among the removed: they stay positives, and only negatives are taken out.
+matrices (rows, columns), ``positives`` a boolean one. What is removed is a boolean matrix too.
+Positives may be in it: they stay positives, and only negatives are taken out.
 Written to be read; shares no code with mxm_kernels.
 """
 
