@@ -11,6 +11,7 @@ from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
 from tests.support.memory import saved_bytes
 from tests.support.products import matrix_products
+from tests.support.rules import sigmoid_rules
 from tests.support.sigmoid import CASES, CHUNKS, SCALARS, TILES, batch
 
 GRAD = 1000 / 3  # upstream, as of loss scaling; no power of two, so that it is not exact in 16 bits
@@ -135,22 +136,25 @@ def test_small_terms_are_not_lost(backend):
     torch.testing.assert_close(got.cpu().double(), expected.cpu(), rtol=1e-6, atol=0)
 
 
-def _arguments(backend, dtype=torch.float32, needs=(1, 1, 1, 1)):
+def _arguments(backend, dtype=torch.float32, needs=(1, 1, 1, 1), told=False):
     leaves, tables = batch(backend, dtype)
     for leaf, need in zip(leaves, needs, strict=True):
         leaf.requires_grad_(bool(need))
     weights = _weights(leaves, tables)
-    tensors = *leaves, *tables.pair_tables(), *weights
-    return (*tensors, [bool(n) for n in needs], backend.name, 1 << 26)
+    rules = sigmoid_rules(*leaves[:2], given=told)
+    tensors = *leaves, *tables.pair_tables(), *rules, *weights
+    needs = [*(bool(n) for n in needs), told and rules[0].requires_grad]
+    return (*tensors, needs, backend.name, 1 << 26)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
 )
-def test_opcheck(dtype, backend):
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
+def test_opcheck(dtype, told, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
-    arguments = _arguments(backend, dtype)
+    arguments = _arguments(backend, dtype, told=told)
     torch.library.opcheck(torch.ops.mxm_kernels.sigmoid_loss.default, arguments)
 
 
@@ -161,10 +165,12 @@ def test_opcheck_of_some_gradients(needs, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_opcheck_of_the_backward(dtype, backend):
-    *tensors, needs, name, budget = _arguments(backend, dtype)
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
+def test_opcheck_of_the_backward(dtype, told, backend):
+    *tensors, needs, name, budget = _arguments(backend, dtype, told=told)
     leaves = [v.detach() for v in tensors[:4]]
-    found = torch.ops.mxm_kernels.sigmoid_loss(*leaves, *tensors[4:], needs, name, budget)
+    with torch.no_grad():
+        found = torch.ops.mxm_kernels.sigmoid_loss(*leaves, *tensors[4:], needs, name, budget)
     grad = torch.full_like(found[0], 3.0)
     torch.library.opcheck(
         torch.ops.mxm_kernels.sigmoid_loss_backward.default, (grad, *leaves, *found, name)

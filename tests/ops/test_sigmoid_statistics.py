@@ -9,6 +9,7 @@ from reference.siglip import siglip_loss
 from tests.support.cases import NAMED_CASES
 from tests.support.compare import assert_as_good
 from tests.support.products import matrix_products
+from tests.support.rules import sigmoid_rules
 from tests.support.sigmoid import (
     CASES,
     CHUNKS,
@@ -26,8 +27,9 @@ from tests.support.sigmoid import (
 CASES_OF_STATISTICS = CASES | {"one dimension": NAMED_CASES["one dimension"]}
 
 
-def arguments_of(leaves, tables, backend):
-    return (*leaves, *tables.pair_tables(), backend.name, 1 << 26)
+def arguments_of(leaves, tables, backend, told=False):
+    rules = sigmoid_rules(*leaves[:2], given=told)
+    return (*leaves, *tables.pair_tables(), *rules, backend.name, 1 << 26)
 
 
 @pytest.mark.parametrize("scalars", SCALARS.values(), ids=SCALARS)
@@ -107,26 +109,28 @@ def test_a_pair_stands_in_the_list_twice(backend):
     assert torch.equal(texts, slots[tables.text_slots])
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(dtype, backend):
+def test_opcheck(dtype, told, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
     leaves, tables = batch(backend, dtype)
-    arguments = arguments_of(leaves, tables, backend)
+    arguments = arguments_of(leaves, tables, backend, told)
     torch.library.opcheck(torch.ops.mxm_kernels.sigmoid_statistics.default, arguments)
 
 
 @pytest.mark.parametrize(
     "needs", [(1, 1, 1, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)], ids=str
 )
-def test_opcheck_of_the_backward(needs, backend):
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
+def test_opcheck_of_the_backward(needs, told, backend):
     leaves, tables = batch(backend)
-    *problem, name, budget = arguments_of([v.detach() for v in leaves], tables, backend)
+    *problem, name, budget = arguments_of([v.detach() for v in leaves], tables, backend, told)
     outputs = torch.ops.mxm_kernels.sigmoid_statistics(*problem, name, budget)
     upstream = [torch.randn_like(v) for v in outputs]
     torch.library.opcheck(
         torch.ops.mxm_kernels.sigmoid_statistics_backward.default,
-        (*problem, outputs[1], *upstream, [bool(n) for n in needs], name, budget),
+        (*problem, outputs[1], *upstream, [*(bool(n) for n in needs), told], name, budget),
     )
 
 

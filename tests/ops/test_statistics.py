@@ -9,28 +9,32 @@ from mxm_kernels.ops.statistics import pack_saved, statistics
 from tests.support.cases import NAMED_CASES
 from tests.support.mfh import batch, loss_of
 from tests.support.products import matrix_products
+from tests.support.rules import rules_of
 
 BUDGET = 1 << 26  # keeps S and T of these batches
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
 @pytest.mark.parametrize("with_teacher", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(with_teacher, dtype, backend):
+def test_opcheck(with_teacher, dtype, told, backend):
     if dtype not in backend.dtypes:
         pytest.skip(f"{backend} takes no {dtype}")
     x, y, (tx, ty), s, t = batch(backend, dtype)
     teacher = (tx, ty) if with_teacher else (None, None)
     of_teacher = s.detach() if with_teacher else None
-    problem = (x, y, *teacher, s, of_teacher, *t.pair_tables())
+    rules = rules_of(x, y, given=told, teacher=with_teacher)
+    problem = (x, y, *teacher, s, of_teacher, *t.pair_tables(), *rules)
     arguments = (*problem, backend.name, False, True, BUDGET, True)
     torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["plain", "told"])
 @pytest.mark.parametrize("needs", [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
-def test_opcheck_of_the_backward(needs, backend):
+def test_opcheck_of_the_backward(needs, told, backend):
     x, y, (tx, ty), s, t = batch(backend)
     x, y, s = x.detach(), y.detach(), s.detach()
-    problem = (x, y, tx, ty, s, s.clone(), *t.pair_tables())
+    problem = (x, y, tx, ty, s, s.clone(), *t.pair_tables(), *rules_of(x, y, given=told))
     made = torch.ops.mxm_kernels.statistics(*problem, backend.name, False, True, 0, False)
     upstream = [torch.randn_like(output) for output in made[: len(Upstream._fields)]]
     torch.library.opcheck(
@@ -39,7 +43,7 @@ def test_opcheck_of_the_backward(needs, backend):
             *problem,
             *pack_saved(Statistics(*made)),
             *upstream,
-            [bool(n) for n in needs],
+            [*(bool(n) for n in needs), told],
             backend.name,
             0,
         ),

@@ -9,14 +9,18 @@ from mxm_kernels.ops.statistics import statistics
 from tests.support.cases import NAMED_CASES, Case
 from tests.support.mfh import batch
 from tests.support.products import matrix_products
+from tests.support.rules import rules_of
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_opcheck_with_diagnostics(with_teacher, backend):
     x, y, (tx, ty), s, t = batch(backend)
     teacher = (tx, ty, s, s.detach()) if with_teacher else (None, None, s, None)
-    arguments = (x, y, *teacher, *t.pair_tables(), backend.name, True, True, 1 << 26, True)
-    torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
+    for told in (False, True):
+        rules = rules_of(x, y, given=told, teacher=with_teacher)
+        problem = x, y, *teacher, *t.pair_tables(), *rules
+        arguments = (*problem, backend.name, True, True, 1 << 26, True)
+        torch.library.opcheck(torch.ops.mxm_kernels.statistics.default, arguments)
 
 
 DIAGNOSED = {

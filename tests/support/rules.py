@@ -8,11 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mxm_kernels.backends.interface import PairRules
 from reference import rules
 from tests.support.cases import Case
 
 MARGIN = 0.1
+
+
+def rules_of(x: Tensor, y: Tensor, *, given: bool = True, teacher: bool = True) -> PairRules:
+    """Every rule of the rows of x and y as an operator takes them, or none of them."""
+    if not given:
+        return PairRules()
+    g, rows = torch.Generator().manual_seed(2), len(x) + len(y)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    numbers = [torch.randn(rows, generator=g).to(x.device, dtype) for _ in range(3)]
+    ids = [torch.randint(-1, 3, (rows,), generator=g).to(x.device) for _ in range(2)]
+    own = numbers[0].requires_grad_(x.requires_grad)
+    if not teacher:
+        return PairRules(own, None, *ids, None)
+    return PairRules(own, numbers[1], *ids, numbers[2] / 4)
+
+
 IDS = 3  # different ones, and -1
+
+
+def sigmoid_rules(x: Tensor, y: Tensor, *, given: bool = True) -> tuple[Tensor | None, ...]:
+    """The rules that the sigmoid operators take."""
+    rules = rules_of(x, y, given=given, teacher=False)
+    return rules.logit_offsets, rules.exclude_ids, rules.within_ids
 
 
 class Rules:

@@ -29,7 +29,7 @@ TILE_COLUMNS = 8192
 FEATURES = 15 << 20  # bytes of the features of its rows, and of its columns, at most
 LEAST_SIDE = 32  # rows or columns, however long they are
 TILES = 4
-TOLD_TILES = 9  # where rules tell of pairs: masks, normalisers and factors of a side too
+TOLD_TILES = 9  # where rules tell of pairs: masks, normalisers and factors of a side too; smaller
 
 
 class Tile(NamedTuple):
@@ -54,8 +54,14 @@ def size_of(problem: Problem) -> tuple[int, int]:
     side = max(LEAST_SIDE, FEATURES // (itemsize * _depth(problem)))
     widest = min(TILE_COLUMNS, side)
     width = cols if cols <= widest else -(-cols // -(-cols // widest))
-    height = max(1, min(TILE // (itemsize * width), side))
+    tile = TILE * TILES // tiles_in_memory(problem)
+    height = max(1, min(tile // (itemsize * width), side))
     return rows if rows <= height else height, width
+
+
+def tiles_in_memory(problem: Problem) -> int:
+    """How many tiles a call holds at once."""
+    return TOLD_TILES if problem.told else TILES
 
 
 def _depth(problem: Problem) -> int:
@@ -66,8 +72,7 @@ def _depth(problem: Problem) -> int:
 def workspace_bytes(problem: Problem) -> int:
     """Bytes of the workspace of a call, without S and T that it keeps for backward."""
     height, width = size_of(problem)
-    tiles = TOLD_TILES if problem.told else TILES
-    numbers = tiles * height * width + (height + width) * _depth(problem)
+    numbers = tiles_in_memory(problem) * height * width + (height + width) * _depth(problem)
     return numbers * problem.accumulator.itemsize
 
 
