@@ -65,7 +65,9 @@ def _differentiated(
     leaves = {n: t.to(device, dtype).detach().requires_grad_() for n, t in inputs.items()}
     loss = function(**leaves, **_moved(constants, dtype, device))
     assert loss.shape == ()
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    gradients = torch.autograd.grad(
+        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
     return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 

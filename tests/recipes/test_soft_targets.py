@@ -112,19 +112,24 @@ def test_a_scale_for_each_row(backend):
     assert_agrees(recipe, dense, given, backend, {"targets": thinned(5, 7)})
 
 
-def test_columns_of_a_queue_have_no_target(backend):
+@pytest.mark.parametrize("by_classes", [False, True])
+def test_columns_of_a_queue_have_no_target(backend, by_classes):
     queue = unit(6)
 
-    def recipe(queue, **given):
-        return soft_target_loss(text_queue=queue, **given)
+    def recipe(targets, queue, **given):
+        if not by_classes:
+            return soft_target_loss(targets=targets, text_queue=queue, **given)
+        given |= {"classes": (torch.zeros(5).long(), torch.zeros(7).long())}
+        return class_table_loss(table=targets.new_ones(1, 1), text_queue=queue, **given)
 
     def dense(image_features, text_features, targets, queue, logit_scale):
         S = logit_scale * image_features @ torch.cat([text_features, queue]).T
         W = torch.cat([targets, torch.zeros(5, 6)], 1)
-        columns = soft_rows(S[:, :7].T, targets.T)
+        columns = soft_rows(S[:, :7].T, targets.T / (targets.sum(0)[:, None] if by_classes else 1))
         return (soft_rows(S, W).mean() + columns.mean()) / 2
 
-    constants = {"targets": thinned(5, 7), "queue": queue}
+    targets = torch.full((5, 7), 1 / 7, dtype=torch.float64) if by_classes else thinned(5, 7)
+    constants = {"targets": targets, "queue": queue}
     assert_agrees(recipe, dense, features(5, 7), backend, constants)
 
 
