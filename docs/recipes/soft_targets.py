@@ -16,6 +16,13 @@ def one_pair(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Ten
     return torch.arange(len(image_features)), -torch.arange(len(text_features))
 
 
+def rows_of(x: Tensor, y: Tensor, logit_scale: float | Tensor, options: Options) -> Rows:
+    """The rows, of which a soft target reads all columns."""
+    if "image_offsets" in options or "text_offsets" in options:
+        raise TypeError("soft targets take no image_offsets or text_offsets: the target lacks them")
+    return contrastive_rows(x, y, one_pair(x, y), logit_scale=logit_scale, **options)
+
+
 def whole_rows(rows: Rows) -> Tensor:
     """(R,) log-sum-exp of S over all columns of a row, positives and negatives."""
     return torch.logaddexp(rows.neg_lse, rows.logsumexp(rows.positives))
@@ -61,7 +68,7 @@ def soft_target_loss(
 ) -> Tensor:
     """Cross-entropy against ``targets`` W (M, N): a sparse or dense tensor, or :class:`LowRank`."""
     x, y = image_features, text_features
-    rows = contrastive_rows(x, y, one_pair(x, y), logit_scale=logit_scale, **options)
+    rows = rows_of(x, y, logit_scale, options)
     return cross_entropy(rows, targets @ with_ones(y, rows), targets.t() @ with_ones(x, rows))
 
 
@@ -164,7 +171,7 @@ def class_table_loss(
     ``table`` is (classes of images, classes of texts), not negative.
     """
     x, y, (a, b) = image_features, text_features, classes
-    rows = contrastive_rows(x, y, one_pair(x, y), logit_scale=logit_scale, **options)
+    rows = rows_of(x, y, logit_scale, options)
     of_images = class_averages(rows, table, a, b, rows.batch.y)
     of_texts = class_averages(rows, table.T, b, a, rows.batch.x)
     return cross_entropy(rows, of_images, of_texts)

@@ -133,6 +133,17 @@ def test_columns_of_a_queue_have_no_target(backend, by_classes):
     assert_agrees(recipe, dense, features(5, 7), backend, constants)
 
 
+@pytest.mark.parametrize("name", ["image_offsets", "text_offsets"])
+def test_offsets_which_the_target_would_lack_are_refused(name):
+    x, y = unit(5), unit(7)
+    classes = torch.zeros(5).long(), torch.zeros(7).long()
+    options = {"logit_scale": 7.0, name: torch.zeros(5)}
+    with pytest.raises(TypeError, match="soft targets take no image_offsets or text_offsets"):
+        soft_target_loss(x, y, torch.ones(5, 7), **options)
+    with pytest.raises(TypeError, match="soft targets take no image_offsets or text_offsets"):
+        class_table_loss(x, y, classes, torch.ones(1, 1), **options)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mixup_targets(seed):
     torch.manual_seed(seed)
