@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.support.backend import BackendUnderTest
+from tests.support.backend import LOW, BackendUnderTest
 from tests.support.compare import FLOAT32_BOUND, FLOAT64_BOUND, error
 
 SEEDS = (0, 1, 2)
@@ -32,20 +32,41 @@ def assert_agrees(
     ``inputs`` are given by name to both and get gradients. ``constants`` are given to both; where
     they are tensors of floats, in the dtype of the features.
     """
-    expected = _differentiated(dense, inputs, constants or {}, torch.float64, "cpu")
+    given = constants or {}
+    expected = _differentiated(dense, inputs, given, (torch.float64, torch.float64), "cpu")
     for dtype, bound in _bounds(backend):
-        made = _differentiated(
-            lambda **given: recipe(**given, backend=backend.name),
-            inputs,
-            constants or {},
-            dtype,
-            backend.device,
-        )
-        for name in expected:
-            # A value near 0 is a difference of terms that are not.
-            size = max(float(expected[name].norm()), 1.0)
-            off = error(made[name], expected[name]) / size
-            assert off <= bound, f"{name} in {dtype}: {off:.1e} of {size:.1e}"
+        made = _differentiated(_on(recipe, backend), inputs, given, (dtype, dtype), backend.device)
+        _compare(made, expected, bound, dtype)
+
+
+def assert_agrees_in_16_bits(
+    recipe: Callable[..., Tensor],
+    dense: Callable[..., Tensor],
+    features: dict[str, Tensor],
+    backend: BackendUnderTest,
+    constants: dict[str, Any],
+) -> None:
+    """The same of features in 16 bits, to two of their roundings; the constants in float32."""
+    for dtype in LOW:
+        rounded = {name: rows.to(dtype) for name, rows in features.items()}
+        expected = _differentiated(dense, rounded, constants, (torch.float64, torch.float64), "cpu")
+        dtypes = dtype, torch.float32
+        made = _differentiated(_on(recipe, backend), rounded, constants, dtypes, backend.device)
+        _compare(made, expected, 2 * torch.finfo(dtype).eps, dtype)
+
+
+def _on(recipe: Callable[..., Tensor], backend: BackendUnderTest) -> Callable[..., Tensor]:
+    return lambda **given: recipe(**given, backend=backend.name)
+
+
+def _compare(
+    made: dict[str, Tensor], expected: dict[str, Tensor], bound: float, dtype: torch.dtype
+) -> None:
+    for name in expected:
+        # A value near 0 is a difference of terms that are not.
+        size = max(float(expected[name].norm()), 1.0)
+        off = error(made[name], expected[name]) / size
+        assert off <= bound, f"{name} in {dtype}: {off:.1e} of {size:.1e}"
 
 
 def _bounds(backend: BackendUnderTest) -> Iterator[tuple[torch.dtype, float]]:
@@ -58,12 +79,12 @@ def _differentiated(
     function: Callable[..., Tensor],
     inputs: dict[str, Tensor],
     constants: dict[str, Any],
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """The loss and the gradient of every input, by name."""
-    leaves = {n: t.to(device, dtype).detach().requires_grad_() for n, t in inputs.items()}
-    loss = function(**leaves, **_moved(constants, dtype, device))
+    """The loss and the gradient of every input, by name; ``dtypes`` of inputs and constants."""
+    leaves = {n: t.to(device, dtypes[0]).detach().requires_grad_() for n, t in inputs.items()}
+    loss = function(**leaves, **_moved(constants, dtypes[1], device))
     assert loss.shape == ()
     gradients = torch.autograd.grad(
         loss, list(leaves.values()), allow_unused=True, materialize_grads=True

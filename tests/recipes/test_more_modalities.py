@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from docs.recipes.more_modalities import symile_loss
-from tests.recipes.agreement import SEEDS, assert_agrees, unit
+from tests.recipes.agreement import SEEDS, assert_agrees, assert_agrees_in_16_bits, unit
 from tests.support.processes import results
 
 B = 9
@@ -49,6 +49,12 @@ def dense(*, logit_scale: Tensor, seed: int, **features: Tensor) -> Tensor:
 def test_symile(backend, n, seed):
     torch.manual_seed(seed)
     assert_agrees(recipe, dense, modalities(n), backend, {"seed": seed})
+
+
+def test_16_bit_features(backend):
+    features = modalities(3)
+    constants = {"seed": 0, "logit_scale": features.pop("logit_scale")}
+    assert_agrees_in_16_bits(recipe, dense, features, backend, constants)
 
 
 @pytest.mark.parametrize("n", [3, 4])

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from docs.recipes.prototypes import Centre, dino_loss, sinkhorn, swav_loss
-from tests.recipes.agreement import SEEDS, assert_agrees, unit
+from tests.recipes.agreement import SEEDS, assert_agrees, assert_agrees_in_16_bits, unit
 from tests.support.processes import results
 
 B, K = 5, 11
@@ -57,6 +57,18 @@ def dense_dino(**given) -> Tensor:
 def test_dino(backend, students, teachers, seed):
     torch.manual_seed(seed)
     assert_agrees(dino, dense_dino, views(students), backend, of_teacher(teachers))
+
+
+def test_dino_of_16_bit_features(backend):
+    """All features, the teacher's too; the centre in float32."""
+
+    def in_16_bits(**given):
+        made = {n: t.to(given["view_0"].dtype) for n, t in given.items() if n[:8] == "teacher_"}
+        return dino(**{**given, **made})
+
+    student, teacher = views(3), of_teacher(2)
+    teacher = {n: t if n == "centre" else t.bfloat16().double() for n, t in teacher.items()}
+    assert_agrees_in_16_bits(in_16_bits, dense_dino, student, backend, teacher)
 
 
 def test_dino_and_its_centre_of_lightly(backend):

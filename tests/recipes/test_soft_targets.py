@@ -20,7 +20,7 @@ from docs.recipes.soft_targets import (
     mixup_targets,
     soft_target_loss,
 )
-from tests.recipes.agreement import SEEDS, assert_agrees, unit
+from tests.recipes.agreement import SEEDS, assert_agrees, assert_agrees_in_16_bits, unit
 from tests.support.processes import results
 
 SHAPES = [(5, 7), (9, 4)]
@@ -77,6 +77,16 @@ def test_targets_of_low_rank_and_their_gradient(backend, M, N, seed):
         return dense_soft(targets=left @ right.T, **given)
 
     assert_agrees(recipe, dense, {**features(M, N), **factors}, backend)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_16_bit_features(backend, sparse):
+    def recipe(targets, **given):
+        return soft_target_loss(targets=targets.to_sparse() if sparse else targets, **given)
+
+    constants = {"targets": thinned(5, 7), "logit_scale": torch.tensor(7.0)}
+    inputs = {"image_features": unit(5), "text_features": unit(7)}
+    assert_agrees_in_16_bits(recipe, dense_soft, inputs, backend, constants)
 
 
 def test_weights_of_rows_and_directions(backend):
