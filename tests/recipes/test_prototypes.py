@@ -114,12 +114,14 @@ def test_sinkhorn(backend, iterations, seed):
     given = {"epsilon": EPSILON, "iterations": iterations, "backend": backend.name}
     for dtype in backend.dtypes:
         if dtype.itemsize > 2:
-            features, prototypes = x.to(backend.device, dtype), c.to(backend.device, dtype)
+            features, prototypes = (t.to(backend.device, dtype).requires_grad_() for t in (x, c))
             f = sinkhorn(features, prototypes, **given)
             codes = (features @ prototypes.T / EPSILON + f).softmax(1)
             tolerance = 1e-4 if dtype == torch.float32 else 1e-10
             expected = dense_codes(x, c, iterations)
-            torch.testing.assert_close(codes.cpu().double(), expected, rtol=tolerance, atol=1e-9)
+            torch.testing.assert_close(
+                codes.detach().cpu().double(), expected, rtol=tolerance, atol=1e-9
+            )
             assert not f.requires_grad
     if iterations == 50:  # all prototypes have the same share
         torch.testing.assert_close(
