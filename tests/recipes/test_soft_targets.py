@@ -323,30 +323,47 @@ def test_equal_classes_are_supcon_of_pytorch_metric_learning(backend):
     assert_agrees(recipe, dense, inputs, backend, {"classes": classes, "table": torch.eye(4)})
 
 
-def on_a_rank(rank: int, world: int, inputs, classes) -> tuple[Tensor, ...]:
-    """The loss of the whole batch, and the gradients of this rank's rows and of the table."""
-    rows, columns = ([slice(0, 2), slice(2, 5)][rank], [slice(0, 4), slice(4, 7)][rank])
-    x, y = inputs["image_features"][rows], inputs["text_features"][columns]
-    leaves = [t.clone().requires_grad_() for t in (x, y, inputs["table"])]
-    own = classes[0][rows], classes[1][columns]
-    loss = class_table_loss(
-        leaves[0], leaves[1], own, leaves[2], logit_scale=7.0, process_group=dist.group.WORLD
-    )
+ROWS, COLUMNS = [slice(0, 2), slice(2, 5)], [slice(0, 4), slice(4, 7)]  # of either rank
+
+
+def on_a_rank(rank: int, world: int, inputs, of: Tensor | tuple) -> tuple[Tensor, ...]:
+    """The loss of the whole batch, and the gradients of this rank's rows and of the table.
+
+    ``of``: W (5, 7), or the classes.
+    """
+    own = ROWS[rank], COLUMNS[rank]
+    sides = inputs["image_features"][own[0]], inputs["text_features"][own[1]]
+    leaves = [t.clone().requires_grad_() for t in (*sides, inputs["table"])]
+    options = {"logit_scale": 7.0, "process_group": dist.group.WORLD}
+    if isinstance(of, Tensor):
+        loss = soft_target_loss(*leaves[:2], of[own].to_sparse(), **options)
+    else:
+        classes = of[0][own[0]], of[1][own[1]]
+        loss = class_table_loss(*leaves[:2], classes, leaves[2], **options)
     loss.backward()
     return loss.detach(), *(leaf.grad for leaf in leaves)
 
 
-def test_class_table_over_ranks():
-    """The gradients that DDP averages are those of one process; rank 1 lacks a class of rank 0."""
+@pytest.mark.parametrize("by_classes", [False, True])
+def test_over_ranks(by_classes):
+    """The gradients that DDP averages are those of one process; rank 1 lacks a class of rank 0.
+
+    Without classes the targets of a rank's rows are on the rank.
+    """
     inputs = {**features(5, 7), "table": torch.rand(3, 4).double() + 0.1}
-    classes = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 1, 2, 3, 1, 2, 1])
     leaves = [inputs[n].clone().requires_grad_() for n in inputs if n != "logit_scale"]
-    loss = class_table_loss(leaves[0], leaves[1], classes, leaves[2], logit_scale=7.0)
+    if by_classes:
+        of = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 1, 2, 3, 1, 2, 1])
+        loss = class_table_loss(*leaves[:2], of, leaves[2], logit_scale=7.0)
+    else:
+        of = torch.block_diag(thinned(2, 4), thinned(3, 3))
+        loss = soft_target_loss(*leaves[:2], of, logit_scale=7.0)
     loss.backward()
-    first, second = results(2, on_a_rank, inputs, classes)
+    first, second = results(2, on_a_rank, inputs, of)
     for made in (first, second):
         torch.testing.assert_close(made[0], loss.detach())
     for k in (0, 1):
         together = torch.cat([first[1 + k], second[1 + k]]) / 2
         torch.testing.assert_close(together, leaves[k].grad)
-    torch.testing.assert_close((first[3] + second[3]) / 2, leaves[2].grad)
+    if by_classes:
+        torch.testing.assert_close((first[3] + second[3]) / 2, leaves[2].grad)
