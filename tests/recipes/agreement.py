@@ -1,28 +1,28 @@
-"""A recipe of docs/recipes beside its dense form: value and gradients."""
+"""``same`` for recipes whose arguments have names, beside constants of the features' dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from tests.recipes import same
 from tests.support.backend import LOW, BackendUnderTest
-from tests.support.compare import FLOAT32_BOUND, FLOAT64_BOUND, error
 
 SEEDS = (0, 1, 2)
+Loss = Callable[..., Tensor]
 
 
 def unit(rows: int, dimension: int = 6) -> Tensor:
     """(rows, dimension) random directions in float64."""
-    return normalize(torch.randn(rows, dimension, dtype=torch.float64), dim=1)
+    return same.unit(rows, dimension).double()
 
 
 def assert_agrees(
-    recipe: Callable[..., Tensor],
-    dense: Callable[..., Tensor],
+    recipe: Loss,
+    dense: Loss,
     inputs: dict[str, Tensor],
     backend: BackendUnderTest,
     constants: dict[str, Any] | None = None,
@@ -32,67 +32,49 @@ def assert_agrees(
     ``inputs`` are given by name to both and get gradients. ``constants`` are given to both; where
     they are tensors of floats, in the dtype of the features.
     """
-    given = constants or {}
-    expected = _differentiated(dense, inputs, given, (torch.float64, torch.float64), "cpu")
-    for dtype, bound in _bounds(backend):
-        made = _differentiated(_on(recipe, backend), inputs, given, (dtype, dtype), backend.device)
-        _compare(made, expected, bound, dtype)
+    given, names = constants or {}, tuple(inputs)
+    functions = (
+        _by_place(recipe, names, given, backend=backend.name),
+        _by_place(dense, names, given),
+    )
+    same.assert_same(backend, *functions, *inputs.values())
 
 
 def assert_agrees_in_16_bits(
-    recipe: Callable[..., Tensor],
-    dense: Callable[..., Tensor],
+    recipe: Loss,
+    dense: Loss,
     features: dict[str, Tensor],
     backend: BackendUnderTest,
     constants: dict[str, Any],
 ) -> None:
     """The same of features in 16 bits, to two of their roundings; the constants in float32."""
+    names = tuple(features)
+    ours = _by_place(recipe, names, constants, dtype=torch.float32, backend=backend.name)
     for dtype in LOW:
-        rounded = {name: rows.to(dtype) for name, rows in features.items()}
-        expected = _differentiated(dense, rounded, constants, (torch.float64, torch.float64), "cpu")
-        dtypes = dtype, torch.float32
-        made = _differentiated(_on(recipe, backend), rounded, constants, dtypes, backend.device)
-        _compare(made, expected, 2 * torch.finfo(dtype).eps, dtype)
+        leaves = [rows.to(backend.device, dtype) for rows in features.values()]
+        exact = [leaf.cpu().double() for leaf in leaves]
+        expected = same.differentiated(_by_place(dense, names, constants), exact)
+        same.assert_close(same.differentiated(ours, leaves), expected, 2 * torch.finfo(dtype).eps)
 
 
-def _on(recipe: Callable[..., Tensor], backend: BackendUnderTest) -> Callable[..., Tensor]:
-    return lambda **given: recipe(**given, backend=backend.name)
-
-
-def _compare(
-    made: dict[str, Tensor], expected: dict[str, Tensor], bound: float, dtype: torch.dtype
-) -> None:
-    for name in expected:
-        # A value near 0 is a difference of terms that are not.
-        size = max(float(expected[name].norm()), 1.0)
-        off = error(made[name], expected[name]) / size
-        assert off <= bound, f"{name} in {dtype}: {off:.1e} of {size:.1e}"
-
-
-def _bounds(backend: BackendUnderTest) -> Iterator[tuple[torch.dtype, float]]:
-    for dtype in backend.dtypes:
-        if dtype.itemsize > 2:
-            yield dtype, FLOAT64_BOUND if dtype == torch.float64 else 4 * FLOAT32_BOUND
-
-
-def _differentiated(
-    function: Callable[..., Tensor],
-    inputs: dict[str, Tensor],
+def _by_place(
+    loss: Loss,
+    names: tuple[str, ...],
     constants: dict[str, Any],
-    dtypes: tuple[torch.dtype, torch.dtype],
-    device: torch.device | str,
-) -> dict[str, Tensor]:
-    """The loss and the gradient of every input, by name; ``dtypes`` of inputs and constants."""
-    leaves = {n: t.to(device, dtypes[0]).detach().requires_grad_() for n, t in inputs.items()}
-    loss = function(**leaves, **_moved(constants, dtypes[1], device))
-    assert loss.shape == ()
-    gradients = torch.autograd.grad(
-        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Loss:
+    """The loss as a function of its inputs; the constants in ``dtype`` or that of the inputs."""
+
+    def of_leaves(*leaves: Tensor) -> Tensor:
+        moved = _moved(constants, dtype or leaves[0].dtype, leaves[0].device)
+        return loss(**dict(zip(names, leaves, strict=True)), **moved, **options)
+
+    return of_leaves
 
 
-def _moved(value: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """The same with its tensors on a device, and those of floats in a dtype."""
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
