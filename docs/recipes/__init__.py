@@ -1,0 +1,1 @@
+"""Losses of the literature as a few lines over the list of rows."""

@@ -1,0 +1,1 @@
+"""Every recipe against a dense form, and against other packages."""
