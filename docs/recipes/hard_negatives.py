@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from typing_extensions import Unpack
 
-from mxm_kernels import Rows, contrastive_rows, fused_info_nce_loss
+from mxm_kernels import Folds, Options, Rows, contrastive_rows, fused_info_nce_loss
 
 
 # --8<-- [start:listed]
@@ -24,11 +24,11 @@ def listed(positives: Tensor, negatives: Tensor, first: int = 0) -> tuple[Tensor
 
 
 # --8<-- [start:own_negatives]
-def own_negatives(rows: Rows, anchors: Tensor, negatives: Tensor) -> Rows:
-    """The rows with negatives that one image each has: (M, K, D), of the anchors (M, D)."""
+def own_negatives(rows: Rows, image_features: Tensor, negatives: Tensor) -> Rows:
+    """The rows with more negatives of the images (M, D): each has its own of (M, K, D)."""
     images, texts = rows.halves(rows.neg_lse)
     scale = rows.logit_scale if rows.logit_scale.ndim == 0 else rows.batch.scales[0][:, None]
-    own = (scale * (anchors[:, None] * negatives).sum(2)).logsumexp(1)
+    own = (scale * (image_features[:, None] * negatives).sum(2)).logsumexp(1)
     more = torch.cat([torch.full_like(images, negatives.shape[1]), torch.zeros_like(texts)])
     before = 0 if rows.queued_negatives is None else rows.queued_negatives
     joined = torch.cat([torch.logaddexp(images, own.to(images)), texts])
@@ -39,12 +39,22 @@ def own_negatives(rows: Rows, anchors: Tensor, negatives: Tensor) -> Rows:
 
 
 # --8<-- [start:with_hardness]
-def with_hardness(x: Tensor, y: Tensor, folds: Any, s: Tensor, h: float, **options: Any) -> Rows:
-    """The rows of S + h sg(c), c the cosines; of the positives it is S that is in the list."""
-    share = (s / (s + h)).detach()
-    x, y = (f.detach() + share * (f - f.detach()) for f in (x, y))  # a smaller gradient
-    rows = contrastive_rows(x, y, folds, logit_scale=s + h, **options)
-    return replace(rows, positives=rows.positives - ((1 - share) * rows.positives).detach())
+def with_hardness(
+    image_features: Tensor,
+    text_features: Tensor,
+    folds: Folds | tuple[Tensor, Tensor],
+    *,
+    logit_scale: Tensor,
+    strength: float,
+    **options: Unpack[Options],
+) -> Rows:
+    """The rows of S + strength sg(c), c the cosines; the positives keep their S alone."""
+    scale = logit_scale + strength
+    share = (logit_scale / scale).detach()
+    x, y = (f.detach() + share * (f - f.detach()) for f in (image_features, text_features))
+    rows = contrastive_rows(x, y, folds, logit_scale=scale, **options)
+    bonus = ((1 - share) * rows.positives).detach()
+    return replace(rows, positives=rows.positives - bonus)
 
 
 # --8<-- [end:with_hardness]
@@ -79,21 +89,30 @@ def joint_softmax(rows: Rows, *within: Rows, doc_to_query: bool = True) -> Tenso
 
 # --8<-- [start:negclip]
 def negclip(
-    images: Tensor, captions: Tensor, negatives: Tensor, ids: Tensor, **options: Any
+    image_features: Tensor,
+    text_features: Tensor,
+    negatives: Tensor,
+    ids: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    **options: Unpack[Options],
 ) -> Tensor:
-    """CLIP's loss with more captions (K, D) that show no image; ids (M,) are those of the pairs."""
-    none = ids.new_full((len(negatives),), -1)  # an id that no image has
-    texts, folds = torch.cat([captions, negatives]), (ids, torch.cat([ids, none]))
-    return fused_info_nce_loss(images, texts, folds, **options)
+    """CLIP's loss with K more captions, of no image. ``ids`` (M,) are the pairs' numbers, >= 0."""
+    none = ids.new_full((len(negatives),), -1)
+    texts, folds = torch.cat([text_features, negatives]), (ids, torch.cat([ids, none]))
+    return fused_info_nce_loss(image_features, texts, folds, logit_scale=logit_scale, **options)
 
 
 # --8<-- [end:negclip]
 
 
 # --8<-- [start:counting]
-def counting(images: Tensor, captions: Tensor, false: Tensor, scale: float | Tensor) -> Tensor:
-    """C images, their captions and the same captions with a false count, (C, D) each."""
-    return softplus(scale * (images * (false - captions)).sum(1)).mean()
+def counting(
+    image_features: Tensor, text_features: Tensor, false_counts: Tensor, logit_scale: Tensor
+) -> Tensor:
+    """The term of C images, their captions, and these captions with a false count, (C, D) each."""
+    margins = logit_scale * (image_features * (false_counts - text_features)).sum(1)
+    return softplus(margins).mean()
 
 
 # --8<-- [end:counting]

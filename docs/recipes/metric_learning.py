@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from typing_extensions import Unpack
 
-from mxm_kernels import Rows, contrastive_rows
+from mxm_kernels import Options, Rows, contrastive_rows
 
 
 # --8<-- [start:alignment]
@@ -58,21 +58,39 @@ def without_itself(rows: Rows, ids: Tensor) -> Rows:
 
 
 # --8<-- [start:mlcd]
-def mlcd(rows: Rows) -> Tensor:
-    """MLCD: log(1 + sum of exp(S) over the negatives) + log(1 + sum of exp(-S) over positives)."""
-    losses = softplus(rows.neg_lse) + softplus(rows.logsumexp(-rows.positives))
-    return rows.mean(losses, of_every_row=True)
+def mlcd(
+    image_features: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    **options: Unpack[Options],
+) -> Tensor:
+    """MLCD: ``labels`` (M, k) are the rows of ``centres`` (N, D) that each image belongs to."""
+    used, places = labels.unique(return_inverse=True)
+    ids = torch.zeros_like(labels[:, 0]), labels.new_ones(len(centres)).index_fill(0, used, 0)
+    options["image_to_text_weight"] = 1.0
+    rows = contrastive_rows(image_features, centres, ids, logit_scale=logit_scale, **options)
+    block = rows.positives[: len(labels) * len(used)].view(len(labels), -1)  # images, used centres
+    own = torch.zeros_like(block).scatter(1, places, 1.0) > 0
+    (negatives, others), none = rows.halves(rows.neg_lse), -torch.inf
+    negatives = torch.logaddexp(negatives, block.masked_fill(own, none).logsumexp(1))
+    losses = softplus(negatives) + softplus((-block).masked_fill(~own, none).logsumexp(1))
+    return rows.mean(torch.cat([losses, torch.zeros_like(others)]))
 
 
 # --8<-- [end:mlcd]
 
 
 # --8<-- [start:two_views]
-def two_views(view: Tensor, other: Tensor, logit_scale: float | Tensor, **options: Any) -> Rows:
-    """The rows of two views of M images; negatives of a row are both views of other images."""
-    given = {"logit_scale": logit_scale, **options}
-    rows = contrastive_rows(view, other, (1, 1), **given)
-    own = [contrastive_rows(v, v, (1, 1), **given) for v in (view, other)]
+def two_views(
+    view: Tensor, other: Tensor, *, logit_scale: float | Tensor, **options: Unpack[Options]
+) -> Rows:
+    """The rows of two views of M images. The other images' rows of both views are negatives."""
+    rows = contrastive_rows(view, other, (1, 1), logit_scale=logit_scale, **options)
+    own = [
+        contrastive_rows(v, v, (1, 1), logit_scale=logit_scale, **options) for v in (view, other)
+    ]
     within = torch.cat([o.halves(o.neg_lse)[0] for o in own])
     joined = torch.logaddexp(rows.neg_lse, within)
     return replace(rows, neg_lse=joined, queued_negatives=rows.num_negatives)

@@ -86,10 +86,10 @@ def rows_of(x, texts, owners, scale, **options):
 def hardened(mode, x, y, negatives, scale, strength, **options):
     """The three modes by the recipes."""
     texts, owners = listed(y, negatives)
-    given = {"image_to_text_weight": 1.0, **options}
     others = 0.0 if mode == "hard_negatives" else strength
     own = 0.0 if mode == "in_batch_negatives" else strength
-    rows = with_hardness(x, texts, (owners[: len(x)], owners), scale, others, **given)
+    given = {"logit_scale": scale, "image_to_text_weight": 1.0, **options}
+    rows = with_hardness(x, texts, (owners[: len(x)], owners), strength=others, **given)
     return ranking(rows, own / scale)
 
 
@@ -259,7 +259,8 @@ def _ranked(name, x, y, scale, rows, cols, group):
         return ranking(rows_of(x, texts, owners, scale, **given), 5.0 / scale)
     if name == "in_batch_negatives":
         given["image_to_text_weight"] = 1.0
-        return ranking(with_hardness(x, texts, (own, owners), scale, 5.0, **given))
+        rows = with_hardness(x, texts, (own, owners), logit_scale=scale, strength=5.0, **given)
+        return ranking(rows)
     if name == "negclip":
         return negclip(x, y, negatives.flatten(0, 1), own, logit_scale=scale, **given)
     del given["text_queue"]
