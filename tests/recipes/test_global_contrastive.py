@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from docs.recipes.global_contrastive import MovingAverage, sogclr
+from docs.recipes.metric_learning import two_views
 from mxm_kernels import contrastive_rows
 from tests.recipes.same import (
     BOUNDS,
@@ -137,6 +139,22 @@ def test_of_libauc(tau):
         log_u = torch.stack([theirs.u1.log() + theirs.b1, theirs.u2.log() + theirs.b2])[:, :, 0]
         torch.testing.assert_close(state.log_u[:, samples], log_u[:, samples], rtol=0, atol=1e-4)
         temperatures = temperatures - 1e-3 * torch.rand(2, 18)
+
+
+def test_two_views_of_libauc_at_the_first_visit():
+    """Later its u is another one: of both views together, and without the positive in it."""
+    contrastive = pytest.importorskip("libauc.losses.contrastive")
+    theirs, samples = contrastive.GCLoss_v1(N=12, tau=0.1), torch.tensor([3, 1, 4, 11, 5, 9])
+
+    def ours(x, y):
+        rows = two_views(normalize(x), normalize(y), logit_scale=10.0)
+        return sogclr(rows, samples, MovingAverage(12))
+
+    leaves = torch.randn(6, 8), torch.randn(6, 8)
+    _, *got = differentiated(ours, leaves)
+    _, *expected = differentiated(lambda x, y: theirs(x, y, samples), leaves)
+    for a, b in zip(got, expected, strict=True):  # a mean over 12 rows, and a sum of two means
+        torch.testing.assert_close(2 * a, b, rtol=1e-4, atol=1e-6)
 
 
 def _ranked(x, y, tau, rows, cols, group):
