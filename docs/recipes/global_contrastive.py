@@ -39,9 +39,8 @@ def sogclr(rows: Rows, samples: Tensor, state: MovingAverage, rho: float = 0.0) 
     """SogCLR, and iSogCLR where each row has a scale; ``samples`` (M,) are the pairs' numbers."""
     log_g = rows.neg_lse - rows.positives - rows.num_negatives.log()
     log_u = state.update(samples, log_g)
-    ratio, temperature = (log_g - log_u).exp(), 1 / rows.logit_scale
-    value = temperature * (log_u + rho)
-    return rows.mean(value + temperature.detach() * (ratio - ratio.detach()))
+    ratio = (log_g - log_u).exp()  # log_u has no gradient
+    return rows.mean((log_u + rho + ratio - ratio.detach()) / rows.logit_scale)
 
 
 # --8<-- [end:sogclr]

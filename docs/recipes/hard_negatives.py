@@ -50,7 +50,7 @@ def with_hardness(
 ) -> Rows:
     """The rows of S + strength sg(c), c the cosines; the positives keep their S alone."""
     scale = logit_scale + strength
-    share = (logit_scale / scale).detach()
+    share = logit_scale / scale
     x, y = (f.detach() + share * (f - f.detach()) for f in (image_features, text_features))
     rows = contrastive_rows(x, y, folds, logit_scale=scale, **options)
     bonus = ((1 - share) * rows.positives).detach()
