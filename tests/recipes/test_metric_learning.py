@@ -221,6 +221,12 @@ def test_mlcd_is_the_multi_similarity_of_one_exponent():
     torch.testing.assert_close(mlcd(x, y, labels, logit_scale=12.0), expected)
 
 
+def test_queued_centres_are_negatives_of_mlcd():
+    x, y, labels = unit(9, 8), unit(13, 8), LABELS["three"]()
+    queued = mlcd(x, y, labels, logit_scale=12.0, text_queue=QUEUE)
+    torch.testing.assert_close(queued, mlcd(x, torch.cat([y, QUEUE]), labels, logit_scale=12.0))
+
+
 def dense_dclw(x, y, scale, sigma):
     """View by view, image by image."""
     losses, pairs = [], (x * y).sum(1)
