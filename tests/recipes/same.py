@@ -67,24 +67,32 @@ Of = Callable[..., Tensor]  # of the leaves, the rows and columns of the rank, a
 
 
 def _of_rank(
-    rank: int, world: int, loss: Of, leaves: Sequence[Tensor], cuts: Sequence[Sequence[int]]
-) -> list[Tensor]:
+    rank: int,
+    world: int,
+    losses: dict[str, Of],
+    leaves: Sequence[Tensor],
+    cuts: Sequence[Sequence[int]],
+) -> dict[str, list[Tensor]]:
     ends = [list(accumulate(cut)) for cut in cuts]
     own = [slice(end[rank] - cut[rank], end[rank]) for end, cut in zip(ends, cuts, strict=True)]
-    return differentiated(lambda *given: loss(*given, *own, dist.group.WORLD), leaves)
+    given = [*own, dist.group.WORLD]
+    return {n: differentiated(lambda *t, f=f: f(*t, *given), leaves) for n, f in losses.items()}
 
 
-def assert_same_on_ranks(loss: Of, leaves: Sequence[Tensor], *cuts: Sequence[int]) -> None:
-    """Two ranks give the loss of one process, and its gradients on average.
+def assert_same_on_ranks(
+    losses: dict[str, Of], leaves: Sequence[Tensor], *cuts: Sequence[int]
+) -> None:
+    """Two ranks give the losses of one process, and their gradients on average.
 
     The first two leaves are features of the whole batch, of which a rank takes its rows; ``cuts``
     are the numbers of images and of texts of each rank.
     """
-    leaves = [leaf.double() for leaf in leaves]
-    every = slice(None)
-    expected = differentiated(lambda *given: loss(*given, every, every, None), leaves)
-    ranks = results(2, _of_rank, loss, leaves, cuts)
-    for value, *_ in ranks:
-        torch.testing.assert_close(value, expected[0], rtol=1e-8, atol=1e-8)
-    grads = [torch.stack(both).mean(0) for both in zip(*(r[1:] for r in ranks), strict=True)]
-    assert_close([ranks[0][0], *grads], expected, 1e-8)
+    leaves, every = [leaf.double() for leaf in leaves], slice(None)
+    ranks = results(2, _of_rank, losses, leaves, cuts)
+    for name, loss in losses.items():
+        expected = differentiated(lambda *t, f=loss: f(*t, every, every, None), leaves)
+        both = [rank[name] for rank in ranks]
+        for value, *_ in both:
+            torch.testing.assert_close(value, expected[0], rtol=1e-8, atol=1e-8, msg=name)
+        grads = [torch.stack(pair).mean(0) for pair in zip(*(b[1:] for b in both), strict=True)]
+        assert_close([both[0][0], *grads], expected, 1e-8)

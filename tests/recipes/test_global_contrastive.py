@@ -172,7 +172,7 @@ def _ranked(x, y, tau, rows, cols, group):
 def test_over_two_ranks_with_a_queue():
     """Where a pair stays on its rank: each rank's state has the pairs that it has seen."""
     leaves = unit(9, 8), unit(9, 8), torch.tensor(0.2)
-    assert_same_on_ranks(_ranked, leaves, (4, 5), (4, 5))
+    assert_same_on_ranks({"sogclr": _ranked}, leaves, (4, 5), (4, 5))
 
 
 def test_a_pair_that_was_not_seen_takes_no_part_in_its_average():

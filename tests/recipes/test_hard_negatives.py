@@ -267,9 +267,10 @@ def _ranked(name, x, y, scale, rows, cols, group):
     return jointly(DIRECTIONS, x, y, negatives, scale, first, **given)
 
 
-@pytest.mark.parametrize(
-    "name", ["own negatives", "hard_negatives", "in_batch_negatives", "negclip", "directions"]
-)
-def test_over_two_ranks(name):
+RANKED = "own negatives", "hard_negatives", "in_batch_negatives", "negclip", "directions"
+
+
+def test_over_two_ranks():
     leaves = unit(9, 8), unit(9, 8), torch.tensor(9.0)
-    assert_same_on_ranks(partial(_ranked, name), leaves, (4, 5), (4, 5))
+    losses = {name: partial(_ranked, name) for name in RANKED}
+    assert_same_on_ranks(losses, leaves, (4, 5), (4, 5))

@@ -272,11 +272,6 @@ def test_two_views_count_the_negatives_of_both():
     assert rows.num_negatives.tolist() == [12] * 14
 
 
-def ranked(loss, ids):
-    """The loss of a rank's rows of a batch with these ids."""
-    return partial(_ranked, loss, ids)
-
-
 def _ranked(loss, ids, x, y, scale, rows, cols, group):
     own, queue = (ids[0][rows], ids[1][cols]), QUEUE.to(x)
     options = {"process_group": group, "text_queue": queue, "image_queue": queue}
@@ -288,15 +283,17 @@ def _views(x, y, scale, rows, cols, group):
     return made.mean(made.neg_lse - made.positives - made.num_negatives.log())
 
 
-@pytest.mark.parametrize("recipe", [alignment, uniformity, multi_similarity])
-def test_over_two_ranks_with_queues(recipe):
+def test_over_two_ranks_with_queues():
     ids = spread_ids(9, 5), spread_ids(13, 7)
     leaves = unit(9, 8), unit(13, 8), torch.tensor(12.0)
-    assert_same_on_ranks(ranked(recipe, ids), leaves, (4, 5), (7, 6))
+    recipes = alignment, uniformity, multi_similarity
+    losses = {recipe.__name__: partial(_ranked, recipe, ids) for recipe in recipes}
+    assert_same_on_ranks(losses, leaves, (4, 5), (7, 6))
 
 
 def test_two_views_over_two_ranks():
-    assert_same_on_ranks(_views, (unit(9, 8), unit(9, 8), torch.tensor(9.0)), (4, 5), (4, 5))
+    leaves = unit(9, 8), unit(9, 8), torch.tensor(9.0)
+    assert_same_on_ranks({"two views": _views}, leaves, (4, 5), (4, 5))
 
 
 @pytest.mark.parametrize("recipe", [uniformity, multi_similarity])
