@@ -170,6 +170,17 @@ def test_no_block_is_of_a_language_that_does_not_run(page):
     assert languages <= {"python", "sh", "text"}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_shown_section_of_a_file_exists(page):
+    """Its fence has no name of a language that ruff would format: the snippet is no Python yet."""
+    for block in re.findall(
+        r"^``` {.python}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    ):
+        shown = re.fullmatch(r'--8<-- "(docs/recipes/\w+\.py):(\w+)"\n', block)
+        assert shown, block
+        assert f"# --8<-- [start:{shown[2]}]\n" in (ROOT / shown[1]).read_text()
+
+
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
