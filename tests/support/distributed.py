@@ -222,7 +222,7 @@ def loss(
             "teacher_offsets": data["weights_text"][cols],
             "exclude_ids": data["exclude_text"][cols],
             "within_ids": data["within_text"][cols],
-            "filter_margin": 0.1 if (group is None or more.get("gather") != "ring") else None,
+            "filter_margin": None if more.get("gather") == "ring" else 0.1,
         }
     if name in ("intra modal soft", "told intra modal"):
         given["teacher_features"] = data["teacher_text"][cols]
@@ -247,7 +247,7 @@ def loss(
     ids = torch.tensor(layout.image_ids), torch.tensor(layout.text_ids)
     if "intra modal" in name:  # of the texts, and nothing of the images
         return function(y, ids[1][cols], logit_scale=scale, **options, **given) + 0 * x.sum()
-    folds = () if name == "cwcl" else ((ids[0][rows], ids[1][cols]),)
+    folds = () if "cwcl" in name else ((ids[0][rows], ids[1][cols]),)
     return function(x, y, *folds, logit_scale=scale, **options, **given)
 
 
