@@ -55,7 +55,8 @@ sanitize: $(INSTALLED) ## the native tests once, under AddressSanitizer and Unde
 	  { { $$python tests/support/overrun.py 2>&1 || true; } | grep -q "heap-buffer-overflow" || \
 	    { echo "make sanitize: a deliberate overrun went unseen"; exit 1; }; } && \
 	  $$python -m pytest -q -p no:cacheprovider -m "not new_process" -k native \
-	    tests/backends/test_native.py tests/backends/test_native_rows.py tests/ops/test_draw.py \
+	    tests/backends/test_native.py tests/backends/test_native_rows.py tests/backends/test_native_rules.py \
+	    tests/ops/test_draw.py \
 	    tests/backends/test_kept.py::test_backward_leaves_what_is_kept_as_it_was \
 	    tests/backends/test_kept.py::test_rows_of_zeros
 

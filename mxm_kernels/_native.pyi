@@ -42,7 +42,7 @@ class Problem:
         cols: int,
         scale: float,
         teacher_scale: float,
-        has_teacher: bool,
+        has_soft: bool,
         image_groups: int,
         text_groups: int,
         image_offsets: int,
@@ -50,6 +50,7 @@ class Problem:
         threads: int,
         /,
     ) -> Problem: ...
+    def tell(self, rules: list[int], /) -> None: ...
 
 class Features:
     @staticmethod
@@ -66,18 +67,26 @@ class ForwardPass:
     def fused(self, unit: str, features: Features, /) -> None: ...
     def finish(self, *statistics: int) -> None: ...
     def finish_sums(self, *statistics: int) -> None: ...
+    def finish_removed(self, *statistics: int) -> None: ...
     def finish_diagnostics(self, *statistics: int) -> None: ...
 
 class BackwardPass:
     unit: float
     dscale: float
     def __init__(
-        self, level: str, problem: Problem, statistics: list[int], upstream: list[int], /
+        self,
+        level: str,
+        problem: Problem,
+        statistics: list[int],
+        upstream: list[int],
+        offsets: bool,
+        /,
     ) -> None: ...
     def sweep(self, *tile: int) -> None: ...
     def read(self, *addresses: int) -> None: ...
     def sweep_to(self, dS: int, dS_stride: int, *tile: int) -> None: ...
     def fused(self, unit: str, features: Features, dx: int, dy: int, /) -> None: ...
+    def finish_offsets(self, doffsets: int, /) -> None: ...
 
 class SigmoidForwardPass:
     def __init__(self, level: str, problem: Problem, bias: float, positives: int, /) -> None: ...
@@ -89,9 +98,17 @@ class SigmoidBackwardPass:
     dscale: float
     dbias: float
     def __init__(
-        self, level: str, problem: Problem, bias: float, positives: int, upstream: list[int], /
+        self,
+        level: str,
+        problem: Problem,
+        bias: float,
+        positives: int,
+        upstream: list[int],
+        offsets: bool,
+        /,
     ) -> None: ...
     def sweep(self, *tile: int) -> None: ...
+    def finish_offsets(self, doffsets: int, /) -> None: ...
 
 class SigmoidLossPass:
     unit: float
@@ -99,6 +116,14 @@ class SigmoidLossPass:
     dscale: float
     dbias: float
     def __init__(
-        self, level: str, problem: Problem, bias: float, scratch: int, weights: list[int], /
+        self,
+        level: str,
+        problem: Problem,
+        bias: float,
+        scratch: int,
+        weights: list[int],
+        offsets: bool,
+        /,
     ) -> None: ...
     def sweep(self, *tile: int) -> None: ...
+    def finish_offsets(self, doffsets: int, /) -> None: ...

@@ -165,8 +165,13 @@ class Problem(NamedTuple):
         pairs = len(slots)
         made = slots.new_empty(2 * pairs)
         made[:pairs] = slots
-        made[pairs:].index_copy_(0, self.slot_places, slots)
+        self.fill_list(made)
         return made
+
+    def fill_list(self, positives: Tensor) -> None:
+        """(2 P,) whose first half is in slot order: fill in the second, in text-major order."""
+        pairs = self.pairs
+        positives[pairs:].index_copy_(0, self.slot_places, positives[:pairs])
 
     def from_list(self, positives: Tensor) -> Tensor:
         """(2 P,) -> (P,) in slot order, the sum over both places of each pair: its adjoint."""
@@ -174,28 +179,30 @@ class Problem(NamedTuple):
         return slots + again.index_select(0, self.slot_places)
 
     def allocate(
-        self, diagnostics: bool, neg_sum: bool = False, *, neg_mean: bool = False
+        self,
+        diagnostics: bool,
+        neg_sum: bool = False,
+        *,
+        neg_mean: bool = False,
+        stride: int | None = None,
     ) -> Statistics:
-        """Uninitialised statistics; those that do not exist here have no element."""
-        rows, dtype = self.x.shape[0] + self.y.shape[0], self.accumulator
+        """Uninitialised statistics; those that do not exist here have no element.
+
+        ``stride``: rows of what is kept have room for so many numbers. None: nothing is kept.
+        """
+        M, N, dtype = self.x.shape[0], self.y.shape[0], self.accumulator
+        rows = M + N
         taught, removes = rows if self.has_soft else 0, rows if self.removes else 0
         positives = self.owners.shape[0]  # not len, which torch.compile fixes
         sizes = [rows, positives, taught, rows if neg_sum else 0, min(taught, removes), taught]
         sizes += [rows, taught] if diagnostics else [0, 0]
         sizes += [removes, rows if neg_mean else 0]
         made = [self.x.new_empty(size, dtype=dtype) for size in sizes]
-        kept = self.x.new_empty(0, dtype=self.kept_dtype)
-        return Statistics._make([*made, kept, self.x.new_empty(0, dtype=dtype)])
-
-    def allocate_kept(self, made: Statistics, stride: int) -> Statistics:
-        """``made`` with uninitialised room for what is kept; rows have room for ``stride``."""
-        M, N = self.x.shape[0], self.y.shape[0]
-        shape = self.matrices, M, stride
-        kept = made.kept.new_empty(shape)
-        units = made.units
-        if kept.dtype == torch.int16:
-            units = units.new_empty(self.matrices, M + N)
-        return made._replace(kept=kept, units=units)
+        shape = (0,) if stride is None else (self.matrices, M, stride)
+        kept = self.x.new_empty(shape, dtype=self.kept_dtype)
+        fixed = stride is not None and kept.dtype == torch.int16
+        units = self.x.new_empty((self.matrices, rows) if fixed else (0,), dtype=dtype)
+        return Statistics._make([*made, kept, units])
 
     def contiguous(self) -> Problem:
         """The problem with every feature matrix laid out row after row."""

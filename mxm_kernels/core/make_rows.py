@@ -54,7 +54,7 @@ def _as_rows(batch: Batch, made: RowStatistics, *, taught: bool) -> Rows:
     )
 
 
-def _with_queue(rows: Rows, side: int, queue: QueuedRows, thresholds: Tensor) -> Rows:
+def _with_queue(rows: Rows, side: int, queue: QueuedRows, thresholds: Tensor | None) -> Rows:
     """The list after the rows of one side have seen a queue: its columns are in their sums.
 
     ``thresholds`` (R,) are those of the filter, where there is one.
@@ -102,10 +102,10 @@ def rules_with_queue(
 ) -> PairRules:
     """The rules of a side's rows, then of the queue's, where either has them.
 
-    ``thresholds`` (R,) are those of the filter of the batch; empty, or None, without one.
+    ``thresholds`` (R,) are those of the filter of the batch, None without one.
     """
     own = PairRules(*[None if v is None else b.halves(v)[side] for v in b.rules])
-    if thresholds is not None and len(thresholds):
+    if thresholds is not None:
         own = own._replace(thresholds=b.halves(thresholds)[side])
     queued = PairRules(queue.offsets, None, queue.exclude_ids, queue.within_ids, None)
     nothing = 0.0, 0.0, NO_ID, NO_ID, torch.inf

@@ -31,7 +31,7 @@ class RowStatistics(NamedTuple):
     hardest: Tensor
     entropy: Tensor
     num_negatives: Tensor
-    thresholds: Tensor  # (R,) similarities of the teacher, empty without a filter
+    thresholds: Tensor | None  # (R,) similarities of the teacher, where there is a filter
 
 
 def run(
@@ -48,13 +48,14 @@ def run(
     ``t`` is None where only the filter reads the teacher. ``unit`` (R,): the teacher's features
     carry scales, so that their products are similarities times it.
     """
-    rules, shard, fault = b.rules, b.shard, None
-    thresholds = x.new_empty(0, dtype=b.dtype)
+    rules, shard = b.rules, b.shard
+    thresholds = fault = None
     if teacher is not None:
         teacher, t, unit = _as_quantized(b, teacher, t, unit)
         if shard is not None and not shard.ring:
             teacher = teacher[0], shard.ranks.gather(teacher[1], shard.texts)
         if b.filters:
+            unit = s.new_ones(()) if unit is None else unit
             thresholds = similarity_thresholds(b, *teacher, unit)
             fault = fault_of(b, *teacher, thresholds)
             rules = rules._replace(thresholds=(thresholds + SLACK) * unit)
@@ -72,22 +73,22 @@ def run(
 
 def _as_quantized(
     b: Batch, teacher: Teacher, t: Tensor | None, unit: Tensor | None
-) -> tuple[Teacher, Tensor | None, Tensor]:
+) -> tuple[Teacher, Tensor | None, Tensor | None]:
     """Teacher features (M, D'), (N, D') and their scale () in the batch's ``teacher_dtype``.
 
-    And the unit of their products. Over ranks the factors of the rounding are those of all rows, so
-    that one process has the same.
+    And the unit of their products, None for 1. Over ranks the factors of the rounding are those of
+    all rows, so that one process has the same.
     """
-    one = b.scales[0].new_ones(()).detach()
-    unit = one if unit is None else unit
     if b.options.teacher_dtype is None:
         return teacher, t, unit
     largest = largest_of(*teacher, b.dtype)
     if b.shard is not None:
         largest = b.shard.ranks.greatest(largest)
-    before = one if t is None else t
+    before = largest.new_ones(()) if t is None else t
     teacher, after = float8_teacher(teacher, before, largest, b.backend)
-    return teacher, None if t is None else after, unit * before / after
+    if b.filters:
+        unit = before / after if unit is None else unit * before / after
+    return teacher, None if t is None else after, unit
 
 
 _Made = TypeVar("_Made", RowStatistics, SigmoidStatistics)

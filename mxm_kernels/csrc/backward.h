@@ -7,54 +7,25 @@
 
 #include "passes.h"
 #include "positives.h"
+#include "rows_of_tile.h"
+#include "terms.h"
 #include "threads.h"
+#include "told_sweep.h"
 #include "vector.h"
 
 namespace mxm {
 namespace MXM_LEVEL {
 
-// With c the least normaliser, exp(L - c) is at most exp(range) and exp(c - l) at least
-// exp(-range): at 40 neither overflows, and 2^-58 times an upstream gradient stays a normal
-// number. What vanishes, L < c - 87, is below exp(-87) of its row and column.
-constexpr float kWidestRange = 40.0f;
-
-inline void widen(const Side& side, std::int64_t length, float& least, float& most) {
-  for (std::int64_t k = 0; k < length; ++k) {
-    const float l = side.normaliser[k];
-    if (l == -INFINITY) continue;  // a row without negatives has no terms to scale
-    least = std::min(least, l);
-    most = std::max(most, l);
-  }
-}
-
-inline void prepare_side(Side& side, std::int64_t length, const Term& term, double scale) {
-  side.factor.assign(length + kPad, 0.0f);
-  side.shift.assign(length + kPad, 0.0f);
-  for (std::int64_t k = 0; k < length; ++k) {
-    const float l = side.normaliser[k];
-    side.shift[k] = l;
-    side.factor[k] = static_cast<float>(side.upstream[k] * scale);
-    if (term.shared) side.factor[k] *= l == -INFINITY ? 0.0f : std::exp(term.reference - l);
-  }
-}
-
-// Finds the common reference; true if the normalisers are close enough together for it.
-inline bool share(Term& term, const Problem& p) {
-  float least = INFINITY, most = -INFINITY;
-  widen(term.rows, p.rows, least, most);
-  widen(term.cols, p.cols, least, most);
-  term.reference = least < INFINITY ? least : 0.0f;
-  return most - least <= kWidestRange;  // -inf without any negative: nothing is out of range
-}
-
-// Their part of the sum of dS * S is known: d times the sums.
+// Without rules their part of the sum of dS * S is known: d times the sums. With rules the sweep adds
+// them, and sums that.
 inline void prepare_sums(Backward& pass, SumTerm& term, std::int64_t length) {
+  const bool told = pass.problem.told;
+  if (told || term.upstream != nullptr) term.factor.assign(length + kPad, 0.0f);
   if (term.upstream == nullptr) return;
-  term.factor.assign(length + kPad, 0.0f);
   for (std::int64_t k = 0; k < length; ++k) {
     const double scaled = term.upstream[k] * pass.upstream_scale();
     term.factor[k] = static_cast<float>(scaled);
-    pass.dscale += scaled * term.sums[k];
+    if (!told) pass.dscale += scaled * term.sums[k];
   }
 }
 
@@ -62,10 +33,11 @@ inline void prepare_sums(Backward& pass, SumTerm& term, std::int64_t length) {
 inline void prepare(Backward& pass) {
   const Problem& p = pass.problem;
   pass.dscale = 0;
-  bool shared = share(pass.student, p);
-  if (p.has_teacher) shared &= share(pass.teacher, p);
-  for (Term* term : {&pass.student, &pass.teacher}) {
-    if (term == &pass.teacher && !p.has_teacher) continue;
+  bool shared = p.told ? share_told(pass) : share(pass.student, p);
+  if (p.has_soft) shared &= share(pass.teacher, p);
+  for (Term* term : {&pass.student, &pass.teacher, &pass.removed}) {
+    if (term == &pass.teacher && !p.has_soft) continue;
+    if (term == &pass.removed && !p.told) continue;
     term->shared = shared;
     prepare_side(term->rows, p.rows, *term, pass.upstream_scale());
     prepare_side(term->cols, p.cols, *term, pass.upstream_scale());
@@ -80,7 +52,7 @@ struct Columns {
       : groups(load(pass.problem.text_groups.data() + j)),
         S_factor(load(pass.student.cols.factor.data() + j)),
         S_shift(load(pass.student.cols.shift.data() + j)) {
-    if (!pass.problem.has_teacher) return;
+    if (!pass.problem.has_soft) return;
     T_factor = load(pass.teacher.cols.factor.data() + j);
     T_shift = load(pass.teacher.cols.shift.data() + j);
   }
@@ -88,39 +60,6 @@ struct Columns {
   Ints groups;
   Floats S_factor, S_shift;
   Floats T_factor{}, T_shift{};
-};
-
-// Both softmax terms of row i: d_i exp(L - l_i) + d_j exp(L - l_j). No logit is greater than its
-// normalisers but by their rounding, which is held back: that of 1e9 is 64.
-template <bool kShared>
-inline Floats both_terms(const Term& term, std::int64_t i, Floats L, Floats factor,
-                         Floats shift) {
-  const float row = term.rows.factor[i];
-  if (kShared) return exponential(at_most(kWidestRange, L - term.reference)) * (row + factor);
-  return exponential(at_most(0, L - term.rows.shift[i])) * row +
-         exponential(at_most(0, L - shift)) * factor;
-}
-
-// The products of a row of the tile, as floats or from what is kept in fixed point.
-struct FloatRow {
-  FloatRow(const Fixed&, const float* products, const Tile& tile, std::int64_t i)
-      : from(products + i * tile.stride) {}
-  Floats operator()(std::int64_t j) const { return load(from + j); }
-
-  const float* from;
-};
-
-struct FixedRow {
-  FixedRow(const Fixed& kept, const float*, const Tile& tile, std::int64_t i)
-      : from(kept.numbers + (tile.row + i) * kept.stride + tile.col),
-        unit(kept.rows[tile.row + i]),
-        units(kept.cols.data() + tile.col) {}
-  Floats operator()(std::int64_t j) const { return widened(from + j) * (load(units + j) * unit); }
-  float at(std::int64_t j) const { return from[j] * (units[j] * unit); }
-
-  const std::int16_t* from;
-  float unit;
-  const float* units;
 };
 
 // dS of row i of the tile, the positives' own gradient left out. Returns the sum of dS times the
@@ -153,9 +92,9 @@ float sweep_row(const Backward& pass, const Tile& tile, std::int64_t i) {
   return sum(total);
 }
 
-// Adds the gradients by the sums over the negatives to row i.
+// Adds the gradients by the sums over the negatives to row i; with rules sweep_told_row has.
 inline void add_sums(const Backward& pass, const Tile& tile, std::int64_t i) {
-  if (pass.row_sums.upstream == nullptr) return;
+  if (pass.row_sums.upstream == nullptr || pass.problem.told) return;
   const Ints group = Ints{} + pass.problem.image_groups[tile.row + i];
   const float of_row = pass.row_sums.factor[tile.row + i];
   float* const to = tile.dS + i * tile.dS_stride;
@@ -166,16 +105,63 @@ inline void add_sums(const Backward& pass, const Tile& tile, std::int64_t i) {
   }
 }
 
+// S of a positive, its offsets left out.
+inline double without_offset(const Gradient& pass, std::int64_t slot, std::int64_t row,
+                             std::int64_t col) {
+  const double S = pass.positives[slot];
+  return pass.problem.told ? S - pass.problem.offset(row, col) : S;
+}
+
 // Adds the positives' own gradients to row i; returns the sum of those times S.
 inline double add_positives(const Gradient& pass, const Tile& tile, std::int64_t i) {
   double total = 0;
   each_positive(pass.problem, tile, i, [&](std::int64_t slot, std::int64_t j) {
     const float gradient = static_cast<float>(pass.dpositives[slot] * pass.upstream_scale());
     tile.dS[i * tile.dS_stride + j] += gradient;
-    total += static_cast<double>(gradient) * pass.positives[slot];
+    total += static_cast<double>(gradient) * without_offset(pass, slot, tile.row + i, tile.col + j);
   });
   return total;
 }
+
+// Adds row i of dS to the sums of its row and of the columns, the tile's first at `columns`.
+inline void add_totals(Gradient& pass, const Tile& tile, std::int64_t i, double* columns) {
+  const float* const dS = tile.dS + i * tile.dS_stride;
+  Doubles total{};
+  std::int64_t j = 0;
+  for (; j + kLanes <= tile.cols; j += kLanes) {
+    const Doubles value = doubles(load(dS + j));
+    total += value;
+    store(columns + j, load(columns + j) + value);
+  }
+  double rest = 0;
+  for (; j < tile.cols; ++j) {
+    rest += dS[j];
+    columns[j] += dS[j];
+  }
+  pass.row_totals[tile.row + i] += rest + sum(total);
+}
+
+// The sums down the columns, each thread's own, `width` for each.
+class ColumnTotals {
+ public:
+  ColumnTotals(const Gradient& pass, std::int64_t width)
+      : width_(width), totals_(pass.wants_offsets() ? pass.problem.threads * width : 0, 0.0) {}
+
+  double* of(int thread) {
+    return totals_.empty() ? nullptr : totals_.data() + thread * width_;
+  }
+
+  // Those of the columns from `first` on, in the order of the threads.
+  void add_to(Gradient& pass, std::int64_t first) const {
+    for (std::size_t k = 0; k < totals_.size(); ++k) {
+      pass.col_totals[first + static_cast<std::int64_t>(k) % width_] += totals_[k];
+    }
+  }
+
+ private:
+  std::int64_t width_;
+  std::vector<double> totals_;
+};
 
 // T's share of dS at the positives of row i from T itself, where the sweep had it in fixed point:
 // near convergence the targets lie there, and dS is what they differ by from the probabilities.
@@ -192,7 +178,8 @@ double mend_row(const Backward& pass, const Tile& tile, std::int64_t i) {
                                              fill(cols.factor[tile.col + j]),
                                              fill(cols.shift[tile.col + j]));
     const float product = student.at(j);
-    total += static_cast<double>(share[0]) * pass.positives[slot] -
+    const double S = without_offset(pass, slot, row, tile.col + j);
+    total += static_cast<double>(share[0]) * S -
              static_cast<double>(dS) * product * pass.problem.scale;
     dS = share[0];
   });
@@ -207,10 +194,19 @@ inline double mend(const Backward& pass, const Tile& tile, std::int64_t i) {
 using RowSweep = float (*)(const Backward&, const Tile&, std::int64_t);
 
 template <class Row>
-RowSweep row_sweep_of(const Backward& pass) {
-  const bool has_teacher = pass.problem.has_teacher;
+RowSweep told_row_sweep_of(const Backward& pass) {
+  const bool has_soft = pass.problem.has_soft;
   const bool shared = pass.student.shared;
-  if (has_teacher) return shared ? sweep_row<true, true, Row> : sweep_row<false, true, Row>;
+  if (has_soft) return shared ? sweep_told_row<true, true, Row> : sweep_told_row<false, true, Row>;
+  return shared ? sweep_told_row<true, false, Row> : sweep_told_row<false, false, Row>;
+}
+
+template <class Row>
+RowSweep row_sweep_of(const Backward& pass) {
+  const bool has_soft = pass.problem.has_soft;
+  const bool shared = pass.student.shared;
+  if (pass.problem.told) return told_row_sweep_of<Row>(pass);
+  if (has_soft) return shared ? sweep_row<true, true, Row> : sweep_row<false, true, Row>;
   return shared ? sweep_row<true, false, Row> : sweep_row<false, false, Row>;
 }
 
@@ -222,6 +218,7 @@ inline RowSweep row_sweep(const Backward& pass) {
 inline void backward_tile(Backward& pass, const Tile& tile) {
   const RowSweep sweep = row_sweep(pass);
   std::vector<double> totals(pass.problem.threads, 0.0);
+  ColumnTotals columns(pass, tile.cols);
 #pragma omp parallel num_threads(pass.problem.threads)
   {
     const int team = team_size(), thread = thread_number();
@@ -231,10 +228,12 @@ inline void backward_tile(Backward& pass, const Tile& tile) {
       total += mend(pass, tile, i);
       add_sums(pass, tile, i);
       total += add_positives(pass, tile, i);
+      if (pass.wants_offsets()) add_totals(pass, tile, i, columns.of(thread));
     }
     totals[thread] = total;
   }
   for (const double total : totals) pass.dscale += total;
+  columns.add_to(pass, tile.col);
 }
 
 }  // namespace MXM_LEVEL

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "passes.h"
+#include "told.h"
 #include "vector.h"
 
 namespace mxm {
@@ -34,9 +35,15 @@ struct alignas(64) Sums {
   }
 };
 
+// How many pairs of each row and column were summed.
+struct alignas(64) Counts {
+  std::int32_t rows[kStrip];
+  std::int32_t cols[kChunk];
+};
+
 struct Chunk {
   const float* student;
-  const float* teacher;
+  const float* teacher;  // null without one
   std::int64_t stride;
   int rows;
   int cols;
@@ -44,6 +51,11 @@ struct Chunk {
   const std::int32_t* col_groups;
   float scale;
   float teacher_scale;
+  bool soft;     // whether T is summed
+  bool filters;  // whether its products remove pairs
+  bool removes;  // whether anything does
+  RuleRows row_rules;
+  RuleRows col_rules;
 
   std::int64_t at(int i, int j) const { return i * stride + j; }
   Ints outside(int j) const { return lane_numbers() >= cols - j; }
@@ -53,10 +65,13 @@ struct Chunk {
   }
 };
 
-// References of a chunk: the greatest negative of S and the greatest T.
+// References of a chunk: the greatest negative of S and the greatest T; of what is removed for its
+// row and for its column the greatest S, where it is above the other.
 struct References {
   float S;
   float T;
+  float removed = kNothing;
+  float share = 0;  // exp(S - removed)
 };
 
 template <bool kTeacher>
@@ -82,8 +97,9 @@ References references(const Chunk& chunk) {
 }
 
 struct ChunkSums {
-  Sums<kStrip> S_rows, T_rows;
-  Sums<kChunk> S_cols, T_cols;
+  Sums<kStrip> S_rows, T_rows, removed_rows;
+  Sums<kChunk> S_cols, T_cols, removed_cols;
+  Counts negatives, removed;  // with rules only
 };
 
 // Row sums on the way through a chunk, in registers.
@@ -131,15 +147,8 @@ inline void add_vector(const Chunk& chunk, int i, int j, const References& top,
   store(sums.T_cols.weighted + j, weighted_col);
 }
 
-// Sums of rows i .. i + kRows with the chunk's own references.
 template <int kRows, bool kTeacher>
-inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums& sums) {
-  RowSums<kRows> rows;
-  int j = 0;
-  for (; j + kLanes <= chunk.cols; j += kLanes) {
-    add_vector<kRows, kTeacher, false>(chunk, i, j, top, rows, sums);
-  }
-  if (j < chunk.cols) add_vector<kRows, kTeacher, true>(chunk, i, j, top, rows, sums);
+inline void store_rows(const RowSums<kRows>& rows, int i, ChunkSums& sums) {
   for (int r = 0; r < kRows; ++r) {
     sums.S_rows.total[i + r] = sum(rows.S[r]);
     if (!kTeacher) continue;
@@ -148,13 +157,26 @@ inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums
   }
 }
 
-template <bool kTeacher>
+// Sums of rows i .. i + kRows with the chunk's own references.
+template <template <int> class Rows, int kRows, bool kTeacher>
+inline void add_rows(const Chunk& chunk, int i, const References& top, ChunkSums& sums) {
+  Rows<kRows> rows;
+  int j = 0;
+  for (; j + kLanes <= chunk.cols; j += kLanes) {
+    add_vector<kRows, kTeacher, false>(chunk, i, j, top, rows, sums);
+  }
+  if (j < chunk.cols) add_vector<kRows, kTeacher, true>(chunk, i, j, top, rows, sums);
+  store_rows<kRows, kTeacher>(rows, i, sums);
+}
+
+// `Rows` are RowSums, or ToldRowSums where there are rules.
+template <template <int> class Rows, bool kTeacher>
 inline void add_chunk(const Chunk& chunk, const References& top, ChunkSums& sums) {
   int i = 0;
   for (; i + kRowsAtOnce <= chunk.rows; i += kRowsAtOnce) {
-    add_rows<kRowsAtOnce, kTeacher>(chunk, i, top, sums);
+    add_rows<Rows, kRowsAtOnce, kTeacher>(chunk, i, top, sums);
   }
-  for (; i < chunk.rows; ++i) add_rows<1, kTeacher>(chunk, i, top, sums);
+  for (; i < chunk.rows; ++i) add_rows<Rows, 1, kTeacher>(chunk, i, top, sums);
 }
 
 }  // namespace MXM_LEVEL

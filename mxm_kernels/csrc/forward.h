@@ -9,83 +9,48 @@
 
 #include <algorithm>
 
+#include "apart.h"
 #include "chunk.h"
+#include "column_sums.h"
 #include "keep.h"
 #include "passes.h"
 #include "positives.h"
 #include "running.h"
 #include "threads.h"
+#include "told_chunk.h"
 #include "vector.h"
 
 namespace mxm {
 namespace MXM_LEVEL {
 
-// The logits of S (negatives only) or of T, kNothing elsewhere.
-template <bool kStudent>
-inline Floats logits(const Chunk& chunk, int i, int j) {
-  const Floats product = load((kStudent ? chunk.student : chunk.teacher) + chunk.at(i, j));
-  const Floats value = logit(product, kStudent ? chunk.scale : chunk.teacher_scale);
-  const Ints absent = kStudent ? chunk.hidden(i, j) : chunk.outside(j);
-  return absent ? fill(kNothing) : value;
+// Sets the references, and clears the sums.
+inline void begin(float top, Sums<kStrip>& rows, Sums<kChunk>& cols, std::int64_t width) {
+  cols.clear(width);
+  std::fill_n(cols.top, width, top);
+  std::fill_n(rows.top, kStrip, top);
 }
 
-// The maximum of each row and column of S (negatives only) or of T.
-template <bool kStudent>
-void find_maxima(const Chunk& chunk, float* rows, float* cols) {
-  std::fill_n(cols, padded(chunk.cols), kNothing);
-  for (int i = 0; i < chunk.rows; ++i) {
-    Floats top = fill(kNothing);
-    for (int j = 0; j < chunk.cols; j += kLanes) {
-      const Floats value = logits<kStudent>(chunk, i, j);
-      top = maximum(top, value);
-      store(cols + j, maximum(load(cols + j), value));
-    }
-    rows[i] = largest(top);
+template <bool kTeacher>
+void sum_told_chunk(const Chunk& chunk, ChunkSums& sums) {
+  const std::int64_t width = padded(chunk.cols);
+  const References top = told_references<kTeacher>(chunk);
+  begin(top.S, sums.S_rows, sums.S_cols, width);
+  std::fill_n(sums.negatives.cols, width, 0);
+  if (kTeacher) {
+    begin(top.T, sums.T_rows, sums.T_cols, width);
+    begin(top.removed, sums.removed_rows, sums.removed_cols, width);
+    std::fill_n(sums.removed.cols, width, 0);
   }
-}
-
-enum class Weighed { kNot, kStudent, kTeacher };  // by which products
-
-// The sums of S, or of T with its weights, relative to the maximum of each row and column.
-template <Weighed kBy>
-void add_apart(const Chunk& chunk, Sums<kStrip>& rows, Sums<kChunk>& cols) {
-  constexpr bool kStudent = kBy == Weighed::kNot;
-  find_maxima<kStudent>(chunk, rows.top, cols.top);
-  cols.clear(padded(chunk.cols));
-  for (int i = 0; i < chunk.rows; ++i) {
-    Floats total{}, weighted{};
-    for (int j = 0; j < chunk.cols; j += kLanes) {
-      const Floats value = logits<kStudent>(chunk, i, j);
-      const Ints absent = value == kNothing;
-      const Floats row = absent ? Floats{} : exponential(value - rows.top[i]);
-      const Floats col = absent ? Floats{} : exponential(value - load(cols.top + j));
-      total += row;
-      store(cols.total + j, load(cols.total + j) + col);
-      if (kStudent) continue;
-      const float* const weights = kBy == Weighed::kTeacher ? chunk.teacher : chunk.student;
-      const Floats product = load(weights + chunk.at(i, j));
-      const Floats inside = chunk.outside(j) ? Floats{} : product;
-      weighted += row * inside;
-      store(cols.weighted + j, load(cols.weighted + j) + col * inside);
-    }
-    rows.total[i] = sum(total);
-    rows.weighted[i] = sum(weighted);
+  add_chunk<ToldRowSums, kTeacher>(chunk, top, sums);
+  if (!settle(sums.S_rows, sums.S_cols, sums.negatives, chunk)) {
+    add_apart<Of::kNegatives, Weighed::kNot, true>(chunk, sums.S_rows, sums.S_cols);
   }
-}
-
-// Adds the products of the negatives to the sums of their rows, in double, and gives those of the
-// columns.
-inline void add_products(const Chunk& chunk, double* rows, float* cols) {
-  std::fill_n(cols, padded(chunk.cols), 0.0f);
-  for (int i = 0; i < chunk.rows; ++i) {
-    Floats total{};
-    for (int j = 0; j < chunk.cols; j += kLanes) {
-      const Floats product = load(chunk.student + chunk.at(i, j));
-      const Floats negative = chunk.hidden(i, j) ? Floats{} : product;
-      total += negative;
-      store(cols + j, load(cols + j) + negative);
-    }
-    rows[i] += sum(total);
+  if (!kTeacher) return;
+  if (!(sums.T_rows.ample(chunk.rows) && sums.T_cols.ample(chunk.cols))) {
+    add_apart<Of::kTargets, Weighed::kStudent, true>(chunk, sums.T_rows, sums.T_cols);
+  }
+  if (!settle(sums.removed_rows, sums.removed_cols, sums.removed, chunk)) {
+    add_apart<Of::kRemoved, Weighed::kNot, true>(chunk, sums.removed_rows, sums.removed_cols);
   }
 }
 
@@ -93,77 +58,26 @@ template <bool kTeacher>
 void sum_chunk(const Chunk& chunk, ChunkSums& sums) {
   const std::int64_t width = padded(chunk.cols);
   const References top = references<kTeacher>(chunk);
-  sums.S_cols.clear(width);
-  std::fill_n(sums.S_cols.top, width, top.S);
-  std::fill_n(sums.S_rows.top, kStrip, top.S);
-  if (kTeacher) {
-    sums.T_cols.clear(width);
-    std::fill_n(sums.T_cols.top, width, top.T);
-    std::fill_n(sums.T_rows.top, kStrip, top.T);
-  }
-  add_chunk<kTeacher>(chunk, top, sums);
+  begin(top.S, sums.S_rows, sums.S_cols, width);
+  if (kTeacher) begin(top.T, sums.T_rows, sums.T_cols, width);
+  add_chunk<RowSums, kTeacher>(chunk, top, sums);
   if (kTeacher && !(sums.T_rows.ample(chunk.rows) && sums.T_cols.ample(chunk.cols))) {
-    add_apart<Weighed::kStudent>(chunk, sums.T_rows, sums.T_cols);
+    add_apart<Of::kTargets, Weighed::kStudent, false>(chunk, sums.T_rows, sums.T_cols);
   }
   if (!(sums.S_rows.ample(chunk.rows) && sums.S_cols.ample(chunk.cols))) {
-    add_apart<Weighed::kNot>(chunk, sums.S_rows, sums.S_cols);
+    add_apart<Of::kNegatives, Weighed::kNot, false>(chunk, sums.S_rows, sums.S_cols);
   }
 }
 
-// Where the column sums of the chunks of one strip go: into a thread's running statistics,
-struct RunningColumns {
-  void add(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
-    merge(to.S, j, sums.S_cols, chunk.cols);
-    if (chunk.teacher != nullptr) merge(to.T, j, sums.T_cols, chunk.cols);
-  }
-  void add_products(std::int64_t j, const Chunk& chunk, const float* totals) {
-    for (int k = 0; k < chunk.cols; ++k) to.neg_sum[j + k] += totals[k];
-  }
-  void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
-    raise(to.hardest, j, sums.S_cols.top, chunk.cols);
-    if (chunk.teacher != nullptr) merge(to.self_weighted, j, sums.T_cols, chunk.cols);
-  }
-
-  Statistics& to;
-};
-
-// or beside those of other strips.
-struct StripColumns {
-  void add(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
-    put(StripSums::kTop, j, sums.S_cols.top, chunk.cols);
-    put(StripSums::kTotal, j, sums.S_cols.total, chunk.cols);
-    if (chunk.teacher != nullptr) put(StripSums::kTeacherTop, j, sums.T_cols, chunk.cols);
-  }
-  void add_products(std::int64_t j, const Chunk& chunk, const float* totals) {
-    put(StripSums::kNegSum, j, totals, chunk.cols);
-  }
-  void diagnose(std::int64_t j, const Chunk& chunk, const ChunkSums& sums) {
-    put(StripSums::kHardest, j, sums.S_cols.top, chunk.cols);
-    if (chunk.teacher != nullptr) put(StripSums::kSelfTop, j, sums.T_cols, chunk.cols);
-  }
-
-  void put(int part, std::int64_t j, const float* from, std::int64_t length) {
-    std::copy_n(from, length, to.at(strip, part) + j);
-  }
-  void put(int part, std::int64_t j, const Sums<kChunk>& sums, std::int64_t length) {
-    put(part, j, sums.top, length);
-    put(part + 1, j, sums.total, length);
-    put(part + 2, j, sums.weighted, length);
-  }
-
-  StripSums& to;
-  std::int64_t strip;
-};
-
 // What diagnostics want besides, from the same products: apart from the sums above, which
 // stay what they are without diagnostics.
-template <class Columns>
+template <bool kTold, class Columns>
 void diagnose(const Chunk& chunk, std::int64_t row, std::int64_t j, ChunkSums& sums,
               Statistics& rows, Columns& cols) {
-  find_maxima<true>(chunk, sums.S_rows.top, sums.S_cols.top);
+  find_maxima<Of::kNegatives, kTold>(chunk, sums.S_rows.top, sums.S_cols.top);
   raise(rows.hardest, row, sums.S_rows.top, chunk.rows);
-  if (chunk.teacher != nullptr) {
-    add_apart<Weighed::kTeacher>(chunk, sums.T_rows, sums.T_cols);
+  if (chunk.soft) {
+    add_apart<Of::kTargets, Weighed::kTeacher, kTold>(chunk, sums.T_rows, sums.T_cols);
     merge(rows.self_weighted, row, sums.T_rows, chunk.rows);
   }
   cols.diagnose(j, chunk, sums);
@@ -180,28 +94,37 @@ inline Chunk cut(const Problem& p, const Tile& tile, int first, int rows, std::i
           p.image_groups + tile.row + first,
           p.text_groups.data() + tile.col + j,
           p.scale,
-          p.teacher_scale};
+          p.teacher_scale,
+          p.has_soft,
+          p.filters,
+          p.removes,
+          p.image_rules.from(tile.row + first),
+          p.text_rules.from(tile.col + j)};
 }
 
-template <class Columns>
+template <bool kTold>
+inline void sum_any_chunk(const Chunk& chunk, ChunkSums& sums) {
+  if (kTold) return chunk.soft ? sum_told_chunk<true>(chunk, sums) : sum_told_chunk<false>(chunk, sums);
+  return chunk.soft ? sum_chunk<true>(chunk, sums) : sum_chunk<false>(chunk, sums);
+}
+
+template <bool kTold, class Columns>
 void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Columns cols) {
   ChunkSums sums;
   for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
     const Chunk chunk = cut(pass.problem, tile, first, rows, j);
-    if (tile.teacher != nullptr) {
-      sum_chunk<true>(chunk, sums);
-    } else {
-      sum_chunk<false>(chunk, sums);
-    }
+    sum_any_chunk<kTold>(chunk, sums);
     const std::int64_t row = tile.row + first;
     merge(pass.rows.S, row, sums.S_rows, rows);
-    if (tile.teacher != nullptr) merge(pass.rows.T, row, sums.T_rows, rows);
+    if (chunk.soft) merge(pass.rows.T, row, sums.T_rows, rows);
+    if (chunk.soft && chunk.removes) merge(pass.rows.removed, row, sums.removed_rows, rows);
+    count(pass.rows.negatives, row, sums.negatives.rows, rows);
     cols.add(j, chunk, sums);
     if (pass.neg_sum) {
-      add_products(chunk, pass.rows.neg_sum.data() + row, sums.S_cols.weighted);
+      add_products<kTold>(chunk, pass.rows.neg_sum.data() + row, sums.S_cols.weighted);
       cols.add_products(j, chunk, sums.S_cols.weighted);
     }
-    if (pass.diagnostics) diagnose(chunk, row, j, sums, pass.rows, cols);
+    if (pass.diagnostics) diagnose<kTold>(chunk, row, j, sums, pass.rows, cols);
     for (const bool student : {true, false}) {
       const Keep& keep = student ? pass.student : pass.teacher;
       if (keep.to == nullptr) continue;
@@ -211,40 +134,23 @@ void sweep_strip(Forward& pass, const Tile& tile, int first, int rows, Columns c
   }
 }
 
+template <class Columns>
+inline void sweep_any_strip(Forward& pass, const Tile& tile, int first, int rows, Columns cols) {
+  if (pass.problem.told) return sweep_strip<true>(pass, tile, first, rows, cols);
+  return sweep_strip<false>(pass, tile, first, rows, cols);
+}
+
 inline void gather_positives(const Problem& p, float* positives, const Tile& tile, int first,
                              int rows, float* teacher_positives = nullptr) {
   for (int i = first; i < first + rows; ++i) {
     each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
+      const std::int64_t row = tile.row + i, col = tile.col + j;
       positives[slot] = tile.student[i * tile.stride + j] * p.scale;
-      if (teacher_positives != nullptr) {
-        teacher_positives[slot] = tile.teacher[i * tile.stride + j] * p.teacher_scale;
-      }
+      if (p.told) positives[slot] += p.offset(row, col);
+      if (teacher_positives == nullptr) return;
+      teacher_positives[slot] = tile.teacher[i * tile.stride + j] * p.teacher_scale;
+      if (p.told) teacher_positives[slot] += p.teacher_offset(row, col);
     });
-  }
-}
-
-// The columns [from, to) of the tile: the sums of every strip, in the order of the strips.
-inline void merge_strips(Forward& pass, const Tile& tile, std::int64_t strips, std::int64_t from,
-                         std::int64_t to) {
-  using Part = StripSums::Part;
-  StripSums& sums = pass.strips;
-  const std::int64_t first = tile.col + from, length = to - from;
-  const auto part = [&](std::int64_t strip, int of) { return sums.at(strip, of) + from; };
-  for (std::int64_t k = 0; k < strips; ++k) {
-    merge(pass.cols.S, first, part(k, Part::kTop), part(k, Part::kTotal), nullptr, length);
-    if (pass.neg_sum) {
-      const float* const totals = part(k, Part::kNegSum);
-      for (std::int64_t j = 0; j < length; ++j) pass.cols.neg_sum[first + j] += totals[j];
-    }
-    if (tile.teacher != nullptr) {
-      merge(pass.cols.T, first, part(k, Part::kTeacherTop), part(k, Part::kTeacherTotal),
-            part(k, Part::kWeighted), length);
-    }
-    if (!pass.diagnostics) continue;
-    raise(pass.cols.hardest, first, part(k, Part::kHardest), length);
-    if (tile.teacher == nullptr) continue;
-    merge(pass.cols.self_weighted, first, part(k, Part::kSelfTop), part(k, Part::kSelfTotal),
-          part(k, Part::kSelfWeighted), length);
   }
 }
 
@@ -270,14 +176,16 @@ inline void deal(int threads, const Tile& tile, Strip strip, Columns columns) {
 }
 
 inline void forward_tile(Forward& pass, const Tile& tile) {
-  const int parts = pass.diagnostics           ? StripSums::kParts
-                    : pass.problem.has_teacher ? StripSums::kHardest
+  const bool told = pass.problem.told;
+  const int parts = told                       ? StripSums::kParts
+                    : pass.diagnostics         ? StripSums::kNegatives
+                    : pass.problem.has_soft ? StripSums::kHardest
                                                : StripSums::kTeacherTop;
   pass.strips.resize((tile.rows + kStrip - 1) / kStrip, tile.cols, parts);
   deal(
       pass.problem.threads, tile,
       [&](std::int64_t strip, int first, int rows) {
-        sweep_strip(pass, tile, first, rows, StripColumns{pass.strips, strip});
+        sweep_any_strip(pass, tile, first, rows, StripColumns{pass.strips, strip});
         gather_positives(pass.problem, pass.positives, tile, first, rows, pass.teacher_positives);
       },
       [&](std::int64_t strips, std::int64_t from, std::int64_t to) {

@@ -26,7 +26,11 @@ inline void merge_columns(Forward& pass, const Tile& tile, int team, std::int64_
     for (std::int64_t j = from; pass.neg_sum && j < to; ++j) {
       pass.cols.neg_sum[tile.col + j] += partial.neg_sum[j];
     }
-    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted}) {
+    for (std::int64_t j = from; pass.problem.removes && j < to; ++j) {
+      pass.cols.negatives[tile.col + j] += partial.negatives[j];
+    }
+    for (Running Statistics::*part : {&Statistics::S, &Statistics::T, &Statistics::self_weighted,
+                                      &Statistics::removed}) {
       const Running& sums = partial.*part;
       if (sums.top.empty()) continue;
       const float* const weighted = sums.weighted.empty() ? nullptr : sums.weighted.data() + from;
@@ -56,7 +60,7 @@ void forward(Forward& pass, const Features& features, Interrupted interrupted) {
       for (std::int64_t k = strips * thread / team; k < strips * (thread + 1) / team; ++k) {
         const std::int64_t row = k * kStrip, rows = std::min<std::int64_t>(kStrip, p.rows - row);
         const Tile tile = multiply_both(student, teacher, row, rows, col, cols, strip);
-        sweep_strip(pass, tile, 0, static_cast<int>(rows), RunningColumns{partial});
+        sweep_any_strip(pass, tile, 0, static_cast<int>(rows), RunningColumns{partial});
         gather_positives(p, pass.positives, tile, 0, static_cast<int>(rows));
       }
 #pragma omp barrier
@@ -143,13 +147,14 @@ inline void store_dy(const Products& g, const Rescale& rescale, Half* to) {
 }
 
 // dS of one strip in float32, zero beyond its rows and columns; returns the sum of dS * S.
-inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sweep,
-                             std::int64_t width) {
+inline double sweep_gradient(Backward& pass, const Tile& tile, RowSweep sweep, std::int64_t width,
+                             double* columns) {
   double total = 0;
   for (std::int64_t i = 0; i < tile.rows; ++i) {
     total += static_cast<double>(sweep(pass, tile, i)) * pass.problem.scale;
     add_sums(pass, tile, i);
     total += add_positives(pass, tile, i);
+    if (pass.wants_offsets()) add_totals(pass, tile, i, columns + tile.col);
     std::fill_n(tile.dS + i * tile.dS_stride + tile.cols, width - tile.cols, 0.0f);
   }
   for (std::int64_t i = tile.rows; i < kBlock; ++i) {
@@ -159,8 +164,8 @@ inline double sweep_gradient(const Backward& pass, const Tile& tile, RowSweep sw
 }
 
 // The tiles of dS and of both gradients in rows `row` .. + `rows`, called by every thread.
-double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher,
-                  const Products& g, const Strip& strip, Half* rounded, std::int64_t row,
+double sweep_rows(Backward& pass, const Pair& student, const Pair& teacher, const Products& g,
+                  const Strip& strip, Half* rounded, double* columns, std::int64_t row,
                   std::int64_t rows, Interrupted interrupted, bool& stop) {
   const Problem& p = pass.problem;
   const RowSweep sweep = row_sweep(pass);
@@ -189,7 +194,7 @@ double sweep_rows(const Backward& pass, const Pair& student, const Pair& teacher
       const std::int64_t first = row + k * kBlock;
       const std::int64_t count = std::min<std::int64_t>(kBlock, row + rows - first);
       const Tile tile = multiply_both(student, teacher, first, count, col, cols, strip);
-      total += sweep_gradient(pass, tile, sweep, width);
+      total += sweep_gradient(pass, tile, sweep, width, columns);
       pack_rounded(tile.dS, kStripStride, width, rounded, g.dS.get() + k * kTile,
                    strips * kTile);
       if (g.want_x) add_to_dx(g, rounded, width, k * kBlock, col == 0);
@@ -217,6 +222,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
   const Rescale rescale(1 / pass.unit);
   prepare(pass);
   std::vector<double> totals(p.threads, 0.0);
+  ColumnTotals columns(pass, p.cols);
   bool stop = false;  // as in forward
 #pragma omp parallel num_threads(p.threads)
   {
@@ -226,8 +232,8 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
     double total = 0;
     for (std::int64_t row = 0; row < p.rows && !stop; row += kRowBlock) {
       const std::int64_t rows = std::min<std::int64_t>(kRowBlock, p.rows - row);
-      total += sweep_rows(pass, student, teacher, g, strip, rounded.get(), row, rows, interrupted,
-                          stop);
+      total += sweep_rows(pass, student, teacher, g, strip, rounded.get(),
+                          columns.of(thread_number()), row, rows, interrupted, stop);
       if (!g.want_x) continue;
 #pragma omp for schedule(static)
       for (std::int64_t i = 0; i < rows; ++i) {
@@ -239,6 +245,7 @@ void backward(Backward& pass, const Features& features, const FeatureGradients& 
     totals[thread_number()] = total;
   }
   for (const double total : totals) pass.dscale += total;
+  columns.add_to(pass, 0);
 }
 
 }  // namespace

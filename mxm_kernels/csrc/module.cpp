@@ -7,15 +7,14 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <iterator>
-#include <utility>
 
 #include "draw.h"
 #include "fused.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "sigmoid_passes.h"
+#include "softmax_passes.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -40,35 +39,13 @@ void advise_large_pages(std::uintptr_t address, std::int64_t bytes) {
 #endif
 }
 
-// Lets Python handle a signal, every 20 ms at most: another thread may have to give way for it. True
-// where the handler raised an error, which is then Python's current one.
-bool interrupted() {
-  using Clock = std::chrono::steady_clock;
-  thread_local Clock::time_point next;
-  const Clock::time_point now = Clock::now();
-  if (now < next) return false;
-  next = now + std::chrono::milliseconds(20);
-  const nb::gil_scoped_acquire python;
-  return PyErr_CheckSignals() != 0;
-}
-
-// Runs what may take seconds without Python's lock, and raises what interrupted it.
-template <class Run>
-void interruptible(const Run& run) {
-  {
-    const nb::gil_scoped_release release;
-    run();
-  }
-  if (PyErr_Occurred() != nullptr) throw nb::python_error();
-}
-
 Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float teacher_scale,
-                     bool has_teacher, std::uintptr_t image_groups, std::uintptr_t text_groups,
+                     bool has_soft, std::uintptr_t image_groups, std::uintptr_t text_groups,
                      std::uintptr_t image_offsets, std::uintptr_t pair_texts, int threads) {
   Problem p;
   p.rows = rows;
   p.cols = cols;
-  p.has_teacher = has_teacher;
+  p.has_soft = has_soft;
   p.scale = scale;
   p.teacher_scale = teacher_scale;
   p.image_groups = at<const std::int32_t>(image_groups);
@@ -80,20 +57,16 @@ Problem make_problem(std::int64_t rows, std::int64_t cols, float scale, float te
   return p;
 }
 
-Tile make_tile(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-               std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-  return {at<const float>(student), at<const float>(teacher), stride, row, col, rows, cols,
-          at<float>(student), stride};
-}
-
-// What is kept in fixed point of S, or of T: nothing where the address is 0.
-Fixed make_fixed(const Problem& p, std::uintptr_t numbers, std::int64_t stride,
-                 std::uintptr_t units) {
-  if (numbers == 0) return {};
-  const float* const rows = at<const float>(units);
-  std::vector<float> cols(p.cols + kPad, 0.0f);
-  std::copy_n(rows + p.rows, p.cols, cols.begin());
-  return {at<const std::int16_t>(numbers), stride, rows, std::move(cols)};
+// Adds rules to a problem; `vectors`: offsets, the teacher's, exclude ids, within ids, thresholds of the
+// images and then of the texts, 0 for one that is not given.
+void tell(Problem& p, const std::vector<std::uintptr_t>& vectors) {
+  const Given given{at<const float>(vectors.at(0)), at<const float>(vectors.at(1)),
+                    at<const std::int64_t>(vectors.at(2)), at<const std::int64_t>(vectors.at(3)),
+                    at<const float>(vectors.at(4))};
+  p.told = true;
+  p.filters = given.thresholds != nullptr;
+  p.removes = p.filters || given.exclude != nullptr || given.within != nullptr;
+  read_rules(given, p.rows, p.cols, kPad, p.image_rules, p.text_rules);
 }
 
 Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
@@ -105,152 +78,6 @@ Features make_features(std::uintptr_t x, std::uintptr_t y, std::int64_t D,
           D,
           E};
 }
-
-class ForwardPass {
- public:
-  ForwardPass(const std::string& level, const Problem& problem, std::uintptr_t positives,
-              bool diagnostics, bool neg_sum)
-      : kernels_(kernels(level)), pass_(problem, at<float>(positives), diagnostics, neg_sum) {}
-
-  // Keeps the products of S, and of T, in fixed point: (M, stride) of 16 bits each, the inverse
-  // units of the rows and columns of each, and (P,) T of the positives.
-  void keep(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-            std::uintptr_t student_units, std::uintptr_t teacher_units,
-            std::uintptr_t teacher_positives) {
-    pass_.teacher_positives = at<float>(teacher_positives);
-    pass_.student = make_keep(student, stride, student_units);
-    pass_.teacher = make_keep(teacher, stride, teacher_units);
-  }
-
-  void sweep(const Tile& tile) { kernels_.forward_tile(pass_, tile); }
-
-  void run_fused(const std::string& unit, const Features& features) {
-    const Problem& p = pass_.problem;
-    pass_.partials.assign(p.threads,
-                          Statistics(kChunk, p.has_teacher, pass_.diagnostics, pass_.neg_sum));
-    interruptible([&] { fused(unit).forward(pass_, features, interrupted); });
-  }
-
-  void finish(std::uintptr_t n_rows, std::uintptr_t n_cols, std::uintptr_t u_rows,
-              std::uintptr_t u_cols, std::uintptr_t t_rows, std::uintptr_t t_cols) {
-    const Problem& p = pass_.problem;
-    kernels_.finish(pass_.rows.S, p.scale, at<float>(n_rows), nullptr, p.rows);
-    kernels_.finish(pass_.cols.S, p.scale, at<float>(n_cols), nullptr, p.cols);
-    if (!p.has_teacher) return;
-    kernels_.finish(pass_.rows.T, p.scale, at<float>(t_rows), at<float>(u_rows), p.rows);
-    kernels_.finish(pass_.cols.T, p.scale, at<float>(t_cols), at<float>(u_cols), p.cols);
-  }
-
-  void finish_sums(std::uintptr_t m_rows, std::uintptr_t m_cols) {
-    store_scaled(pass_.rows.neg_sum, at<float>(m_rows));
-    store_scaled(pass_.cols.neg_sum, at<float>(m_cols));
-  }
-
-  void finish_diagnostics(std::uintptr_t m_rows, std::uintptr_t m_cols, std::uintptr_t h_rows,
-                          std::uintptr_t h_cols) {
-    store_hardest(pass_.rows.hardest, at<float>(m_rows));
-    store_hardest(pass_.cols.hardest, at<float>(m_cols));
-    if (!pass_.problem.has_teacher) return;
-    store_entropy(pass_.rows.self_weighted, at<float>(h_rows));
-    store_entropy(pass_.cols.self_weighted, at<float>(h_cols));
-  }
-
- private:
-  Keep make_keep(std::uintptr_t to, std::int64_t stride, std::uintptr_t units) const {
-    const float* const rows = at<const float>(units);
-    return {at<std::int16_t>(to), stride, rows, units == 0 ? nullptr : rows + pass_.problem.rows};
-  }
-
-  void store_scaled(const std::vector<double>& sums, float* to) const {
-    for (const double total : sums) *to++ = static_cast<float>(total * pass_.problem.scale);
-  }
-
-  static void store_hardest(const std::vector<float>& maxima, float* to) {
-    for (const float top : maxima) *to++ = top > kNothing ? top : -INFINITY;
-  }
-
-  // t - sum_j softmax_j(T) T, which rounding may take below 0.
-  void store_entropy(const Running& self_weighted, float* to) const {
-    for (std::size_t k = 0; k < self_weighted.top.size(); ++k) {
-      const float average = pass_.problem.teacher_scale * self_weighted.weighted[k] / self_weighted.total[k];
-      to[k] = std::max(self_weighted.top[k] + std::log(self_weighted.total[k]) - average, 0.0f);
-    }
-  }
-
-  const Kernels& kernels_;
-  Forward pass_;
-};
-
-Side make_side(std::uintptr_t normaliser, std::uintptr_t upstream) {
-  Side side;
-  side.normaliser = at<const float>(normaliser);
-  side.upstream = at<const float>(upstream);
-  return side;
-}
-
-SumTerm make_sums(std::uintptr_t sums, std::uintptr_t upstream) {
-  SumTerm term;
-  term.sums = at<const float>(sums);
-  term.upstream = at<const float>(upstream);
-  return term;
-}
-
-class BackwardPass {
- public:
-  // `statistics`: n, n', S of the positives, t, t', m, m'; `upstream`: dn, dn', dS_pos, du, du', dm,
-  // dm'. The last two are 0 where no sum over the negatives has a gradient.
-  BackwardPass(const std::string& level, const Problem& problem,
-               const std::vector<std::uintptr_t>& statistics,
-               const std::vector<std::uintptr_t>& upstream)
-      : kernels_(kernels(level)) {
-    pass_.problem = problem;
-    pass_.student.rows = make_side(statistics.at(0), upstream.at(0));
-    pass_.student.cols = make_side(statistics.at(1), upstream.at(1));
-    pass_.positives = at<const float>(statistics.at(2));
-    pass_.dpositives = at<const float>(upstream.at(2));
-    pass_.teacher.rows = make_side(statistics.at(3), upstream.at(3));
-    pass_.teacher.cols = make_side(statistics.at(4), upstream.at(4));
-    pass_.row_sums = make_sums(statistics.at(5), upstream.at(5));
-    pass_.col_sums = make_sums(statistics.at(6), upstream.at(6));
-    pass_.unit = ordinary_unit(pass_.size());
-    kernels_.prepare(pass_);
-  }
-
-  // Writes dS over the student's products, or elsewhere.
-  void sweep(const Tile& tile) { kernels_.backward_tile(pass_, tile); }
-
-  // Reads the products from what forward kept in fixed point.
-  void read(std::uintptr_t student, std::uintptr_t teacher, std::int64_t stride,
-            std::uintptr_t student_units, std::uintptr_t teacher_units,
-            std::uintptr_t teacher_positives) {
-    pass_.teacher_positives = at<const float>(teacher_positives);
-    pass_.kept_student = make_fixed(pass_.problem, student, stride, student_units);
-    pass_.kept_teacher = make_fixed(pass_.problem, teacher, stride, teacher_units);
-  }
-
-  // Writes dS elsewhere: what is kept stays as it is.
-  void sweep_to(std::uintptr_t dS, std::int64_t dS_stride, std::uintptr_t student,
-                std::uintptr_t teacher, std::int64_t stride, std::int64_t row, std::int64_t rows,
-                std::int64_t col, std::int64_t cols) {
-    Tile tile = make_tile(student, teacher, stride, row, rows, col, cols);
-    tile.dS = at<float>(dS);
-    tile.dS_stride = dS_stride;
-    kernels_.backward_tile(pass_, tile);
-  }
-
-  void run_fused(const std::string& unit, const Features& features, std::uintptr_t dx,
-                 std::uintptr_t dy) {
-    const FeatureGradients gradients{at<std::uint16_t>(dx), at<std::uint16_t>(dy)};
-    interruptible([&] { fused(unit).backward(pass_, features, gradients, interrupted); });
-  }
-
-  double unit() const { return pass_.unit; }
-  double dscale() const { return pass_.dscale / pass_.unit; }
-
- private:
-  const Kernels& kernels_;
-  Backward pass_;
-};
 
 // A pass over a tile that comes as numbers.
 template <class Pass>
@@ -305,7 +132,9 @@ NB_MODULE(_native, m) {
   m.def("drawn_weights", run_drawn_weights);
   m.attr("FORMULAS") = std::vector<std::string>(std::begin(kFormulas), std::end(kFormulas));
   m.def("row_losses", run_row_losses, Release());
-  nb::class_<Problem>(m, "Problem").def_static("make", make_problem, Release());
+  nb::class_<Problem>(m, "Problem")
+      .def_static("make", make_problem, Release())
+      .def("tell", tell, Release());
   nb::class_<Features>(m, "Features").def_static("make", make_features);
   nb::class_<ForwardPass>(m, "ForwardPass")
       .def(nb::init<const std::string&, const Problem&, std::uintptr_t, bool, bool>())
@@ -314,15 +143,17 @@ NB_MODULE(_native, m) {
       .def("fused", &ForwardPass::run_fused)
       .def("finish", &ForwardPass::finish, Release())
       .def("finish_sums", &ForwardPass::finish_sums)
+      .def("finish_removed", &ForwardPass::finish_removed, Release())
       .def("finish_diagnostics", &ForwardPass::finish_diagnostics, Release());
   nb::class_<BackwardPass>(m, "BackwardPass")
       .def(nb::init<const std::string&, const Problem&, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<BackwardPass>, Release())
       .def("read", &BackwardPass::read)
       .def("sweep_to", &BackwardPass::sweep_to, Release())
       .def("fused", &BackwardPass::run_fused)
+      .def("finish_offsets", &BackwardPass::finish_offsets, Release())
       .def_prop_ro("unit", &BackwardPass::unit)
       .def_prop_ro("dscale", &BackwardPass::dscale);
   nb::class_<SigmoidForwardPass>(m, "SigmoidForwardPass")
@@ -331,17 +162,19 @@ NB_MODULE(_native, m) {
       .def("finish", &SigmoidForwardPass::finish, Release());
   nb::class_<SigmoidBackwardPass>(m, "SigmoidBackwardPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<SigmoidBackwardPass>, Release())
+      .def("finish_offsets", &SigmoidBackwardPass::finish_offsets, Release())
       .def_prop_ro("unit", &SigmoidBackwardPass::unit)
       .def_prop_ro("dscale", &SigmoidBackwardPass::dscale)
       .def_prop_ro("dbias", &SigmoidBackwardPass::dbias);
   nb::class_<SigmoidLossPass>(m, "SigmoidLossPass")
       .def(nb::init<const std::string&, const Problem&, float, std::uintptr_t,
-                    const std::vector<std::uintptr_t>&>(),
+                    const std::vector<std::uintptr_t>&, bool>(),
            Release())
       .def("sweep", sweep<SigmoidLossPass>, Release())
+      .def("finish_offsets", &SigmoidLossPass::finish_offsets, Release())
       .def_prop_ro("loss", &SigmoidLossPass::loss)
       .def_prop_ro("unit", &SigmoidLossPass::unit)
       .def_prop_ro("dscale", &SigmoidLossPass::dscale)

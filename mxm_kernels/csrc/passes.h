@@ -11,64 +11,13 @@
 #include <cstdlib>
 #include <vector>
 
+#include "rules.h"
+#include "sums.h"
+
 #define MXM_TEXT(name) #name
 #define MXM_NAME(name) MXM_TEXT(name)  // of a level, as a string
 
 namespace mxm {
-
-constexpr std::int64_t kPad = 16;  // floats in the widest vector
-constexpr int kStrip = 32;         // rows and columns that the forward sweep sums at once
-constexpr int kChunk = 512;
-
-inline std::int64_t padded(std::int64_t length) { return (length + kPad - 1) / kPad * kPad; }
-
-// A running log-sum-exp that holds nothing yet has this maximum. It is finite, so that
-// differences of two of them are 0 and not NaN, and exp(kNothing - x) is 0 for every logit x.
-constexpr float kNothing = -1e38f;
-
-// Online log-sum-exp of several rows or columns: reference, sum and weighted sum of each.
-// The reference is near the maximum, not always equal to it.
-struct Running {
-  explicit Running(std::int64_t length, bool weighs = false)
-      : top(length, kNothing), total(length, 0.0f), weighted(weighs ? length : 0, 0.0f) {}
-
-  void clear(std::int64_t length) {
-    if (top.empty()) return;
-    std::fill_n(top.begin(), length, kNothing);
-    std::fill_n(total.begin(), length, 0.0f);
-    if (!weighted.empty()) std::fill_n(weighted.begin(), length, 0.0f);
-  }
-
-  std::vector<float> top;
-  std::vector<float> total;
-  std::vector<float> weighted;
-};
-
-// Running statistics of S over the negatives, and of T, by which the products of S, not yet
-// scaled, are weighted. For label smoothing the sum of the products of S over the negatives, and for
-// diagnostics the maximum of S, and T weighted by its own products.
-struct Statistics {
-  Statistics(std::int64_t length, bool has_teacher, bool diagnostics, bool neg_sum)
-      : S(length),
-        T(has_teacher ? length : 0, has_teacher),
-        neg_sum(neg_sum ? length : 0, 0.0),
-        hardest(diagnostics ? length : 0, kNothing),
-        self_weighted(has_teacher && diagnostics ? length : 0, has_teacher && diagnostics) {}
-
-  void clear(std::int64_t length) {
-    S.clear(length);
-    T.clear(length);
-    if (!neg_sum.empty()) std::fill_n(neg_sum.begin(), length, 0.0);
-    if (!hardest.empty()) std::fill_n(hardest.begin(), length, kNothing);
-    self_weighted.clear(length);
-  }
-
-  Running S;
-  Running T;
-  std::vector<double> neg_sum;
-  std::vector<float> hardest;
-  Running self_weighted;
-};
 
 // Whether a pass is to end before it is done. Cheap enough to ask every few microseconds.
 using Interrupted = bool (*)();
@@ -76,7 +25,7 @@ using Interrupted = bool (*)();
 struct Problem {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  bool has_teacher = false;
+  bool has_soft = false;  // whether T is wanted: a filter alone only compares its products
   float scale = 1;
   float teacher_scale = 1;
   const std::int32_t* image_groups = nullptr;   // (M,)
@@ -84,6 +33,19 @@ struct Problem {
   const std::int64_t* image_offsets = nullptr;  // (M + 1,)
   const std::int64_t* pair_texts = nullptr;     // (P,), ascending within a row
   int threads = 1;
+  bool told = false;     // whether there are rules
+  bool removes = false;  // whether they remove pairs,
+  bool filters = false;  // by thresholds too
+  Rules image_rules;     // empty where nothing is told
+  Rules text_rules;
+
+  // The offset of a pair, where there are rules.
+  float offset(std::int64_t row, std::int64_t col) const {
+    return image_rules.offsets[row] + text_rules.offsets[col];
+  }
+  float teacher_offset(std::int64_t row, std::int64_t col) const {
+    return image_rules.teacher_offsets[row] + text_rules.teacher_offsets[col];
+  }
 };
 
 // Products of a tile, not yet scaled. A row may be read up to `padded(cols)`, garbage included.
@@ -118,34 +80,18 @@ struct Keep {
 
 constexpr std::int64_t kLine = 32;  // 16-bit numbers in a line of the cache
 
-// Sums of the columns of a tile, those of every strip apart: they are merged strip after strip, so
-// that neither the cut of the plane into tiles nor the number of threads changes a bit.
-struct StripSums {
-  enum Part { kTop, kTotal, kNegSum, kTeacherTop, kTeacherTotal, kWeighted, kHardest, kSelfTop,
-              kSelfTotal, kSelfWeighted, kParts };
-
-  void resize(std::int64_t strips, std::int64_t cols, int parts) {
-    width = padded(cols);
-    this->parts = parts;
-    if (numbers.size() < static_cast<std::size_t>(strips * parts * width)) {
-      numbers.resize(strips * parts * width);
-    }
-  }
-  float* at(std::int64_t strip, int part) { return numbers.data() + (strip * parts + part) * width; }
-
-  std::int64_t width = 0;
-  int parts = 0;
-  std::vector<float> numbers;
-};
-
 struct Forward {
   Forward(const Problem& problem, float* positives, bool diagnostics, bool neg_sum)
       : problem(problem),
         diagnostics(diagnostics),
         neg_sum(neg_sum),
         positives(positives),
-        rows(problem.rows, problem.has_teacher, diagnostics, neg_sum),
-        cols(problem.cols, problem.has_teacher, diagnostics, neg_sum) {}
+        rows(statistics(problem.rows)),
+        cols(statistics(problem.cols)) {}
+
+  Statistics statistics(std::int64_t length) const {
+    return {length, problem.has_soft, diagnostics, neg_sum, problem.removes};
+  }
 
   Problem problem;
   bool diagnostics;
@@ -193,10 +139,25 @@ struct Gradient {
   const float* positives = nullptr;   // (P,) S
   const float* dpositives = nullptr;  // (P,)
   double unit = 1;                    // factor that dS carries, and the gradients must lose
-  double dscale = 0;                  // sum of dS * S
+  double dscale = 0;                  // sum of dS * S, the offsets left out of S
+  std::vector<double> row_totals;     // (M,) sums of dS, empty where offsets need no gradient
+  std::vector<double> col_totals;     // (N,)
+
+  bool wants_offsets() const { return !row_totals.empty(); }
+  void want_offsets() {
+    row_totals.assign(problem.rows, 0.0);
+    col_totals.assign(problem.cols, 0.0);
+  }
 
   // In double: the unit times the scale may be no float where dS is one.
   double upstream_scale() const { return problem.scale * unit; }
+
+  // The gradients of the offsets, of rows and then of columns.
+  void store_offsets(float* to) const {
+    for (const auto* totals : {&row_totals, &col_totals}) {
+      for (const double total : *totals) *to++ = static_cast<float>(total / upstream_scale());
+    }
+  }
 };
 
 // The greatest magnitude of `values`, which may be null, and `least`.
@@ -220,6 +181,8 @@ inline double ordinary_unit(double size) {
 struct Backward : Gradient {
   Term student;
   Term teacher;
+  Term removed;     // of S over the removed pairs; null sides where nothing has a gradient by it
+  float mixed = 1;  // exp(c - c') of the references of S and of what is removed
   SumTerm row_sums;
   SumTerm col_sums;
   Fixed kept_student;
@@ -234,7 +197,9 @@ struct Backward : Gradient {
     largest = largest_of(student.cols.upstream, p.cols, largest);
     largest = largest_of(row_sums.upstream, p.rows, largest);
     largest = largest_of(col_sums.upstream, p.cols, largest);
-    if (p.has_teacher) {
+    largest = largest_of(removed.rows.upstream, p.rows, largest);
+    largest = largest_of(removed.cols.upstream, p.cols, largest);
+    if (p.has_soft) {
       largest = largest_of(teacher.rows.upstream, p.rows, largest);
       largest = largest_of(teacher.cols.upstream, p.cols, largest);
     }

@@ -30,6 +30,13 @@ inline void merge(Running& running, std::int64_t first, const float* top, const 
   }
 }
 
+// Adds counts to the running ones from `first` on, where there are any.
+inline void count(std::vector<float>& running, std::int64_t first, const std::int32_t* counts,
+                  std::int64_t length) {
+  if (running.empty()) return;
+  for (std::int64_t k = 0; k < length; ++k) running[first + k] += static_cast<float>(counts[k]);
+}
+
 // Raises the running maxima from `first` on to `length` others.
 inline void raise(std::vector<float>& maxima, std::int64_t first, const float* others,
                   std::int64_t length) {

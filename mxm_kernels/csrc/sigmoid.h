@@ -15,7 +15,23 @@
 namespace mxm {
 namespace MXM_LEVEL {
 
+// Logits of S, with their offsets where there are rules, and what is no negative.
+struct SigmoidPairs {
+  Floats S;
+  Ints hidden;
+};
+
+template <bool kTold>
+inline SigmoidPairs sigmoid_pairs(const Chunk& chunk, int i, int j) {
+  const Floats S = load(chunk.student + chunk.at(i, j)) * chunk.scale;
+  const Ints hidden = chunk.hidden(i, j);
+  if (!kTold) return {S, hidden};
+  const RuleRows &rows = chunk.row_rules, &cols = chunk.col_rules;
+  return {S + offsets(rows, i, cols, j), hidden | removed(rows, i, cols, j).row};
+}
+
 // A chunk is summed in float32, chunks in float64.
+template <bool kTold>
 inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first, int rows,
                               float* cols) {
   for (std::int64_t j = 0; j < tile.cols; j += kChunk) {
@@ -25,8 +41,8 @@ inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first,
     for (int i = 0; i < chunk.rows; ++i) {
       Floats total{};
       for (int k = 0; k < chunk.cols; k += kLanes) {
-        const Floats S = load(chunk.student + chunk.at(i, k)) * chunk.scale;
-        const Floats term = chunk.hidden(i, k) ? Floats{} : softplus(S + pass.bias);
+        const SigmoidPairs pairs = sigmoid_pairs<kTold>(chunk, i, k);
+        const Floats term = pairs.hidden ? Floats{} : softplus(pairs.S + pass.bias);
         total += term;
         store(sums + k, load(sums + k) + term);
       }
@@ -35,12 +51,13 @@ inline void sum_sigmoid_strip(SigmoidForward& pass, const Tile& tile, int first,
   }
 }
 
-inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
+template <bool kTold>
+inline void sum_sigmoid_tile(SigmoidForward& pass, const Tile& tile) {
   pass.strips.resize((tile.rows + kStrip - 1) / kStrip, tile.cols, 1);
   deal(
       pass.problem.threads, tile,
       [&](std::int64_t strip, int first, int rows) {
-        sum_sigmoid_strip(pass, tile, first, rows, pass.strips.at(strip, 0));
+        sum_sigmoid_strip<kTold>(pass, tile, first, rows, pass.strips.at(strip, 0));
         gather_positives(pass.problem, pass.positives, tile, first, rows);
       },
       [&](std::int64_t strips, std::int64_t from, std::int64_t to) {
@@ -51,6 +68,11 @@ inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
       });
 }
 
+inline void sigmoid_forward_tile(SigmoidForward& pass, const Tile& tile) {
+  if (pass.problem.told) return sum_sigmoid_tile<true>(pass, tile);
+  return sum_sigmoid_tile<false>(pass, tile);
+}
+
 struct SigmoidTotal {
   double loss = 0;
   double scale = 0;
@@ -58,20 +80,25 @@ struct SigmoidTotal {
 };
 
 // dS of row i of the tile, the positives' own gradient left out; kLoss: the negatives' loss too.
-template <bool kLoss>
+template <bool kLoss, bool kTold>
 inline void sweep_sigmoid_row(const SigmoidBackward& pass, const Tile& tile, std::int64_t i,
                               SigmoidTotal& total) {
   const Problem& p = pass.problem;
   const std::int64_t row = tile.row + i;
   const float* const student = tile.student + i * tile.stride;
   float* const to = tile.dS + i * tile.dS_stride;
+  const RuleRows rows = p.image_rules.from(row), cols = p.text_rules.from(tile.col);
   Floats loss{}, scale{}, bias{};
   for (std::int64_t j = 0; j < tile.cols; j += kLanes) {
     const Floats product = load(student + j);
-    const Ints hidden = (load(p.text_groups.data() + tile.col + j) == p.image_groups[row]) |
-                        (lane_numbers() >= static_cast<std::int32_t>(tile.cols - j));
+    Ints hidden = (load(p.text_groups.data() + tile.col + j) == p.image_groups[row]) |
+                  (lane_numbers() >= static_cast<std::int32_t>(tile.cols - j));
     const Floats upstream = load(pass.cols.data() + tile.col + j) + pass.rows[row];
-    const Floats logit = product * p.scale + pass.bias;
+    Floats logit = product * p.scale + pass.bias;
+    if (kTold) {
+      hidden = hidden | removed(rows, 0, cols, j).row;
+      logit += offsets(rows, 0, cols, j);
+    }
     const Floats negative = sigmoid(logit) * upstream;
     const Floats dS = hidden ? Floats{} : negative;
     store(to + j, dS);
@@ -91,17 +118,23 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
     pass.products[slot] = tile.student[i * tile.stride + j];
   });
-  sweep_sigmoid_row<true>(pass, tile, i, total);
+  if (p.told) {
+    sweep_sigmoid_row<true, true>(pass, tile, i, total);
+  } else {
+    sweep_sigmoid_row<true, false>(pass, tile, i, total);
+  }
   each_positive(p, tile, i, [&](std::int64_t slot, std::int64_t j) {
     const float weight = pass.pair_weights == nullptr
                              ? pass.rows[tile.row + i] + pass.cols[p.pair_texts[slot]]
                              : static_cast<float>(pass.pair_weights[slot] * pass.upstream_scale());
-    const float S = pass.products[slot] * p.scale;
+    float S = pass.products[slot] * p.scale;
+    const float scaled = S;
+    if (p.told) S += p.offset(tile.row + i, tile.col + j);
     const Floats margin = fill(-(S + pass.bias));  // in every lane, for one of them
     const float dS = -weight * sigmoid(margin)[0];
     tile.dS[i * tile.dS_stride + j] = dS;
     total.loss += static_cast<double>(weight) * softplus(margin)[0];
-    total.scale += static_cast<double>(dS) * S;
+    total.scale += static_cast<double>(dS) * scaled;
     total.bias += dS;
   });
 }
@@ -111,6 +144,7 @@ inline void sweep_sigmoid_loss_row(const SigmoidLoss& pass, const Tile& tile, st
 template <class Row>
 void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_row) {
   std::vector<SigmoidTotal> totals(pass.problem.threads);
+  ColumnTotals columns(pass, tile.cols);
 #pragma omp parallel num_threads(pass.problem.threads)
   {
     const int team = team_size(), thread = thread_number();
@@ -118,6 +152,7 @@ void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_ro
     for (std::int64_t i = tile.rows * thread / team; i < tile.rows * (thread + 1) / team; ++i) {
       total.loss = 0;
       sweep_row(i, total);
+      if (pass.wants_offsets()) add_totals(pass, tile, i, columns.of(thread));
       if (!pass.losses.empty()) pass.losses[tile.row + i] += total.loss;
     }
     totals[thread] = total;
@@ -126,11 +161,16 @@ void sigmoid_gradient_tile(SigmoidBackward& pass, const Tile& tile, Row sweep_ro
     pass.dscale += total.scale;
     pass.dbias += total.bias;
   }
+  columns.add_to(pass, tile.col);
 }
 
 inline void sigmoid_backward_tile(SigmoidBackward& pass, const Tile& tile) {
   sigmoid_gradient_tile(pass, tile, [&](std::int64_t i, SigmoidTotal& total) {
-    sweep_sigmoid_row<false>(pass, tile, i, total);
+    if (pass.problem.told) {
+      sweep_sigmoid_row<false, true>(pass, tile, i, total);
+    } else {
+      sweep_sigmoid_row<false, false>(pass, tile, i, total);
+    }
     total.scale += add_positives(pass, tile, i);
   });
 }

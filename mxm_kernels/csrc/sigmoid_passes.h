@@ -8,15 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "address.h"
 #include "kernels.h"
 
 namespace mxm {
 namespace {
-
-template <class T>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 class SigmoidForwardPass {
  public:
@@ -59,12 +55,14 @@ class SigmoidBackwardPass {
  public:
   // `upstream`: dr, dr', dS_pos.
   SigmoidBackwardPass(const std::string& level, const Problem& problem, float bias,
-                      std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream)
+                      std::uintptr_t positives, const std::vector<std::uintptr_t>& upstream,
+                      bool offsets)
       : kernels_(kernels(level)) {
     pass_.positives = at<const float>(positives);
     pass_.dpositives = at<const float>(upstream.at(2));
     set_up(pass_, problem, bias, at<const float>(upstream.at(0)), at<const float>(upstream.at(1)),
            largest_of(pass_.dpositives, problem.image_offsets[problem.rows]));
+    if (offsets) pass_.want_offsets();
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_backward_tile(pass_, tile); }
@@ -72,6 +70,7 @@ class SigmoidBackwardPass {
   double unit() const { return pass_.unit; }
   double dscale() const { return pass_.dscale / pass_.unit; }
   double dbias() const { return pass_.dbias / pass_.unit; }
+  void finish_offsets(std::uintptr_t doffsets) const { pass_.store_offsets(at<float>(doffsets)); }
 
  private:
   const Kernels& kernels_;
@@ -82,7 +81,8 @@ class SigmoidLossPass {
  public:
   // `weights`: a of the rows, a of the columns, w of the positives or 0.
   SigmoidLossPass(const std::string& level, const Problem& problem, float bias,
-                  std::uintptr_t scratch, const std::vector<std::uintptr_t>& weights)
+                  std::uintptr_t scratch, const std::vector<std::uintptr_t>& weights,
+                  bool offsets)
       : kernels_(kernels(level)) {
     const float* const rows = at<const float>(weights.at(0));
     const float* const cols = at<const float>(weights.at(1));
@@ -91,6 +91,7 @@ class SigmoidLossPass {
     pass_.losses.assign(problem.rows, 0.0);
     pass_.pair_weights = at<const float>(weights.at(2));
     set_up(pass_, problem, bias, rows, cols, largest_of(pass_.pair_weights, pairs));
+    if (offsets) pass_.want_offsets();
   }
 
   void sweep(const Tile& tile) { kernels_.sigmoid_loss_tile(pass_, tile); }
@@ -101,6 +102,7 @@ class SigmoidLossPass {
   double unit() const { return pass_.unit; }
   double dscale() const { return pass_.dscale / pass_.unit; }
   double dbias() const { return pass_.dbias / pass_.unit; }
+  void finish_offsets(std::uintptr_t doffsets) const { pass_.store_offsets(at<float>(doffsets)); }
 
  private:
   const Kernels& kernels_;

@@ -29,6 +29,8 @@ inline Ints load(const std::int32_t* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
+inline void store(std::int32_t* to, Ints value) { std::memcpy(to, &value, sizeof value); }
+
 typedef std::int16_t Shorts __attribute__((vector_size(MXM_LANES * sizeof(std::int16_t))));
 
 inline Floats widened(const std::int16_t* from) {
@@ -87,9 +89,33 @@ inline Ints lane_numbers() {
   return lanes;
 }
 
+typedef double Doubles __attribute__((vector_size(MXM_LANES * sizeof(double))));
+
+inline Doubles load(const double* from) {
+  Doubles value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(double* to, Doubles value) { std::memcpy(to, &value, sizeof value); }
+
+inline Doubles doubles(Floats value) { return __builtin_convertvector(value, Doubles); }
+
+inline double sum(Doubles value) {
+  double total = 0;
+  for (int k = 0; k < kLanes; ++k) total += value[k];
+  return total;
+}
+
 // Lane by lane in order, for the same bits at every call.
 inline float sum(Floats value) {
   float total = 0;
+  for (int k = 0; k < kLanes; ++k) total += value[k];
+  return total;
+}
+
+inline std::int32_t sum(Ints value) {
+  std::int32_t total = 0;
   for (int k = 0; k < kLanes; ++k) total += value[k];
   return total;
 }

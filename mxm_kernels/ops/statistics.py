@@ -168,9 +168,9 @@ def _fake_forward(*arguments):
     *inputs, backend, diagnostics, neg_sum, budget, keep = arguments
     problem = Problem(*inputs)
     loaded = backends.load(backend)
-    made = problem.allocate(diagnostics, neg_sum, neg_mean=loaded.gives_neg_mean)
     stride = loaded.kept_stride(problem, Memory(budget, keep))
-    return tuple(made if stride is None else problem.allocate_kept(made, stride))
+    means = loaded.gives_neg_mean
+    return tuple(problem.allocate(diagnostics, neg_sum, neg_mean=means, stride=stride))
 
 
 @torch.library.impl(library, "statistics_backward", "CompositeExplicitAutograd")
@@ -180,7 +180,7 @@ def _backward(*arguments):
     saved, upstream = _unpack_saved(tuple(rest[: len(_SAVED)])), rest[len(_SAVED) :]
     memory, run = Memory(budget), backends.load(backend).backward
     with within(memory, problem.x):
-        given = Upstream(*[g.contiguous() for g in upstream])
+        given = Upstream(*[g if g.is_contiguous() else g.contiguous() for g in upstream])
         return tuple(run(problem, saved, given, needs_of(needs), memory))
 
 

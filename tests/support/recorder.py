@@ -157,7 +157,5 @@ def _fake_batch(
     lengths = rows + cols + 1, 2 * rows, rows, rows
     pairs = (numbers(n, dtype=torch.int64) for n in lengths)
     problem = Problem(x, y, tx, ty, numbers(), numbers(), *groups, *pairs)
-    statistics = problem.allocate(diagnostics=False, neg_mean=True)
-    if kept:
-        statistics = problem.allocate_kept(statistics, cols)
+    statistics = problem.allocate(diagnostics=False, neg_mean=True, stride=cols if kept else None)
     return problem, statistics, Upstream(*statistics[: len(Upstream._fields)])

@@ -24,7 +24,7 @@ from mxm_kernels.backends.blocked.plane import (
     Tile,
     Workspace,
     kept_stride,
-    room_to_keep,
+    prepare_kept,
     tiles_of,
 )
 from mxm_kernels.backends.interface import (
@@ -63,9 +63,8 @@ class _Blocked(Backend):
         maxima = [like.new_full((n,), -torch.inf) for n in (rows, cols)] if diagnostics else []
         sums = [like.new_zeros(n, dtype=torch.float64) for n in (rows, cols)] if neg_sum else []
         positives = like.new_empty(problem.pairs)
-        made, stride = problem.allocate(diagnostics), kept_stride(problem, memory)
-        if stride is not None:
-            made = room_to_keep(problem, made, stride)
+        made = problem.allocate(diagnostics, stride=kept_stride(problem, memory))
+        prepare_kept(problem, made)
         kept = Kept(problem, made)
         for tile in tiles_of(problem):
             S, scratch = work.student(tile, kept.place(0, tile)), work.take(2, tile)

@@ -130,11 +130,7 @@ class Workspace:
         self.problem, self.buffers = problem, {}  # type: ignore[var-annotated]
         height, width = size_of(problem)
         self.numbers = height * width
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the accumulator's dtype."""
-        return self.problem.x.new_empty(0, dtype=self.problem.accumulator)
+        self.like = problem.x.new_empty(0, dtype=problem.accumulator)
 
     def take(self, index: int, tile: Tile) -> Tensor:
         """Buffer ``index`` in the tile's shape, uninitialised."""
@@ -229,12 +225,10 @@ class Kept:
         return rows[slice(*tile.rows)], cols[slice(*tile.cols)]
 
 
-def room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statistics:
-    """``made`` with room for S and T."""
-    made = problem.allocate_kept(made, stride)
-    if made.kept.dtype == torch.int16:
+def prepare_kept(problem: Problem, made: Statistics) -> None:
+    """The units of what is kept in 16 bits; where nothing is written, zeros."""
+    if made.kept.numel() and made.kept.dtype == torch.int16:
         made.units.copy_(fixed_point.units_of(problem))
         unwritten = 0 if fixed_point.too_coarse(problem, made.units) else len(problem.x)
         # Zeros, for the same bits from the same features.
         made.kept.view(len(made.kept), -1)[:, unwritten * len(problem.y) :].zero_()
-    return made

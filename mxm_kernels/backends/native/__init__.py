@@ -6,7 +6,10 @@ threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.
 float32 from 16-bit factors on a CPU, so these are widened tile by tile; where the CPU multiplies
 bfloat16 itself (AMX, or AVX-512's dot products), those products are the extension's own, with dS
 rounded to bfloat16 as a factor of the gradients, and nothing is kept. S and T are float32 on either
-way; of 16-bit features they are kept in fixed point. Two runs with the same number of threads give
+way; of 16-bit features they are kept in fixed point. Where rules tell of pairs (offsets, ids,
+thresholds) the sweeps read those beside the products, and without rules they are other functions,
+which know nothing of them. A filter compares float32 products with its thresholds in both passes: in
+fixed point nothing is kept for it. Two runs with the same number of threads give
 the same bits, and so does forward with any budget.
 """
 
@@ -38,8 +41,8 @@ from mxm_kernels.backends.native.plane import (
     fused_gradients,
     kept_gradients,
     packed,
+    prepare_kept,
     tiled_gradients,
-    with_room_to_keep,
 )
 from mxm_kernels.backends.native.rows import row_losses
 from mxm_kernels.backends.native.tiling import kept_stride, tiles_that_fit
@@ -82,13 +85,14 @@ class _Native(Backend):
         self, problem: Problem, memory: Memory, diagnostics: bool = False, neg_sum: bool = False
     ) -> Statistics:
         problem = problem.with_valid_scales()
-        made, S = problem.allocate(diagnostics, neg_sum), _slots(problem)
-        sweep = cpp.ForwardPass(self.level, problem_of(problem), S.data_ptr(), diagnostics, neg_sum)
+        made = problem.allocate(diagnostics, neg_sum, stride=self.kept_stride(problem, memory))
+        positives = made.positives.data_ptr()  # (P,) of them by the extension
+        sweep = cpp.ForwardPass(self.level, problem_of(problem), positives, diagnostics, neg_sum)
         if self._fuses(problem):
             rowwise = packed(problem)  # named: the extension takes addresses
             sweep.fused(self.isa, features_of(rowwise))
         else:
-            made = self._sweep(sweep, problem, made, memory)
+            self._sweep(sweep, problem, made, memory)
         sweep.finish(
             *_addresses(problem, made.neg_lse),
             *_addresses(problem, made.teacher_mean),
@@ -96,17 +100,23 @@ class _Native(Backend):
         )
         if neg_sum:
             sweep.finish_sums(*_addresses(problem, made.neg_sum))
+        if problem.removes:
+            sweep.finish_removed(
+                *_addresses(problem, made.num_negatives),
+                *_addresses_or_none(problem, made.excluded_lse),
+            )
         if diagnostics:
             sweep.finish_diagnostics(
                 *_addresses(problem, made.hardest), *_addresses(problem, made.entropy)
             )
-        return made._replace(positives=problem.to_list(S)).checked(problem)
+        problem.fill_list(made.positives)
+        return made.checked(problem)
 
-    def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> Statistics:
-        """Sweep the tiles; ``made`` with what is kept of them."""
-        stride, place, inverse = self.kept_stride(problem, memory), None, None
-        if stride is not None:
-            made = with_room_to_keep(problem, made, stride)
+    def _sweep(self, sweep, problem: Problem, made: Statistics, memory: Memory) -> None:
+        """Sweep the tiles, and keep them where ``made`` has room."""
+        keeps, place, inverse = made.kept.numel() > 0, None, None
+        if keeps:
+            prepare_kept(problem, made)
             if made.kept.dtype == torch.float32:
                 place = made.kept
             elif fixed_point.too_coarse(problem, made.units):
@@ -114,10 +124,9 @@ class _Native(Backend):
             else:
                 inverse = fixed_point.inverse(made.units)  # named: as above
                 sweep.keep(*addresses_of(problem, made.kept, inverse))
-        tiles = tiles_that_fit(problem, memory, keeps=stride is not None)
+        tiles = tiles_that_fit(problem, memory, keeps=keeps)
         for tile in Plane(problem, tiles, place).multiplied():
             sweep.sweep(*tile.addresses)
-        return made
 
     def backward(
         self,
@@ -138,13 +147,16 @@ class _Native(Backend):
                 s.positives.data_ptr(),
                 *_addresses(problem, s.teacher_lse),
                 *_addresses_or_none(problem, s.neg_sum),
+                *_addresses_or_none(problem, s.excluded_lse),
             ],
             [
                 *_addresses(problem, d.neg_lse),
                 dS.data_ptr(),
                 *_addresses(problem, d.teacher_mean),
                 *_addresses_or_none(problem, d.neg_sum),
+                *_addresses_or_none(problem, d.excluded_lse),
             ],
+            needs.logit_offsets,
         )
         if self._reads(problem, s):
             tiles = tiles_that_fit(problem, memory, keeps=True)
@@ -192,6 +204,7 @@ class _Native(Backend):
             bias.item(),
             positives.data_ptr(),
             [*_addresses(problem, upstream.softplus_sum), dS.data_ptr()],
+            needs.logit_offsets,
         )
         gradients = tiled_gradients(problem, tiles_that_fit(problem, memory), needs, sweep)
         scale = _scale_of(problem)
@@ -214,6 +227,7 @@ class _Native(Backend):
             bias.item(),
             S.data_ptr(),
             [*_addresses(problem, weights.rows), pairs.data_ptr() if len(pairs) else 0],
+            needs.logit_offsets,
         )
         tiles = tiles_that_fit(problem, memory)
         gradients = tiled_gradients(problem, tiles, needs, sweep, problem.gradient_dtype)

@@ -20,18 +20,22 @@ except ImportError as error:  # built without a compiler: the package is whole w
 
 def problem_of(p: Problem):
     """The problem as the extension takes it."""
-    return cpp.Problem.make(
+    made = cpp.Problem.make(
         p.x.shape[0],
         p.y.shape[0],
         p.scale.item(),
         0.0 if p.teacher_scale is None else p.teacher_scale.item(),
-        p.has_teacher,
+        p.has_soft,
         p.image_groups.data_ptr(),
         p.text_groups.data_ptr(),
         p.offsets.data_ptr(),
         p.pair_texts.data_ptr(),
         threads(p.x.shape[0] * p.y.shape[0]),
     )
+    if p.told:
+        rules = [None if rule is None else rule.contiguous() for rule in p.rules]
+        made.tell([0 if rule is None else rule.data_ptr() for rule in rules])  # it copies them
+    return made
 
 
 def threads(elements: int) -> int:

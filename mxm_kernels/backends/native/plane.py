@@ -109,16 +109,14 @@ def in_large_pages(memory: Tensor) -> None:
         cpp.advise_large_pages(memory.data_ptr(), memory.nbytes)
 
 
-def with_room_to_keep(problem: Problem, made: Statistics, stride: int) -> Statistics:
-    """``made`` with room for S and T; the ends of its rows, which nobody writes, are 0."""
-    made = problem.allocate_kept(made, stride)
+def prepare_kept(problem: Problem, made: Statistics) -> None:
+    """Large pages and units for what is kept; the ends of its rows, which nobody writes, are 0."""
     in_large_pages(made.kept)
     if made.kept.dtype == torch.float32:
         made.kept[..., len(problem.y) :].zero_()  # for the same bits from the same features
     else:
         made.units.copy_(fixed_point.units_of(problem))
         made.kept.view(len(made.kept), -1)[:, len(problem.x) * row_stride(problem) :].zero_()
-    return made
 
 
 def addresses_of(problem: Problem, kept: Tensor, units: Tensor) -> tuple[int, ...]:
@@ -148,7 +146,7 @@ def kept_gradients(
         tile = Tile(rows, cols, S, T if problem.has_teacher else None)
         sweep.sweep_to(dS.data_ptr(), dS.stride(0), *tile.addresses)
         plane.add(sums, dS, rows, cols)
-    return sums.finish(problem.scale)
+    return sums.finish(problem.scale, offset_gradients(problem, needs, sweep))
 
 
 def tiled_gradients(
@@ -160,7 +158,7 @@ def tiled_gradients(
     for tile in plane.multiplied():
         sweep.sweep(*tile.addresses)
         plane.add(sums, tile.S, tile.rows, tile.cols)
-    return sums.finish(problem.scale)
+    return sums.finish(problem.scale, offset_gradients(problem, needs, sweep))
 
 
 def _without_unit(sweep) -> Callable[[Tensor], Tensor] | None:
@@ -175,7 +173,16 @@ def fused_gradients(problem: Problem, needs: Needs, sweep, unit: str) -> Gradien
     dy = torch.empty_like(p.y) if needs.y else p.y.new_empty(0)
     places = (dx.data_ptr() if needs.x else 0, dy.data_ptr() if needs.y else 0)
     sweep.fused(unit, features_of(p), *places)
-    return Gradients(dx, dy, problem.scale, problem.scale.new_empty(0))
+    return Gradients(dx, dy, problem.scale, offset_gradients(problem, needs, sweep))
+
+
+def offset_gradients(problem: Problem, needs: Needs, sweep) -> Tensor:
+    """(R,) the gradients of the offsets of a pass that is done; empty where not wanted."""
+    rows = problem.x.shape[0] + problem.y.shape[0]
+    made = problem.scale.new_empty(rows if needs.logit_offsets else 0)
+    if needs.logit_offsets:
+        sweep.finish_offsets(made.data_ptr())
+    return made
 
 
 def packed(p: Problem) -> Problem:

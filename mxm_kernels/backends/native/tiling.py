@@ -78,6 +78,8 @@ def kept_stride(problem: Problem, memory: Memory) -> int | None:
     """The stride of the tensor that forward keeps; None where backward multiplies again."""
     if not memory.keep or memory.budget == 0:
         return None
+    if problem.filters and problem.kept_dtype == torch.int16:
+        return None  # backward would compare other products with the thresholds
     stride = stride_with_positives(problem, row_stride(problem), LINE)
     left = memory.budget - kept_bytes(problem, stride)
     least = _bytes(problem, _tiles(problem, keeps=True), max(KEPT_ROWS, _least_rows(problem)))
@@ -135,7 +137,8 @@ def _least_rows(problem: Problem) -> int:
 def _row_bytes(problem: Problem, tiles: int) -> int:
     """Bytes that a row of a tile takes: products, sums of its strip, widened features."""
     width = _width(problem)
-    sums = (9 if problem.matrices == 2 else 3) * 4 * (width + PAD) // STRIP
+    parts = 13 if problem.told else 9 if problem.matrices == 2 else 3
+    sums = parts * 4 * (width + PAD) // STRIP
     return 4 * tiles * stride_of(width) + sums + 1 + 4 * widened_depth(problem)
 
 

@@ -248,9 +248,7 @@ class _Forward:
         self.stride = kept_stride(problem, memory)
         check_budget(problem, memory)
         self.stored = problem.x.dtype == torch.float32
-        made = problem.allocate(diagnostics, neg_sum, neg_mean=True)
-        if self.stride is not None:
-            made = problem.allocate_kept(made, self.stride)
+        made = problem.allocate(diagnostics, neg_sum, neg_mean=True, stride=self.stride)
         self.units = units_and_positives(self.p, made)
         self.made = made
         self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
