@@ -176,9 +176,10 @@ def _sum_over_all(rows: Rows, weights: object) -> Tensor:
 
 
 def _mean_of_all(rows: Rows) -> Tensor:
-    """(R,) mean of S over the negatives and the positives of each row."""
+    """(R,) mean of S over the negatives and the positives of each row, 0 without any."""
     assert rows.neg_sum is not None
-    return (rows.neg_sum + rows.sum(rows.positives)) / (rows.num_negatives + rows.counts)
+    columns = (rows.num_negatives + rows.counts).clamp(min=1)
+    return (rows.neg_sum + rows.sum(rows.positives)) / columns
 
 
 info_nce = Formula("info_nce", _info_nce, _over_one_and_negatives)

@@ -93,7 +93,8 @@ def row_losses(
         losses = formula(rows, pair_weights)
     if rows.batch.has_unpaired_rows:
         # The formula may not read n of a row without a positive; NaN there has to show.
-        losses = torch.add(losses, rows.neg_lse.masked_fill(rows.has_positive, 0), alpha=0)
+        unread = rows.neg_lse.masked_fill(rows.has_positive | ~rows.has_negative, 0)
+        losses = torch.add(losses, unread, alpha=0)
     losses = losses * (hard_factors if hard == 1 else hard_factors * hard)
     if soft:
         losses = torch.addcmul(losses, formulas.soft(rows, None), soft_factors, value=soft)

@@ -152,7 +152,7 @@ inline Smoothing smoothing_of(const Segment& row, Formula formula, float negativ
   }
   const float whole = joint ? (row.count > 0 ? 1.0f : 0.0f) : sum(weight);
   if (joint || formula == Formula::kSupconOut) {  // from the mean of the row
-    const float pull = whole / (negatives + static_cast<float>(row.count));
+    const float pull = whole / std::max(negatives + static_cast<float>(row.count), 1.0f);
     add_weights(row, factor, -factor * pull, by_S);
     return {sum(weighed) - pull * (neg_sum + sum(positives)), -pull};
   }

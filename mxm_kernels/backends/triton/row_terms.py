@@ -82,7 +82,7 @@ def label_smoothing(S, weights, first, count, negatives, neg_sum, FORMULA: tl.co
         weight = tl.where(count == 0, 0.0, 1.0)
     if JOINT or FORMULA == "supcon_out":  # from the mean of the row
         share = weight * 0.0 + 1.0
-        pull = weight / (negatives + count)
+        pull = weight / tl.maximum(negatives + count, 1.0)
         return weighed - pull * (neg_sum + positives), -pull, share, -pull
     # From the mean of the negatives; where a positive is in the denominator, of it too.
     some = tl.minimum(negatives, 1.0)
