@@ -2,8 +2,8 @@
 
     python -m bench.studies.filter_share [--out FILE]
 
-The guide is a dual encoder whose projections examples.finetune trains on 300 emoji, some minutes
-on a CPU. It looks at 300 emoji of the test split. FILE is a table in Markdown, and the numbers go
+The guide is a dual encoder whose projections examples.finetune trains on emoji, some minutes on a
+CPU. It looks at the instances of the test split. FILE is a table in Markdown, and the numbers go
 beside it as JSON.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.markdown import table
 from bench.studies import command
 
-OPTIONS: dict[str, Any] = {"unfreeze": "heads", "limit": 300}
+OPTIONS: dict[str, Any] = {"unfreeze": "heads"}
 SLACK = 1e-4  # that of the package
 OF_POSITIVES = {
     "the least similar": lambda c, same: c.masked_fill(~same, torch.inf).amin(1),
@@ -76,9 +76,8 @@ def page(records: list[dict[str, Any]]) -> str:
 A row with several positives needs one threshold: the guide's similarity with the least similar of
 its positives, the mean over them, or that with the most similar. The package takes the mean. The
 table has how many negatives each of them leaves out with margin 0, in both directions together.
-The guide was trained by `python -m examples.finetune --limit 300 --unfreeze heads`, and looks at
-{first["images"]:,} images and {first["texts"]:,} texts of the 300 emoji of that command's test split
-(torch {first["torch"]}).
+The guide was trained on emoji by `python -m examples.finetune --unfreeze heads`, and looks at the
+{first["images"]:,} images and {first["texts"]:,} texts of the test split (torch {first["torch"]}).
 `python -m bench.studies.filter_share` writes this page.
 
 <!-- --8<-- [start:table] -->

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 SIZES = ((420, 350), (1800, 1500))
 WIDTH, DTYPES, BACKENDS = PAPER.D, ("float32", "bfloat16"), ("native", "blocked")
 USERS, CLUSTERS, MARGIN = 70, 4, 0.1
-SECONDS, FEWEST = 6.0, 5  # of each case; repeats of its slowest step
+SECONDS, FEWEST = 4.0, 3  # of each case; repeats of its slowest step
 BEFORE, AGAIN, EVERYTHING = "before", "nothing", "all of them"
 
 Told = dict[str, Any]
@@ -171,6 +171,23 @@ def table_of(records: list[dict[str, Any]], name: str) -> str:
     )
 
 
+def ranges(records: list[dict[str, Any]]) -> str:
+    """The least and the greatest ratio of each loss and backend, over batches and threads."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for r in records:
+        of_input = found.setdefault((r["loss"], r["backend"]), {})
+        of_input.setdefault(r["input"], []).append(r["ratio"])
+    inputs = [AGAIN, *ALL, EVERYTHING]
+
+    def cell(ratios: list[float]) -> str:
+        return f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else ""
+
+    return table(
+        ["loss", "backend", *inputs],
+        [[*key, *(cell(line.get(name, [])) for name in inputs)] for key, line in found.items()],
+    )
+
+
 def page(records: list[dict[str, Any]]) -> str:
     """The page of all tables."""
     where = records[0]["machine"]
@@ -193,6 +210,12 @@ sets, the scale and the offsets. Times are medians of {fewest} to 100 repeats, i
 {where["cpu"]} ({where["cpu_capability"]}), {where["cores"]} cores, torch {where["torch"]}, commit
 {where["commit"]}, {where["date"]}. Other programs used the machine at the same time.
 `python -m bench.studies.told` writes this page.
+
+The least and the greatest ratio over the batches, dtypes and numbers of threads below:
+
+<!-- --8<-- [start:table] -->
+{ranges(records)}
+<!-- --8<-- [end:table] -->
 
 {tables}
 """

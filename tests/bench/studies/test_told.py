@@ -34,6 +34,7 @@ def test_a_line_is_measured(name):
     where = dict.fromkeys(("cpu", "cpu_capability", "cores", "commit", "date", "torch"), "?")
     text = told.table_of([r | {"machine": where} for r in records], name)
     assert "24 x 20 x 16" in text and len(text.splitlines()) == 3
+    assert f"| {name} | blocked |" in told.ranges(records)
 
 
 @pytest.mark.parametrize("name", told.LOSSES)
