@@ -2,10 +2,12 @@
 
     python -m bench.studies.told [--out FILE]
 
-On a CPU, on the backends native and blocked, in one process. The steps of a case are timed in
-turns, so that a machine that slows down slows all of them. "nothing" is the step without an input
-a second time: its ratio is what noise makes of equal steps. FILE is a page in Markdown, and the
-numbers go beside it as JSON. It takes about ten minutes.
+On a CPU, on the backends native and blocked, in one process. The steps of a case run in turns, and
+a ratio is the median over the turns of the ratio in a turn: a machine that slows down slows both.
+With one thread the time is that of the processor, which other programs do not add to; with more
+it is the clock's. "nothing" is the step without an input a second time: its ratio is what noise
+makes of equal steps. FILE is a page in Markdown, and the numbers go beside it as JSON. It takes
+about ten minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from statistics import median
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +26,15 @@ from bench import machine
 from bench.batch import Batch
 from bench.cases import PAPER, Case
 from bench.markdown import seconds, table
-from bench.providers.provider import Mark
 from bench.studies import command
-from bench.timing import DEFAULT_THREADS, Entry, interleave, summary
+from bench.timing import DEFAULT_THREADS, MOST_REPEATS
 from mxm_kernels import Folds, fused_info_nce_loss, fused_mfh_loss, fused_siglip_loss
 
 CPU = torch.device("cpu")
 SIZES = ((420, 350), (1800, 1500))
 WIDTH, DTYPES, BACKENDS = PAPER.D, ("float32", "bfloat16"), ("native", "blocked")
 USERS, CLUSTERS, MARGIN = 70, 4, 0.1
-SECONDS, FEWEST = 4.0, 3  # of each case; repeats of its slowest step
+SECONDS, FEWEST = 5.0, 3  # of each case; turns, at least
 BEFORE, AGAIN, EVERYTHING = "before", "nothing", "all of them"
 
 Told = dict[str, Any]
@@ -85,12 +88,12 @@ def step_of(measured: Measured, batch: Batch, backend: str, names: tuple[str, ..
     offsets = [given[name] for name in ("image_offsets", "text_offsets") if name in given]
     folds = Folds.uniform(batch.case.views, batch.case.captions)
 
-    def step(mark: Mark) -> Tensor:
+    def step() -> Tensor:
+        batch.clear()
         for leaf in offsets:
             leaf.grad = None
         options = {"logit_scale": batch.scale, "backend": backend, **measured.options, **given}
         loss = measured.loss(batch.x, batch.y, folds, **options)
-        mark()
         loss.backward()
         return loss.detach()
 
@@ -103,14 +106,32 @@ def inputs_of(measured: Measured) -> dict[str, tuple[str, ...]]:
     return made | ({EVERYTHING: measured.inputs} if len(measured.inputs) > 1 else {})
 
 
+def turns(steps: dict[str, Callable[[], Tensor]], threads: int | None, budget: float):
+    """The seconds of every step in every turn, (turns,) by its name."""
+    torch.set_num_threads(threads or DEFAULT_THREADS)
+    clock = process_time if threads == 1 else perf_counter
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(2):  # to warm up
+        start = perf_counter()
+        for step in steps.values():
+            step()
+    rounds = min(max(int(budget / (perf_counter() - start)), FEWEST), MOST_REPEATS)
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            spent[name].append(clock() - start)
+    torch.set_num_threads(DEFAULT_THREADS)
+    return spent
+
+
 def measure(name: str, case: Case, backend: str, budget: float) -> list[dict[str, Any]]:
     """A record for each input of a loss on a batch."""
-    entries = []
-    for label, inputs in inputs_of(LOSSES[name]).items():
-        batch = Batch.make(case, CPU)
-        entries.append(Entry(label, case, batch, step_of(LOSSES[name], batch, backend, inputs)))
-    interleave(entries, budget, FEWEST)
-    medians = {entry.provider: summary(entry.seconds["both"])["median"] for entry in entries}
+    steps = {
+        label: step_of(LOSSES[name], Batch.make(case, CPU), backend, inputs)
+        for label, inputs in inputs_of(LOSSES[name]).items()
+    }
+    spent = turns(steps, case.threads, budget)
     about = {
         "loss": name,
         "batch": f"{case.M:,} x {case.N:,} x {case.D}",
@@ -121,12 +142,12 @@ def measure(name: str, case: Case, backend: str, budget: float) -> list[dict[str
     return [
         about
         | {
-            "input": entry.provider,
-            "repeats": len(entry.seconds["both"]),
-            "seconds": medians[entry.provider],
-            "ratio": medians[entry.provider] / medians[BEFORE],
+            "input": label,
+            "turns": len(taken),
+            "seconds": median(taken),
+            "ratio": median(own / b for own, b in zip(taken, spent[BEFORE], strict=True)),
         }
-        for entry in entries
+        for label, taken in spent.items()
     ]
 
 
@@ -191,14 +212,16 @@ def ranges(records: list[dict[str, Any]]) -> str:
 def page(records: list[dict[str, Any]]) -> str:
     """The page of all tables."""
     where = records[0]["machine"]
-    fewest = min(r["repeats"] for r in records)
+    fewest = min(r["turns"] for r in records)
     tables = "\n\n".join(f"## {name}\n\n{table_of(records, name)}" for name in LOSSES)
     return f"""# What offsets, ids and a filter cost a step
 
 Each number is the time of a training step with an input over the time of the same step without it.
 "the step" is the time without. "nothing" is the step without an input, timed a second time: the
 other numbers may be as far off as it is from 1. A step is forward and backward to both feature
-sets, the scale and the offsets. Times are medians of {fewest} to 100 repeats, in turns.
+sets, the scale and the offsets. The steps of a line ran in {fewest} to {MOST_REPEATS} turns, and a
+number is the median over the turns. With one thread it is the processor's time, with more the
+clock's, on a machine that other programs used at the same time.
 
 - **offsets**: `image_offsets` and `text_offsets`, both with gradients.
 - **exclude_ids**: each row has one of {USERS} ids. **within_ids**: one of {CLUSTERS}, or -1.
@@ -208,7 +231,7 @@ sets, the scale and the offsets. Times are medians of {fewest} to 100 repeats, i
 - MFH has `rounds=None`. Instances have 6 images and 5 texts.
 
 {where["cpu"]} ({where["cpu_capability"]}), {where["cores"]} cores, torch {where["torch"]}, commit
-{where["commit"]}, {where["date"]}. Other programs used the machine at the same time.
+{where["commit"]}, {where["date"]}.
 `python -m bench.studies.told` writes this page.
 
 The least and the greatest ratio over the batches, dtypes and numbers of threads below:

@@ -42,7 +42,7 @@ def test_every_step_reads_its_input(name):
     measured, losses = told.LOSSES[name], {}
     for label, inputs in told.inputs_of(measured).items():
         batch = Batch.make(CASE, told.CPU)
-        losses[label] = float(told.step_of(measured, batch, "blocked", inputs)(lambda: None))
+        losses[label] = float(told.step_of(measured, batch, "blocked", inputs)())
         assert all(leaf.grad is not None for leaf in (batch.x, batch.y, batch.scale))
     assert losses.pop(told.AGAIN) == losses[told.BEFORE]
     assert len(set(losses.values())) == len(losses)
@@ -54,7 +54,7 @@ def test_offsets_get_gradients_in_the_step(monkeypatch):
     step = told.step_of(told.LOSSES["InfoNCE"], Batch.make(CASE, told.CPU), "blocked", ("offsets",))
     seen = []
     for _ in range(2):
-        step(lambda: None)
+        step()
         seen.append([given[name].grad.clone() for name in ("image_offsets", "text_offsets")])
     assert all(g.abs().sum() > 0 for g in seen[0])
     assert all(map(torch.equal, *seen))  # the second step does not add to the first one's
