@@ -187,7 +187,7 @@ def test_logits_far_apart(teacher, size, spread):
         _problem(140, 700, scale=100.0, spread=spread), _rules_of(teacher)[-1], teacher, size=size
     )
     exact = _exact(p)
-    images, texts = p.halves(exact["neg_lse"])
+    images, _ = p.halves(exact["neg_lse"])
     assert images[images.isfinite()].max() - images[images.isfinite()].min() > 40
     found = _run(native.backend, p)
     _assert_close(found, exact, 2e-7 * (100 * spread + 4 * size))

@@ -27,7 +27,7 @@ FOLDS = mxm.Folds.from_ids(torch.arange(12) // 6, torch.arange(10) // 5)
 # Values strictly between these; of a number that is not here, between 0 and 1.
 BETWEEN = {"logit_scale": (3, 9), "teacher_logit_scale": (2, 8), "logit_bias": (-8, 2)}
 NEEDED = {"logit_scale": 9.0, "logit_bias": -5.0, "soft_share": 0.4}
-OF_TEACHER = {"hard_weight", "soft_weight", "teacher_logit_scale"}
+OF_TEACHER = {"hard_weight", "soft_weight", "teacher_logit_scale", "filter_margin"}
 # One less a prior near 1 has few digits in float32, on either path.
 TOLERANCE = {"positive_prior": 1e-4}
 

@@ -30,6 +30,9 @@ from tests.support.tensors import (
 )
 
 KINDS = torch.nan, torch.inf, -torch.inf
+OFFSETS = {
+    f"{of}{side}offsets" for of in ("", "teacher_") for side in ("", "image_", "text_")
+}  # where -1 is a number like any other
 # What a CPU looks at, and refuses by name. NaN of a scale or a bias came from training, and shows.
 LOOKED_AT = {
     "logit_scale",
@@ -39,6 +42,7 @@ LOOKED_AT = {
     "text_weights",
     "row_weights",
     "soft_weight",
+    *OFFSETS,
 }
 IDENTIFIERS = [f"{loss}-{argument}" for loss, argument in EVERY]
 every_tensor = pytest.mark.parametrize(("loss", "argument"), EVERY, ids=IDENTIFIERS)
@@ -141,7 +145,7 @@ def test_it_shows_where_nothing_can_be_looked_at(loss, argument, monkeypatch):
     A vector that is out of range itself gets a gradient of 0 there, beside the NaN of the others.
     """
     monkeypatch.setattr(checks, "can_look", lambda tensor: False)
-    more = () if argument.name not in LOOKED_AT - {"logit_bias"} else (-1.0,)
+    more = () if argument.name not in LOOKED_AT - {"logit_bias", *OFFSETS} else (-1.0,)
     more += (0.0,) if "scale" in argument.name else (2.0,) if "soft" in argument.name else ()
     for bad in (*KINDS, *more):
         given = spoiled(loss, argument, bad, backend="blocked")
@@ -161,6 +165,39 @@ def test_a_teacher_of_any_dtype(bad, side, dtype, backend_name):
         given |= {n: v.to(dtype) for n, v in given.items() if n.endswith("features")}
         given["teacher_dtype"] = teacher_dtype
         check("fused_mfh_loss", argument, given)
+
+
+FILTERED = [name for name, loss in PUBLIC.items() if "filter_margin" in annotations(loss)]
+
+
+@pytest.mark.parametrize("loss", FILTERED)
+@pytest.mark.parametrize("bad", KINDS)
+def test_a_teacher_that_the_filter_alone_reads(loss, bad, backend):
+    """No comparison shows what is not finite."""
+    one = loss == "fused_intra_modal_loss"
+    argument = Argument("teacher_features" if one else "teacher_image_features")
+    given = spoiled(loss, argument, bad, backend=backend.name)
+    given = {n: v for n, v in given.items() if n != "soft_weight"} | {"filter_margin": 0.1}
+    if loss == "fused_mfh_loss":
+        given["hard_weight"] = 1.0
+    check(loss, argument, _moved(given, backend.device))
+
+
+def test_thresholds_are_numbers_or_infinite(monkeypatch):
+    """NaN is an error of this argument; where nothing can be looked at it shows."""
+    given = spoiled("fused_mfh_loss", Argument("teacher_image_features"), 0.5, backend="blocked")
+    rows = len(given["image_features"]), len(given["text_features"])
+    given["filter_thresholds"] = tuple(torch.full((n,), torch.inf) for n in rows)
+    plain = {name: value for name, value in given.items() if name != "filter_thresholds"}
+    assert torch.equal(fused_mfh_loss(**given), fused_mfh_loss(**plain))
+    given["filter_thresholds"][1][2] = torch.nan
+    with pytest.raises(ValueError, match=r"filter_thresholds\[1\] must not be NaN, got nan"):
+        fused_mfh_loss(**given)
+    monkeypatch.setattr(checks, "can_look", lambda tensor: False)
+    leaves = leaves_of(plain)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    assert not not_nan(fused_mfh_loss(**given), leaves)
 
 
 def test_a_scaler_skips_the_step_of_a_broken_teacher():

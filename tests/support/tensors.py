@@ -7,6 +7,7 @@ one that :func:`call_with` cannot make fails the tests that ask for it.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ PUBLIC: dict[str, Any] = {
 IDS = [0, 0, 1, 2, 7], [0, 1, 1, 0, 5, 2]  # the last image and a text have no positive
 ONE_INSTANCE = [0, 0], [0, 0, 0]  # no row has a negative
 # Indices, which are always finite, and which the losses check by looking at them.
-INDICES = {"folds", "selection"}
+INDICES = {"folds", "selection", "exclude_ids", "within_ids"}
+# Of which an infinite one says something: test_not_finite has tests of their own.
+MAY_BE_INFINITE = {"filter_thresholds"}
 # Of both sides, where a call takes two tensors.
 PAIRS = {"pair_weights", "soft_weight"}
 # What a call cannot do without, beside the features and the scale.
@@ -55,7 +58,7 @@ def annotations(loss: Any) -> dict[str, str]:
 def arguments(loss: Any) -> Iterator[Argument]:
     """Every tensor of floating-point numbers that a loss takes."""
     for name, kind in annotations(loss).items():
-        if name in INDICES or not ("Tensor" in kind or kind == "Scale"):
+        if name in INDICES | MAY_BE_INFINITE or not ("Tensor" in kind or kind == "Scale"):
             continue
         if name not in PAIRS:
             yield Argument(name)
@@ -80,7 +83,7 @@ def call_with(loss: str, argument: Argument, ids: Any = IDS, seed: int = 0) -> d
     if "features" in taken:
         given["folds"] = ids[0]
     if _is_taught(loss, name):
-        given |= {n: made[n] for n in made if n.startswith("teacher_") and "scale" not in n}
+        given |= {n: made[n] for n in made if re.fullmatch("teacher_.*features", n)}
         given["soft_weight"] = 0.5
     if loss == "contrastive_rows":
         given.pop("soft_weight", None)
@@ -113,6 +116,8 @@ def _values(ids: Any, generator: torch.Generator) -> dict[str, Any]:
     made |= {"features": some(M, D), "teacher_features": some(M, D), "row_weights": some(M)}
     made |= {"pair_weights": (some(P), some(P)), "row_scales": (3 * some(M), 3 * some(N))}
     made |= {"soft_weight": (some(M) / 2, some(N) / 2)}
+    made |= {f"{of}{side}_offsets": some(n) for side, n in rows.items() for of in ("", "teacher_")}
+    made |= {"offsets": some(M), "teacher_offsets": some(M)}
     scalars = {"logit_scale": 3.0, "teacher_logit_scale": 2.0, "logit_bias": -2.0}
     return made | {name: torch.tensor(value) for name, value in scalars.items()}
 
