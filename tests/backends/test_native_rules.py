@@ -229,6 +229,20 @@ def test_rows_with_nothing_left(teacher, scale):
     _assert_close(found, _exact(everything), 4e-7 * scale + 8e-6)
 
 
+@pytest.mark.parametrize("teacher", TEACHERS[::2])
+def test_a_row_keeps_its_sum_beside_chunks_where_it_has_nothing(teacher):
+    """The first 512 texts are 4 times as long: references there are far above all other logits."""
+    p = _problem(40, 1100, scale=100.0)
+    p = p._replace(y=p.y * torch.where(torch.arange(1100) < 512, 4, 1)[:, None])
+    of_images, of_texts = torch.arange(40) < 20, torch.arange(1100) < 512
+    p = _told(p, [], teacher)._replace(within_ids=torch.cat([of_images, ~of_texts]).long())
+    exact = _exact(p)
+    n, e = exact["neg_lse"], exact["excluded_lse"]
+    assert n[:20].max() + 100 < n[20:40].min() < torch.inf
+    assert not len(e) or e[20:40].max() + 100 < e[:20].min() < torch.inf
+    _assert_close(_run(native.backend, p), exact, 1e-4)
+
+
 def test_the_filter_acts_in_one_direction_alone():
     p = _told(_problem(), ["thresholds"], "teacher")
     rows, cols = p.thresholds.clone(), p.thresholds.clone()
@@ -243,6 +257,32 @@ def test_the_filter_acts_in_one_direction_alone():
     plain = _run(native.backend, p._replace(thresholds=None))
     for name in ("neg_lse", "teacher_mean", "teacher_lse", "positives", "dx", "dy"):
         torch.testing.assert_close(none[name], plain[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS[:2])
+@pytest.mark.parametrize("memory", [KEEP, AGAIN], ids=["kept", "again"])
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+@pytest.mark.parametrize("level", [None, *LEVELS[:1]])
+def test_backward_decides_as_forward_does(level, dtype, memory, teacher):
+    """Thresholds at the products: one that is rounded otherwise would be decided otherwise.
+
+    The shares of a row's negatives add up to 1, and so does its gradient by its offset where the
+    loss is the sum of n. A pair that only one pass removes would be missing, or be one too many.
+    """
+    p = _cast(_problem(300, 1100, D=40), dtype)
+    p = p._replace(teacher_x=p.x, teacher_y=p.y, logit_offsets=torch.zeros(1400))
+    products = p.x.float() @ p.y.float().T
+    negative = products.masked_fill(p.image_groups[:, None] == p.text_groups, -math.inf)
+    p = p._replace(thresholds=torch.cat([negative.topk(3, 1).values[:, 2], negative.amax(0)]))
+    p = p._replace(teacher_scale=None) if teacher == "filter alone" else p
+    backend = native._Native(level)
+    made = backend.forward(p, memory)
+    assert (made.num_negatives[:300] < (negative > -math.inf).sum(1)).all()
+    one = torch.zeros_like(made.neg_lse)
+    one[:300] = 1
+    nothing = {k: torch.zeros_like(getattr(made, k)) for k in Upstream._fields}
+    found = backend.backward(p, made, Upstream(**{**nothing, "neg_lse": one}), NEEDS, memory)
+    torch.testing.assert_close(found.logit_offsets[:300], one[:300], rtol=0, atol=1e-5)
 
 
 def test_rules_of_no_effect_change_no_number():

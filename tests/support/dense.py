@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference import family
+from reference import family, rules
 from reference.mfh import group_matrix, soft_rows
 from tests.support.calls import SHARES, Given, Made
 from tests.support.cases import in_float8
@@ -108,13 +108,13 @@ def _side(
         negatives = torch.cat([negatives, ~matches], 1)
         weights = torch.cat([weights, torch.zeros(matches.shape)], 1)
     S = _logits(given, scale[:, None] if scale.ndim else scale, a, b)
-    S = S + sum(given.rules.side(offsets, k, seen))
+    S = rules.with_offsets(S, *given.rules.side(offsets, k, seen))
     own = scale.detach() if given.teacher_scale is None else scale.new_tensor(given.teacher_scale)
     T, similarities = _targets(given, own.to(dtype), ta, columns)
     if c.teacher_image_offsets:
         of_queue = {queue: torch.zeros(len(given.queues[queue][1]), dtype=dtype)}
         told = {**given.rules.teacher_offsets, **of_queue}
-        T = T + sum(given.rules.side(told, k, seen)).to(dtype)
+        T = rules.with_offsets(T, *given.rules.side(told, k, seen)).to(dtype)
     negatives &= ~given.rules.removed(c, k, seen, similarities, positives)
     row_weights = given.weights[k].to(dtype) if _weighed(c, k) else None
     every = torch.ones(len(S), dtype=torch.bool)
@@ -140,12 +140,12 @@ def _within(
     itself = torch.eye(len(x), dtype=torch.bool)
     others = same & ~itself
     weights = given.drawn_within(others) if loss.drawn else loss.weights(others)
-    S = scale * x @ x.T + offsets[:, None] + offsets
+    S = rules.with_offsets(scale * x @ x.T, offsets, offsets)
     own = scale.detach() if given.teacher_scale is None else given.teacher_scale
     T = own * teacher @ teacher.T
     if c.teacher_image_offsets:
         told = given.rules.teacher_offsets["images"].to(dtype)
-        T = T + told[:, None] + told
+        T = rules.with_offsets(T, told, told)
     negatives = ~same & ~given.rules.within(c, teacher @ teacher.T, others)
     hard = loss.dense(S, others, negatives, weights.to(dtype))
     soft = family.soft(S, T, ~itself)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference import rules
 from tests.support.cases import Case
 
-MARGIN, SLACK = 0.1, 1e-4
+MARGIN = 0.1
 IDS = 3  # different ones, and -1
 
 
@@ -38,12 +39,12 @@ class Rules:
             self.thresholds["images"][0] = torch.inf
 
     def side(self, numbers: dict[str, Tensor], k: int, queue: str | None) -> tuple[Tensor, Tensor]:
-        """(rows, 1) and (columns,) of one direction, whose columns may end with a queue's."""
+        """(rows,) and (columns,) of one direction, whose columns may end with a queue's."""
         names = ("images", "texts") if k == 0 else ("texts", "images")
         columns = numbers[names[1]]
         if queue is not None:
             columns = torch.cat([columns, numbers[queue].to(columns)])
-        return numbers[names[0]][:, None], columns
+        return numbers[names[0]], columns
 
     def removed(
         self, choice: Any, k: int, queue: str | None, similarities: Tensor, positives: Tensor
@@ -51,14 +52,16 @@ class Rules:
         """(rows, columns) which pairs are no negatives of their rows; some may be positives."""
         out = torch.zeros_like(positives)
         if choice.exclude_ids:
-            row, column = self.side(self.exclude_ids, k, queue)
-            out |= (row == column) & (row >= 0)
+            out |= rules.excluded(*self.side(self.exclude_ids, k, queue))
         if choice.within_ids:
-            row, column = self.side(self.within_ids, k, queue)
-            out |= (row != column) & (row >= 0) & (column >= 0)
+            out |= rules.outside(*self.side(self.within_ids, k, queue))
         if choice.filter_margin is None:
             return out
-        return out | (similarities > self.threshold(choice, k, similarities, positives) + SLACK)
+        if choice.filter_margin == "thresholds":
+            limit = self.thresholds[("images", "texts")[k]].to(similarities)
+        else:
+            limit = rules.thresholds(similarities, positives, MARGIN, choice.filter_margin)
+        return out | rules.above(similarities, limit)
 
     def within(self, choice: Any, similarities: Tensor, positives: Tensor) -> Tensor:
         """The same inside one modality, of the images, whose ids are those of both sides."""
@@ -67,13 +70,3 @@ class Rules:
             of_images = getattr(self, name)["images"]
             setattr(alone, name, dict.fromkeys(("images", "texts"), of_images))
         return alone.removed(choice, 0, None, similarities, positives)
-
-    def threshold(self, choice: Any, k: int, similarities: Tensor, positives: Tensor) -> Tensor:
-        """(rows, 1) theta."""
-        if choice.filter_margin == "thresholds":
-            return self.thresholds[("images", "texts")[k]][:, None].to(similarities)
-        some = positives.any(1, keepdim=True)
-        total = (similarities * positives).sum(1, keepdim=True)
-        mean = total / positives.sum(1, keepdim=True).clamp(min=1)
-        less = MARGIN * mean.abs() if choice.filter_margin == "relative" else MARGIN
-        return (mean - less).masked_fill(~some, torch.inf)

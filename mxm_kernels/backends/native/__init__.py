@@ -6,11 +6,12 @@ threads, for everything that ``blocked`` needs a dozen PyTorch calls for. torch.
 float32 from 16-bit factors on a CPU, so these are widened tile by tile; where the CPU multiplies
 bfloat16 itself (AMX, or AVX-512's dot products), those products are the extension's own, with dS
 rounded to bfloat16 as a factor of the gradients, and nothing is kept. S and T are float32 on either
-way; of 16-bit features they are kept in fixed point. Where rules tell of pairs (offsets, ids,
-thresholds) the sweeps read those beside the products, and without rules they are other functions,
-which know nothing of them. A filter compares float32 products with its thresholds in both passes: in
-fixed point nothing is kept for it. Two runs with the same number of threads give
+way; of 16-bit features they are kept in fixed point. Two runs with the same number of threads give
 the same bits, and so does forward with any budget.
+
+Where rules tell of pairs (offsets, ids, thresholds), the sweeps read the rules beside the products.
+Without rules other functions run, which know nothing of them. A filter compares float32 products
+with its thresholds, in forward and again in backward: 16-bit products are not kept for it.
 """
 
 from __future__ import annotations
