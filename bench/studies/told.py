@@ -4,10 +4,9 @@
 
 On a CPU, on the backends native and blocked, in one process. The steps of a case run in turns, and
 a ratio is the median over the turns of the ratio in a turn: a machine that slows down slows both.
-With one thread the time is that of the processor, which other programs do not add to; with more
-it is the clock's. "nothing" is the step without an input a second time: its ratio is what noise
-makes of equal steps. FILE is a page in Markdown, and the numbers go beside it as JSON. It takes
-about ten minutes.
+The time is the processor's, on one thread: other programs do not add to it. "nothing" is the step
+without an input a second time: its ratio is what noise makes of equal steps. FILE is a page in
+Markdown, and the numbers go beside it as JSON. It takes about five minutes.
 """
 
 from __future__ import annotations
@@ -106,10 +105,9 @@ def inputs_of(measured: Measured) -> dict[str, tuple[str, ...]]:
     return made | ({EVERYTHING: measured.inputs} if len(measured.inputs) > 1 else {})
 
 
-def turns(steps: dict[str, Callable[[], Tensor]], threads: int | None, budget: float):
-    """The seconds of every step in every turn, (turns,) by its name."""
-    torch.set_num_threads(threads or DEFAULT_THREADS)
-    clock = process_time if threads == 1 else perf_counter
+def turns(steps: dict[str, Callable[[], Tensor]], budget: float) -> dict[str, list[float]]:
+    """The processor's seconds of every step in every turn, on one thread."""
+    torch.set_num_threads(1)
     spent: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(2):  # to warm up
         start = perf_counter()
@@ -118,9 +116,9 @@ def turns(steps: dict[str, Callable[[], Tensor]], threads: int | None, budget: f
     rounds = min(max(int(budget / (perf_counter() - start)), FEWEST), MOST_REPEATS)
     for _ in range(rounds):
         for name, step in steps.items():
-            start = clock()
+            start = process_time()
             step()
-            spent[name].append(clock() - start)
+            spent[name].append(process_time() - start)
     torch.set_num_threads(DEFAULT_THREADS)
     return spent
 
@@ -131,12 +129,11 @@ def measure(name: str, case: Case, backend: str, budget: float) -> list[dict[str
         label: step_of(LOSSES[name], Batch.make(case, CPU), backend, inputs)
         for label, inputs in inputs_of(LOSSES[name]).items()
     }
-    spent = turns(steps, case.threads, budget)
+    spent = turns(steps, budget)
     about = {
         "loss": name,
         "batch": f"{case.M:,} x {case.N:,} x {case.D}",
         "dtype": case.dtype,
-        "threads": case.threads or DEFAULT_THREADS,
         "backend": backend,
     }
     return [
@@ -152,11 +149,8 @@ def measure(name: str, case: Case, backend: str, budget: float) -> list[dict[str
 
 
 def cases() -> list[Case]:
-    """The batches, with one thread and with all."""
-    return [
-        Case(*size, WIDTH, dtype=dtype, threads=threads)
-        for size, dtype, threads in product(SIZES, DTYPES, (1, None))
-    ]
+    """The batches."""
+    return [Case(*size, WIDTH, dtype=dtype) for size, dtype in product(SIZES, DTYPES)]
 
 
 def measured() -> list[dict[str, Any]]:
@@ -171,7 +165,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def _key(record: dict[str, Any]) -> tuple:
-    return record["backend"], record["batch"], record["dtype"], record["threads"]
+    return record["backend"], record["batch"], record["dtype"]
 
 
 def table_of(records: list[dict[str, Any]], name: str) -> str:
@@ -181,7 +175,7 @@ def table_of(records: list[dict[str, Any]], name: str) -> str:
         if record["loss"] == name:
             lines.setdefault(_key(record), {})[record["input"]] = record
     inputs = [label for label in inputs_of(LOSSES[name]) if label != BEFORE]
-    head = ["backend", "batch", "features", "threads", "the step", *inputs]
+    head = ["backend", "batch", "features", "the step", *inputs]
     return table(
         head,
         [
@@ -193,7 +187,7 @@ def table_of(records: list[dict[str, Any]], name: str) -> str:
 
 
 def ranges(records: list[dict[str, Any]]) -> str:
-    """The least and the greatest ratio of each loss and backend, over batches and threads."""
+    """The least and the greatest ratio of each loss and backend, over batches."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for r in records:
         of_input = found.setdefault((r["loss"], r["backend"]), {})
@@ -220,8 +214,8 @@ Each number is the time of a training step with an input over the time of the sa
 "the step" is the time without. "nothing" is the step without an input, timed a second time: the
 other numbers may be as far off as it is from 1. A step is forward and backward to both feature
 sets, the scale and the offsets. The steps of a line ran in {fewest} to {MOST_REPEATS} turns, and a
-number is the median over the turns. With one thread it is the processor's time, with more the
-clock's, on a machine that other programs used at the same time.
+number is the median over the turns. The time is the processor's, on one thread. Other programs used
+the machine at the same time.
 
 - **offsets**: `image_offsets` and `text_offsets`, both with gradients.
 - **exclude_ids**: each row has one of {USERS} ids. **within_ids**: one of {CLUSTERS}, or -1.
@@ -234,7 +228,7 @@ clock's, on a machine that other programs used at the same time.
 {where["commit"]}, {where["date"]}.
 `python -m bench.studies.told` writes this page.
 
-The least and the greatest ratio over the batches, dtypes and numbers of threads below:
+The least and the greatest ratio over the batches and dtypes below:
 
 <!-- --8<-- [start:table] -->
 {ranges(records)}
