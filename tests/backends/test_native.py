@@ -187,9 +187,10 @@ def _absolute_terms(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     p = _double(problem)
     S = (p.scale * p.x @ p.y.T).requires_grad_()
     negatives = S.masked_fill(p.image_groups[:, None] == p.text_groups, -torch.inf)
+    slots = S[p.pair_images, p.pair_texts]
     statistics = [
         torch.cat([negatives.logsumexp(1), negatives.logsumexp(0)]),
-        p.to_list(S[p.pair_images, p.pair_texts]),
+        torch.cat([slots, torch.empty_like(slots).index_copy(0, p.slot_places, slots)]),
     ]
     if p.has_teacher:
         T = p.teacher_scale * p.teacher_x @ p.teacher_y.T

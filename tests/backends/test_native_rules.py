@@ -259,6 +259,18 @@ def test_the_filter_acts_in_one_direction_alone():
         torch.testing.assert_close(none[name], plain[name], rtol=0, atol=2e-5)
 
 
+def test_what_a_threshold_removes_far_below_the_negatives():
+    """Image 0 keeps no negative, and its logits are 150 below the normalisers of its columns."""
+    p = _problem()
+    offsets, thresholds = torch.zeros(360), torch.full((360,), math.inf)
+    offsets[0], thresholds[0] = -150, -math.inf
+    p = p._replace(logit_offsets=offsets, thresholds=thresholds)
+    exact = _exact(p)
+    n, e = exact["neg_lse"], exact["excluded_lse"]
+    assert n[0] == -math.inf and n[1:].max() - n[1:].min() < 40 and e[0] < n[1:].min() - 100
+    _assert_close(_run(native.backend, p), exact, 4e-5)
+
+
 @pytest.mark.parametrize("teacher", TEACHERS[:2])
 @pytest.mark.parametrize("memory", [KEEP, AGAIN], ids=["kept", "again"])
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
