@@ -128,9 +128,9 @@ def _run_queue(
     teacher_rows = b.teacher[side] if b.teacher is not None and (taught or b.filters) else None
     if teacher_rows is not None and teacher_rows.shape[1] != queue.teacher.shape[1]:
         raise ValueError(
-            f"the teacher's features must have the dimension D of {queue.name}, "
+            f"the teacher's features must have the dimension D of {queue.teacher_name}, "
             f"{queue.teacher.shape[1]}, got {teacher_rows.shape[1]}: a soft loss and the filter "
-            "compare them with the queue's teacher_features, or with its features"
+            "compare them; Queue takes the teacher's features of its rows as teacher_features"
         )
     if s.ndim:  # a scale for each row: the features carry it
         x = scaled(x, s)

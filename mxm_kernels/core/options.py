@@ -23,6 +23,8 @@ Scale: TypeAlias = "float | Tensor | tuple[Tensor, Tensor]"
 Reduction: TypeAlias = Literal["mean", "none"]
 FilterStrategy: TypeAlias = Literal["absolute", "relative"]
 IdPair: TypeAlias = tuple[Tensor, Tensor]
+# What changes T and not the similarities that the filter compares.
+_OF_T = "teacher_logit_scale", "teacher_image_offsets", "teacher_text_offsets"
 _Given = TypeVar("_Given", bound="HyperParameters | Options")
 
 
@@ -242,23 +244,24 @@ def resolve(options: Options, *, reads_teacher: bool = False) -> Resolved:
         raise ValueError(
             f"soft_weight={share} needs teacher_image_features and teacher_text_features"
         )
-    if o.teacher_logit_scale is not None and not taught:
-        raise ValueError("teacher_logit_scale was given without teacher features")
-    if o.teacher_dtype is not None and not taught:
-        raise ValueError("teacher_dtype was given without teacher features")
     if taught and not soft and not reads_teacher and not filters(o):
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
     _check_filter(o, taught=taught)
-    for name in ("teacher_image_offsets", "teacher_text_offsets"):
+    _check_of_teacher(o, taught=taught, soft=soft or reads_teacher)
+    return o
+
+
+def _check_of_teacher(o: Resolved, *, taught: bool, soft: bool) -> None:
+    """What is said of a teacher has to be read: its scale and its offsets by a soft loss alone."""
+    for name in (*_OF_T, "teacher_dtype"):
         if getattr(o, name) is None:
             continue
         if not taught:
             raise ValueError(f"{name} was given without teacher features")
-        if not soft and not reads_teacher:
+        if not soft and name in _OF_T:
             raise ValueError(f"{name} was given, but soft_weight is 0: nothing would read it")
-    return o
 
 
 def _check_filter(o: Resolved, *, taught: bool) -> None:

@@ -27,6 +27,7 @@ class QueuedRows(NamedTuple):
     exclude_ids: Tensor | None  # (K,) int64
     within_ids: Tensor | None  # (K,) int64
     teacher: Tensor  # (K, D'), detached; the features themselves where none were given
+    teacher_name: str  # of what ``teacher`` is
 
 
 def as_queued(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedRows | None:
@@ -58,19 +59,21 @@ def as_queued(name: str, queue: object, rows: Tensor, rows_name: str) -> QueuedR
         None if value is None else as_ids(f"{name}.{field}", value, features)
         for value, field in named
     ]
-    teacher = as_features(given.teacher_features)
+    teacher, teacher_name = as_features(given.teacher_features), name
     if teacher is None:
         teacher = features
     else:
-        check_teacher_rows(f"{name}.teacher_features", teacher, name, features)
-    return QueuedRows(name, features, tables, offsets, exclude, within, teacher.detach())
+        teacher_name = f"{name}.teacher_features"
+        check_teacher_rows(teacher_name, teacher, name, features)
+    teacher = teacher.detach()
+    return QueuedRows(name, features, tables, offsets, exclude, within, teacher, teacher_name)
 
 
 def _as_queue(name: str, queue: object) -> Queue:
     """A queue in one of its forms."""
     if isinstance(queue, Tensor):
         return Queue(queue)
-    if isinstance(queue, Queue) and isinstance(queue.features, Tensor):
+    if isinstance(queue, Queue):
         _check_folds(name, queue.folds)
         return queue
     if isinstance(queue, Sequence) and len(queue) == 2 and isinstance(queue[0], Tensor):

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxm_kernels import checks
 from mxm_kernels.backends.interface import PairRules
 from mxm_kernels.core.options import Resolved
-from mxm_kernels.core.vectors import as_ids, as_offsets, as_row_vector
+from mxm_kernels.core.vectors import as_ids, as_offsets, as_thresholds
 
 
 def read_rules(o: Resolved, x: Tensor, y: Tensor, dtype: torch.dtype) -> PairRules:
@@ -50,16 +49,13 @@ def _offsets(given: dict[str, Any], x: Tensor, y: Tensor, dtype: torch.dtype) ->
 
 
 def _thresholds(name: str, given: Any, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(R,) thresholds from a pair ((M,), (N,)); they may be infinite, but on a CPU not NaN."""
+    """(R,) thresholds from a pair ((M,), (N,))."""
     if given is None:
         return None
-    vectors = []
-    for k, (value, rows) in enumerate(zip(given, (x, y), strict=True)):
-        vector = as_row_vector(f"{name}[{k}]", value, rows, dtype).detach()
-        if checks.can_look(vector) and bool(vector.isnan().any()):
-            raise ValueError(f"{name}[{k}] must not be NaN, got nan")
-        vectors.append(vector)
-    return torch.cat(vectors)
+    sides = enumerate(zip(given, (x, y), strict=True))
+    return torch.cat(
+        [as_thresholds(f"{name}[{k}]", value, rows, dtype) for k, (value, rows) in sides]
+    )
 
 
 def _ids(name: str, given: Any, x: Tensor, y: Tensor) -> Tensor | None:

@@ -71,7 +71,18 @@ def as_offsets(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Te
         return torch.add(vector, vector.detach(), alpha=0)
     if bool(vector.isinf().any()):
         wrong = float(vector.detach()[vector.isinf()][0])
-        raise ValueError(f"{name} must be finite, got {wrong}: exclude_ids leave pairs out")
+        raise ValueError(
+            f"{name} must be finite, got {wrong}: to leave pairs out of the negatives give "
+            "exclude_ids"
+        )
+    return vector
+
+
+def as_thresholds(name: str, value: object, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows,) detached thresholds; they may be infinite. NaN is an error on a CPU alone."""
+    vector = as_row_vector(name, value, rows, dtype).detach()
+    if checks.can_look(vector) and bool(vector.isnan().any()):
+        raise ValueError(f"{name} must not be NaN, got nan")
     return vector
 
 

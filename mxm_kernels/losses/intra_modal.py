@@ -17,8 +17,8 @@ from mxm_kernels.core.row_losses import loss_of
 from mxm_kernels.core.vectors import (
     as_ids,
     as_offsets,
-    as_row_vector,
     as_row_weights,
+    as_thresholds,
     check_teacher_rows,
 )
 from mxm_kernels.folds import Folds, Ids, as_one_side
@@ -140,10 +140,9 @@ def fused_intra_modal_loss(
     """
     cast = autocast(features)
     checks.check_matrix("features", cast, may_be_empty=process_group is not None)
-    filters = filter_margin is not None or filter_thresholds is not None
-    _check_teacher(cast, soft_weight, teacher_features, teacher_logit_scale, filters=filters)
-    if teacher_offsets is not None and not soft_weight:
-        raise ValueError("teacher_offsets was given, but soft_weight is 0: nothing would read it")
+    filters = {"filter_margin": filter_margin, "filter_thresholds": filter_thresholds}
+    of_T = {"teacher_logit_scale": teacher_logit_scale, "teacher_offsets": teacher_offsets}
+    _check_teacher(cast, soft_weight, teacher_features, filters, of_T)
     of_rows = {
         "offsets": offsets,
         "teacher_offsets": teacher_offsets,
@@ -228,30 +227,33 @@ def _check_rules(given: dict[str, Tensor | None], features: Tensor) -> None:
         elif name.endswith("offsets"):
             as_offsets(name, value, features, torch.float32)
         else:
-            as_row_vector(name, value, features, torch.float32)
+            as_thresholds(name, value, features, torch.float32)
 
 
 def _check_teacher(
     features: Tensor,
     soft_weight: float,
     teacher: Tensor | None,
-    teacher_scale: object,
-    *,
-    filters: bool,
+    filters: dict[str, Any],
+    of_T: dict[str, Any],
 ) -> None:
     """The arguments of the soft part and of the filter, under the names that they have here."""
+    filters, of_T = ({n: v for n, v in g.items() if v is not None} for g in (filters, of_T))
     if teacher is None:
         if soft_weight:
             raise ValueError(f"soft_weight={soft_weight} needs teacher_features")
-        if filters:
-            raise ValueError("filter_margin and filter_thresholds need teacher_features")
-        if teacher_scale is not None:
-            raise ValueError("teacher_logit_scale was given without teacher features")
+        for name in filters:
+            raise ValueError(f"{name} needs teacher_features")
+        for name in of_T:
+            raise ValueError(f"{name} was given without teacher features")
         return
     if not soft_weight and not filters:
         raise ValueError(
             "teacher features were given, but soft_weight is 0: nothing would read them"
         )
+    if not soft_weight:
+        for name in of_T:
+            raise ValueError(f"{name} was given, but soft_weight is 0: nothing would read it")
     check_teacher_rows("teacher_features", autocast(teacher), "features", features)
 
 

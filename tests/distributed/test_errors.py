@@ -18,6 +18,8 @@ PAIRS = WORLD * 8
 TEACHER = {"teacher_image_features": X, "teacher_text_features": X}
 SOFT = TEACHER | {"soft_weight": (torch.full((4,), 0.5), torch.full((4,), 0.5))}
 BIAS = {"logit_bias": -1.0}
+BLOCKED = {"backend": "blocked"}
+IDS = torch.zeros(4, dtype=torch.int64)
 
 
 def selection(rounds: int = 2):
@@ -101,6 +103,61 @@ CASES = {
         {"text_queue": mxm.Queue(X, mxm.Folds.from_ids([1] * 4, [2] * 4))},
         {"text_queue": mxm.Queue(X, mxm.Folds.from_ids([1] * 3, [2] * 4))},
         "text_queue: expected ids for 4 rows of image_features and 4 rows of the queue, got 3",
+    ),
+    "offsets of other rows": (
+        mxm.fused_mfh_loss,
+        BLOCKED | {"text_offsets": torch.ones(4)},
+        {"text_offsets": torch.ones(5)},
+        "text_offsets must have shape (4,), got (5,)",
+    ),
+    "offsets on one rank": (
+        mxm.fused_siglip_loss,
+        BLOCKED | BIAS,
+        {"image_offsets": torch.ones(4)},
+        "agree on image_offsets, got None on rank 0 and torch.float32 tensor",
+    ),
+    "trained offsets": (
+        mxm.fused_mfh_loss,
+        BLOCKED | {"image_offsets": torch.ones(4)},
+        {"image_offsets": torch.ones(4).requires_grad_()},
+        "agree on which arguments require a gradient, got [] on rank 0 and ['image_offsets'] on "
+        "rank 2",
+    ),
+    "ids that are floats": (
+        mxm.fused_supcon_loss,
+        BLOCKED | {"exclude_ids": (IDS, IDS)},
+        {"exclude_ids": (IDS, IDS.double())},
+        "exclude_ids[1] must be an int64 tensor, got torch.float64",
+    ),
+    "ids on one rank": (
+        mxm.fused_supcon_loss,
+        BLOCKED,
+        {"within_ids": (IDS, IDS)},
+        "agree on within_ids, got None on rank 0",
+    ),
+    "another margin": (
+        mxm.fused_info_nce_loss,
+        BLOCKED | TEACHER | {"filter_margin": 0.1},
+        {"filter_margin": 0.2},
+        "agree on filter_margin, got 0.1 on rank 0 and 0.2 on rank 2",
+    ),
+    "thresholds that are NaN": (
+        mxm.fused_info_nce_loss,
+        BLOCKED | TEACHER | {"filter_thresholds": (torch.ones(4), torch.ones(4))},
+        {"filter_thresholds": (torch.ones(4), torch.full((4,), torch.nan))},
+        "filter_thresholds[1] must not be NaN, got nan",
+    ),
+    "a filter in a ring": (
+        mxm.fused_mfh_loss,
+        BLOCKED | TEACHER,
+        {"filter_margin": 0.1, "gather": "ring"},
+        "filter_margin needs gather='all', got 'ring': it compares all texts at once",
+    ),
+    "a queue with other ids": (
+        mxm.fused_info_nce_loss,
+        BLOCKED | {"exclude_ids": (IDS, IDS), "text_queue": mxm.Queue(X, exclude_ids=IDS)},
+        {"text_queue": mxm.Queue(X, exclude_ids=IDS + 1)},
+        "agree on text_queue",
     ),
     "a selection of other rows": (
         mxm.fused_mfh_loss,
@@ -253,6 +310,12 @@ CASES = {
         {"row_weights": torch.ones(4)},
         {"row_weights": torch.ones(4).requires_grad_()},
         "agree on which arguments require a gradient, got [] on rank 0",
+    ),
+    "ids of one modality": (
+        mxm.fused_intra_modal_loss,
+        BLOCKED | {"exclude_ids": IDS},
+        {"exclude_ids": (IDS, IDS)},
+        "exclude_ids must be an int64 tensor, got tuple",
     ),
     "folds of one modality": (
         mxm.fused_intra_modal_loss,

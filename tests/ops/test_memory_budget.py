@@ -325,3 +325,14 @@ def test_other_errors_are_as_they_were(backend, monkeypatch):
     monkeypatch.setattr(backends.load(backend.name), "forward", fail)
     with pytest.raises(ValueError, match="^the least is 4096$"):
         mfh(*features(backend), backend=backend.name)
+
+
+@pytest.mark.parametrize("name", ["blocked"])
+def test_the_default_budget_holds_the_workspace_with_rules(name):
+    """Of the largest tiles, whose sides are not bounded by the width of the features."""
+    x, y = (normalize(torch.randn(rows, 8), dim=1).requires_grad_() for rows in (1500, 1400))
+    own = {"logit_scale": 9.0, "rounds": None, "backend": name}
+    offsets = {"text_offsets": torch.zeros(1400)}
+    told, plain = (fused_mfh_loss(x, y, (15, 14), **own, **o) for o in (offsets, {}))
+    torch.testing.assert_close(told, plain)
+    told.backward()

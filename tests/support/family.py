@@ -66,7 +66,7 @@ class Loss:
         }
         made = Choice(**values)
         if not self.has_soft(made):
-            made = replace(made, teacher_image_offsets=False)
+            made = replace(made, teacher_image_offsets=False, teacher_logit_scale=False)
         if self.reads_teacher(made):
             return made
         return replace(made, **{name: getattr(plain, name) for name in OF_TEACHER})

@@ -2,7 +2,8 @@
 
 The tiles of a batch have one size, whatever the budget: tiles of another size would sum to other
 bits. A call takes at least the memory of three tiles (four for diagnostics) and of the features of
-one tile, widened or scaled. S and T are kept beside them where the budget has room.
+one tile, widened or scaled. S and T are kept beside them where the budget has room. Rules about
+pairs take more tiles of memory; these are smaller, so that the default budget holds them all.
 """
 
 from __future__ import annotations
