@@ -369,6 +369,9 @@ def _ranked(name, x, y, scale, rows, cols, group):
     if name == "own negatives":
         rows = contrastive_rows(x, y, (own, own), logit_scale=scale, **given)
         return ranking_of_pairs(own_negatives(rows, x, negatives))
+    if name == "own lists":
+        folds, within = own_lists(owners, len(x))
+        return fused_info_nce_loss(x, texts, folds, within_ids=within, logit_scale=scale, **given)
     if name == "hard_negatives":
         return ranking(rows_of(x, texts, owners, scale, **given), 5.0 / scale)
     if name == "in_batch_negatives":
@@ -381,7 +384,14 @@ def _ranked(name, x, y, scale, rows, cols, group):
     return jointly(DIRECTIONS, x, y, negatives, scale, first, **given)
 
 
-RANKED = "own negatives", "hard_negatives", "in_batch_negatives", "negclip", "directions"
+RANKED = (
+    "own negatives",
+    "own lists",
+    "hard_negatives",
+    "in_batch_negatives",
+    "negclip",
+    "directions",
+)
 
 
 def test_over_two_ranks():
