@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,20 @@ def listed(positives: Tensor, negatives: Tensor, first: int = 0) -> tuple[Tensor
 
 
 # --8<-- [end:listed]
+
+
+# --8<-- [start:own_lists]
+Pair = tuple[Tensor, Tensor]
+
+
+def own_lists(owners: Tensor, anchors: int) -> tuple[Pair, Pair]:
+    """Folds and ``within_ids`` of anchors and the texts of ``listed``: each list is its owner's."""
+    own, of_negatives = owners[:anchors], owners[anchors:]
+    folds = own, torch.cat([own, torch.full_like(of_negatives, -1)])
+    return folds, (own, torch.cat([torch.full_like(own, -1), of_negatives]))
+
+
+# --8<-- [end:own_lists]
 
 
 # --8<-- [start:own_negatives]
@@ -85,6 +100,31 @@ def joint_softmax(rows: Rows, *within: Rows, doc_to_query: bool = True) -> Tenso
 
 
 # --8<-- [end:joint_softmax]
+
+
+# --8<-- [start:gist]
+def guided(a: Pair, b: Pair, threshold: Tensor, folds: Pair, **options: Any) -> Rows:
+    """Rows of a against b, each (features, guide's), without b that the guide finds too near."""
+    never = torch.full_like(b[1][:, 0], torch.inf, dtype=threshold.dtype)
+    options["teacher_image_features"], options["teacher_text_features"] = a[1], b[1]
+    options["filter_thresholds"] = threshold, never
+    return contrastive_rows(a[0], b[0], folds, image_to_text_weight=1.0, **options)
+
+
+def gist(
+    anchors: Pair, texts: Pair, ids: Tensor, margin: float | Tensor = 0.0, **options: Any
+) -> Tensor:
+    """GISTEmbedLoss: anchors, ids (M,); texts: their positives, then any number of negatives."""
+    n = len(ids)
+    threshold = (anchors[1] * texts[1][:n]).sum(1) - margin
+    positives, pairs = (texts[0][:n], texts[1][:n]), (ids, ids)
+    of_texts = torch.cat([ids, ids.new_full((len(texts[0]) - n,), -1)])
+    rows = guided(anchors, texts, threshold, (ids, of_texts), **options)
+    within = [guided(own, own, threshold, pairs, **options) for own in (anchors, positives)]
+    return joint_softmax(rows, *within, doc_to_query=False)
+
+
+# --8<-- [end:gist]
 
 
 # --8<-- [start:negclip]

@@ -8,9 +8,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 from docs.recipes.hard_negatives import (
     counting,
+    gist,
     joint_softmax,
     listed,
     negclip,
+    own_lists,
     own_negatives,
     ranking,
     with_hardness,
@@ -24,10 +26,11 @@ from tests.recipes.same import (
     differentiated,
     unit,
 )
-from tests.support.sentences import their_losses
+from tests.support.sentences import their_losses, word_tokenizer
 
 SEEDS = [0, 1, 2]
 DIRECTIONS = "query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"
+SLACK = 1e-4  # of the filter, for texts that are as near as the positive but for rounding
 MODES = "in_batch_negatives", "hard_negatives", "all_negatives"
 
 
@@ -64,6 +67,27 @@ def test_own_negatives(backend, each, scales, seed):
 
     given = (torch.tensor(9.0),) if scales == "one" else tuple(8 * torch.rand(2, 6) + 2)
     assert_same(backend, ours, dense, *batch(each=each), *given)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("each", [1, 3])
+def test_own_lists(backend, each, seed):
+    """By ids, with a public loss: the same as ``own_negatives``."""
+    torch.manual_seed(seed)
+
+    def dense(x, y, negatives, scale):
+        own = torch.einsum("md,mkd->mk", x, negatives)
+        target = torch.arange(6)
+        forward = cross_entropy(scale * torch.cat([x @ y.T, own], 1), target)
+        return (forward + cross_entropy(scale * y @ x.T, target)) / 2
+
+    def ours(x, y, negatives, scale):
+        texts, owners = listed(y, negatives)
+        folds, within = own_lists(owners, len(x))
+        given = {"logit_scale": scale, "within_ids": within, "backend": backend.name}
+        return fused_info_nce_loss(x, texts, folds, **given)
+
+    assert_same(backend, ours, dense, *batch(each=each), torch.tensor(9.0))
 
 
 def ranking_of_pairs(rows):
@@ -212,6 +236,96 @@ def test_a_softmax_for_each_direction_of_sentence_transformers():
     compare(ours, theirs)
 
 
+def guide_of(anchors=6, each=1):
+    """Another model's features of the same texts, of another width."""
+    return unit(anchors, 5), unit(anchors * (1 + each), 5)
+
+
+def thresholds(guide, margin, relative):
+    pairs = (guide[0] * guide[1][: len(guide[0])]).sum(1)
+    return pairs - (pairs.abs() * margin if relative else margin)
+
+
+def dense_gist(x, texts, scale, guide, theta):
+    """Four blocks, of which an anchor's threshold, and a slack, takes what is too near."""
+    n, pair = len(x), torch.arange(len(x))
+    y = texts[:n]
+    of_guide = guide[0], guide[1][:n]
+    blocks = [(x @ texts.T, guide[0] @ guide[1].T)]
+    blocks += [(f @ f.T, g @ g.T) for f, g in zip((x, y), of_guide, strict=True)]
+    logits = []
+    for k, (S, c) in enumerate(blocks):
+        out = c > theta[:, None] + SLACK
+        out[pair, pair] = k > 0
+        logits.append((scale * S).masked_fill(out, -torch.inf))
+    return cross_entropy(torch.cat(logits, 1), pair)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("each", [0, 1, 2])
+@pytest.mark.parametrize("margin", [0.0, 0.3, -0.4])
+def test_gist(backend, margin, each, seed):
+    torch.manual_seed(seed)
+    guide, texts = guide_of(each=each), unit(6 * (1 + each), 8)
+    theta = thresholds(guide, margin, relative=False)
+
+    def dense(x, texts, scale):
+        return dense_gist(x, texts, scale, guide, theta)
+
+    def ours(x, texts, scale):
+        given = [(f, g.to(f)) for f, g in zip((x, texts), guide, strict=True)]
+        ids = torch.arange(6, device=x.device)
+        return gist(*given, ids, margin, logit_scale=scale, backend=backend.name)
+
+    assert_same(backend, ours, dense, unit(6, 8), texts, torch.tensor(9.0))
+
+
+class Embedding:
+    """A model that gives a column's rows as they are; it has the tokenizer that is asked for."""
+
+    max_seq_length = 8
+
+    def __init__(self, name, tokenizer):
+        self.name, self.tokenizer = name, tokenizer
+
+    def __call__(self, column):
+        return {"sentence_embedding": column[self.name]}
+
+
+def gist_of_sentence_transformers(**options):
+    """GISTEmbedLoss of columns that have both models' rows."""
+    pytest.importorskip("sentence_transformers")
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
+    model, guide = (Embedding(name, tokenizer) for name in ("rows", "guide"))
+    return their_losses().GISTEmbedLoss(model, guide, **options)
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("each", [0, 1])
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_gist_of_sentence_transformers(margin, each, relative):
+    guide = guide_of(each=each)
+    strategy = "relative" if relative else "absolute"
+    options = {"temperature": 0.05, "margin": margin, "margin_strategy": strategy}
+    loss = gist_of_sentence_transformers(**options)
+
+    def theirs(x, texts):
+        columns = zip((x, *texts.split(6)), (guide[0], *guide[1].split(6)), strict=True)
+        return loss([{"rows": rows, "guide": of_guide} for rows, of_guide in columns], None)
+
+    def ours(x, texts):
+        given = [(normalize(f), g.to(f)) for f, g in zip((x, texts), guide, strict=True)]
+        # gist's margin is absolute: a relative one is a number for each anchor.
+        pairs = (guide[0] * guide[1][:6]).sum(1)
+        own = pairs.abs() * margin if relative else margin
+        return gist(*given, torch.arange(6), own, logit_scale=20.0)
+
+    leaves = torch.randn(6, 8).double(), torch.randn(6 * (1 + each), 8).double()
+    assert_close(differentiated(ours, leaves), differentiated(theirs, leaves), 1e-8)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("several", [False, True], ids=["pairs", "several captions"])
 def test_negclip(backend, several, seed):
@@ -255,6 +369,9 @@ def _ranked(name, x, y, scale, rows, cols, group):
     if name == "own negatives":
         rows = contrastive_rows(x, y, (own, own), logit_scale=scale, **given)
         return ranking_of_pairs(own_negatives(rows, x, negatives))
+    if name == "own lists":
+        folds, within = own_lists(owners, len(x))
+        return fused_info_nce_loss(x, texts, folds, within_ids=within, logit_scale=scale, **given)
     if name == "hard_negatives":
         return ranking(rows_of(x, texts, owners, scale, **given), 5.0 / scale)
     if name == "in_batch_negatives":
@@ -267,7 +384,14 @@ def _ranked(name, x, y, scale, rows, cols, group):
     return jointly(DIRECTIONS, x, y, negatives, scale, first, **given)
 
 
-RANKED = "own negatives", "hard_negatives", "in_batch_negatives", "negclip", "directions"
+RANKED = (
+    "own negatives",
+    "own lists",
+    "hard_negatives",
+    "in_batch_negatives",
+    "negclip",
+    "directions",
+)
 
 
 def test_over_two_ranks():

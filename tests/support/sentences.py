@@ -50,7 +50,8 @@ def ranking_loss(model, directions=("query_to_doc",), **options):
     return kind(model, directions=directions, partition_mode="per_direction", **options)
 
 
-def _tokenizer():
+def word_tokenizer():
+    """One of the tokenizers library, of a few words."""
     tokenizers = pytest.importorskip("tokenizers")
     word_level = tokenizers.models.WordLevel({w: k for k, w in enumerate(WORDS)}, "[UNK]")
     tokenizer = tokenizers.Tokenizer(word_level)
@@ -64,7 +65,7 @@ def static_model():
     with warnings.catch_warnings():  # newer versions have it elsewhere too
         warnings.simplefilter("ignore", DeprecationWarning)
         from sentence_transformers.models import StaticEmbedding
-    embedding = StaticEmbedding(_tokenizer(), embedding_dim=8)
+    embedding = StaticEmbedding(word_tokenizer(), embedding_dim=8)
     return st.SentenceTransformer(modules=[embedding], device="cpu")
 
 
@@ -74,7 +75,7 @@ def bert_model(folder, dropout=0.0):
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(), pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=word_tokenizer(), pad_token="[PAD]", unk_token="[UNK]"
     )
     wrapped.save_pretrained(folder)
     config = BertConfig(
