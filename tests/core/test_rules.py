@@ -268,7 +268,7 @@ IDS_NAMES, OF_FILTER = list(RULES)[4:6], list(RULES)[6:]
         *((continuous, name) for name in OF_TEACHER + IDS_NAMES + OF_FILTER),
         *((debiased, name) for name in STUDENT + OF_TEACHER),
     ],
-    ids=str,
+    ids=lambda part: getattr(part, "__name__", part),
 )
 def test_losses_that_do_not_take_them(loss, name):
     with raises(TypeError, rf"fused_\w+_loss takes no {name}"):
