@@ -14,7 +14,7 @@ TARGET: Target = "sm_90"
 DTYPE = "bf16"
 SHARED = 227 << 10  # bytes of shared memory that a program may have there
 # Kernels with candidates of their own, in the variant that keeps, or reads what is kept.
-_NOT_TRIED = "diagnostics", "pointers", "neg_sum"
+_NOT_TRIED = "diagnostics", "pointers", "neg_sum", "told"
 _KEPT = {"statistics": True, "gradient": True, "sigmoid_gradient": False, "stored_gradient": True}
 
 

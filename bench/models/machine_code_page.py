@@ -15,6 +15,8 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
         + ", kept" * r["kept"]
         + ", by pointers" * r["pointers"]
         + ", with sums" * r["neg_sum"]
+        + ", rules" * r["told"]
+        + ", filter alone" * r["filter"]
     ),
     "dtype": lambda r: r["dtype"],
     "tile": lambda r: r["tile"],

@@ -21,12 +21,8 @@ from mxm_kernels.backends.triton.draw import DRAW, drawn_weights_kernel
 from mxm_kernels.backends.triton.fixed_point import PART, tops_kernel
 from mxm_kernels.backends.triton.float8 import TILE as FLOAT8_TILE
 from mxm_kernels.backends.triton.float8 import float8_teacher_kernel
-from mxm_kernels.backends.triton.gradient import (
-    SUM_BLOCK,
-    gradient_kernel,
-    scale_gradient_kernel,
-    stored_gradient_kernel,
-)
+from mxm_kernels.backends.triton.gradient import gradient_kernel, stored_gradient_kernel
+from mxm_kernels.backends.triton.line_sums import LINES_BLOCK, line_sums_kernel
 from mxm_kernels.backends.triton.positives import BLOCK as PAIR_BLOCK
 from mxm_kernels.backends.triton.positives import pair_gradient_kernel
 from mxm_kernels.backends.triton.queues import BLOCK as QUEUE_BLOCK
@@ -39,6 +35,11 @@ from mxm_kernels.backends.triton.rows import (
 )
 from mxm_kernels.backends.triton.rows import BLOCK as ROW_BLOCK
 from mxm_kernels.backends.triton.rows_of_features import ROWS, units_kernel
+from mxm_kernels.backends.triton.scale_gradient import BLOCKS as SCALE_BLOCKS
+from mxm_kernels.backends.triton.scale_gradient import (
+    offset_gradients_kernel,
+    scale_gradient_kernel,
+)
 from mxm_kernels.backends.triton.settings import Cell, Launch, Phase
 from mxm_kernels.backends.triton.sigmoid import (
     sigmoid_statistics_kernel,
@@ -46,9 +47,9 @@ from mxm_kernels.backends.triton.sigmoid import (
 )
 from mxm_kernels.backends.triton.sigmoid_gradient import (
     sigmoid_gradient_kernel,
-    sigmoid_pairs_kernel,
     stored_sigmoid_gradient_kernel,
 )
+from mxm_kernels.backends.triton.sigmoid_pairs import sigmoid_pairs_kernel
 from mxm_kernels.backends.triton.sigmoid_scaling import TIMES_BLOCK, times_kernel
 from mxm_kernels.backends.triton.statistics import statistics_kernel, stored_statistics_kernel
 
@@ -92,6 +93,20 @@ _INT_POINTERS = {
     "S_kept": "*i16",
     "T_kept": "*i16",
 }
+# Arguments that are tuples of vectors, of a problem with rules; None of another.
+_TOLD: dict[str, tuple[str, ...]] = {
+    "rules": ("*fp32", "*fp32", "*i64", "*i64", "*fp32"),
+    "removed": ("*fp32",) * 2,
+    "lines": ("*fp32",) * 3,
+}
+# Those whose vectors are others in each kernel.
+_TOLD_BY: dict[str, tuple[str, ...]] = {
+    "merge": ("*fp32",) * 2,
+    "pair_gradient": ("*fp32",) * 2,
+    "sigmoid_pairs": ("*fp32",) * 2,
+    "scale_gradient": (*["*fp32"] * 5, *["*i64"] * 3),
+}
+_TOLD_VECTORS = "logit_offsets", "a4", "doffsets", "doffsets_out"
 _FACTORS = {"x", "y", "teacher_x", "teacher_y"}
 _NUMBERS = {"hard", "soft", "constant", "smoothing"}
 # Multiples of 16 for the fast dimensions.
@@ -109,8 +124,10 @@ _DIVISIBLE |= {f"D{k}" for k in range(row_scales.MATRICES)}
 _INTEGERS = {
     "M", "N", "first", "width", "row_lines", "col_lines", "pairs", "rows", "tiles", "sums",
     "rounds", "positives_length", "first_row", "last_row", "first_col", "last_col", "group",
-    "length", "l0", "l1", "l2", "l3", "images", "scale_stride", "count", "queued",
+    "length", "l0", "l1", "l2", "l3", "l4", "images", "scale_stride", "count", "queued",
+    "offsets_length", "side_sums", "height", "again",
     "x_rows", "y_rows", "last", "before", "blocks", "source_row", "source_col",
+    "row_blocks", "col_blocks", "rows_again", "cols_again",
 } | _DIVISIBLE  # fmt: skip
 _INTEGERS |= {f"{name}{k}" for name in ("rows", "stride") for k in range(row_scales.MATRICES)}
 # Numbers of a kernel whose names stand for something else in the others.
@@ -118,14 +135,35 @@ _OTHER_INTEGERS = {"row_losses_backward": {"positives", "stride"}}
 
 # The switches of which each kernel has variants. Forward writes what is kept, backward reads it, or
 # multiplies where it is too coarse. ``pointers``: factors that come by pointers where the target
-# has tensor descriptors. ``neg_sum``: the sums of S over the negatives.
-_SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers", "neg_sum")
-_NEITHER, _TEACHER = (False,) * 5, (True, *[False] * 4)
-_DIAGNOSED = tuple((teacher, True, False, False, False) for teacher in (False, True))
-_KEPT = tuple((teacher, False, True, False, False) for teacher in (False, True))
-_POINTERS = tuple((teacher, False, True, True, False) for teacher in (False, True))
-_SUMMED = tuple((teacher, False, False, False, True) for teacher in (False, True))
-_SUMMED_KEPT = tuple((teacher, False, True, False, True) for teacher in (False, True))
+# has tensor descriptors. ``neg_sum``: the sums of S over the negatives. ``told``: a problem with
+# rules; ``filter``: whose thresholds alone read T.
+SWITCH_NAMES = ("teacher", "diagnostics", "kept", "pointers", "neg_sum", "told", "filter")
+Switch = tuple[bool, ...]
+
+
+def _switch(*on: str) -> Switch:
+    """The variant with these switches on."""
+    assert set(on) <= set(SWITCH_NAMES)
+    return tuple(name in on for name in SWITCH_NAMES)
+
+
+def _either(*on: str) -> tuple[Switch, Switch]:
+    """The variants with these switches on, without and with a teacher."""
+    return _switch(*on), _switch("teacher", *on)
+
+
+def _told(*on: str) -> tuple[Switch, Switch, Switch]:
+    """The variants under rules: without T, with it, and where it is compared alone."""
+    return *_either("told", *on), _switch("teacher", "told", "filter", *on)
+
+
+_NEITHER, _TEACHER = _either()
+_DIAGNOSED = _either("diagnostics")
+_KEPT = _either("kept")
+_POINTERS = _either("kept", "pointers")
+_SUMMED = _either("neg_sum")
+_SUMMED_KEPT = _either("kept", "neg_sum")
+_SIGMOID = (_NEITHER, _switch("pointers"), _switch("told"), _switch("pointers", "told"))
 _DESCRIPTORS = ("sm_90", "sm_100")
 # Formulas that are not mixed with the soft loss, nor smoothed: one has no teacher, the other is
 # that loss.
@@ -182,6 +220,8 @@ KERNELS = {
     "diagnostic_sums": diagnostic_sums_kernel,
     "float8_teacher": float8_teacher_kernel,
     "scale_gradient": scale_gradient_kernel,
+    "line_sums": line_sums_kernel,
+    "offset_gradients": offset_gradients_kernel,
     "weight_sums": target_matrix.weight_sums_kernel,
     "target_matrix": target_matrix.target_matrix_kernel,
     "raise": unit.raise_kernel,
@@ -197,7 +237,9 @@ _FLOAT32_ONLY: dict[str, dict[str, Any]] = {
     "merge_queue": {"BLOCK": QUEUE_BLOCK},
     "merge_queue_backward": {"BLOCK": QUEUE_BLOCK},
     "diagnostic_sums": {"BLOCK": DIAGNOSTICS_BLOCK},
-    "scale_gradient": {"BLOCK": SUM_BLOCK},
+    "scale_gradient": SCALE_BLOCKS,
+    "line_sums": LINES_BLOCK,
+    "offset_gradients": {"BLOCK_R": SCALE_BLOCKS["BLOCK_R"]},
     "weight_sums": target_matrix.TILE,
     "target_matrix": {**target_matrix.TILE, "PARTS": target_matrix.PARTS},
     "raise": {"BLOCK": unit.RAISE_BLOCK},
@@ -223,24 +265,64 @@ SWITCHES = {
         _TEACHER,
         *_DIAGNOSED,
         *_KEPT,
-        (True, True, True, False, False),
+        _switch("teacher", "diagnostics", "kept"),
         *_POINTERS,
         *_SUMMED,
         *_SUMMED_KEPT,
+        *_told(),
+        *_told("neg_sum"),
+        *_told("pointers"),
+        *_either("told", "kept", "neg_sum"),
+        _switch("teacher", "told", "diagnostics", "kept"),
     ),
-    "stored_statistics": (_NEITHER, _TEACHER, *_DIAGNOSED, *_SUMMED),
-    "units": (_NEITHER, _TEACHER),
+    "stored_statistics": (
+        _NEITHER,
+        _TEACHER,
+        *_DIAGNOSED,
+        *_SUMMED,
+        *_told(),
+        *_told("neg_sum"),
+        _switch("teacher", "told", "diagnostics"),
+    ),
+    "units": (_NEITHER, _TEACHER, *_either("told")),
     "tops": (_NEITHER,),
-    "merge": (_NEITHER, _TEACHER, *_DIAGNOSED, *_SUMMED),
-    "gradient": (_NEITHER, _TEACHER, *_KEPT, *_POINTERS, *_SUMMED),
-    "stored_gradient": (_NEITHER, _TEACHER, *_KEPT, *_SUMMED, *_SUMMED_KEPT),
-    "pair_gradient": (_NEITHER, _TEACHER),
-    "sigmoid_statistics": (_NEITHER, (False, False, False, True, False)),
-    "sigmoid_gradient": (_NEITHER, (False, False, False, True, False)),
-    "stored_sigmoid_statistics": (_NEITHER,),
-    "stored_sigmoid_gradient": (_NEITHER,),
-    "sigmoid_pairs": (_NEITHER,),
-    "times": (_NEITHER,),
+    "merge": (
+        _NEITHER,
+        _TEACHER,
+        *_DIAGNOSED,
+        *_SUMMED,
+        *_told(),
+        *_told("neg_sum"),
+        _switch("teacher", "told", "diagnostics"),
+    ),
+    "gradient": (
+        _NEITHER,
+        _TEACHER,
+        *_KEPT,
+        *_POINTERS,
+        *_SUMMED,
+        *_told(),
+        *_told("neg_sum"),
+        *_told("pointers"),
+        *_either("told", "kept", "neg_sum"),
+    ),
+    "stored_gradient": (
+        _NEITHER,
+        _TEACHER,
+        *_KEPT,
+        *_SUMMED,
+        *_SUMMED_KEPT,
+        *_told(),
+        *_told("neg_sum"),
+        *_either("told", "kept", "neg_sum"),
+    ),
+    "pair_gradient": (_NEITHER, _TEACHER, *_either("told")),
+    "sigmoid_statistics": _SIGMOID,
+    "sigmoid_gradient": _SIGMOID,
+    "stored_sigmoid_statistics": (_NEITHER, _switch("told")),
+    "stored_sigmoid_gradient": (_NEITHER, _switch("told")),
+    "sigmoid_pairs": (_NEITHER, _switch("told")),
+    "times": (_NEITHER, _switch("told")),
     **{n: _ALONE.get(c["FORMULA"], (_NEITHER, _TEACHER)) for n, c in ROW_LOSSES.items()},
     **dict.fromkeys(ROW_LOSSES_BACKWARD, (_NEITHER, _TEACHER)),
     "drawn_weights": (_NEITHER,),
@@ -250,10 +332,12 @@ SWITCHES = {
     "scale_rows_backward": (_NEITHER,),
     "diagnostic_sums": (_NEITHER, _TEACHER),
     "float8_teacher": (_NEITHER,),
-    "scale_gradient": (_NEITHER, _TEACHER, *_SUMMED),
+    "scale_gradient": (_NEITHER, _TEACHER, *_SUMMED, _switch("told")),
+    "line_sums": (_switch("told"),),
+    "offset_gradients": (_switch("told"),),
     "weight_sums": (_NEITHER,),
     "target_matrix": (_NEITHER,),
-    "raise": (_NEITHER,),
+    "raise": (_NEITHER, _switch("told")),
     "lower": (_NEITHER,),
 }
 
@@ -265,7 +349,7 @@ def configurations(targets: list[str]) -> Iterator[dict[str, Any]]:
         if (kernel in PRODUCTS and wide) or (kernel in _FLOAT32_ONLY and not wide):
             continue
         for switch in switches:
-            named = dict(zip(_SWITCH_NAMES, switch, strict=True))
+            named = dict(zip(SWITCH_NAMES, switch, strict=True))
             if kernel in STORED and named["kept"] == wide:
                 continue  # what is kept of float32 features is float32
             if named["pointers"] and target not in _DESCRIPTORS:
@@ -277,12 +361,15 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
     """What the compiler takes of a configuration, and the options of its launch."""
     name, teacher, dtype = config["kernel"], config["teacher"], config["dtype"]
     kernel: Any = KERNELS[name]
-    diagnostics = config["diagnostics"]
+    diagnostics, told = config["diagnostics"], config["told"]
+    summed = teacher and not config["filter"]
     constants: dict[str, Any] = {
         "TEACHER": teacher,
-        "SOFT": teacher and name != "row_losses, soft",
+        "SOFT": summed and name != "row_losses, soft",
+        "TOLD": told,
+        "FIVE": told,
         "WEIGHED": True,
-        "T_FIELDS": (4 if diagnostics else 3) if teacher else 0,
+        "T_FIELDS": (4 if diagnostics else 3) if summed else 0,
         "DIAGNOSTICS": diagnostics,
         "NEG_SUM": config["neg_sum"],
         "KEEP": config["kept"],
@@ -316,15 +403,24 @@ def as_source(config: dict[str, Any]) -> tuple[ASTSource, dict[str, int]]:
         constants |= row_scales.TILE
     elif name == "lower":
         constants["BLOCK"] = unit.LOWER_BLOCK
+    vectors = {**_TOLD, "told": _TOLD_BY.get(name, ())}
+    if not told:
+        constants |= dict.fromkeys((*vectors, *_TOLD_VECTORS))
     if name in _EIGHT_WARPS:
         options = {"num_warps": 8}
     constants |= PAIR_BLOCK
     described = name in PRODUCTS and config["target"] in _DESCRIPTORS and not config["pointers"]
     integers = _INTEGERS | (other := _OTHER_INTEGERS.get(name.partition(",")[0], set()))
-    signature, attributes = {}, {}
+    signature: dict[str, str | tuple[str, ...]] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
             kind = "constexpr"
+        elif argument in vectors:
+            signature[argument] = vectors[argument]
+            for number, _ in enumerate(vectors[argument]):
+                attributes[place, number] = [["tt.divisibility", 16]]
+            continue
         elif argument in integers:
             kind = "i32"
         elif argument in _NUMBERS:
@@ -353,5 +449,7 @@ def setting_of(config: dict[str, Any]) -> Launch:
     if "launch" in config:
         return Launch(*config["launch"])
     teacher, diagnostics = config["teacher"], config["diagnostics"]
-    cell = Cell(config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics)
+    cell = Cell(
+        config["kernel"], DTYPES[config["dtype"]], teacher, 768, 16_384, diagnostics, config["told"]
+    )
     return cell.shipped(config["target"], config["pointers"], config["neg_sum"])

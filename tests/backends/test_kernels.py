@@ -95,6 +95,7 @@ def _run_everything() -> None:
             {"label_smoothing": 0.1, **teacher},
             {"diagnostics": Diagnostics(), **teacher},
             {"text_queue": _leaf(3, 16, dtype=dtype).detach(), "hard_weight": 1.0},
+            {"text_offsets": torch.zeros(4, requires_grad=True), **teacher},
         ):
             fused_mfh_loss(x, y, logit_scale=s, rounds=None, **option, **common).backward()
         fused_mfh_loss(
@@ -102,7 +103,8 @@ def _run_everything() -> None:
         ).backward()
         fused_cwcl_loss(x, y, logit_scale=s, **teacher, backend="triton").backward()
         b = torch.tensor(-5.0, requires_grad=True)
-        fused_siglip_loss(x, y, logit_scale=s, logit_bias=b, **common).backward()
+        for option in ({}, {"text_offsets": torch.zeros(4, requires_grad=True)}):
+            fused_siglip_loss(x, y, logit_scale=s, logit_bias=b, **option, **common).backward()
         tables = Folds.uniform(*folds).tables(6, 4, x.device)
         made = sigmoid_statistics(x, y, s, b, tables, "triton")
         (made.softplus_sum.sum() + made.positives.sum()).backward()

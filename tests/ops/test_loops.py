@@ -43,7 +43,7 @@ def test_spans_and_chunks_give_float64s_results(workload, backend, monkeypatch):
     from mxm_kernels.backends.triton import plan
 
     in_small_parts(monkeypatch, backend.interpreted)
-    spans = plan.spans_of(workload.problem, plan.FIELDS)
+    spans = plan.spans_of(workload.problem, plan.most_fields(workload.problem))
     assert 2 * spans.width < len(workload.problem.y)  # three at least
     got = workload.run(backends.load("triton"), check.EVERYTHING)
     assert check.wrong(workload, got, check.expected(workload)) is None

@@ -121,7 +121,15 @@ def record_backward(
 
     ``workspace`` bytes are what its budget leaves beside what is ``kept``.
     """
-    from mxm_kernels.backends.triton import fixed_point, gradient, launch, positives, tile, unit
+    from mxm_kernels.backends.triton import (
+        fixed_point,
+        gradient,
+        launch,
+        positives,
+        scale_gradient,
+        tile,
+        unit,
+    )
 
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +140,7 @@ def record_backward(
         patch.setattr(gradient, "gradient_kernel", recorder.kernel("gradient"))
         patch.setattr(gradient, "stored_gradient_kernel", recorder.kernel("stored_gradient"))
         patch.setattr(fixed_point, "tops_kernel", recorder.kernel("tops"))
-        patch.setattr(gradient, "scale_gradient_kernel", recorder.kernel("scale"))
+        patch.setattr(scale_gradient, "scale_gradient_kernel", recorder.kernel("scale"))
         patch.setattr(positives, "pair_gradient_kernel", recorder.kernel("positives"))
         patch.setattr(unit, "raise_kernel", recorder.kernel("raise"))
         patch.setattr(unit, "lower_kernel", recorder.kernel("lower"))

@@ -31,7 +31,7 @@ def exp(x):
 
 
 @triton.jit
-def _exp_at_most(bound, x):
+def exp_at_most(bound, x):
     """exp(min(x, bound)). Only rounding takes x above: a logit of 1e9 is rounded by 64."""
     return exp(tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL))
 
@@ -42,8 +42,8 @@ def two_exponentials(total, scale, rows, cols, d_rows, d_cols):
 
     Faster where no product stands before it: ``two_sided`` waits for its block four times.
     """
-    grad = _exp_at_most(0.0, total * scale - rows[:, None]) * d_rows[:, None]
-    return grad + _exp_at_most(0.0, total * scale - cols[None, :]) * d_cols[None, :]
+    grad = exp_at_most(0.0, total * scale - rows[:, None]) * d_rows[:, None]
+    return grad + exp_at_most(0.0, total * scale - cols[None, :]) * d_cols[None, :]
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def two_sided(total, scale, rows, cols, d_rows, d_cols):
     high = tl.maximum(tl.max(rows, 0), tl.max(cols, 0))
     if high - low <= GRADIENT_RANGE:
         by_row, by_col = d_rows * exp(low - rows), d_cols * exp(low - cols)
-        grad = _exp_at_most(GRADIENT_RANGE, total * scale - low)
+        grad = exp_at_most(GRADIENT_RANGE, total * scale - low)
         grad *= by_row[:, None] + by_col[None, :]
     else:
         grad = two_exponentials(total, scale, rows, cols, d_rows, d_cols)

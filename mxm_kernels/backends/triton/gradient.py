@@ -10,10 +10,13 @@ cost 5 and 8. With what is kept it costs 3 and 4, forward's included.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from mxm_kernels.backends.fixed_point import GREATEST_LOGIT
 from mxm_kernels.backends.interface import (
@@ -28,7 +31,11 @@ from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import two_exponentials, two_sided
 from mxm_kernels.backends.triton.fixed_point import from_fixed_point, is_fine, tops_of
+from mxm_kernels.backends.triton.line_sums import LineSums
 from mxm_kernels.backends.triton.positives import positive_gradients
+from mxm_kernels.backends.triton.rules import rules_of
+from mxm_kernels.backends.triton.scale_gradient import Told, scale_gradient
+from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.backends.triton.stored import Chunk, Chunks
 from mxm_kernels.backends.triton.tile import (
     operands,
@@ -39,16 +46,8 @@ from mxm_kernels.backends.triton.tile import (
     teacher_arguments,
     tile_places,
 )
-from mxm_kernels.backends.triton.unit import (
-    Unit,
-    exponent_of,
-    factor_of,
-    lower_block,
-    power_of_two,
-    raise_vectors,
-    times_power,
-    unit_for,
-)
+from mxm_kernels.backends.triton.told_gradient import store_lines, told_gradient
+from mxm_kernels.backends.triton.unit import Unit, factor_of, raise_vectors, unit_for
 from mxm_kernels.backends.triton.workspace import walk
 
 
@@ -67,7 +66,7 @@ def negatives_alone(grad, row_groups, col_groups, inside):
     return tl.where((row_groups[:, None] == col_groups[None, :]) | ~inside, 0.0, grad)
 
 
-_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "group"]
+_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "group", "side_sums"]
 
 
 # A ragged batch changes these numbers at every step; specialising on them would recompile.
@@ -81,12 +80,15 @@ def gradient_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     tops,  # of the parts, not read unless COARSE
     n,  # (M + N,)
     t,  # (M + N,)
     dn,  # (M + N,)
     du,  # (M + N,)
     dm,  # (M + N,) by the sums of S over the negatives, not read unless NEG_SUM
+    removed,  # (M + N,) twice, log-sum-exp of removed pairs and its gradient, for TOLD and SOFT
+    lines,  # three scratches out, unless not TOLD
     dS,  # (height, stride) out
     M,
     N,
@@ -98,8 +100,11 @@ def gradient_kernel(
     last_col,
     stride,
     group,
+    side_sums,  # whether the sums of the rows and columns of dS are wanted
     TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,  # whether T is summed; else the rules alone read it
     NEG_SUM: tl.constexpr,
+    TOLD: tl.constexpr,
     COARSE: tl.constexpr,  # only tiles for which 16 bits are too coarse
     MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
@@ -130,22 +135,36 @@ def gradient_kernel(
     row, col = tl.minimum(rows, last_row - 1), tl.minimum(cols, last_col - 1)
     s = tl.load(scale)
     u, _ = factor_of(s, UNIT)
-    of_rows = load_side(n, dn, image_groups, row, u)
-    of_cols = load_side(n + M, dn + M, text_groups, col, u)
-    grad = two_sided(S, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
-    grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
-    if TEACHER:
-        T = products(
-            teacher_x, teacher_y, tile_row, tile_col, M, N, TEACHER_D,
-            BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+    if TOLD:
+        T = S
+        if TEACHER:
+            T = products(
+                teacher_x, teacher_y, tile_row, tile_col, M, N, TEACHER_D,
+                BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+            )  # fmt: skip
+        grad = told_gradient(
+            S, T, s, tl.load(teacher_scale), image_groups, text_groups, rules, removed,
+            n, t, dn, du, dm, row, col, inside, M, TEACHER, SOFT, NEG_SUM,
         )  # fmt: skip
-        t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
-        du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
-        grad += two_sided(T, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
-    if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
-        more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
-        groups = tl.load(image_groups + row), tl.load(text_groups + col)
-        grad += negatives_alone(more, *groups, inside)
+        store_lines(grad, S, lines, side_sums, own_row, own_col, height, width, BLOCK_M, BLOCK_N)
+        grad *= u
+    else:
+        rows_side = load_side(n, dn, image_groups, row, u)
+        cols_side = load_side(n + M, dn + M, text_groups, col, u)
+        grad = two_sided(S, s, rows_side[0], cols_side[0], rows_side[1], cols_side[1])
+        grad = negatives_alone(grad, rows_side[2], cols_side[2], inside)
+        if TEACHER:
+            T = products(
+                teacher_x, teacher_y, tile_row, tile_col, M, N, TEACHER_D,
+                BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
+            )  # fmt: skip
+            t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
+            du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
+            grad += two_sided(T, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
+        if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
+            more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
+            groups = tl.load(image_groups + row), tl.load(text_groups + col)
+            grad += negatives_alone(more, *groups, inside)
     store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
@@ -157,6 +176,7 @@ def stored_gradient_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     units,  # (1 or 2, M + N), not read unless FIXED
     tops,  # of the parts, not read unless FIXED
     n,  # (M + N,)
@@ -164,6 +184,8 @@ def stored_gradient_kernel(
     dn,  # (M + N,)
     du,  # (M + N,)
     dm,  # (M + N,) by the sums of S over the negatives, not read unless NEG_SUM
+    removed,  # (M + N,) twice, log-sum-exp of removed pairs and its gradient, for TOLD and SOFT
+    lines,  # three scratches out, unless not TOLD
     dS,  # (height, stride) out; may be S
     M,
     N,
@@ -176,8 +198,11 @@ def stored_gradient_kernel(
     source_stride,
     stride,
     group,
+    side_sums,  # whether the sums of the rows and columns of dS are wanted
     TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,  # whether T is summed; else the rules alone read it
     NEG_SUM: tl.constexpr,
+    TOLD: tl.constexpr,
     FIXED: tl.constexpr,  # int16; parts for which that is too coarse are left out
     MOST: tl.constexpr,  # logit for which they are fine enough
     BLOCK_M: tl.constexpr,
@@ -209,141 +234,124 @@ def stored_gradient_kernel(
     u, _ = factor_of(s, UNIT)
     if FIXED:
         S_tile = from_fixed_point(S_tile, tl.load(units + row), tl.load(units + M + col))
-    of_rows = load_side(n, dn, image_groups, row, u)
-    of_cols = load_side(n + M, dn + M, text_groups, col, u)
-    grad = two_exponentials(S_tile, s, of_rows[0], of_cols[0], of_rows[1], of_cols[1])
-    grad = negatives_alone(grad, of_rows[2], of_cols[2], inside)
-    if TEACHER:
-        if FIXED:
-            of_T = units + M + N
-            T_tile = from_fixed_point(T_tile, tl.load(of_T + row), tl.load(of_T + M + col))
-        t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
-        du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
-        grad += two_exponentials(T_tile, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols)
-    if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
-        more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
-        groups = tl.load(image_groups + row), tl.load(text_groups + col)
-        grad += negatives_alone(more, *groups, inside)
-    store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
-
-
-@triton.jit
-def _dot(a, b, length, factor, BLOCK: tl.constexpr):
-    """Sum of factor a times b, in a fixed order."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, length, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        inside = place < length
-        total += (tl.load(a + place, mask=inside, other=0.0) * factor) * tl.load(
-            b + place, mask=inside, other=0.0
-        )
-    return tl.sum(total, axis=0)
-
-
-@triton.jit(do_not_specialize=["positives_length", "rows", "x_length", "y_length"])
-def scale_gradient_kernel(
-    positives,  # (positives_length,) S of every positive pair, twice
-    dpositives,  # (positives_length,)
-    mean,  # (rows,) of S by softmax over the negatives
-    dn,  # (rows,)
-    u,  # (rows,) the teacher's averages
-    du,  # (rows,)
-    neg_sum,  # (rows,) of S over the negatives, not read unless NEG_SUM
-    dm,  # (rows,)
-    scale,  # ()
-    lowered,  # () int32, not read unless LOWERED
-    dscale,  # () out
-    dx,  # (x_length,) in and out
-    dy,  # (y_length,) in and out
-    positives_length,
-    rows,
-    x_length,
-    y_length,
-    TEACHER: tl.constexpr,
-    NEG_SUM: tl.constexpr,
-    UNIT: tl.constexpr,
-    LOWERED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The first program: the gradient of the scale; the others take the unit out of dx and dy.
-
-    The gradient of the scale is sum dS S / s over parts, each of them of vectors: the
-    negatives' is sum dn mean and the teacher's sum du u, since both are averages of S, and that of
-    the sums over the negatives is sum dm neg_sum.
-    """
-    s = tl.load(scale)
-    factor, R = factor_of(s, UNIT)
-    if LOWERED:
-        R += tl.load(lowered)
-    block = tl.program_id(0) - 1
-    x_blocks = tl.cdiv(x_length, BLOCK)
-    if block < 0:
-        # By the exponent of the scale first: the product of S and a gradient may be no float32.
-        of_s = exponent_of(s)
-        down = power_of_two(-of_s)
-        known = _dot(positives, dpositives, positives_length, down, BLOCK)
-        known += _dot(mean, dn, rows, down, BLOCK)
+    if TOLD:
+        told_T = S_tile
         if TEACHER:
-            known += _dot(u, du, rows, down, BLOCK)
-        if NEG_SUM:
-            known += _dot(neg_sum, dm, rows, down, BLOCK)
-        mantissa = s * down
-        total = known / mantissa * factor
-        tl.store(dscale, times_power(total / mantissa, R - of_s))
-    elif R != 0:
-        if block < x_blocks:
-            lower_block(dx, block, x_length, R, BLOCK)
-        else:
-            lower_block(dy, block - x_blocks, y_length, R, BLOCK)
+            told_T = T_tile
+            if FIXED:
+                of_T = units + M + N
+                told_T = from_fixed_point(T_tile, tl.load(of_T + row), tl.load(of_T + M + col))
+        grad = told_gradient(
+            S_tile, told_T, s, tl.load(teacher_scale), image_groups, text_groups, rules, removed,
+            n, t, dn, du, dm, row, col, inside, M, TEACHER, SOFT, NEG_SUM,
+        )  # fmt: skip
+        store_lines(
+            grad, S_tile, lines, side_sums, own_row, own_col, height, width, BLOCK_M, BLOCK_N
+        )
+        grad *= u
+    else:
+        rows_side = load_side(n, dn, image_groups, row, u)
+        cols_side = load_side(n + M, dn + M, text_groups, col, u)
+        grad = two_exponentials(S_tile, s, rows_side[0], cols_side[0], rows_side[1], cols_side[1])
+        grad = negatives_alone(grad, rows_side[2], cols_side[2], inside)
+        if TEACHER:
+            if FIXED:
+                of_T = units + M + N
+                T_tile = from_fixed_point(T_tile, tl.load(of_T + row), tl.load(of_T + M + col))
+            t_rows, t_cols = tl.load(t + row), tl.load(t + M + col)
+            du_rows, du_cols = tl.load(du + row) * u, tl.load(du + M + col) * u
+            grad += two_exponentials(
+                T_tile, tl.load(teacher_scale), t_rows, t_cols, du_rows, du_cols
+            )
+        if NEG_SUM:  # last: sums of rows and columns would be in registers beside the products
+            more = (tl.load(dm + row) * u)[:, None] + (tl.load(dm + M + col) * u)[None, :]
+            groups = tl.load(image_groups + row), tl.load(text_groups + col)
+            grad += negatives_alone(more, *groups, inside)
+    store_tile(dS, grad, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
 class _Backward:
     """One call: what the launches of its chunks share."""
 
-    def __init__(self, p: Problem, statistics: Statistics, upstream: Upstream, unit: Unit) -> None:
-        self.p, self.statistics, self.unit = p, statistics, unit
+    def __init__(
+        self,
+        p: Problem,
+        statistics: Statistics,
+        upstream: Upstream,
+        unit: Unit,
+        sums: LineSums | None,
+    ) -> None:
+        self.p, self.statistics, self.unit, self.sums = p, statistics, unit, sums
         self.fixed_point = statistics.kept.numel() > 0 and statistics.kept.dtype == torch.int16
         self.tops = tops_of(p, statistics.units) if self.fixed_point else statistics.units
         self.most = GREATEST_LOGIT.get(p.x.dtype, 0.0)
         self.teacher = teacher_arguments(p)
         upstream_of = upstream.neg_lse, upstream.teacher_mean, upstream.neg_sum
         self.rows = statistics.neg_lse, statistics.teacher_lse, *upstream_of
-        self.terms = {"TEACHER": p.has_teacher, "NEG_SUM": len(upstream.neg_sum) > 0}
+        self.rules = rules_of(p)
+        # Where nothing is removed, anything stands for what removed pairs have.
+        self.removed = statistics.excluded_lse, upstream.excluded_lse
+        if not len(upstream.excluded_lse):
+            self.removed = statistics.neg_lse, upstream.neg_lse
+        self.terms = {
+            "TEACHER": p.has_teacher,
+            "SOFT": p.has_soft,
+            "NEG_SUM": len(upstream.neg_sum) > 0,
+            "TOLD": p.told,
+        }
 
     def fill(self, chunk: Chunk, rows: Span, cols: Span) -> None:
         """Write u dS of the negatives."""
-        if chunk.products is not None:
+        stored = chunk.products is not None
+        if stored:
             self._stored_tiles(chunk, rows, cols)
-        if chunk.products is None or self.fixed_point:
-            self._tiles(chunk, rows, cols)
+        if not stored or self.fixed_point:
+            self._tiles(chunk, rows, cols, more=stored)
 
-    def _tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
+    @contextmanager
+    def _lines(
+        self, setting: Launch, rows: Span, cols: Span, more: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """What a launch over a chunk takes of the rules; its lines are added up after it."""
+        if self.sums is None:
+            yield {"removed": None, "lines": None, "side_sums": 0}
+            return
+        lines = self.sums.lines(setting, rows, cols, partly=self.fixed_point)
+        yield {"removed": self.removed, "lines": lines, "side_sums": int(self.sums.of_rows)}
+        self.sums.add(lines, setting, rows, cols, more=more)
+
+    def _tiles(self, chunk: Chunk, rows: Span, cols: Span, more: bool) -> None:
         """Multiply S and T again: where kept integers are too coarse, or everywhere."""
         p, neg_sum = self.p, self.terms["NEG_SUM"]
-        setting = launch.pick("gradient", p, neg_sum=neg_sum)
+        setting = launch.pick_placed("gradient", p, neg_sum=neg_sum)
         tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
         x, y, teacher_x, teacher_y = operands(p, setting)
-        gradient_kernel[(tiles,)](
-            x, y, teacher_x, teacher_y, p.scale, self.teacher[2], p.image_groups, p.text_groups,
-            self.tops, *self.rows, chunk.dS,
-            p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
-            chunk.dS.stride(0), setting.group, **self.terms, COARSE=self.fixed_point,
-            MOST=self.most, UNIT=self.unit.kind, **setting.tile(), **launch.widening(p.x),
-            **setting.options(),
-        )  # fmt: skip
+        with self._lines(setting, rows, cols, more) as told:
+            gradient_kernel[(tiles,)](
+                x, y, teacher_x, teacher_y, p.scale, self.teacher[2],
+                p.image_groups, p.text_groups, self.rules, self.tops, *self.rows,
+                told["removed"], told["lines"], chunk.dS,
+                p.x.shape[0], p.y.shape[0], p.x.shape[1], self.teacher[0].shape[1], *rows, *cols,
+                chunk.dS.stride(0), setting.group, told["side_sums"], **self.terms,
+                COARSE=self.fixed_point, MOST=self.most, UNIT=self.unit.kind, **setting.tile(),
+                **launch.widening(p.x), **setting.options(),
+            )  # fmt: skip
 
     def _stored_tiles(self, chunk: Chunk, rows: Span, cols: Span) -> None:
         """Read S and T, as integers where these are fine enough."""
         p, setting = self.p, launch.pick("stored_gradient", self.p)
         tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
         assert chunk.products is not None
-        stored_gradient_kernel[(tiles,)](
-            chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
-            p.image_groups, p.text_groups, self.statistics.units, self.tops, *self.rows, chunk.dS,
-            p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
-            chunk.dS.stride(0), setting.group, **self.terms, FIXED=self.fixed_point,
-            MOST=self.most, UNIT=self.unit.kind, **setting.area(), **setting.options(),
-        )  # fmt: skip
+        with self._lines(setting, rows, cols) as told:
+            stored_gradient_kernel[(tiles,)](
+                chunk.products[0], chunk.products[-1], p.scale, self.teacher[2],
+                p.image_groups, p.text_groups, self.rules, self.statistics.units, self.tops,
+                *self.rows, told["removed"], told["lines"], chunk.dS,
+                p.x.shape[0], p.y.shape[0], *rows, *cols, *chunk.first, chunk.products.stride(1),
+                chunk.dS.stride(0), setting.group, told["side_sums"], **self.terms,
+                FIXED=self.fixed_point, MOST=self.most, UNIT=self.unit.kind, **setting.area(),
+                **setting.options(),
+            )  # fmt: skip
 
 
 def backward(
@@ -356,44 +364,24 @@ def backward(
     # entries of dS are shares of a probability, far below float16's smallest number (6e-8).
     raised, lowered = raise_vectors(upstream, p.x.dtype)
     upstream, unit = Upstream(*raised), unit_for(p.x, p.scale, lowered)
-    run = _Backward(p, statistics, upstream, unit)
+    plane = LineSums(p, needs.logit_offsets) if p.told else None
+    run = _Backward(p, statistics, upstream, unit, plane)
     sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=chunks.shape)
     terms = statistics.teacher_lse, upstream.teacher_mean
+    told = of_pairs = None
+    if run.rules is not None and plane is not None:
+        pair_dS = torch.empty_like(upstream.positives)
+        of_pairs = run.rules[1], pair_dS
+        told = Told.of(p, run.rules[0], pair_dS, plane)
 
     def fill(chunk: Chunk, rows: Span, cols: Span) -> None:
         run.fill(chunk, rows, cols)
-        positive_gradients(p, upstream.positives, unit, chunk.dS, rows, cols, terms)
+        positive_gradients(p, upstream.positives, unit, chunk.dS, rows, cols, terms, of_pairs)
 
     walk(p, chunks, sums, fill)
-    made = sums.finish(torch.empty_like(p.scale))
+    made = sums.finish(torch.empty_like(p.scale), None if told is None else told.doffsets)
     late = [] if unit.early else [made.x, made.y]
-    if needs.scale or late:
-        made = made._replace(scale=_scale_gradient(p, statistics, upstream, unit, late))
+    if needs.scale or needs.logit_offsets or late:
+        dscale = scale_gradient(p, statistics, upstream, unit, late, told)
+        made = made._replace(scale=dscale)
     return made
-
-
-SUM_BLOCK = 4096
-
-
-def _scale_gradient(
-    p: Problem,
-    statistics: Statistics,
-    upstream: Upstream,
-    unit: Unit,
-    late: list[Tensor],
-) -> Tensor:
-    """The gradient of the scale; the unit goes from the gradients that still carry it, ``late``."""
-    dscale = torch.empty_like(p.scale)
-    # A part of a larger matrix may have none, and wants no gradient of the scale.
-    mean = statistics.neg_mean if len(statistics.neg_mean) else upstream.neg_lse
-    dx, dy = late or (dscale[None][:0],) * 2
-    programs = 1 + triton.cdiv(dx.numel(), SUM_BLOCK) + triton.cdiv(dy.numel(), SUM_BLOCK)
-    scale_gradient_kernel[(programs,)](
-        statistics.positives, upstream.positives, mean, upstream.neg_lse,
-        statistics.teacher_mean, upstream.teacher_mean, statistics.neg_sum, upstream.neg_sum,
-        *unit.arguments(), dscale, dx, dy,
-        2 * p.pairs, len(upstream.neg_lse), dx.numel(), dy.numel(),
-        TEACHER=p.has_teacher, NEG_SUM=len(upstream.neg_sum) > 0, **unit.constants(),
-        BLOCK=SUM_BLOCK, num_warps=8,
-    )  # fmt: skip
-    return dscale

@@ -54,7 +54,10 @@ def pick_placed(
     traces.
     """
     picked = pick(phase, problem, diagnostics, neg_sum)
-    by_pointers = SETTINGS[target(problem.x.device)][KINDS[phase]].pointers
+    setting = SETTINGS[target(problem.x.device)][KINDS[phase]]
+    by_pointers = setting.pointers
+    if problem.told:
+        by_pointers = setting.told_pointers if problem.has_teacher else None
     if by_pointers is None or phase in _forced_launches:
         return picked
     if all(aligned(x) and aligned(y) for x, y in problem.feature_pairs):
@@ -98,11 +101,12 @@ def pick(
     """The launch of ``phase``: the one forced, else the one measured on this GPU, else the table's.
 
     A process reads what was measured once, so that forward and backward, and every step, agree.
+    Nothing is measured under rules.
     """
     if phase in _forced_launches:
         return _forced_launches[phase]
     cell, device = Cell.of(phase, problem, diagnostics), problem.x.device
-    measured = in_force(device)  # mostly empty, and then a key need not be made
+    measured = {} if cell.told else in_force(device)  # mostly empty: then no key need be made
     found = measured.get(tuned.key(cell)) if measured else None
     return cell.shipped(target(device), neg_sum=neg_sum) if found is None else found
 

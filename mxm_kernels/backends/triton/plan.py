@@ -25,6 +25,11 @@ MODEST_CHUNK = 64 << 20  # bytes that a chunk of dS has at least, where S and T 
 LEAST_CHUNK = ALIGNMENT * ALIGNMENT  # entries
 
 
+def smallest_side(problem: Problem) -> int:
+    """Rows or columns of the smallest tile of a setting."""
+    return 16 if problem.x.device.type == "cpu" else 64
+
+
 class Spans(NamedTuple):
     """How forward walks the columns."""
 
@@ -36,7 +41,7 @@ def spans_of(problem: Problem, fields: int) -> Spans:
     """The spans of a forward whose rows have ``fields`` partial statistics each."""
     rows, cols = len(problem.x), len(problem.y)
     stored = problem.x.dtype == torch.float32
-    side = 16 if problem.x.device.type == "cpu" else 64  # of the smallest tile of a setting
+    side = smallest_side(problem)
     # Of a block of ALIGNMENT columns: lines of the rows and of the columns, and its products.
     of_rows, of_cols = ALIGNMENT // side * rows, -(-rows // side) * ALIGNMENT
     scratch = 4 * fields * (of_rows + of_cols)
@@ -48,19 +53,23 @@ def spans_of(problem: Problem, fields: int) -> Spans:
     return Spans(blocks * ALIGNMENT, blocks * (scratch + products))
 
 
-FIELDS = 8  # the most that there are
+def most_fields(problem: Problem) -> int:
+    """The most partial statistics that a row may have."""
+    return 10 if problem.told else 8
 
 
 def kept_stride(problem: Problem, memory: Memory) -> int | None:
     """Numbers from row to row of what forward keeps; None where it keeps nothing."""
     if not memory.keep or memory.budget == 0:
         return None
+    if problem.filters and problem.kept_dtype == torch.int16:
+        return None  # backward has to decide by the products that forward decided by
     cols = len(problem.y)
     # The kernel that multiplies 16-bit features stores whole tiles.
     stride = padded(cols) if problem.kept_dtype == torch.int16 else cols
     entry = launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
     chunk = min(MODEST_CHUNK, len(problem.x) * padded(cols) * entry)
-    beside = max(spans_of(problem, FIELDS).nbytes, chunk)
+    beside = max(spans_of(problem, most_fields(problem)).nbytes, chunk)
     return stride if kept_bytes(problem, stride) + beside <= memory.budget else None
 
 
@@ -76,7 +85,7 @@ def check_budget(problem: Problem, memory: Memory) -> None:
         ValueError: they do not; the message names the least that does.
     """
     budget = memory.budget or default_budget(problem.x.device)
-    least = max(spans_of(problem, FIELDS).nbytes, 8 * LEAST_CHUNK)
+    least = max(spans_of(problem, most_fields(problem)).nbytes, 8 * LEAST_CHUNK)
     if budget < least:
         raise ValueError(
             f"the memory budget of {budget} bytes is too small: a batch of {len(problem.x)} x "
@@ -94,5 +103,11 @@ def chunk_of(problem: Problem, memory: Memory, kept: int, remade: bool) -> tuple
     entry = launch.workspace_dtype(problem.x.dtype, problem.x.device).itemsize
     if remade:
         entry = 4 * problem.matrices
-    workspace = max(min(budget - kept, MOST_WORKSPACE), entry * LEAST_CHUNK)
+    workspace = min(budget - kept, MOST_WORKSPACE)
+    if problem.told:
+        # Beside an entry lie its shares of a line of its row and of one of its column, of 4 bytes
+        # a number: tiles have ``side`` columns at least, and half as many rows.
+        side = smallest_side(problem)
+        workspace = workspace * entry * side // (entry * side + 12)
+    workspace = max(workspace, entry * LEAST_CHUNK)
     return chunk_shape(len(problem.x), len(problem.y), entry, workspace)

@@ -52,9 +52,12 @@ def store_positives(
     pair_texts,  # (pairs,) int64
     slot_places,  # (pairs,) int64
     positives,  # (2 pairs,) out
+    logit_offsets,  # (M + N,), not read unless TOLD
     pairs,
+    M,
     D,
     block,
+    TOLD: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
@@ -67,10 +70,19 @@ def store_positives(
     i = tl.load(owners + slot, mask=inside, other=0)
     j = tl.load(pair_texts + slot, mask=inside, other=0)
     S = pair_products(x, y, i, j, inside, D, PAIR_D) * valid_scale(scale)
+    if TOLD:
+        S += tl.load(logit_offsets + i) + tl.load(logit_offsets + M + j)
     S = tl.where(tl.abs(S) == float("inf"), float("nan"), S)
     tl.store(positives + slot, S, mask=inside)
     place = tl.load(slot_places + slot, mask=inside, other=0)
     tl.store(positives + pairs + place, S, mask=inside)
+
+
+@triton.jit
+def store_both(numbers, one, other, value, mask):
+    """Store numbers of pairs at both of their places in the list of positives."""
+    tl.store(numbers + one, value, mask=mask)
+    tl.store(numbers + other, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=["pairs", "M", "first_row", "last_row", "first_col", "last_col"])
@@ -86,6 +98,7 @@ def pair_gradient_kernel(
     du,  # (M + N,)
     scale,  # ()
     dS,  # (height, stride) out
+    told,  # (M + N,) offsets of T, and (2 pairs,) out; not read unless TOLD
     pairs,
     M,
     TEACHER_D,
@@ -95,11 +108,15 @@ def pair_gradient_kernel(
     last_col,
     stride,
     TEACHER: tl.constexpr,
+    TOLD: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAIR_D: tl.constexpr,
 ):
-    """Positive pairs of the workspace: u dS, as in the tiles, summed in float32 before rounding."""
+    """Positive pairs of the workspace: u dS, as in the tiles, summed in float32 before rounding.
+
+    Under rules the pair's own part of dS, without T's, is stored at both places of the list too.
+    """
     slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = slot < pairs
     i = tl.load(owners + slot, mask=inside, other=-1)
@@ -109,9 +126,14 @@ def pair_gradient_kernel(
         place = tl.load(slot_places + slot, mask=here, other=0)
         grad = tl.load(dpositives + slot, mask=here, other=0.0)
         grad += tl.load(dpositives + pairs + place, mask=here, other=0.0)
+        if TOLD:
+            store_both(told[1], slot, pairs + place, grad, here)
         if TEACHER:
             T = pair_products(teacher_x, teacher_y, i, j, here, TEACHER_D, PAIR_D)
             T *= tl.load(teacher_scale)
+            if TOLD:
+                T += tl.load(told[0] + i, mask=here, other=0.0)
+                T += tl.load(told[0] + M + j, mask=here, other=0.0)
             # T is no greater than its normalisers but by the rounding of another order of sums.
             of_row = T - tl.load(t + i, mask=here, other=0.0)
             of_col = T - tl.load(t + M + j, mask=here, other=0.0)
@@ -132,11 +154,13 @@ def positive_gradients(
     rows: Span,
     cols: Span,
     teacher_terms: tuple[Tensor, Tensor] | None = None,
+    told: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Write u dS of the positive pairs into ``workspace``, which has rows x cols of it.
 
-    ``dpositives`` are (2 P,); ``teacher_terms`` are t and du (M + N,), read where the problem has
-    a teacher.
+    ``dpositives`` are (2 P,); ``teacher_terms`` are t and du (M + N,), read where T is summed.
+    ``told`` of a problem with rules are the offsets of T (M + N,) and a vector (2 P,) that gets
+    dS of every pair, without T's part.
     """
     p, pairs = problem, problem.pairs
     if not pairs:
@@ -145,7 +169,7 @@ def positive_gradients(
     t, du = teacher_terms or (dpositives,) * 2
     pair_gradient_kernel[(triton.cdiv(pairs, BLOCK["BLOCK_P"]),)](
         teacher_x, teacher_y, teacher_scale, p.owners, p.pair_texts, p.slot_places,
-        t, dpositives, du, unit.scale, workspace,
+        t, dpositives, du, unit.scale, workspace, told,
         pairs, p.x.shape[0], teacher_x.shape[1], *rows, *cols, workspace.stride(0),
-        TEACHER=p.has_teacher, UNIT=unit.kind, **BLOCK,
+        TEACHER=p.has_soft, TOLD=told is not None, UNIT=unit.kind, **BLOCK,
     )  # fmt: skip

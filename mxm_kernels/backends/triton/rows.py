@@ -234,7 +234,7 @@ def row_losses_backward(
     problem: RowProblem,
     formula: FusedFormula,
 ) -> RowLosses:
-    """Gradients by u, n, S, the parameter and the sum of the row."""
+    """Gradients by u, n, S, the parameter and the sum of the negatives."""
     rows, positives = len(problem.neg_lse), len(problem.positives)
     (targets, factor), out = formula.target_weights(problem), problem.allocate_gradients()
     programs = triton.cdiv(rows, BACKWARD_BLOCK) + triton.cdiv(positives, BACKWARD_BLOCK)

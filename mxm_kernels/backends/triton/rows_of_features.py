@@ -55,6 +55,7 @@ def units_kernel(
     slot_places,  # (pairs,) int64
     units,  # (1 or 2, M + N) out
     positives,  # (2 pairs,) out
+    logit_offsets,  # (M + N,), not read unless TOLD
     pairs,
     M,
     N,
@@ -62,6 +63,7 @@ def units_kernel(
     TEACHER_D,
     blocks,  # programs that have rows of one pair of matrices
     TEACHER: tl.constexpr,
+    TOLD: tl.constexpr,
     BLOCK_R: tl.constexpr,
     ROW_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -85,13 +87,16 @@ def units_kernel(
         program -= blocks
     if program >= 0:
         store_positives(
-            x, y, scale, owners, pair_texts, slot_places, positives, pairs, D, program,
-            BLOCK_P, PAIR_D,
+            x, y, scale, owners, pair_texts, slot_places, positives, logit_offsets,
+            pairs, M, D, program, TOLD, BLOCK_P, PAIR_D,
         )  # fmt: skip
 
 
-def units_and_positives(p: Problem, made: Statistics) -> Tensor:
-    """(1 or 2, M + N) units, in ``made`` where they are kept; the positives are written into it."""
+def units_and_positives(p: Problem, made: Statistics, offsets: Tensor | None) -> Tensor:
+    """(1 or 2, M + N) units, in ``made`` where they are kept; the positives are written into it.
+
+    ``offsets`` (M + N,) are those of S, None of a problem without rules.
+    """
     M, N = p.x.shape[0], p.y.shape[0]
     units = made.units
     if not len(units):
@@ -101,7 +106,7 @@ def units_and_positives(p: Problem, made: Statistics) -> Tensor:
     programs = p.matrices * blocks + triton.cdiv(p.pairs, BLOCK["BLOCK_P"])
     units_kernel[(programs,)](
         p.x, p.y, teacher_x, teacher_y, p.scale, p.owners, p.pair_texts, p.slot_places,
-        units, made.positives, p.pairs, M, N, p.x.shape[1], teacher_x.shape[1], blocks,
-        TEACHER=p.has_teacher, **ROWS, **BLOCK,
+        units, made.positives, offsets, p.pairs, M, N, p.x.shape[1], teacher_x.shape[1], blocks,
+        TEACHER=p.has_teacher, TOLD=offsets is not None, **ROWS, **BLOCK,
     )  # fmt: skip
     return units

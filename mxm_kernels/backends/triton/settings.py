@@ -83,9 +83,20 @@ class Setting:
     pointers: Launch | None = None
     # With a teacher and the sums over the negatives, whose gradients take registers too.
     summed: Launch | None = None
+    # Under rules, without and with a teacher, and with one by pointers; None: the others serve.
+    told: Launch | None = None
+    told_teacher: Launch | None = None
+    told_pointers: Launch | None = None
 
-    def pick(self, teacher: bool, pointers: bool = False, neg_sum: bool = False) -> Launch:
+    def pick(
+        self, teacher: bool, pointers: bool = False, neg_sum: bool = False, told: bool = False
+    ) -> Launch:
         """The launch with or without a teacher."""
+        if told:
+            with_teacher = self.told_pointers if pointers else None
+            by_rules = (with_teacher or self.told_teacher) if teacher else self.told
+            if by_rules is not None:
+                return by_rules
         if pointers and self.pointers is not None:
             return self.pointers
         if teacher and neg_sum and self.summed is not None:
@@ -98,21 +109,40 @@ _SMALL = Launch(16, 16, 0, warps=1, stages=1, group=2)
 _STORED = Launch(64, 64, 0, warps=4, stages=1)
 _STORED_KINDS: dict[Kind, Setting] = {
     "stored_statistics": Setting(_STORED, Launch(32, 64, 0, warps=4, stages=1)),
-    "stored_gradient": Setting(_STORED, _STORED),
+    "stored_gradient": Setting(_STORED, _STORED, told_teacher=Launch(32, 64, 0, warps=4, stages=1)),
 }
 
 _SIGMOID_90 = Launch(64, 128, 64, warps=4, stages=3, group=64)
+
+# Under rules forward and backward have one tile: a filter decides by the same bits in both.
+_TOLD: dict[Target, Launch] = {
+    "sm_80": Launch(128, 128, 32, warps=8, stages=3),
+    "sm_90": Launch(128, 64, 64, warps=4, stages=3, group=32),
+    "sm_100": Launch(128, 64, 64, warps=8, stages=3),
+    "gfx942": Launch(128, 128, 32, warps=8, stages=2),
+}
+_TOLD_TEACHER: dict[Target, Launch] = {
+    "sm_80": Launch(128, 64, 32, warps=8, stages=3),
+    "sm_90": Launch(64, 64, 64, warps=4, stages=4, group=32),
+    "sm_100": Launch(64, 64, 64, warps=8, stages=3),
+    "gfx942": Launch(128, 64, 32, warps=8, stages=2),
+}
+_TOLD_POINTERS_90 = Launch(64, 64, 64, warps=8, stages=3, group=32)
 
 SETTINGS: dict[Target, dict[Kind, Setting]] = {
     "sm_80": {
         "statistics": Setting(
             student=Launch(128, 128, 32, warps=8, stages=3),
             teacher=Launch(128, 64, 32, warps=8, stages=3),
+            told=_TOLD["sm_80"],
+            told_teacher=_TOLD_TEACHER["sm_80"],
         ),
         "gradient": Setting(
             student=Launch(128, 128, 32, warps=8, stages=3),
             teacher=Launch(128, 128, 32, warps=8, stages=3),
             summed=Launch(128, 64, 32, warps=8, stages=3),
+            told=_TOLD["sm_80"],
+            told_teacher=_TOLD_TEACHER["sm_80"],
         ),
         "sigmoid_gradient": Setting(
             Launch(128, 128, 32, warps=8, stages=3), Launch(128, 128, 32, warps=8, stages=3)
@@ -127,22 +157,34 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             student=Launch(128, 128, 64, warps=4, stages=3, group=32),
             teacher=Launch(128, 64, 64, warps=4, stages=4, group=32),
             pointers=Launch(128, 64, 64, warps=8, stages=3, group=32),
+            told=_TOLD["sm_90"],
+            told_teacher=_TOLD_TEACHER["sm_90"],
+            told_pointers=_TOLD_POINTERS_90,
         ),
         "gradient": Setting(
             student=Launch(128, 128, 64, warps=4, stages=3, group=32),
             teacher=Launch(64, 128, 64, warps=4, stages=3, group=32),
+            told=_TOLD["sm_90"],
+            told_teacher=_TOLD_TEACHER["sm_90"],
+            told_pointers=_TOLD_POINTERS_90,
         ),
-        "sigmoid_gradient": Setting(_SIGMOID_90, _SIGMOID_90),
+        "sigmoid_gradient": Setting(
+            _SIGMOID_90, _SIGMOID_90, told=Launch(128, 64, 64, warps=4, stages=3, group=64)
+        ),
         **_STORED_KINDS,
     },
     "sm_100": {
         "statistics": Setting(
             student=Launch(128, 64, 64, warps=8, stages=3),
             teacher=Launch(64, 64, 64, warps=8, stages=3),
+            told=_TOLD["sm_100"],
+            told_teacher=_TOLD_TEACHER["sm_100"],
         ),
         "gradient": Setting(
             student=Launch(128, 64, 64, warps=8, stages=3),
             teacher=Launch(128, 64, 64, warps=8, stages=3),
+            told=_TOLD["sm_100"],
+            told_teacher=_TOLD_TEACHER["sm_100"],
         ),
         "sigmoid_gradient": Setting(
             Launch(128, 64, 64, warps=8, stages=3), Launch(128, 64, 64, warps=8, stages=3)
@@ -154,10 +196,14 @@ SETTINGS: dict[Target, dict[Kind, Setting]] = {
             student=Launch(128, 128, 32, warps=8, stages=2),
             teacher=Launch(128, 64, 32, warps=8, stages=2),
             summed=Launch(64, 64, 32, warps=4, stages=2),
+            told=_TOLD["gfx942"],
+            told_teacher=_TOLD_TEACHER["gfx942"],
         ),
         "gradient": Setting(
             student=Launch(128, 128, 32, warps=8, stages=2),
             teacher=Launch(128, 64, 32, warps=4, stages=2),
+            told=_TOLD["gfx942"],
+            told_teacher=_TOLD_TEACHER["gfx942"],
         ),
         "sigmoid_gradient": Setting(
             Launch(128, 128, 32, warps=8, stages=2), Launch(128, 128, 32, warps=8, stages=2)
@@ -184,6 +230,7 @@ class Cell:
     D: int
     rows: int  # square root of M N
     diagnostics: bool = False
+    told: bool = False
 
     @classmethod
     def of(cls, phase: Phase, problem: Problem, diagnostics: bool = False) -> Cell:
@@ -196,8 +243,9 @@ class Cell:
             problem.x.shape[1],
             rows,
             diagnostics,
+            problem.told,
         )
 
     def shipped(self, on: Target, pointers: bool = False, neg_sum: bool = False) -> Launch:
         """The table's launch; ``pointers``: where a factor comes by pointers."""
-        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers, neg_sum)
+        return SETTINGS[on][KINDS[self.phase]].pick(self.teacher, pointers, neg_sum, self.told)

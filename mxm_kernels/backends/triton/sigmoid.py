@@ -17,6 +17,7 @@ from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.chunks import padded, spans
 from mxm_kernels.backends.triton.plan import check_budget, spans_of
 from mxm_kernels.backends.triton.rows_of_features import units_and_positives
+from mxm_kernels.backends.triton.rules import Rules, both_sides, removed_by_ids, rules_of
 from mxm_kernels.backends.triton.settings import Launch
 from mxm_kernels.backends.triton.sigmoid_terms import softplus
 from mxm_kernels.backends.triton.stored import multiply
@@ -32,8 +33,8 @@ from mxm_kernels.backends.triton.tile import (
 
 @triton.jit
 def _softplus_sums(
-    S, s, b, image_groups, text_groups, row_state, col_state, row_block, col_block, M, first, last,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    S, s, b, image_groups, text_groups, rules, row_state, col_state, row_block, col_block,
+    M, first, last, TOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sums of softplus(s S + b) over the negatives of a tile's rows and columns."""
     row = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -42,7 +43,13 @@ def _softplus_sums(
     of_row = tl.load(image_groups + row, mask=row_inside, other=0)
     of_col = tl.load(text_groups + col, mask=col_inside, other=0)
     left_out = (of_row[:, None] == of_col[None, :]) | ~(row_inside[:, None] & col_inside[None, :])
-    terms = tl.where(left_out, 0.0, softplus(S * s + b))
+    logit = S * s + b
+    if TOLD:
+        row_at, col_at = tl.minimum(row, M - 1), tl.minimum(col, last - 1)
+        row_offset, col_offset = both_sides(rules[0], row_at, col_at, M)
+        logit += row_offset + col_offset
+        left_out = left_out | removed_by_ids(rules, row_at, col_at, M)
+    terms = tl.where(left_out, 0.0, softplus(logit))
     row_line = row_state + col_block.to(tl.int64) * M
     col_line = col_state + row_block.to(tl.int64) * (last - first)
     tl.store(row_line + row, tl.sum(terms, 1), mask=row_inside)
@@ -58,6 +65,7 @@ def sigmoid_statistics_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     row_state,  # (column blocks, M) out
     col_state,  # (row blocks, last - first) out
     M,
@@ -66,6 +74,7 @@ def sigmoid_statistics_kernel(
     first,  # first column of this launch
     last,  # and the one after its last
     group,
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -78,8 +87,8 @@ def sigmoid_statistics_kernel(
         BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
     )  # fmt: skip
     _softplus_sums(
-        S, valid_scale(scale), tl.load(bias), image_groups, text_groups, row_state, col_state,
-        row_block, col_block, M, first, last, BLOCK_M, BLOCK_N,
+        S, valid_scale(scale), tl.load(bias), image_groups, text_groups, rules,
+        row_state, col_state, row_block, col_block, M, first, last, TOLD, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -90,6 +99,7 @@ def stored_sigmoid_statistics_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     row_state,  # (column blocks, M) out
     col_state,  # (row blocks, last - first) out
     M,
@@ -97,6 +107,7 @@ def stored_sigmoid_statistics_kernel(
     last,  # and the one after its last
     stride,
     group,
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -106,8 +117,8 @@ def stored_sigmoid_statistics_kernel(
     below = (row_block * BLOCK_M + tl.arange(0, BLOCK_M) < M)[:, None]
     _softplus_sums(
         tl.load(S + corner + inner, mask=below, other=0.0), valid_scale(scale), tl.load(bias),
-        image_groups, text_groups, row_state, col_state,
-        row_block, col_block, M, first, last, BLOCK_M, BLOCK_N,
+        image_groups, text_groups, rules, row_state, col_state,
+        row_block, col_block, M, first, last, TOLD, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -115,7 +126,8 @@ def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics
     """Allocate, launch, sum the lines: no wait for the device."""
     p, made = prepared(problem), problem.allocate(diagnostics=False)
     out = SigmoidStatistics(made.neg_lse, made.positives)
-    units_and_positives(p, made)
+    rules = rules_of(p)
+    units_and_positives(p, made, None if rules is None else rules[0])
     stored = p.x.dtype == torch.float32
     setting = launch.pick_placed("stored_sigmoid_statistics" if stored else "sigmoid_statistics", p)
     check_budget(p, memory)
@@ -125,7 +137,7 @@ def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics
         row_state = p.x.new_empty((lines[0], rows), dtype=torch.float32)
         col_state = p.x.new_empty((lines[1], last - first), dtype=torch.float32)
         run = _stored_tiles if stored else _tiles
-        run(p, bias, setting, (first, last), row_state, col_state)
+        run(p, bias, rules, setting, (first, last), row_state, col_state)
         torch.sum(col_state, 0, out=out.softplus_sum[rows + first : rows + last])
         of_rows = row_state.sum(0)
         if first:
@@ -136,22 +148,35 @@ def forward(problem: Problem, bias: Tensor, memory: Memory) -> SigmoidStatistics
 
 
 def _tiles(
-    p: Problem, bias: Tensor, setting: Launch, span: Span, row_state: Tensor, col_state: Tensor
+    p: Problem,
+    bias: Tensor,
+    rules: Rules | None,
+    setting: Launch,
+    span: Span,
+    row_state: Tensor,
+    col_state: Tensor,
 ) -> None:
     x, y = operand(p.x, setting.rows, setting.depth), operand(p.y, setting.cols, setting.depth)
     sigmoid_statistics_kernel[(len(row_state) * len(col_state),)](
-        x, y, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
-        len(p.x), len(p.y), p.x.shape[1], *span, setting.group, **setting.tile(),
+        x, y, p.scale, bias, p.image_groups, p.text_groups, rules, row_state, col_state,
+        len(p.x), len(p.y), p.x.shape[1], *span, setting.group, TOLD=p.told, **setting.tile(),
         **launch.widening(p.x), **setting.options(),
     )  # fmt: skip
 
 
 def _stored_tiles(
-    p: Problem, bias: Tensor, setting: Launch, span: Span, row_state: Tensor, col_state: Tensor
+    p: Problem,
+    bias: Tensor,
+    rules: Rules | None,
+    setting: Launch,
+    span: Span,
+    row_state: Tensor,
+    col_state: Tensor,
 ) -> None:
     S = p.x.new_empty((1, len(p.x), padded(span[1] - span[0])), dtype=torch.float32)
     multiply(p, S, (0, len(p.x)), span)
     stored_sigmoid_statistics_kernel[(len(row_state) * len(col_state),)](
-        S, p.scale, bias, p.image_groups, p.text_groups, row_state, col_state,
-        len(p.x), *span, S.stride(1), setting.group, **setting.area(), **setting.options(),
+        S, p.scale, bias, p.image_groups, p.text_groups, rules, row_state, col_state,
+        len(p.x), *span, S.stride(1), setting.group, TOLD=p.told, **setting.area(),
+        **setting.options(),
     )  # fmt: skip

@@ -7,7 +7,8 @@ sigmoid statistics leaves those sums unread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import triton
@@ -26,7 +27,12 @@ from mxm_kernels.backends.interface import (
 from mxm_kernels.backends.tiles import GradientSum, Span
 from mxm_kernels.backends.triton import launch
 from mxm_kernels.backends.triton.exponentials import exp
-from mxm_kernels.backends.triton.positives import BLOCK, pair_products, positive_gradients
+from mxm_kernels.backends.triton.line_sums import Lines, LineSums
+from mxm_kernels.backends.triton.positives import BLOCK, positive_gradients
+from mxm_kernels.backends.triton.rules import both_sides, removed_by_ids, rules_of
+from mxm_kernels.backends.triton.scale_gradient import offset_gradients
+from mxm_kernels.backends.triton.settings import Launch
+from mxm_kernels.backends.triton.sigmoid_pairs import sigmoid_pairs_kernel
 from mxm_kernels.backends.triton.sigmoid_terms import sigmoid_with, softplus_with
 from mxm_kernels.backends.triton.stored import Chunk, Chunks
 from mxm_kernels.backends.triton.tile import (
@@ -38,6 +44,7 @@ from mxm_kernels.backends.triton.tile import (
     tile_places,
     valid_scale,
 )
+from mxm_kernels.backends.triton.told_gradient import store_side_lines
 from mxm_kernels.backends.triton.unit import (
     KEPT,
     Unit,
@@ -50,9 +57,9 @@ from mxm_kernels.backends.triton.workspace import walk
 
 @triton.jit
 def _sigmoid_tile(
-    S, s, bias, image_groups, text_groups, weights, dS, partial, sums, M,
-    first_row, last_row, first_col, last_col, own_row, own_col, stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
+    S, s, bias, image_groups, text_groups, rules, weights, dS, partial, lines, sums, M,
+    first_row, last_row, first_col, last_col, own_row, own_col, stride, side_sums,
+    TOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Gradient u dS of a tile of products S, and its three sums over the tile's rows."""
     rows = first_row + own_row + tl.arange(0, BLOCK_M)
@@ -64,6 +71,10 @@ def _sigmoid_tile(
     weight = tl.load(weights + row)[:, None] + tl.load(weights + M + col)[None, :]
     same = tl.load(image_groups + row)[:, None] == tl.load(text_groups + col)[None, :]
     weight = tl.where(same | ~inside, 0.0, weight)
+    if TOLD:
+        weight = tl.where(removed_by_ids(rules, row, col, M), 0.0, weight)
+        row_offset, col_offset = both_sides(rules[0], row, col, M)
+        logit += row_offset + col_offset
     # One exponential for both, and the first is summed before the second is begun: in another
     # order, or with the weight beside the quotient, sm_80 and sm_90 spill 8 to 200 bytes a thread.
     e = exp(-tl.abs(logit))
@@ -72,11 +83,14 @@ def _sigmoid_tile(
     grad = sigmoid_with(logit, e, weight)
     tl.store(line, tl.sum(grad * S, axis=1))
     tl.store(line + sums, tl.sum(grad, axis=1))
+    if TOLD:
+        height, width = last_row - first_row, last_col - first_col
+        store_side_lines(grad, lines, side_sums, own_row, own_col, height, width, BLOCK_M, BLOCK_N)
     u, _ = factor_of(s, UNIT)
     store_tile(dS, grad * u, own_row, own_col, stride, below, BLOCK_M, BLOCK_N)
 
 
-_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "sums", "group"]
+_CHUNK = ["M", "N", "first_row", "last_row", "first_col", "last_col", "sums", "group", "side_sums"]
 
 
 @triton.jit(do_not_specialize=_CHUNK)
@@ -87,9 +101,11 @@ def sigmoid_gradient_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     weights,  # (M + N,) upstream gradients, which the loss is weighted by
     dS,  # (height, stride) out
     partial,  # (3, sums) out, by rows of tiles: dS times the product, dS, loss; of the negatives
+    lines,  # scratches of ``store_side_lines`` out, unless not TOLD
     M,
     N,
     D,
@@ -100,6 +116,8 @@ def sigmoid_gradient_kernel(
     stride,
     sums,
     group,
+    side_sums,  # whether the sums of the rows and columns of dS are wanted
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -119,9 +137,9 @@ def sigmoid_gradient_kernel(
         x, y, first_row + own_row, first_col + own_col, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, WIDEN
     )
     _sigmoid_tile(
-        S, valid_scale(scale), bias, image_groups, text_groups, weights, dS,
-        partial + program * BLOCK_M, sums, M, first_row, last_row, first_col, last_col,
-        own_row, own_col, stride, BLOCK_M, BLOCK_N, UNIT,
+        S, valid_scale(scale), bias, image_groups, text_groups, rules, weights, dS,
+        partial + program * BLOCK_M, lines, sums, M, first_row, last_row, first_col, last_col,
+        own_row, own_col, stride, side_sums, TOLD, BLOCK_M, BLOCK_N, UNIT,
     )  # fmt: skip
 
 
@@ -132,8 +150,10 @@ def stored_sigmoid_gradient_kernel(
     bias,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     weights,  # (M + N,)
     partial,  # (3, sums) out, as above
+    lines,  # as above
     M,
     first_row,
     last_row,
@@ -142,6 +162,8 @@ def stored_sigmoid_gradient_kernel(
     stride,
     sums,
     group,
+    side_sums,  # whether the sums of the rows and columns of dS are wanted
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     UNIT: tl.constexpr,
@@ -156,68 +178,44 @@ def stored_sigmoid_gradient_kernel(
     within = below & (first_col + own_col + tl.arange(0, BLOCK_N) < last_col)[None, :]
     S_tile = tl.load(S + corner + inner, mask=within, other=0.0)
     _sigmoid_tile(
-        S_tile, valid_scale(scale), bias, image_groups, text_groups, weights, S,
-        partial + program * BLOCK_M, sums, M, first_row, last_row, first_col, last_col,
-        own_row, own_col, stride, BLOCK_M, BLOCK_N, UNIT,
+        S_tile, valid_scale(scale), bias, image_groups, text_groups, rules, weights, S,
+        partial + program * BLOCK_M, lines, sums, M, first_row, last_row, first_col, last_col,
+        own_row, own_col, stride, side_sums, TOLD, BLOCK_M, BLOCK_N, UNIT,
     )  # fmt: skip
-
-
-_SPANS = ["M", "first_row", "last_row", "first_col", "last_col"]
-
-
-@triton.jit(do_not_specialize=["pairs", "sums", *_SPANS])
-def sigmoid_pairs_kernel(
-    x,  # (M, D)
-    y,  # (N, D)
-    scale,  # ()
-    bias,  # ()
-    owners,  # (2 pairs,) int64, the image rows of the slots first
-    pair_texts,  # (pairs,) int64
-    weights,  # (M + N,), not read if WEIGHED
-    pair_weights,  # (pairs,), not read unless WEIGHED
-    dS,  # (height, stride) out
-    partial,  # (3, sums) out, a number for each program: as above, of the positives
-    pairs,
-    sums,
-    M,
-    D,
-    first_row,
-    last_row,
-    first_col,
-    last_col,
-    stride,
-    WEIGHED: tl.constexpr,
-    UNIT: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    PAIR_D: tl.constexpr,
-):
-    """The positives of the workspace: u dS, and their part of loss and gradients."""
-    slot = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = slot < pairs
-    i = tl.load(owners + slot, mask=inside, other=-1)
-    j = tl.load(pair_texts + slot, mask=inside, other=-1)
-    here = (i >= first_row) & (i < last_row) & (j >= first_col) & (j < last_col)
-    s = valid_scale(scale)
-    product = pair_products(x, y, i, j, here, D, PAIR_D)
-    if WEIGHED:
-        weight = tl.load(pair_weights + slot, mask=here, other=0.0)
-    else:
-        weight = tl.load(weights + i, mask=here, other=0.0)
-        weight += tl.load(weights + M + j, mask=here, other=0.0)
-    margin = -(product * s + tl.load(bias))
-    e = exp(-tl.abs(margin))
-    loss, grad = weight * softplus_with(margin, e), sigmoid_with(margin, e, -weight)
-    line = partial + tl.program_id(0)
-    tl.store(line, tl.sum(grad * product, axis=0))
-    tl.store(line + sums, tl.sum(grad, axis=0))
-    tl.store(line + 2 * sums, tl.sum(loss, axis=0))
-    u, _ = factor_of(s, UNIT)
-    stored = (grad * u).to(dS.dtype.element_ty)
-    tl.store(dS + (i - first_row) * stride + (j - first_col), stored, mask=here)
 
 
 # (workspace, its rows, its columns, (3, programs) out sums) -> None: writes the positives' part.
 Positives = Callable[[Tensor, Span, Span, Tensor], None]
+
+
+class _Told:
+    """What the walk takes of a problem's rules, and the offsets' gradient that it gives."""
+
+    def __init__(self, p: Problem, needs: Needs, unit: Unit) -> None:
+        self.p, self.unit, self.rules = p, unit, rules_of(p)
+        # The offsets, and dS of every pair at both of its places; None without rules.
+        self.vectors: tuple[Tensor, Tensor] | None = None
+        if self.rules is not None:
+            pair_dS = p.x.new_empty(2 * p.pairs, dtype=torch.float32)
+            self.vectors = self.rules[0], pair_dS
+        wanted = needs.logit_offsets and p.told
+        self.sums = LineSums(p, True, of_plane=False) if wanted else None
+
+    @contextmanager
+    def lines(self, setting: Launch, rows: Span, cols: Span) -> Iterator[Lines | None]:
+        """The scratch of a launch over a chunk, which is added up after it."""
+        if self.sums is None:
+            yield None if self.rules is None else (self.rules[0],) * 3  # not written
+            return
+        lines = self.sums.lines(setting, rows, cols)
+        yield lines
+        self.sums.add(lines, setting, rows, cols)
+
+    def gradient(self) -> Tensor | None:
+        """(R,) of the offsets; None where it is not wanted."""
+        if self.sums is None or self.vectors is None:
+            return None
+        return offset_gradients(self.p, self.sums.rows, self.vectors[1], self.unit)
 
 
 def _scalar_sums(
@@ -229,6 +227,7 @@ def _scalar_sums(
     positives: Positives,
     programs: int,
     chunks: Chunks,
+    told: _Told,
 ) -> Tensor:
     """Walk the workspace over the M x N plane; (3,) the sums, of dS S without s, of dS, the loss.
 
@@ -236,7 +235,7 @@ def _scalar_sums(
     """
     stored = p.x.dtype == torch.float32
     setting = launch.pick("stored_sigmoid_gradient" if stored else "sigmoid_gradient", p)
-    rows_of = p.scale, bias, p.image_groups, p.text_groups, weights
+    rows_of = p.scale, bias, p.image_groups, p.text_groups, told.rules, weights
 
     totals: list[Tensor] = []
 
@@ -244,26 +243,38 @@ def _scalar_sums(
         tiles = setting.tiles(rows[1] - rows[0], cols[1] - cols[0])
         places, stride = tiles * setting.rows, chunk.dS.stride(0)
         partial = p.x.new_empty((3, places + programs), dtype=torch.float32)
-        place = *rows, *cols, stride, partial.shape[1], setting.group
-        if stored:
-            stored_sigmoid_gradient_kernel[(tiles,)](
-                chunk.dS, *rows_of, partial, len(p.x), *place, UNIT=unit.kind, **setting.area(),
-                **setting.options(),
-            )  # fmt: skip
-        else:
-            x, y = (
-                operand(f, b, setting.depth)
-                for f, b in zip(p[:2], (setting.rows, setting.cols), strict=True)
-            )
-            sigmoid_gradient_kernel[(tiles,)](
-                x, y, *rows_of, chunk.dS, partial, len(p.x), len(p.y), p.x.shape[1], *place,
-                UNIT=unit.kind, **setting.tile(), **launch.widening(p.x), **setting.options(),
-            )  # fmt: skip
+        place = *rows, *cols, stride, partial.shape[1], setting.group, int(told.sums is not None)
+        with told.lines(setting, rows, cols) as lines:
+            if stored:
+                stored_sigmoid_gradient_kernel[(tiles,)](
+                    chunk.dS, *rows_of, partial, lines, len(p.x), *place, TOLD=p.told,
+                    UNIT=unit.kind, **setting.area(), **setting.options(),
+                )  # fmt: skip
+            else:
+                x, y = (
+                    operand(f, b, setting.depth)
+                    for f, b in zip(p[:2], (setting.rows, setting.cols), strict=True)
+                )
+                sigmoid_gradient_kernel[(tiles,)](
+                    x, y, *rows_of, chunk.dS, partial, lines, len(p.x), len(p.y), p.x.shape[1],
+                    *place, TOLD=p.told, UNIT=unit.kind, **setting.tile(),
+                    **launch.widening(p.x), **setting.options(),
+                )  # fmt: skip
         positives(chunk.dS, rows, cols, partial[:, places:])
         totals.append(partial.sum(1))
 
     walk(p, chunks, sums, fill)
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
+
+
+def _of_positives(p: Problem, S: Tensor, dS: Tensor, told: _Told) -> Tensor:
+    """The sum of dS times the products over the positives, whose S is (2 P,), as dS is."""
+    if told.vectors is not None:
+        offsets, dS = told.vectors
+        images, texts = p.halves(offsets)
+        S, dS = S[: p.pairs], dS[: p.pairs]
+        S = S - (images.index_select(0, p.pair_images) + texts.index_select(0, p.pair_texts))
+    return torch.dot(dS, S / p.scale)  # S over the scale first: S times dS may be no float32
 
 
 def backward(
@@ -280,18 +291,19 @@ def backward(
     raised, lowered = raise_vectors(upstream, p.x.dtype)
     given = SigmoidStatistics(*raised)
     unit = unit_for(p.x, p.scale, lowered)
+    told = _Told(p, needs, unit)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, _: Tensor) -> None:
-        positive_gradients(p, given.positives, unit, workspace, rows, cols)
+        positive_gradients(p, given.positives, unit, workspace, rows, cols, told=told.vectors)
 
     sums = GradientSum(problem, needs, unit.lower if unit.early else None, chunk=chunks.shape)
     weights = given.softplus_sum
-    dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, 0, chunks)
-    if needs.scale:  # S over the scale first: S times a gradient may be no float32
-        dscale = dscale + torch.dot(given.positives, S / p.scale)
+    dscale, dbias, _ = _scalar_sums(p, bias, weights, unit, sums, positives, 0, chunks, told)
+    if needs.scale:
+        dscale = dscale + _of_positives(p, S, given.positives, told)
     scalars = torch.stack([dscale, dbias])
     unit._replace(kind=KEPT.value).lower(scalars)
-    gradients = sums.finish(scalars[0].clone())  # of its own, not one of two numbers
+    gradients = sums.finish(scalars[0].clone(), told.gradient())  # not one of two numbers
     if not unit.early:
         for gradient in gradients[:2]:
             unit.lower(gradient)
@@ -311,20 +323,21 @@ def loss(
         unit = unit_for(p.x, p.scale, lowered)
     else:
         unit = Unit(p.scale, KEPT.value, None)
+    told = _Told(p, needs, unit)
 
     def positives(workspace: Tensor, rows: Span, cols: Span, partial: Tensor) -> None:
         sigmoid_pairs_kernel[(programs,)](
-            p.x, p.y, p.scale, bias, p.owners, p.pair_texts, *w, workspace, partial,
-            pairs, partial.stride(0), *p.x.shape, *rows, *cols, workspace.stride(0),
-            WEIGHED=len(w.pairs) > 0, UNIT=unit.kind, **BLOCK,
+            p.x, p.y, p.scale, bias, p.owners, p.pair_texts, p.slot_places, *w, told.vectors,
+            workspace, partial, pairs, partial.stride(0), *p.x.shape, *rows, *cols,
+            workspace.stride(0), WEIGHED=len(w.pairs) > 0, TOLD=p.told, UNIT=unit.kind, **BLOCK,
         )  # fmt: skip
 
     rescale = unit.lower if unit.early else None
     sums = GradientSum(problem, needs, rescale, chunk=chunks.shape, dtype=p.gradient_dtype)
-    totals = _scalar_sums(p, bias, w.rows, unit, sums, positives, programs, chunks)
+    totals = _scalar_sums(p, bias, w.rows, unit, sums, positives, programs, chunks, told)
     if unit.early:
         unit._replace(kind=KEPT.value).lower(totals)  # sums of weights times what is not dS
-    gradients = sums.finish(p.scale)
+    gradients = sums.finish(p.scale, told.gradient())
     # What is not finite among the features may vanish from the loss, but not from dS S: 0 times it
     # is NaN.
     value = torch.add(totals[2], totals[0], alpha=0)

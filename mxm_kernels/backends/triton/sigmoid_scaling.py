@@ -26,11 +26,15 @@ def times_kernel(
     dx,  # (x_length,)
     dy,  # (y_length,)
     dscalars,  # (2,)
+    doffsets,  # (offsets_length,), not read unless TOLD
     dx_out,  # (x_length,) out
     dy_out,  # (y_length,) out
     dscalars_out,  # (2,) out
+    doffsets_out,  # (offsets_length,) out
     x_length,
     y_length,
+    offsets_length,
+    TOLD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The gradients times grad, rounded once: PyTorch would round grad to 16 bits first."""
@@ -43,6 +47,10 @@ def times_kernel(
         _times(dy, dy_out, block - x_blocks, y_length, g, BLOCK)
     else:
         _times(dscalars, dscalars_out, block - x_blocks - y_blocks, 2, g, BLOCK)
+        if TOLD:
+            block -= x_blocks + y_blocks
+            if block > 0:
+                _times(doffsets, doffsets_out, block - 1, offsets_length, g, BLOCK)
 
 
 TIMES_BLOCK = 1024
@@ -52,11 +60,15 @@ def loss_backward(
     grad: Tensor, made: SigmoidLoss, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One launch for all of them."""
-    dx, dy, dscalars = made.dx, made.dy, made.dscalars
+    dx, dy, dscalars, doffsets = made[1:]
     stored = launch.workspace_dtype(dtype, dx.device)
-    out = (*(torch.empty_like(d, dtype=stored) for d in (dx, dy)), torch.empty_like(dscalars))
-    programs = triton.cdiv(dx.numel(), TIMES_BLOCK) + triton.cdiv(dy.numel(), TIMES_BLOCK) + 1
+    out = [torch.empty_like(d, dtype=stored) for d in (dx, dy)]
+    out += [torch.empty_like(dscalars), torch.empty_like(doffsets)]
+    told = len(doffsets) > 0
+    programs = 1 + sum(triton.cdiv(d.numel(), TIMES_BLOCK) for d in (dx, dy, doffsets))
     times_kernel[(programs,)](
-        grad, made.loss, dx, dy, dscalars, *out, dx.numel(), dy.numel(), BLOCK=TIMES_BLOCK
-    )
-    return out[0].to(dtype), out[1].to(dtype), out[2], torch.empty_like(made.doffsets)
+        grad, made.loss, dx, dy, dscalars, doffsets if told else None,
+        *out[:3], out[3] if told else None, dx.numel(), dy.numel(), len(doffsets),
+        TOLD=told, BLOCK=TIMES_BLOCK,
+    )  # fmt: skip
+    return out[0].to(dtype), out[1].to(dtype), out[2], out[3]

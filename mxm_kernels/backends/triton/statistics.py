@@ -10,7 +10,8 @@ A statistic is (maximum, sum of exp(value - maximum), sum of exp(value - maximum
 negatives, and of T, where there is for diagnostics also the sum of exp(T - maximum) T: 3 numbers,
 or 6 or 7 with a teacher. Where the sums of S over the negatives are asked for they are one number
 more, the last of a line. The maxima are in powers of 2. Where S and T are kept, the tile that was
-multiplied is stored beside, and the statistics are of the float32 products all the same.
+multiplied is stored beside, and the statistics are of the float32 products all the same. Under
+rules (TOLD) the lines are those of ``told_sums``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from mxm_kernels.backends.triton.exponentials import LN2, LOG2E
 from mxm_kernels.backends.triton.fixed_point import in_fixed_point
 from mxm_kernels.backends.triton.plan import check_budget, kept_stride, spans_of
 from mxm_kernels.backends.triton.rows_of_features import units_and_positives
+from mxm_kernels.backends.triton.rules import rules_of
 from mxm_kernels.backends.triton.settings import Phase
 from mxm_kernels.backends.triton.stored import multiply
+from mxm_kernels.backends.triton.sums import OUTSIDE, store_sums
 from mxm_kernels.backends.triton.tile import (
     operand,
     operands,
@@ -41,51 +44,7 @@ from mxm_kernels.backends.triton.tile import (
     tile_places,
     valid_scale,
 )
-
-# What is added to the logits, base 2, of a row or column that is outside, and takes the place of
-# a positive's. Both at once are inside float32; -inf times a share of 0 would be NaN.
-OUTSIDE = tl.constexpr(-1.5e38)
-NOTHING = tl.constexpr(-1e38)  # a maximum below it is of no entry
-
-
-@triton.jit
-def _add(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
-def _add_three(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
-def _store_sums(
-    L, weights, factor, line, length, at, inside,
-    axis: tl.constexpr, OWN: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    """Maxima of the logits L, base 2, over ``axis``, and sums of exp against them.
-
-    They are those of exp, of exp times ``factor`` weights and, with OWN, of exp times the logits.
-    Where SUM is not 0, the logits are summed themselves, into that field of the line.
-    """
-    top = tl.max(L, axis)
-    share = tl.exp2(L - tl.expand_dims(top, axis))
-    # All at once: one after the other, all shares and all weights are in registers, which spills.
-    if SUM:
-        # Another bound for each axis: the compiler would keep one tile for both.
-        bound: tl.constexpr = NOTHING * (1 + axis / 8)
-        plain = tl.where(L > bound, L, 0.0)  # noqa: SIM300 (L is the tile)
-        total, weighted, plain = tl.reduce((share, share * weights, plain), axis, _add_three)
-        tl.store(line + SUM * length + at, plain * LN2, mask=inside)
-    else:
-        total, weighted = tl.reduce((share, share * weights), axis, _add)
-    empty = top <= NOTHING
-    tl.store(line + at, tl.where(empty, float("-inf"), top), mask=inside)
-    tl.store(line + length + at, tl.where(empty, 0.0, total), mask=inside)
-    tl.store(line + 2 * length + at, tl.where(empty, 0.0, weighted * factor), mask=inside)
-    if OWN:
-        own = tl.sum(share * L, axis) * LN2
-        tl.store(line + 3 * length + at, tl.where(empty, 0.0, own), mask=inside)
+from mxm_kernels.backends.triton.told_sums import told_sums
 
 
 @triton.jit
@@ -109,8 +68,8 @@ def student_sums(
     L = S * (s * LOG2E) + row_out[:, None] + col_out[None, :]
     L = tl.where(of_row[:, None] == of_col[None, :], OUTSIDE, L)
     SUM: tl.constexpr = (3 + T_FIELDS) * NEG_SUM
-    _store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False, SUM)
-    _store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False, SUM)
+    store_sums(L, L, LN2, row_line, M, row, row_inside, 1, False, SUM)
+    store_sums(L, L, LN2, col_line, last - first, col - first, col_inside, 0, False, SUM)
 
 
 @triton.jit
@@ -123,13 +82,17 @@ def teacher_sums(
     col, col_inside, col_out = _block(first_col, last, BLOCK_N)
     width = last - first
     L = T * (t * LOG2E) + row_out[:, None] + col_out[None, :]
-    _store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, OWN, 0)
-    _store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, OWN, 0)
+    store_sums(L, S, s, row_line + 3 * M, M, row, row_inside, 1, OWN, 0)
+    store_sums(L, S, s, col_line + 3 * width, width, col - first, col_inside, 0, OWN, 0)
 
 
 @triton.jit
-def _lines(row_state, col_state, row_block, col_block, M, width, FIELDS: tl.constexpr):
+def _lines(
+    row_state, col_state, row_block, col_block, M, width,
+    T_FIELDS: tl.constexpr, NEG_SUM: tl.constexpr, TOLD: tl.constexpr,
+):  # fmt: skip
     """The lines of both scratches that a tile stores."""
+    FIELDS: tl.constexpr = 3 + T_FIELDS + NEG_SUM + 2 * (TOLD and T_FIELDS > 0)
     row_line = row_state + col_block.to(tl.int64) * FIELDS * M
     return row_line, col_state + row_block.to(tl.int64) * FIELDS * width
 
@@ -145,6 +108,7 @@ def statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     units,  # (1 or 2, M + N), not read unless KEEP
     S_kept,  # (M, stride) int16 out, a pointer or a descriptor, not written unless KEEP
     T_kept,  # (M, stride) int16 out
@@ -159,8 +123,10 @@ def statistics_kernel(
     stride,
     group,
     KEEP: tl.constexpr,
-    T_FIELDS: tl.constexpr,  # 0 without a teacher
+    TEACHER: tl.constexpr,
+    T_FIELDS: tl.constexpr,  # 0 where T is not summed
     NEG_SUM: tl.constexpr,
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -169,7 +135,7 @@ def statistics_kernel(
     """Partial statistics of a tile of 16-bit features' S and T, which it multiplies."""
     row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
     row_line, col_line = _lines(
-        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS + NEG_SUM
+        row_state, col_state, row_block, col_block, M, last - first, T_FIELDS, NEG_SUM, TOLD
     )
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     s = valid_scale(scale)
@@ -178,11 +144,13 @@ def statistics_kernel(
     if KEEP:
         fixed = in_fixed_point(S, units, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
         store_tile(S_kept, fixed, first_row, first_col, stride, below, BLOCK_M, BLOCK_N)
-    student_sums(
-        S, s, image_groups, text_groups, row_line, col_line, first_row, first_col, M, first, last,
-        T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-    if T_FIELDS:
+    if not TOLD:
+        student_sums(
+            S, s, image_groups, text_groups, row_line, col_line,
+            first_row, first_col, M, first, last, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+    T = S
+    if TEACHER:
         T = products(
             teacher_x, teacher_y, first_row, first_col, M, N, TEACHER_D,
             BLOCK_M, BLOCK_N, BLOCK_D, WIDEN,
@@ -190,9 +158,16 @@ def statistics_kernel(
         if KEEP:
             fixed = in_fixed_point(T, units + M + N, first_row, first_col, M, N, BLOCK_M, BLOCK_N)
             store_tile(T_kept, fixed, first_row, first_col, stride, below, BLOCK_M, BLOCK_N)
-        teacher_sums(
-            T, valid_scale(teacher_scale), S, s, row_line, col_line,
-            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
+        if not TOLD:
+            teacher_sums(
+                T, valid_scale(teacher_scale), S, s, row_line, col_line,
+                first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
+            )  # fmt: skip
+    if TOLD:
+        told_sums(
+            S, T, s, valid_scale(teacher_scale), image_groups, text_groups, rules,
+            row_line, col_line, first_row, first_col, M, first, last,
+            TEACHER, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
@@ -204,6 +179,7 @@ def stored_statistics_kernel(
     teacher_scale,  # ()
     image_groups,  # (M,) int32
     text_groups,  # (N,) int32
+    rules,  # five vectors (M + N,), not read unless TOLD
     row_state,  # (column blocks, FIELDS, M) out
     col_state,  # (row blocks, FIELDS, last - first) out
     M,
@@ -212,15 +188,17 @@ def stored_statistics_kernel(
     before,  # the column that the rows of S and T begin with
     stride,
     group,
-    T_FIELDS: tl.constexpr,  # 0 without a teacher
+    TEACHER: tl.constexpr,
+    T_FIELDS: tl.constexpr,  # 0 where T is not summed
     NEG_SUM: tl.constexpr,
+    TOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Partial statistics of a tile of S and T that lie in memory."""
     row_block, col_block = place_of(tl.program_id(0), M, last - first, group, BLOCK_M, BLOCK_N)
     row_line, col_line = _lines(
-        row_state, col_state, row_block, col_block, M, last - first, 3 + T_FIELDS + NEG_SUM
+        row_state, col_state, row_block, col_block, M, last - first, T_FIELDS, NEG_SUM, TOLD
     )
     first_row, first_col = row_block * BLOCK_M, first + col_block * BLOCK_N
     corner, inner = tile_places(first_row, first_col - before, stride, BLOCK_M, BLOCK_N)
@@ -228,15 +206,24 @@ def stored_statistics_kernel(
     within = (first_col + tl.arange(0, BLOCK_N) < last)[None, :] & below
     s = valid_scale(scale)
     S_tile = tl.load(S + corner + inner, mask=within, other=0.0)
-    student_sums(
-        S_tile, s, image_groups, text_groups, row_line, col_line,
-        first_row, first_col, M, first, last, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-    if T_FIELDS:
+    if not TOLD:
+        student_sums(
+            S_tile, s, image_groups, text_groups, row_line, col_line,
+            first_row, first_col, M, first, last, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+    T_tile = S_tile
+    if TEACHER:
         T_tile = tl.load(T + corner + inner, mask=within, other=0.0)
-        teacher_sums(
-            T_tile, valid_scale(teacher_scale), S_tile, s, row_line, col_line,
-            first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
+        if not TOLD:
+            teacher_sums(
+                T_tile, valid_scale(teacher_scale), S_tile, s, row_line, col_line,
+                first_row, first_col, M, first, last, BLOCK_M, BLOCK_N, T_FIELDS == 4,
+            )  # fmt: skip
+    if TOLD:
+        told_sums(
+            S_tile, T_tile, s, valid_scale(teacher_scale), image_groups, text_groups, rules,
+            row_line, col_line, first_row, first_col, M, first, last,
+            TEACHER, T_FIELDS, NEG_SUM, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
@@ -249,19 +236,23 @@ class _Forward:
         check_budget(problem, memory)
         self.stored = problem.x.dtype == torch.float32
         made = problem.allocate(diagnostics, neg_sum, neg_mean=True, stride=self.stride)
-        self.units = units_and_positives(self.p, made)
+        self.rules = rules_of(self.p)
+        offsets = None if self.rules is None else self.rules[0]
+        self.units = units_and_positives(self.p, made, offsets)
         self.made = made
-        self.t_fields = (4 if diagnostics else 3) if problem.has_teacher else 0
-        self.neg_sum = neg_sum
+        t_fields = (4 if diagnostics else 3) if problem.has_soft else 0
+        self.terms = {
+            "TEACHER": problem.has_teacher,
+            "T_FIELDS": t_fields,
+            "NEG_SUM": neg_sum,
+            "TOLD": problem.told,
+        }
+        self.fields = 3 + t_fields + neg_sum + 2 * (problem.told and t_fields > 0)
         phase: Phase = "stored_statistics" if self.stored else "statistics"
         self.setting = launch.pick_placed(phase, self.p, diagnostics, neg_sum)
 
     def run(self) -> Statistics:
-        p, tile, fields = (
-            self.p,
-            (self.setting.rows, self.setting.cols),
-            3 + self.t_fields + self.neg_sum,
-        )
+        p, tile, fields = self.p, (self.setting.rows, self.setting.cols), self.fields
         rows, cols = p.x.shape[0], p.y.shape[0]
         parts = spans(cols, spans_of(p, fields).width)
         carried = p.x.new_empty((fields, rows) if len(parts) > 1 else 0, dtype=torch.float32)
@@ -277,7 +268,7 @@ class _Forward:
             else:
                 self._tiles(span, row_state, col_state)
             merge.merge(
-                self.made, self.units, row_state, col_state, carried, span, cols, self.t_fields
+                self.made, self.units, row_state, col_state, carried, span, cols, self.terms
             )
         return self.made
 
@@ -292,9 +283,10 @@ class _Forward:
         D, teacher_D = p.x.shape[1], p.x.shape[1] if p.teacher_x is None else p.teacher_x.shape[1]
         statistics_kernel[(programs,)](
             x, y, teacher_x, teacher_y, p.scale, teacher_scale, p.image_groups, p.text_groups,
-            self.units, *kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D, teacher_D,
+            self.rules, self.units, *kept, row_state, col_state, p.x.shape[0], p.y.shape[0], D,
+            teacher_D,
             *span, self.stride or 0, self.setting.group, KEEP=self.stride is not None,
-            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.tile(),
+            **self.terms, **self.setting.tile(),
             **launch.widening(p.x), **self.setting.options(),
         )  # fmt: skip
 
@@ -310,9 +302,9 @@ class _Forward:
         programs = row_state.shape[0] * col_state.shape[0]
         stored_statistics_kernel[(programs,)](
             matrices[0], matrices[-1], p.scale, teacher_scale, p.image_groups, p.text_groups,
-            row_state, col_state, rows, *span, before, matrices.stride(1), self.setting.group,
-            T_FIELDS=self.t_fields, NEG_SUM=self.neg_sum, **self.setting.area(),
-            **self.setting.options(),
+            self.rules, row_state, col_state, rows, *span, before, matrices.stride(1),
+            self.setting.group,
+            **self.terms, **self.setting.area(), **self.setting.options(),
         )  # fmt: skip
 
 

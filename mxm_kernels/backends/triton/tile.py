@@ -172,7 +172,8 @@ def prepared(problem: Problem) -> Problem:
 
 
 def teacher_arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher features and scale; without a teacher the student's stand in, of no effect."""
-    if problem.teacher_x is None or problem.teacher_y is None or problem.teacher_scale is None:
-        return problem.x, problem.y, problem.scale
-    return problem.teacher_x, problem.teacher_y, problem.teacher_scale
+    """Teacher features and scale; what is not there the student's stands in for, of no effect."""
+    scale = problem.scale if problem.teacher_scale is None else problem.teacher_scale
+    if problem.teacher_x is None or problem.teacher_y is None:
+        return problem.x, problem.y, scale
+    return problem.teacher_x, problem.teacher_y, scale

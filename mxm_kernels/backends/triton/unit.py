@@ -90,24 +90,29 @@ def _raised(a, out, length, power, BLOCK: tl.constexpr):
         tl.store(out + place, value * power, mask=place < length)
 
 
-@triton.jit(do_not_specialize=["l0", "l1", "l2", "l3"])
+@triton.jit(do_not_specialize=["l0", "l1", "l2", "l3", "l4"])
 def raise_kernel(
     a0,  # (l0,)
     a1,  # (l1,)
     a2,  # (l2,)
     a3,  # (l3,)
-    raised,  # (l0 + l1 + l2 + l3,) out, one after the other
+    a4,  # (l4,), not read unless FIVE
+    raised,  # (l0 + l1 + l2 + l3 + l4,) out, one after the other
     lowered,  # () out, int32
     l0,
     l1,
     l2,
     l3,
+    l4,
+    FIVE: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Vectors times 2^-E; where the greatest is an ordinary number E is 0, but for float16."""
     top = tl.maximum(_greatest(a0, l0, BLOCK), _greatest(a1, l1, BLOCK))
     top = tl.maximum(top, _greatest(a2, l2, BLOCK))
+    if FIVE:
+        top = tl.maximum(top, _greatest(a4, l4, BLOCK))
     E = exponent_of(tl.maximum(top, _greatest(a3, l3, BLOCK)))
     if UNIT != RAISED:
         E = tl.where((E >= -ORDINARY) & (E <= ORDINARY), 0, E)
@@ -116,6 +121,8 @@ def raise_kernel(
     _raised(a1, raised + l0, l1, power, BLOCK)
     _raised(a2, raised + l0 + l1, l2, power, BLOCK)
     _raised(a3, raised + l0 + l1 + l2, l3, power, BLOCK)
+    if FIVE:
+        _raised(a4, raised + l0 + l1 + l2 + l3, l4, power, BLOCK)
     tl.store(lowered, E)
 
 
@@ -123,14 +130,17 @@ RAISE_BLOCK = 4096
 
 
 def raise_vectors(vectors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Up to four vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
-    given = [*vectors, *[vectors[0].new_empty(0)] * (4 - len(vectors))]
-    lengths = [v.numel() for v in given]
+    """Up to five vectors times 2^-E; E () int32. ``dtype`` is that of the features."""
+    given: list[Tensor | None] = [*vectors, *[vectors[0].new_empty(0)] * (5 - len(vectors))]
+    lengths = [0 if v is None else v.numel() for v in given]
+    if not lengths[4]:
+        given[4] = None
     raised = vectors[0].new_empty(sum(lengths), dtype=torch.float32)
     lowered = raised.new_empty((), dtype=torch.int32)
     raise_kernel[(1,)](
-        *given, raised, lowered, *lengths, UNIT=_kind(dtype), BLOCK=RAISE_BLOCK, num_warps=8
-    )
+        *given, raised, lowered, *lengths, FIVE=lengths[4] > 0, UNIT=_kind(dtype),
+        BLOCK=RAISE_BLOCK, num_warps=8,
+    )  # fmt: skip
     return list(raised.split(lengths)[: len(vectors)]), lowered
 
 
