@@ -7,7 +7,10 @@ from torch import Tensor
 
 from mxm_kernels.ops.library import library, no_graph
 
-NUMBERS = 1 << 22  # of each factor at a time: 16 MiB
+# Numbers of each factor at a time. On a CPU they stay in the cache: 2,100 pairs of 512 numbers took
+# 0.5 ms so, and 7 ms at once.
+NUMBERS = {"cpu": 1 << 18}
+MOST = 1 << 22
 
 library.define(
     "pair_products(Tensor x, Tensor y, Tensor images, Tensor texts, ScalarType dtype) -> Tensor"
@@ -25,12 +28,12 @@ def pair_products(
 @torch.library.impl(library, "pair_products", "CompositeExplicitAutograd")
 def _forward(x, y, images, texts, dtype):
     made = x.new_empty(len(images), dtype=dtype)
-    step = max(1, NUMBERS // max(1, x.shape[1]))
+    step = max(1, NUMBERS.get(x.device.type, MOST) // max(1, x.shape[1]))
     with no_graph(x):
         for first in range(0, len(images), step):
             part = slice(first, first + step)
-            a, b = x[images[part]].to(dtype), y[texts[part]].to(dtype)
-            torch.sum(a.mul_(b), 1, out=made[part])
+            a, b = x.index_select(0, images[part]), y.index_select(0, texts[part])
+            torch.linalg.vecdot(a.to(dtype), b.to(dtype), out=made[part])
     return made
 
 
