@@ -20,7 +20,7 @@ def pair_products(
     x: Tensor, y: Tensor, images: Tensor, texts: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """(P,) products of rows of x (M, D) and y (N, D) in ``dtype``; they have no gradient."""
-    made: Tensor = torch.ops.mxm_kernels.pair_products(x, y, images, texts, dtype)
+    made: Tensor = torch.ops.mxm_kernels.pair_products(x.detach(), y.detach(), images, texts, dtype)
     return made
 
 
