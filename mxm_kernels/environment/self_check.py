@@ -1,10 +1,10 @@
 """A check of every backend on this machine against a dense computation in float64.
 
 It takes seconds, needs nothing besides the package, and is no test suite: values and gradients of
-the MFH loss, with and without a teacher, and of the sigmoid loss, which together run every part
-of a backend, on batches of ragged groups. The dense computations below are written from the
-definitions of MXM-CLR (arXiv 2303.10839, equations 5 to 9) and SigLIP (arXiv 2303.15343) and share
-no code with the backends.
+the MFH loss, with and without a teacher, with offsets, ids and a filter, and of the sigmoid loss,
+which together run every part of a backend, on batches of ragged groups. The dense computations
+below are written from the definitions of MXM-CLR (arXiv 2303.10839, equations 5 to 9) and SigLIP
+(arXiv 2303.15343) and share no code with the backends.
 
 An error is ||got - expected|| / ||expected||. It may be 1e-10 for float64 features, 1e-5 for
 float32 and one unit of the dtype's precision for 16 bits; on the small batches twice the error of
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from mxm_kernels.ops.sigmoid_statistics import sigmoid_statistics
 
 PARTS = ("loss", "image gradient", "text gradient", "scale gradient", "bias gradient")
 _BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
-_DIMENSION, _TEMPERATURE, _HARD_WEIGHT, _BIAS = 24, 0.1, 0.6, -2.0
+_DIMENSION, _TEMPERATURE, _HARD_WEIGHT, _BIAS, _MARGIN = 24, 0.1, 0.6, -2.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class _Batch:
     teacher: bool = False
     rounds: int | None = None
     sigmoid: bool = False
+    told: bool = False  # with offsets, ids and a filter
 
 
 _BATCHES = (
@@ -47,6 +49,7 @@ _BATCHES = (
     _Batch("with a teacher, expectation", 18, 35, 6, teacher=True),
     _Batch("without a teacher, expectation", 37, 20, 20),
     _Batch("sigmoid", 29, 34, 7, sigmoid=True),
+    _Batch("with offsets, ids and a filter", 33, 38, 8, teacher=True, told=True),
 )
 # More than a tile of every backend and work for several threads: 1.1 million similarities, which
 # take Triton's interpreter minutes and a CPU seconds in dense 16-bit arithmetic.
@@ -150,6 +153,19 @@ def _ids(batch: _Batch) -> tuple[Tensor, Tensor]:
     return images, texts
 
 
+def _rules(x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Offsets and ids of the rows, and a margin."""
+    images, texts = (torch.arange(len(f), device=x.device) for f in (x, y))
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return {
+        "image_offsets": images.to(wide).cos(),
+        "text_offsets": texts.to(wide).sin(),
+        "exclude_ids": (images % 5, texts % 7),
+        "within_ids": (images % 4 - 1, texts % 3 - 1),
+        "filter_margin": _MARGIN,
+    }
+
+
 def _selection(batch: _Batch, features: list[Tensor], ids: tuple[Tensor, Tensor]):
     if batch.rounds is None:
         return None
@@ -180,6 +196,7 @@ def _fused(batch: _Batch, features: list[Tensor], ids, selection, backend: str) 
         rounds=batch.rounds,
         selection=None if selection is None else tuple(s.to(x.device) for s in selection),
         backend=backend,
+        **(_rules(x, y) if batch.told else {}),
     )
     return [loss, *torch.autograd.grad(loss, (x, y, scale))]
 
@@ -197,14 +214,41 @@ def _dense(batch: _Batch, features: list[Tensor], ids, selection) -> list[Tensor
         sign = torch.where(positive, 1, -1).to(x.dtype)
         loss = -logsigmoid(sign * (S + bias)).sum() / len(x)
         return [t.detach() for t in (loss, *torch.autograd.grad(loss, (x, y, scale, bias)))]
+    removed = torch.zeros_like(positive), torch.zeros_like(positive.T)
+    if batch.told:
+        rules, similarities = _rules(x, y), teacher_x @ teacher_y.T
+        S = S + rules["image_offsets"].to(S)[:, None] + rules["text_offsets"].to(S)
+        removed = (
+            _removed(similarities, positive, rules["exclude_ids"], rules["within_ids"]),
+            _removed(
+                similarities.T, positive.T, rules["exclude_ids"][::-1], rules["within_ids"][::-1]
+            ),
+        )
     drawn = (None, None) if selection is None else selection
-    loss = _dense_direction(S, T, positive, drawn[0])
-    loss = loss + _dense_direction(S.T, None if T is None else T.T, positive.T, drawn[1])
-    loss = loss / 2
+    of_rows = _dense_direction(S, T, positive, removed[0], drawn[0])
+    T = None if T is None else T.T
+    loss = (of_rows + _dense_direction(S.T, T, positive.T, removed[1], drawn[1])) / 2
     return [t.detach() for t in (loss, *torch.autograd.grad(loss, (x, y, scale)))]
 
 
-def _dense_direction(S: Tensor, T: Tensor | None, positive: Tensor, drawn: Tensor | None) -> Tensor:
+def _removed(
+    similarities: Tensor,
+    positive: Tensor,
+    exclude: tuple[Tensor, Tensor],
+    within: tuple[Tensor, Tensor],
+) -> Tensor:
+    """(rows, columns) pairs that are no negatives of their rows."""
+    (e, other_e), (w, other_w) = exclude, within
+    out = (e[:, None] == other_e) & (e >= 0)[:, None]
+    out |= (w[:, None] != other_w) & (w >= 0)[:, None] & (other_w >= 0)
+    mean = (similarities * positive).sum(1) / positive.sum(1).clamp(min=1)
+    limit = torch.where(positive.any(1), mean - _MARGIN + 1e-4, torch.inf)
+    return (out | (similarities > limit[:, None])) & ~positive
+
+
+def _dense_direction(
+    S: Tensor, T: Tensor | None, positive: Tensor, removed: Tensor, drawn: Tensor | None
+) -> Tensor:
     """Mean of a h over the rows with a positive, plus the mean of (1 - a) q over all rows."""
     if drawn is None:
         weights = positive.to(S.dtype)
@@ -216,7 +260,7 @@ def _dense_direction(S: Tensor, T: Tensor | None, positive: Tensor, drawn: Tenso
             (rows[taken], drawn[taken]), torch.ones((), dtype=S.dtype), accumulate=True
         )
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    negatives = S.masked_fill(positive, -torch.inf)
+    negatives = S.masked_fill(positive | removed, -torch.inf)
     # The denominator of pair (i, k) holds it and the negatives of row i: never a positive else.
     alone = torch.logaddexp(S, negatives.logsumexp(1, keepdim=True))
     hard = (weights * (alone - S)).sum() / positive.any(1).sum()
