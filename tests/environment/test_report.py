@@ -136,7 +136,7 @@ def test_an_error_in_a_backend_is_a_failure_with_its_words(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "blocked on cpu, float32" in printed
     assert "FAILED: RuntimeError: no more tiles" in printed
-    assert "16 of 20 FAILED" in printed
+    assert "20 of 24 FAILED" in printed
 
 
 def test_a_backend_that_does_not_load_is_unavailable(monkeypatch):
