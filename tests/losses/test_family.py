@@ -22,9 +22,29 @@ NAMED = {
         PLAIN, text_queue="folds", image_queue="folds", soft_weight="number", label_smoothing=0.1
     ),
     "everything": Choice(
-        "rows", True, None, 0.1, 0.25, True, True, True, "folds", "folds", False, "none", "rows"
+        soft_weight="rows",
+        teacher_logit_scale=True,
+        label_smoothing=0.1,
+        image_to_text_weight=0.25,
+        image_weights=True,
+        text_weights=True,
+        pair_weights=True,
+        text_queue="folds",
+        image_queue="folds",
+        reduction="none",
+        logit_scale="rows",
     ),
+    "filter alone": replace(PLAIN, filter_margin="relative"),
 }
+RULES = {
+    "image_offsets": "both",
+    "teacher_image_offsets": True,
+    "exclude_ids": True,
+    "within_ids": True,
+    "filter_margin": "absolute",
+}
+NAMED["told"] = replace(NAMED["soft"], **RULES)
+NAMED["everything, told"] = replace(NAMED["everything"], **RULES)
 
 DEGENERATE = [
     "rows without positives",
