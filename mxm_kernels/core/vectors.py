@@ -37,12 +37,7 @@ def as_row_vector(name: str, value: object, rows: Tensor, dtype: torch.dtype) ->
     checks.check_dense(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-    if value.shape != (len(rows),):
-        raise ValueError(f"{name} must have shape ({len(rows)},), got {tuple(value.shape)}")
-    if value.device != rows.device:
-        raise ValueError(
-            f"{name} must be on the device of the features, {rows.device}, got {value.device}"
-        )
+    _check_beside(name, value, rows)
     return as_saved(value).to(dtype)
 
 
@@ -93,10 +88,15 @@ def as_ids(name: str, value: object, rows: Tensor) -> Tensor:
     checks.check_dense(name, value)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {value.dtype}")
+    _check_beside(name, value, rows)
+    return as_saved(value)
+
+
+def _check_beside(name: str, value: Tensor, rows: Tensor) -> None:
+    """One entry for each of ``rows`` (rows, D), on their device."""
     if value.shape != (len(rows),):
         raise ValueError(f"{name} must have shape ({len(rows)},), got {tuple(value.shape)}")
     if value.device != rows.device:
         raise ValueError(
             f"{name} must be on the device of the features, {rows.device}, got {value.device}"
         )
-    return as_saved(value)
