@@ -27,10 +27,10 @@ numbers for a column forward and 2 back with a teacher, 1 and 1 without:
     pairs           4 for each that straddles ranks, each way
     ids             (W - 1) (M_r + N_r) 8
     rules           (W - 1) N_r 4 or 8 for each that is given (offsets, ids, thresholds), and
-                    (N - N_r) 4 back for offsets
+                    (N - N_r) 4 back for offsets; k is up to 2 more forward, 1 more back
 
-bench/models/traffic.py has the exact number. Each rank's dy is rounded to the dtype of the
-features before it is sent. gloo on CPUs is tested; NCCL has the same collectives.
+bench/models/traffic.py has the exact number without rules. Each rank's dy is rounded to the dtype
+of the features before it is sent. gloo on CPUs is tested; NCCL has the same collectives.
 """
 
 from __future__ import annotations
