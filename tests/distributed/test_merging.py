@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from mxm_kernels.backends.interface import Upstream
-from mxm_kernels.distributed.merging import merge, names_of, shared_out, unpacked, with_columns
+from mxm_kernels.distributed.merging import (
+    Merged,
+    merge,
+    names_of,
+    shared_out,
+    unpacked,
+    whole_of,
+    with_columns,
+)
 
 W, ROWS = 4, 50
-NAMES = names_of(teacher=True, diagnostics=True, neg_sum=True)
+NAMES = names_of(teacher=True, diagnostics=True, neg_sum=True, removes=True)
+SUMS = "teacher_mean", "neg_sum", "entropy", "num_negatives"  # 0 where there is nothing
 
 
 def _parts(level: float) -> torch.Tensor:
@@ -18,8 +27,7 @@ def _parts(level: float) -> torch.Tensor:
     made[..., NAMES.index("teacher_lse")] += level
     made[..., NAMES.index("entropy")] = made[..., NAMES.index("entropy")].abs()
     for name in NAMES:
-        nothing = 0.0 if name in ("teacher_mean", "neg_sum", "entropy") else -torch.inf
-        made[1, :, NAMES.index(name)] = nothing
+        made[1, :, NAMES.index(name)] = 0.0 if name in SUMS else -torch.inf
     return made.float().double()
 
 
@@ -31,6 +39,8 @@ def _expected(parts: torch.Tensor) -> dict[str, torch.Tensor]:
         "neg_lse": p.neg_lse.logsumexp(0),
         "teacher_mean": (shares * p.teacher_mean).sum(0),
         "neg_sum": p.neg_sum.sum(0),
+        "excluded_lse": p.excluded_lse.logsumexp(0),
+        "num_negatives": p.num_negatives.sum(0),
         "teacher_lse": p.teacher_lse.logsumexp(0),
         "hardest": p.hardest.amax(0),
         "entropy": (shares * (p.entropy + surprise)).sum(0),
@@ -52,14 +62,16 @@ def test_merged_averages_lose_no_more_than_their_own_rounding(level):
 
 @pytest.mark.parametrize("teacher", [False, True])
 @pytest.mark.parametrize("neg_sum", [False, True])
-def test_gradients_are_those_of_the_merge(teacher, neg_sum):
-    names = names_of(teacher, diagnostics=False, neg_sum=neg_sum)
+@pytest.mark.parametrize("removes", [False, True])
+def test_gradients_are_those_of_the_merge(teacher, neg_sum, removes):
+    names = names_of(teacher, diagnostics=False, neg_sum=neg_sum, removes=removes)
     every = unpacked(_parts(3.0), NAMES)
     parts = torch.stack([getattr(every, name) for name in names], -1)
     g = torch.Generator().manual_seed(1)
-    n, u, m = (torch.randn(ROWS, generator=g, dtype=torch.float64) for _ in range(3))
-    empty = n.new_empty(0)
-    d = Upstream(n, empty, u if teacher else empty, m if neg_sum else empty)
+    n, u, m, e = (torch.randn(ROWS, generator=g, dtype=torch.float64) for _ in range(4))
+    empty, excludes = n.new_empty(0), teacher and removes
+    given = u if teacher else empty, m if neg_sum else empty, e if excludes else empty
+    d = Upstream(n, empty, *given)
     leaf = parts.clone().requires_grad_()
     p = unpacked(leaf, names)
     total = (p.neg_lse.logsumexp(0) * n).sum()
@@ -67,10 +79,11 @@ def test_gradients_are_those_of_the_merge(teacher, neg_sum):
         total = total + ((p.teacher_lse.detach().softmax(0) * p.teacher_mean).sum(0) * u).sum()
     if neg_sum:
         total = total + (p.neg_sum.sum(0) * m).sum()
+    if excludes:
+        total = total + (p.excluded_lse.logsumexp(0) * e).sum()
     (expected,) = torch.autograd.grad(total, leaf)
-    whole = merge(parts, names)
-    made = shared_out(d, slice(None), parts, whole.neg_lse, whole.teacher_lse, names)
-    there = [name for name in ("neg_lse", "teacher_mean", "neg_sum") if name in names]
+    made = shared_out(d, slice(None), parts, whole_of(merge(parts, names)), names)
+    there = [name for name in Upstream._fields if name in names]
     columns = [names.index(name) for name in there]
     torch.testing.assert_close(made, expected[..., columns].nan_to_num())
     joined = with_columns(d, 2, made[0], names)
@@ -80,4 +93,4 @@ def test_gradients_are_those_of_the_merge(teacher, neg_sum):
 
 def test_what_there_is_not_stays_empty():
     made = merge(torch.randn(W, ROWS, 1), names_of(False, False, False))
-    assert [len(v) for v in made] == [ROWS, 0, 0, 0, 0, 0]
+    assert [len(v) for v in made] == [ROWS] + [0] * (len(Merged._fields) - 1)
