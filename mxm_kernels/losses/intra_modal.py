@@ -293,9 +293,8 @@ class IntraModalLoss(Loss):
     Example:
         >>> from mxm_kernels import IntraModalLoss
         >>> IntraModalLoss(rounds=4)  # doctest: +NORMALIZE_WHITESPACE
-        IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, filter_margin=None,
-                       filter_strategy='absolute', reduction='mean', backend=None,
-                       process_group=None, gather='all')
+        IntraModalLoss(mask_positives=True, rounds=4, soft_weight=0.0, reduction='mean',
+                       backend=None, process_group=None, gather='all')
     """
 
     function = staticmethod(fused_intra_modal_loss)
@@ -318,13 +317,13 @@ class IntraModalLoss(Loss):
             "soft_weight": soft_weight,
         }
         shared: HyperParameters = {
-            "filter_margin": filter_margin,
-            "filter_strategy": filter_strategy,
             "reduction": reduction,
             "backend": backend,
             "process_group": process_group,
             "gather": gather,
         }
+        if filter_margin is not None or filter_strategy != "absolute":
+            shared |= {"filter_margin": filter_margin, "filter_strategy": filter_strategy}
         super().__init__(hyper_parameters, shared)
 
     def forward(
