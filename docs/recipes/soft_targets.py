@@ -17,7 +17,7 @@ def one_pair(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Ten
 
 
 def rows_of(x: Tensor, y: Tensor, logit_scale: float | Tensor, options: Options) -> Rows:
-    """The rows, of which a soft target reads all columns."""
+    """The rows. A soft target reads all columns of a row."""
     if "image_offsets" in options or "text_offsets" in options:
         raise TypeError("soft targets take no image_offsets or text_offsets: the target lacks them")
     return contrastive_rows(x, y, one_pair(x, y), logit_scale=logit_scale, **options)

@@ -241,8 +241,8 @@ def _around(
     """Send the blocks around, and the sum of each one's dy behind it, home to its rank.
 
     ``block_gradient`` gives dx, dy and those of the scalars for one block; ``like`` are x, y
-    and the scalars, of which ``needs`` says first which are wanted. Sums are in the dtype of the
-    scalars.
+    and the scalars. ``needs`` begins with which of their gradients are wanted. Sums are in the
+    dtype of the scalars.
     """
     ranks, dtype = shard.ranks, like[2].dtype
     totals = [torch.zeros_like(t, dtype=dtype) for t in like]

@@ -119,7 +119,7 @@ def sigmoid_inputs(
     tables: FoldTables | PairTables,
     rules: PairRules,
 ) -> tuple[Tensor | None, ...]:
-    """The inputs of the sigmoid operators, of which no teacher is one."""
+    """The inputs of the sigmoid operators. They have no teacher."""
     told = rules.logit_offsets, rules.exclude_ids, rules.within_ids
     return x, y, scale, bias, *pair_tables(tables), *told
 

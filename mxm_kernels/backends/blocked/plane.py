@@ -159,13 +159,14 @@ class Workspace:
         """<X_i, Y_j> of a tile, by which the filter decides."""
         p = self.problem
         assert p.teacher_x is not None and p.teacher_y is not None
-        dtype = self.problem.accumulator
-        a, b = p.teacher_x[slice(*tile.rows)].to(dtype), p.teacher_y[slice(*tile.cols)].to(dtype)
-        return torch.mm(a, b.T, out=self.take(1, tile))
+        return self._logits(self.take(1, tile), tile, p.teacher_x, p.teacher_y)
 
-    def _logits(self, out: Tensor, tile: Tile, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    def _logits(
+        self, out: Tensor, tile: Tile, x: Tensor, y: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
         dtype = self.problem.accumulator
-        a = x[slice(*tile.rows)].to(dtype) * scale
+        a = x[slice(*tile.rows)].to(dtype)
+        a = a if scale is None else a * scale
         b = y[slice(*tile.cols)].to(dtype)
         return torch.mm(a, b.T, out=out)
 
