@@ -26,7 +26,7 @@ from bench.batch import Batch
 from bench.cases import PAPER, Case
 from bench.markdown import seconds, table
 from bench.studies import command
-from bench.timing import DEFAULT_THREADS, MOST_REPEATS
+from bench.timing import MOST_REPEATS
 from mxm_kernels import Folds, fused_info_nce_loss, fused_mfh_loss, fused_siglip_loss
 
 CPU = torch.device("cpu")
@@ -107,6 +107,7 @@ def inputs_of(measured: Measured) -> dict[str, tuple[str, ...]]:
 
 def turns(steps: dict[str, Callable[[], Tensor]], budget: float) -> dict[str, list[float]]:
     """The processor's seconds of every step in every turn, on one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     spent: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(2):  # to warm up
@@ -119,7 +120,7 @@ def turns(steps: dict[str, Callable[[], Tensor]], budget: float) -> dict[str, li
             start = process_time()
             step()
             spent[name].append(process_time() - start)
-    torch.set_num_threads(DEFAULT_THREADS)
+    torch.set_num_threads(threads)
     return spent
 
 

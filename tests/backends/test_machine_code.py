@@ -130,19 +130,19 @@ def _bf16(records, kernel):
 def test_exponentials_of_an_entry(records):
     """Exact maxima take one for the row and one for the column, of S and of T.
 
-    The gradient's serve both, and few more are for the normalisers of rows and columns: more of
-    the smaller tile that sm_80 has for the sums over the negatives. Under rules the gradient has
-    two as well, and T that is compared alone has none.
+    The gradient's serve both, and under rules it has two as well; T that is compared alone has
+    none. Few more are for the normalisers of rows and columns (under rules Triton 3.8 has some
+    where 3.6 has none): more of the smaller tile that sm_80 has for the sums over the negatives.
     """
-    for kernel, each in (("statistics", 2), ("gradient", 1)):
+    for kernel, plain in (("statistics", 2), ("gradient", 1)):
         for record in _bf16(records, kernel):
+            if record["target"] not in ("sm_80", "sm_90"):
+                continue
             smaller = record["target"] == "sm_80" and record["neg_sum"]
             matrices = 1 + (record["teacher"] and not record["filter"])
-            found = record.get("exponentials_each", 0) / matrices
-            if record["target"] in ("sm_80", "sm_90") and record["told"]:
-                assert found == 2
-            elif record["target"] in ("sm_80", "sm_90") and not (record["pointers"] or smaller):
-                assert 1 <= found / each < 1.3
+            each = 2 if record["told"] else plain
+            if record["told"] or not (record["pointers"] or smaller):
+                assert 1 <= record["exponentials_each"] / matrices / each < 1.3
 
 
 def test_tiles_are_loaded_and_stored_16_bytes_at_a_time(records):
