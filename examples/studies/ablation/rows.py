@@ -11,12 +11,16 @@ from mxm_kernels import (
     fold_mean,
     fused_hard_loss,
     fused_info_nce_loss,
+    fused_intra_modal_loss,
+    fused_self_distillation_loss,
     fused_soft_loss,
     fused_supcon_loss,
 )
 from mxm_kernels.data import MultifoldBatch
 
-Aggregate = Literal["", "images", "texts"]
+Aggregate = Literal["", "images", "texts", "both"]
+# Robust-XR raises its share of soft targets with the training; here from 0 to this, step by step.
+LAST_SOFT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -26,31 +30,41 @@ class Row:
     Args:
         name: as the table shows it.
         loss: "group" (CLIP on the group matrix), "masked" (the same, other positives masked),
-            "all" (every positive), "soft" (the teacher alone) or "hard" (random selection).
+            "all" (every positive), "soft" (the teacher alone), "hard" (random selection) or
+            "distilled" (Robust-XR: a growing share of the rows has soft targets).
         rounds: of the random selection; None is their expectation, "m" the mean number of
             captions of an instance.
         soft: mix in the soft loss against a momentum teacher.
-        aggregate: the side whose features are averaged over each instance, before the loss and
+        aggregate: the sides whose features are averaged over each instance, before the loss and
             in retrieval.
         pairs: draw one image and one caption of each instance, as CLIP is trained; None, or how
-            many there are in a batch and for how long: see `experiment.py`.
+            many there are in a batch and for how long: see `settings.py`.
+        intra_modal: weight of the loss inside each modality, beside the loss across them.
+        retrieval: the sides that are averaged in retrieval alone.
 
     """
 
     name: str
-    loss: Literal["group", "masked", "all", "soft", "hard"]
+    loss: Literal["group", "masked", "all", "soft", "hard", "distilled"]
     rounds: int | Literal["m"] | None = None
     soft: bool = False
     aggregate: Aggregate = ""
     pairs: Literal["", "equal instances", "equal rows", "equal time"] = ""
+    intra_modal: float = 0.0
+    retrieval: Aggregate = ""
 
     @property
     def has_teacher(self) -> bool:
         """Whether a momentum teacher is trained along."""
         return self.soft or self.loss == "soft"
 
+    @property
+    def side(self) -> Aggregate:
+        """The sides that retrieval averages: only rows with the same are compared."""
+        return self.aggregate or self.retrieval
 
-def hard_rows(aggregate: Aggregate = "") -> list[Row]:
+
+def hard_rows() -> list[Row]:
     """Random selection with 1, m, 10 and infinitely many rounds, each without and with soft."""
     rounds: tuple[tuple[str, int | Literal["m"] | None], ...] = (
         ("1", 1),
@@ -59,7 +73,7 @@ def hard_rows(aggregate: Aggregate = "") -> list[Row]:
         ("expectation", None),
     )
     return [
-        Row(f"Hard ({name}){' + Soft' if soft else ''}", "hard", count, soft, aggregate)
+        Row(f"Hard ({name}){' + Soft' if soft else ''}", "hard", count, soft)
         for name, count in rounds
         for soft in (False, True)
     ]
@@ -87,18 +101,54 @@ CONTROLS = [
     Row("CLIP on pairs, equal rows", "masked", pairs="equal rows"),
     Row("CLIP on pairs, equal time", "masked", pairs="equal time"),
 ]
-ROWS = [*TABLE_5, *CONTROLS, *variation("images"), *variation("texts")]
+# Beside the paper's table: CLIP with momentum targets (ALBEF's), Robust-XR with its schedule, and
+# the term inside each modality that the paper's conclusion proposes.
+OTHERS = [
+    Row("CLIP on pairs + Soft", "masked", soft=True, pairs="equal instances"),
+    Row("Robust-XR on pairs", "distilled", pairs="equal instances"),
+    Row("Hard (10) + Soft + intra-modal", "hard", 10, soft=True, intra_modal=0.2),
+]
+# With both sides averaged an instance has one positive: all losses of one positive are CLIP's.
+BOTH = [
+    Row("CLIP, masked", "masked", aggregate="both"),
+    Row("CLIP + Soft", "masked", soft=True, aggregate="both"),
+    Row("Hard (10) + Soft of all observations", "hard", 10, soft=True, retrieval="both"),
+]
+ROWS = [*TABLE_5, *CONTROLS, *OTHERS, *variation("images"), *variation("texts"), *BOTH]
+
+
+Labelled = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def aggregated(
-    row: Row, images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features and ids after the aggregation of a row: its mean feature for each instance."""
-    if row.aggregate == "images":
+    sides: Aggregate, images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor
+) -> Labelled:
+    """Features and ids with the mean feature of each instance on these sides."""
+    if sides in ("images", "both"):
         images, image_ids = fold_mean(images, image_ids)
-    if row.aggregate == "texts":
+    if sides in ("texts", "both"):
         texts, text_ids = fold_mean(texts, text_ids)
     return images, texts, image_ids, text_ids
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loss of a step depends on, beside its row and features.
+
+    Args:
+        logit_scale: 1 / temperature.
+        soft_weight: weight of the soft loss, of rows that have one.
+        rounds: those of the row, with "m" filled in.
+        progress: the share of the training that is over, in [0, 1).
+        generator: of the draws.
+
+    """
+
+    logit_scale: Tensor
+    soft_weight: float
+    rounds: int | None
+    progress: float
+    generator: torch.Generator
 
 
 def loss_of(
@@ -106,32 +156,41 @@ def loss_of(
     batch: MultifoldBatch,
     student: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor] | None,
-    logit_scale: Tensor,
-    soft_weight: float,
-    rounds: int | None,
-    generator: torch.Generator,
+    step: Step,
 ) -> Tensor:
-    """Loss of a row from the features (M, D) and (N, D) of a batch.
-
-    `rounds` is the row's with "m" filled in.
-    """
+    """Loss of a row from the features (M, D) and (N, D) of a batch."""
     ids = batch.image_ids, batch.text_ids
-    x, y, *new_ids = aggregated(row, *student, *ids)
+    x, y, *new_ids = aggregated(row.aggregate, *student, *ids)
     folds = Folds.from_ids(*new_ids) if row.aggregate else batch.folds
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"logit_scale": step.logit_scale}
     if teacher is not None:
-        a, b, *_ = aggregated(row, *teacher, *ids)
-        options = {"teacher_image_features": a, "teacher_text_features": b}
-    if row.loss == "soft":
-        return fused_soft_loss(x, y, folds, logit_scale=logit_scale, **options)
+        a, b, *_ = aggregated(row.aggregate, *teacher, *ids)
+        options |= {"teacher_image_features": a, "teacher_text_features": b}
     if row.soft:
-        options["soft_weight"] = soft_weight
+        options["soft_weight"] = step.soft_weight
+    loss = across(row, (x, y), folds, options, step)
+    if not row.intra_modal:
+        return loss
+    inside = [
+        fused_intra_modal_loss(features, instances, logit_scale=step.logit_scale)
+        for features, instances in zip((x, y), new_ids, strict=True)
+    ]
+    return loss + row.intra_modal * (inside[0] + inside[1]) / 2
+
+
+def across(
+    row: Row, features: tuple[Tensor, Tensor], folds: Folds, options: dict[str, Any], step: Step
+) -> Tensor:
+    """The loss across the modalities."""
+    drawn = {"generator": step.generator}
+    if row.loss == "soft":
+        return fused_soft_loss(*features, folds, **options)
     if row.loss == "all":
-        return fused_supcon_loss(x, y, folds, logit_scale=logit_scale, **options)
+        return fused_supcon_loss(*features, folds, **options)
     if row.loss == "hard":
-        options.update(rounds=rounds, generator=generator)
-        return fused_hard_loss(x, y, folds, logit_scale=logit_scale, **options)
+        return fused_hard_loss(*features, folds, rounds=step.rounds, **drawn, **options)
+    if row.loss == "distilled":
+        share = LAST_SOFT_SHARE * step.progress
+        return fused_self_distillation_loss(*features, folds, soft_share=share, **drawn, **options)
     masked = row.loss == "masked"
-    return fused_info_nce_loss(
-        x, y, folds, logit_scale=logit_scale, mask_false_negatives=masked, **options
-    )
+    return fused_info_nce_loss(*features, folds, mask_false_negatives=masked, **options)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,7 +11,9 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 from examples.finetune.train import make_teacher
+from examples.studies.protocol.runs import PRIMARY, Point
 from mxm_kernels.data import (
+    InstanceKey,
     MultifoldBatch,
     MultifoldBatchSampler,
     MultifoldDataset,
@@ -21,25 +22,8 @@ from mxm_kernels.data import (
 from mxm_kernels.retrieval import retrieval_metrics
 
 from .features import FeatureSet
-from .rows import Row, aggregated, loss_of
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What is tuned; the last two are read by rows with a teacher alone."""
-
-    lr: float
-    temperature: float
-    soft_weight: float
-    teacher_decay: float
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How much a run computes: instances in a batch, and batches."""
-
-    batch_size: int
-    steps: int
+from .rows import Row, Step, aggregated, loss_of
+from .settings import Setting
 
 
 class Heads(nn.Module):
@@ -62,33 +46,29 @@ class Heads(nn.Module):
 
 
 def train(
-    row: Row,
-    data: FeatureSet,
-    schedule: Schedule,
-    hyperparameters: Hyperparameters,
-    seed: int,
-    width: int = 256,
+    setting: Setting, data: FeatureSet, point: Point, seed: int, width: int
 ) -> tuple[Heads, float]:
     """Train the heads; returns them and the processor seconds of the training loop.
 
     Processor time, because runs share a machine with each other.
     """
     torch.manual_seed(seed)
-    h = hyperparameters
-    student = Heads(data.images.shape[1], data.texts.shape[1], width, h.temperature)
-    teacher = make_teacher(student, h.teacher_decay) if row.has_teacher else None
-    optimizer = torch.optim.AdamW(student.parameters(), lr=h.lr, weight_decay=0.01)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=schedule.steps)
+    row = setting.row
+    student = Heads(data.images.shape[1], data.texts.shape[1], width, point.temperature)
+    teacher = make_teacher(student, setting.teacher_decay) if row.has_teacher else None
+    optimizer = torch.optim.AdamW(student.parameters(), lr=point.lr, weight_decay=0.01)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=setting.steps)
     generator = torch.Generator().manual_seed(seed)
     rounds = round(len(data.texts) / data.instances) if row.rounds == "m" else row.rounds
     start = time.process_time()
-    for batch in batches(row, data, schedule, seed):
+    for place, batch in enumerate(batches(setting, data, seed)):
         targets = None
         if teacher is not None:
             with torch.no_grad():
                 targets = teacher(batch.images, batch.texts)
-        features, scale = student(batch.images, batch.texts), student.logit_scale
-        loss = loss_of(row, batch, features, targets, scale, h.soft_weight, rounds, generator)
+        progress, scale = place / setting.steps, student.logit_scale
+        step = Step(scale, setting.soft_weight, rounds, progress, generator)
+        loss = loss_of(row, batch, student(batch.images, batch.texts), targets, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,27 +78,44 @@ def train(
     return student.eval(), time.process_time() - start
 
 
-def batches(row: Row, data: FeatureSet, schedule: Schedule, seed: int) -> Iterator[MultifoldBatch]:
-    """The batches of all steps: every observation of their instances, or one random pair each."""
-    drawn = 1 if row.pairs else None
-    dataset = MultifoldDataset(
+def row_numbers(setting: Setting, data: FeatureSet) -> MultifoldDataset:
+    """The instances with the numbers of their images and captions for what they show."""
+    return MultifoldDataset(
         range(len(data.images)),  # rows, which the collate function looks up all at once
         range(len(data.texts)),
         data.image_ids,
         data.text_ids,
-        views=drawn,
-        captions=drawn,
+        views=setting.views or None,
+        captions=setting.captions or None,
     )
-    sampler = MultifoldBatchSampler(len(dataset), schedule.batch_size, seed=seed)
+
+
+def drawn_once(setting: Setting, data: FeatureSet, seed: int) -> FeatureSet:
+    """What is left of the data where the observations of an instance are drawn only once."""
+    dataset = row_numbers(setting, data)
+    items = [dataset[InstanceKey(place, 0, seed)] for place in range(len(dataset))]
+    images = torch.tensor([row for item in items for row in item.images])
+    texts = torch.tensor([row for item in items for row in item.texts])
+    return FeatureSet(
+        data.images[images], data.texts[texts], data.image_ids[images], data.text_ids[texts]
+    )
+
+
+def batches(setting: Setting, data: FeatureSet, seed: int) -> Iterator[MultifoldBatch]:
+    """The batches of all steps, of all observations of their instances or of those drawn."""
+    if setting.drawn == "once":
+        data = drawn_once(setting, data, seed)
+    dataset = row_numbers(setting, data)
+    sampler = MultifoldBatchSampler(len(dataset), setting.batch_size, seed=seed)
     collate = partial(
         collate_multifold,
         collate_images=partial(look_up, data.images),
         collate_texts=partial(look_up, data.texts),
     )
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-    for step in range(0, schedule.steps, len(sampler)):
+    for step in range(0, setting.steps, len(sampler)):
         sampler.set_epoch(step // len(sampler))
-        for _, batch in zip(range(schedule.steps - step), loader, strict=False):
+        for _, batch in zip(range(setting.steps - step), loader, strict=False):
             yield batch
 
 
@@ -131,7 +128,9 @@ def look_up(features: Tensor, rows: Sequence[int]) -> Tensor:
 def evaluate(row: Row, heads: Heads, data: FeatureSet) -> dict[str, float]:
     """Retrieval metrics in percent (median ranks as they are), by name."""
     images, texts = heads(data.images, data.texts)
-    *features, image_ids, text_ids = aggregated(row, images, texts, data.image_ids, data.text_ids)
+    *features, image_ids, text_ids = aggregated(
+        row.side, images, texts, data.image_ids, data.text_ids
+    )
     found = retrieval_metrics(features[0], features[1], (image_ids, text_ids))
     values: dict[str, float] = {}
     for direction in ("text_to_image", "image_to_text"):
@@ -141,4 +140,4 @@ def evaluate(row: Row, heads: Heads, data: FeatureSet) -> dict[str, float]:
         values[f"{direction} NDCG"] = 100 * metrics.ndcg
         values[f"{direction} median rank"] = metrics.median_rank
     recalls = [value for name, value in values.items() if "R@" in name]
-    return {**values, "average recall": sum(recalls) / len(recalls)}
+    return {**values, PRIMARY: sum(recalls) / len(recalls)}

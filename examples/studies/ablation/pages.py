@@ -1,0 +1,2 @@
+def write_pages(report, file):  # the pages are made next
+    return ""
