@@ -1,6 +1,5 @@
 """Plot of an ablation: average recall of every row with its error, and its training time."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .report import BASELINE, SIDES, difference, key, values
+from .report import BASELINE, SIDES, difference, keyed, mean, seconds
 
 COLOURS = {"pairs": "#7f7f7f", "single": "#9ecae1", "hard": "#4292c6", "soft": "#08519c"}
 LEGEND = {
-    "pairs": "CLIP on pairs",
+    "pairs": "on pairs",
     "single": "one loss for the group",
     "hard": "hard",
     "soft": "hard + soft",
@@ -33,15 +32,15 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     """Draw the report."""
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "ablation"  # the same file from the same report
-    results = {key(result["row"]): result for result in report["results"]}
-    sides = [side for side in SIDES if any(aggregate == side for _, aggregate in results)]
-    heights = [sum(aggregate == side for _, aggregate in results) + 1.5 for side in sides]
+    results = keyed(report)
+    sides = [side for side in SIDES if any(panel == side for panel, *_ in results)]
+    heights = [sum(panel == side for panel, *_ in results) + 1.5 for side in sides]
     figure = Figure(figsize=(11, 0.36 * sum(heights) + 1), layout="constrained")
     grid: Any = figure.subplots(
         len(sides), 2, sharey="row", height_ratios=heights, squeeze=False, width_ratios=(2, 1)
     )
     for (recall_axes, time_axes), side in zip(grid, sides, strict=True):
-        shown = [result for (_, aggregate), result in results.items() if aggregate == side]
+        shown = [result for (panel, *_), result in results.items() if panel == side]
         draw_recalls(recall_axes, shown, results, side)
         draw_times(time_axes, shown)
     grid[-1][0].set_xlabel("average recall, difference from CLIP, masked, in percent points")
@@ -58,12 +57,11 @@ def draw_recalls(axes: Axes, shown: list[dict], results: dict, side: str) -> Non
 
     A row far below the others would squeeze them together: it is written at the edge instead.
     """
-    names = [result["row"]["name"] for result in shown]
-    found = [difference(results, (name, side), (BASELINE, side)) for name in names]
+    names = [result["curve"] for result in shown]
+    found = [difference(results, (side, name, 0.0), (side, BASELINE, 0.0)) for name in names]
     floor = np.quantile([d.mean for d in found], 0.25) - 15
     axes.axvline(0, color="lightgray", zorder=0)
     for place, (result, d) in enumerate(zip(shown, found, strict=True)):
-        mean = statistics.fmean(values(result))
         if d.mean < floor:
             axes.annotate(
                 f"\N{LEFTWARDS ARROW} {d.mean:+.1f}",
@@ -71,15 +69,20 @@ def draw_recalls(axes: Axes, shown: list[dict], results: dict, side: str) -> Non
                 xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=8,
-                color=COLOURS[kind(result["row"])],
+                color=COLOURS[kind(result["setting"]["row"])],
             )
         else:
             reach = [[d.mean - d.low], [d.high - d.mean]] if np.isfinite(d.low) else None
             axes.errorbar(
-                d.mean, place, xerr=reach, fmt="o", capsize=3, color=COLOURS[kind(result["row"])]
+                d.mean,
+                place,
+                xerr=reach,
+                fmt="o",
+                capsize=3,
+                color=COLOURS[kind(result["setting"]["row"])],
             )
         axes.annotate(
-            f"{mean:.1f}",
+            f"{mean(result):.1f}",
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -94,9 +97,9 @@ def draw_recalls(axes: Axes, shown: list[dict], results: dict, side: str) -> Non
 
 def draw_times(axes: Axes, shown: list[dict]) -> None:
     """Median training time of every row."""
-    seconds = [statistics.median(result["seconds"]) for result in shown]
-    colours = [COLOURS[kind(result["row"])] for result in shown]
-    bars = axes.barh(range(len(shown)), seconds, color=colours, height=0.6)
+    times = [seconds(result) for result in shown]
+    colours = [COLOURS[kind(result["setting"]["row"])] for result in shown]
+    bars = axes.barh(range(len(shown)), times, color=colours, height=0.6)
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.margins(x=0.15)
     axes.tick_params(labelleft=False, left=False)

@@ -1,11 +1,12 @@
-"""Tables of an ablation, in Markdown, from its JSON report."""
+"""Tables of the ablation's rows, in Markdown, from its JSON report."""
 
 import statistics
 from typing import Any
 
-from .contrasts import Contrast, contrast
-from .experiment import SELECTED_BY
-from .rows import Row
+from examples.studies.protocol.contrasts import Contrast, contrast, holm
+from examples.studies.protocol.runs import PRIMARY
+
+from .studies import STUDIES, Question
 
 PM = "\N{PLUS-MINUS SIGN}"
 COLUMNS = {
@@ -16,6 +17,7 @@ SIDES = {
     "": "Every image and every caption",
     "images": "Aggregated images: the mean feature of an instance's images, and its captions",
     "texts": "Aggregated texts: the mean feature of an instance's captions, and its images",
+    "both": "Both aggregated: the mean features of an instance's images and of its captions",
 }
 BASELINE = "CLIP, masked"
 QUESTIONS = [
@@ -33,116 +35,162 @@ QUESTIONS = [
     ("Soft beside the expectation", "Hard (expectation) + Soft", "Hard (expectation)"),
     ("MFH instead of CLIP on pairs", "Hard (10) + Soft", "CLIP on pairs"),
     ("MFH, CLIP with equal rows", "Hard (10) + Soft", "CLIP on pairs, equal rows"),
-    ("MFH, CLIP with equal time", "Hard (10) + Soft", "CLIP on pairs, equal time"),
+    ("Soft beside both means", "CLIP + Soft", "CLIP, masked"),
+    ("Training on all, not on means", "Hard (10) + Soft of all observations", "CLIP, masked"),
 ]
 
-
-def key(row: dict[str, Any] | Row) -> tuple[str, str]:
-    """Name and side of a row, which tell it from the others."""
-    fields = row if isinstance(row, dict) else vars(row)
-    return fields["name"], fields["aggregate"]
+Key = tuple[str, str, float]
 
 
-def values(result: dict[str, Any], metric: str = SELECTED_BY) -> list[float]:
-    """A metric of every split."""
-    return [run[metric] for run in result["runs"]]
+def key(result: dict[str, Any]) -> Key:
+    """Panel, curve and place of a cell, which tell it from the others."""
+    return result["panel"], result["curve"], result["x"]
 
 
-def difference(results: dict, first: tuple[str, str], second: tuple[str, str]) -> Contrast:
-    """Paired difference of two rows' average recall."""
+def values(result: dict[str, Any], metric: str = PRIMARY) -> list[list[float]]:
+    """A metric of every split and seed."""
+    return [[run[metric] for run in split] for split in result["runs"]]
+
+
+def mean(result: dict[str, Any], metric: str = PRIMARY) -> float:
+    """Mean of a metric over all runs."""
+    return statistics.fmean(map(statistics.fmean, values(result, metric)))
+
+
+def seconds(result: dict[str, Any]) -> float:
+    """Median of the training times."""
+    return statistics.median(second for split in result["seconds"] for second in split)
+
+
+def difference(results: dict[Key, dict[str, Any]], first: Key, second: Key) -> Contrast:
+    """Paired difference of two cells' average recall."""
     return contrast(values(results[first]), values(results[second]))
+
+
+def keyed(report: dict[str, Any]) -> dict[Key, dict[str, Any]]:
+    """Results by panel, curve and place."""
+    return {key(result): result for result in report["results"]}
+
+
+def primary_table(report: dict[str, Any]) -> str:
+    """The differences that were asked for before the runs, with Holm's correction."""
+    results = keyed(report)
+    asked: list[Question] = [
+        q for q in STUDIES[report["study"]].questions if q.first in results and q.second in results
+    ]
+    found = [difference(results, q.first, q.second) for q in asked]
+    adjusted = holm([f.p for f in found])
+    lines = [
+        "| question | difference in average | 95 % interval | smallest that could be seen "
+        "| p, Holm | so it is |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for question, f, p in zip(asked, found, adjusted, strict=True):
+        verdict = f.verdict if p < 0.05 else "no difference seen"
+        lines.append(
+            f"| {question.name} | {f.mean:+.2f} {PM} {f.stderr:.2f} "
+            f"| {f.low:+.2f} to {f.high:+.2f} | {f.smallest:.2f} | {p:.3f} | {verdict} |"
+        )
+    return "\n".join(lines)
 
 
 def tables(report: dict[str, Any]) -> str:
     """The whole page."""
-    results = {key(result["row"]): result for result in report["results"]}
+    results = keyed(report)
     parts = [introduction(report)]
     for side, title in SIDES.items():
-        shown = [r for (_, aggregate), r in results.items() if aggregate == side]
+        shown = [r for (panel, *_), r in results.items() if panel == side]
         if shown:
             parts.append(f"**{title}**\n\n{side_table(shown, results, side)}")
-    parts.append(f"**Questions**\n\n{question_table(results)}")
+    parts.append(f"**Questions asked before the runs**\n\n{primary_table(report)}")
+    parts.append(f"**Other differences**\n\n{question_table(results)}")
     parts.append(compute(report))
     return "\n\n".join(parts) + "\n"
 
 
 def summary(report: dict[str, Any]) -> str:
     """The part for a first look: the table of all observations in short, and what it was given."""
-    results = {key(result["row"]): result for result in report["results"]}
+    results = keyed(report)
     lines = [
         f"| loss | text to image R@1 | image to text R@1 | average | difference from {BASELINE} "
         "| time |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for (name, aggregate), result in results.items():
-        if aggregate:
+    for (side, name, _), result in results.items():
+        if side:
             continue
-        first = [statistics.fmean(values(result, f"{d} R@1")) for d in COLUMNS.values()]
-        away = difference(results, (name, ""), (BASELINE, ""))
-        shown = "" if name == BASELINE else f"{away.mean:+.2f} {PM} {away.stderr:.2f}"
+        first = [mean(result, f"{d} R@1") for d in COLUMNS.values()]
         lines.append(
-            f"| {name} | {first[0]:.2f} | {first[1]:.2f} "
-            f"| {statistics.fmean(values(result)):.2f} | {shown} "
-            f"| {statistics.median(result['seconds']):.1f} s |"
+            f"| {name} | {first[0]:.2f} | {first[1]:.2f} | {mean(result):.2f} "
+            f"| {away(results, result)} | {seconds(result):.1f} s |"
         )
     return "\n\n".join([introduction(report), "\n".join(lines), compute(report)]) + "\n"
+
+
+def away(results: dict[Key, dict[str, Any]], result: dict[str, Any]) -> str:
+    """Difference of a row from the baseline of its side, for a table."""
+    baseline = (result["panel"], BASELINE, 0.0)
+    if key(result) == baseline:
+        return ""
+    found = difference(results, key(result), baseline)
+    return f"{found.mean:+.2f} {PM} {found.stderr:.2f}"
 
 
 def introduction(report: dict[str, Any]) -> str:
     """What was measured, and how to read it."""
     plan, data = report["plan"], report["data"]
-    left_out = len(data.get("left_out", ()))  # reports of old have none
+    left_out = len(data["left_out"])
     without = f" ({left_out} more could not be rendered and are left out)" if left_out else ""
+    seeds = f" with {plan['seeds']} seeds each" if plan["seeds"] > 1 else ""
     return (
         f"Linear heads on frozen encoders, {data['name']}: {data['instances']} instances{without}, "
-        f"{data['images']} images, {data['texts']} captions. Mean over {plan['splits']} splits, "
-        f"in percent; *average* is the mean of R@1, R@5 and R@10 of both directions; "
-        f"*{PM}* after a paired difference is its standard error, enlarged for overlapping "
-        f"training sets. Each row has the best of {plan['trials']} settings on validation "
-        f"instances that are in no test set."
+        f"{data['images']} images, {data['texts']} captions. Mean over {plan['splits']} "
+        f"splits{seeds}, in percent; *average* is the mean of R@1, R@5 and R@10 of both "
+        f"directions; *{PM}* after a paired difference is its standard error over the splits, "
+        f"enlarged for overlapping training sets. {report['tuning']}"
     )
 
 
-def side_table(shown: list[dict], results: dict, side: str) -> str:
-    """The rows of one side: recalls, difference from the masked CLIP, time."""
+def side_table(shown: list[dict], results: dict[Key, dict[str, Any]], side: str) -> str:
+    """The rows of one side: recalls, difference from the masked CLIP, what was chosen, time."""
     heads = [f"{title} R@{k}" for title in COLUMNS for k in (1, 5, 10)]
+    more = ["average", f"difference from {BASELINE}", "rate", "temperature", "time"]
     lines = [
-        "| loss | " + " | ".join([*heads, "average", f"difference from {BASELINE}", "time"]) + " |",
-        "|---|" + "---:|" * (len(heads) + 3),
+        "| loss | " + " | ".join([*heads, *more]) + " |",
+        "|---|" + "---:|" * (len(heads) + len(more)),
     ]
     for result in shown:
         recalls = [
-            f"{statistics.fmean(values(result, f'{direction} R@{k}')):.2f}"
+            f"{mean(result, f'{direction} R@{k}'):.2f}"
             for direction in COLUMNS.values()
             for k in (1, 5, 10)
         ]
-        average = values(result)
-        deviation = statistics.stdev(average) if len(average) > 1 else 0.0
-        name = result["row"]["name"]
-        away = difference(results, (name, side), (BASELINE, side))
+        point = result["point"]
         cells = [
             *recalls,
-            f"{statistics.fmean(average):.2f} {PM} {deviation:.2f}",
-            "" if name == BASELINE else f"{away.mean:+.2f} {PM} {away.stderr:.2f}",
-            f"{statistics.median(result['seconds']):.1f} s",
+            f"{mean(result):.2f}",
+            away(results, result),
+            f"{point['lr']:.2g}{'*' if result['at_edge'] else ''}",
+            f"{point['temperature']:.2g}",
+            f"{seconds(result):.1f} s",
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {result['curve']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def question_table(results: dict) -> str:
-    """Paired differences that the rows are there to show."""
+def question_table(results: dict[Key, dict[str, Any]]) -> str:
+    """More paired differences, without a correction for their number."""
     lines = [
         "| question | difference in average | 95 % interval | so it is |",
         "|---|---:|---:|---|",
     ]
     for side in SIDES:
         for question, first, second in QUESTIONS:
-            rows = (first, side), (second, side)
+            rows = (side, first, 0.0), (side, second, 0.0)
             if not all(row in results for row in rows):
                 continue
             found = difference(results, *rows)
-            where = {"": "", "images": ", aggregated images", "texts": ", aggregated texts"}[side]
+            where = f", {SIDES[side].split(':')[0].lower()}" if side else ""
             lines.append(
                 f"| {question}{where} | {found.mean:+.2f} {PM} {found.stderr:.2f} "
                 f"| {found.low:+.2f} to {found.high:+.2f} | {found.verdict} |"
@@ -157,22 +205,25 @@ def question_table(results: dict) -> str:
 def compute(report: dict[str, Any]) -> str:
     """What every row was given."""
     plan, data, ran_on = report["plan"], report["data"], report["machine"]
-    base = report["results"][0]["schedule"]
+    base = report["results"][0]["setting"]
+    images, texts = (data[k] / data["instances"] * base["batch_size"] for k in ("images", "texts"))
     lines = [
         f"Compute: every row trains for {base['steps']} steps of {base['batch_size']} instances, "
-        f"about {data['images_in_batch']:.0f} images and {data['texts_in_batch']:.0f} captions; "
-        "CLIP on pairs has one of each instance."
+        f"about {images:.0f} images and {texts:.0f} captions; "
+        "rows on pairs have one of each instance."
     ]
     for result in report["results"]:
-        schedule = result["schedule"]
-        if schedule != base:
+        setting = result["setting"]
+        if (setting["batch_size"], setting["steps"]) != (base["batch_size"], base["steps"]):
             lines.append(
-                f"*{result['row']['name']}*: {schedule['steps']} steps of "
-                f"{schedule['batch_size']} instances."
+                f"*{result['curve']}*: {setting['steps']} steps of "
+                f"{setting['batch_size']} instances."
             )
+    if any(result["at_edge"] for result in report["results"]):
+        lines.append("An asterisk: the best rate or temperature is the last that was tried.")
     lines.append(
-        f"m = {data['m']}. Times are processor seconds of a training run (median), one thread of "
-        f"{ran_on['processor']}, {plan['workers']} runs at a time, "
-        f"torch {report['versions']['torch']}."
+        f"m = {data['m']}. Heads of width {plan['width']}. Times are processor seconds of a "
+        f"training run (median), one thread of {ran_on['processor']}, {plan['workers']} runs at "
+        f"a time, torch {report['versions']['torch']}."
     )
     return " ".join(lines)

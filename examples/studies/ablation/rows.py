@@ -83,8 +83,6 @@ def variation(aggregate: Aggregate) -> list[Row]:
     """The rows that are repeated with one side aggregated."""
     return [
         Row("CLIP, masked", "masked", aggregate=aggregate),
-        Row("All", "all", aggregate=aggregate),
-        Row("Hard (10)", "hard", 10, aggregate=aggregate),
         Row("Hard (10) + Soft", "hard", 10, soft=True, aggregate=aggregate),
     ]
 
@@ -163,6 +161,8 @@ def loss_of(
     x, y, *new_ids = aggregated(row.aggregate, *student, *ids)
     folds = Folds.from_ids(*new_ids) if row.aggregate else batch.folds
     options: dict[str, Any] = {"logit_scale": step.logit_scale}
+    if row.loss in ("hard", "distilled"):
+        options["generator"] = step.generator
     if teacher is not None:
         a, b, *_ = aggregated(row.aggregate, *teacher, *ids)
         options |= {"teacher_image_features": a, "teacher_text_features": b}
@@ -182,15 +182,14 @@ def across(
     row: Row, features: tuple[Tensor, Tensor], folds: Folds, options: dict[str, Any], step: Step
 ) -> Tensor:
     """The loss across the modalities."""
-    drawn = {"generator": step.generator}
     if row.loss == "soft":
         return fused_soft_loss(*features, folds, **options)
     if row.loss == "all":
         return fused_supcon_loss(*features, folds, **options)
     if row.loss == "hard":
-        return fused_hard_loss(*features, folds, rounds=step.rounds, **drawn, **options)
+        return fused_hard_loss(*features, folds, rounds=step.rounds, **options)
     if row.loss == "distilled":
         share = LAST_SOFT_SHARE * step.progress
-        return fused_self_distillation_loss(*features, folds, soft_share=share, **drawn, **options)
+        return fused_self_distillation_loss(*features, folds, soft_share=share, **options)
     masked = row.loss == "masked"
     return fused_info_nce_loss(*features, folds, mask_false_negatives=masked, **options)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from .rows import Row
 
+Drawn = Literal["once", "each step"]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -29,7 +31,7 @@ class Setting:
     teacher_decay: float = 0.99
     views: int = 0
     captions: int = 0
-    drawn: Literal["once", "each step"] = "each step"
+    drawn: Drawn = "each step"
 
 
 @dataclass(frozen=True)

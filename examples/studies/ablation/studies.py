@@ -10,14 +10,16 @@ from examples.studies.protocol.tuning import Grid, Tuning
 
 from .experiment import Cell, Lab
 from .rows import ROWS, Row
-from .settings import Setting, base_setting, sized
+from .settings import Drawn, Setting, base_setting, sized
 
 EQUAL_TIME_TO = "Hard (10) + Soft"
 SIZES = (20, 50, 100, 200)
 HARD_WEIGHTS = (1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
+CHECKED = (1.0, 0.6, 0.2)  # hard_weights at a second temperature
 DECAYS = (0.9, 0.95, 0.99, 0.995)
 LONGER = 600  # steps, since 140 leave a decay of 0.995 near its start
 SECOND_TEMPERATURE = 2.0  # times the tuned one
+DRAWN: tuple[Drawn, ...] = ("once", "each step")
 LEVELS = ((1, 1), (1, 0), (2, 0), (0, 1), (0, 2), (0, 0))  # views and captions; 0 is all
 
 MASKED = Row("CLIP, masked", "masked")
@@ -112,7 +114,7 @@ def observations(lab: Lab) -> list[Cell]:
     base = based(lab, HARD)
     made = {
         (drawn, level): replace(base, views=level[0], captions=level[1], drawn=drawn)
-        for drawn, level in product(("once", "each step"), LEVELS)
+        for drawn, level in product(DRAWN, LEVELS)
     }
     whole = replace(base, views=0, captions=0)
     made = {key: whole if key[1] == (0, 0) else setting for key, setting in made.items()}
@@ -142,8 +144,11 @@ def curves(lab: Lab) -> list[Cell]:
     mfh = replace(base, row=MFH)
     cells = [
         Cell(replace(mfh, soft_weight=1 - weight), p, edge, "hard_weight", name, weight)
-        for p, name in ((point, "tuned temperature"), (other, "twice the tuned temperature"))
-        for weight in HARD_WEIGHTS
+        for p, name, weights in (
+            (point, "tuned temperature", HARD_WEIGHTS),
+            (other, "twice the tuned temperature", CHECKED),
+        )
+        for weight in weights
     ]
     for steps in (base.steps, LONGER):
         for decay in DECAYS:

@@ -1,0 +1,139 @@
+"""Tables and plots of a study whose cells lie on curves, from its JSON report."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.studies.protocol.contrasts import contrast
+
+from .report import COLUMNS, PM, mean, primary_table, seconds, values
+from .studies import STUDIES
+
+LINES = ("#08519c", "#d95f02", "#7f7f7f")
+
+
+def panels(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Results by panel."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in report["results"]:
+        found.setdefault(result["panel"], []).append(result)
+    return found
+
+
+def reference(results: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+    """What a cell is compared with: the first of its curve, or of its panel without places."""
+    same = [r for r in results if not result["x"] or r["curve"] == result["curve"]]
+    placed = any(r["x"] for r in results)
+    return same[0] if placed else same[-1]
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole page."""
+    study, plan, data = STUDIES[report["study"]], report["plan"], report["data"]
+    parts = [
+        f"{study.title}. Linear heads of width {plan['width']} on frozen encoders, "
+        f"{data['name']}: {data['instances']} instances. Mean over {plan['splits']} splits with "
+        f"{plan['seeds']} seeds each, in percent; *average* is the mean of R@1, R@5 and R@10 of "
+        f"both directions; *{PM}* is the standard error of a paired difference over the splits, "
+        f"enlarged for overlapping training sets.",
+        f"{study.fixed} {report['tuning']}",
+        *(f"**{name}**\n\n{panel_table(shown)}" for name, shown in panels(report).items()),
+        f"**Questions asked before the runs**\n\n{primary_table(report)}",
+        f"Times are processor seconds of a training run (median), one thread of "
+        f"{report['machine']['processor']}, {plan['workers']} runs at a time, torch "
+        f"{report['versions']['torch']}. An asterisk: the best rate or temperature is the last "
+        f"that was tried.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def panel_table(shown: list[dict[str, Any]]) -> str:
+    """The cells of a panel."""
+    places = any(result["x"] for result in shown)
+    lines = [
+        "| curve | at |" if places else "| observations |",
+        "|---|---:|" if places else "|---|",
+    ]
+    heads = [f"{title} R@1" for title in COLUMNS]
+    heads += ["average", "difference", "steps", "instances", "rate", "temperature", "time"]
+    lines[0] += " " + " | ".join(heads) + " |"
+    lines[1] += "---:|" * len(heads)
+    for result in shown:
+        setting, point, other = result["setting"], result["point"], reference(shown, result)
+        found = contrast(values(result), values(other))
+        away = "" if result is other else f"{found.mean:+.2f} {PM} {found.stderr:.2f}"
+        cells = [
+            result["curve"],
+            *([f"{result['x']:g}"] if places else []),
+            *(f"{mean(result, f'{direction} R@1'):.2f}" for direction in COLUMNS.values()),
+            f"{mean(result):.2f}",
+            away,
+            f"{setting['steps']}",
+            f"{setting['batch_size']}",
+            f"{point['lr']:.2g}{'*' if result['at_edge'] else ''}",
+            f"{point['temperature']:.2g}",
+            f"{seconds(result):.1f} s",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def save_curves(report: dict[str, Any], path: Path) -> None:
+    """Draw the panels beside each other."""
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "curves"  # the same file from the same report
+    shown = panels(report)
+    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    grid: Any = figure.subplots(1, len(shown), squeeze=False, sharey=any_places(report))
+    for axes, (name, results) in zip(grid[0], shown.items(), strict=True):
+        if any(result["x"] for result in results):
+            draw_lines(axes, results)
+            axes.set_xlabel(STUDIES[report["study"]].x_label or name)
+        else:
+            draw_bars(axes, results)
+            axes.set_xlabel("average recall, percent")
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    if any_places(report):
+        grid[0][0].set_ylabel("average recall, percent")
+        grid[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def any_places(report: dict[str, Any]) -> bool:
+    """Whether the cells have places on lines."""
+    return any(result["x"] for result in report["results"])
+
+
+def spread(result: dict[str, Any]) -> float:
+    """Standard error over the splits of a cell's mean, the seeds of a split averaged."""
+    splits = np.mean(values(result), axis=1)
+    return float(splits.std(ddof=1) / np.sqrt(len(splits))) if len(splits) > 1 else 0.0
+
+
+def draw_lines(axes: Axes, results: list[dict[str, Any]]) -> None:
+    """A line for each curve, with standard errors."""
+    curves = dict.fromkeys(result["curve"] for result in results)
+    for colour, curve in zip(LINES, curves, strict=False):
+        cells = sorted((r for r in results if r["curve"] == curve), key=lambda r: r["x"])
+        axes.errorbar(
+            [r["x"] for r in cells],
+            [mean(r) for r in cells],
+            yerr=[spread(r) for r in cells],
+            fmt="o-",
+            capsize=3,
+            color=colour,
+            label=curve,
+        )
+
+
+def draw_bars(axes: Axes, results: list[dict[str, Any]]) -> None:
+    """A point for each cell, with its standard error."""
+    for place, result in enumerate(results):
+        axes.errorbar(mean(result), place, xerr=spread(result), fmt="o", capsize=3, color=LINES[0])
+    axes.set_yticks(range(len(results)), [result["curve"] for result in results])
+    axes.set_ylim(len(results) - 0.4, -0.6)
