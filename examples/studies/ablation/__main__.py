@@ -101,6 +101,7 @@ def report_of(
         "study": options.study,
         "plan": asdict(plan),
         "tuning": plan.tuning(),
+        "asked_first": True,  # not so of a report that an earlier version wrote
         "data": {
             "name": options.data,
             "instances": data.instances,

@@ -102,8 +102,9 @@ def tables(report: dict[str, Any]) -> str:
         shown = [r for (panel, *_), r in results.items() if panel == side]
         if shown:
             parts.append(f"**{title}**\n\n{side_table(shown, results, side)}")
-    parts.append(f"**Questions asked before the runs**\n\n{primary_table(report)}")
-    parts.append(f"**Other differences**\n\n{question_table(results)}")
+    if report["asked_first"]:
+        parts.append(f"**Questions asked before the runs**\n\n{primary_table(report)}")
+    parts.append(f"**More differences**\n\n{question_table(results)}")
     parts.append(compute(report))
     return "\n\n".join(parts) + "\n"
 

@@ -79,14 +79,6 @@ def hard_rows() -> list[Row]:
     ]
 
 
-def variation(aggregate: Aggregate) -> list[Row]:
-    """The rows that are repeated with one side aggregated."""
-    return [
-        Row("CLIP, masked", "masked", aggregate=aggregate),
-        Row("Hard (10) + Soft", "hard", 10, soft=True, aggregate=aggregate),
-    ]
-
-
 TABLE_5 = [
     Row("CLIP on the group matrix", "group"),
     Row("CLIP, masked", "masked"),
@@ -112,7 +104,7 @@ BOTH = [
     Row("CLIP + Soft", "masked", soft=True, aggregate="both"),
     Row("Hard (10) + Soft of all observations", "hard", 10, soft=True, retrieval="both"),
 ]
-ROWS = [*TABLE_5, *CONTROLS, *OTHERS, *variation("images"), *variation("texts"), *BOTH]
+ROWS = [*TABLE_5, *CONTROLS, *OTHERS, *BOTH]
 
 
 Labelled = tuple[Tensor, Tensor, Tensor, Tensor]
