@@ -46,7 +46,7 @@ class Journal:
 
     def key(self, run: "Run") -> str:
         """A digest of what a run depends on."""
-        parts = {**self.common, **asdict(run)}
+        parts = {"common": self.common, "run": asdict(run)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def find(self, run: "Run") -> tuple[dict[str, float], float] | None:
@@ -55,7 +55,9 @@ class Journal:
 
     def add(self, run: "Run", metrics: dict[str, float], seconds: float) -> None:
         """Keep what a run came to."""
-        line = {"key": self.key(run), "metrics": metrics, "seconds": seconds}
+        key = self.key(run)
+        self.done[key] = metrics, seconds
+        line = {"key": key, "metrics": metrics, "seconds": seconds}
         with self.path.open("a") as file:
             file.write(sealed(line) + "\n")
 
