@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
 from examples.data.instances import Instance
@@ -15,26 +13,31 @@ from examples.errors import CheckpointError
 from examples.files import digest_file
 from examples.studies.ablation import __main__ as command
 from examples.studies.ablation import features as frozen
-from examples.studies.ablation.contrasts import contrast
-from examples.studies.ablation.experiment import (
-    BOUNDS,
-    Outcome,
-    Plan,
-    best,
-    deal,
-    run_all,
-    sized,
-    time_ratio,
-    trial_points,
-)
+from examples.studies.ablation.experiment import GRID, Lab, Plan, deal, lab
 from examples.studies.ablation.features import FeatureSet, cached_features, read_features
-from examples.studies.ablation.report import summary, tables
-from examples.studies.ablation.rows import ROWS, TABLE_5, Row, aggregated, loss_of
-from examples.studies.ablation.training import Hyperparameters, Schedule, batches, evaluate, train
+from examples.studies.ablation.pages import pages
+from examples.studies.ablation.rows import ROWS, TABLE_5, Row, Step, aggregated, loss_of
+from examples.studies.ablation.settings import Setting, Size, base_setting, sized
+from examples.studies.ablation.studies import (
+    DECAYS,
+    HARD_WEIGHTS,
+    LEVELS,
+    STUDIES,
+    batch_size,
+    curves,
+    named,
+    observations,
+    table,
+    time_ratio,
+)
+from examples.studies.ablation.training import batches, evaluate, train
+from examples.studies.protocol.runs import Point
+from examples.studies.protocol.tuning import Tuning
+from mxm_kernels import fused_intra_modal_loss
 from mxm_kernels.data import MultifoldDataset, collate_multifold
 from tests.support.damage import flip, restored
 
-HYPERPARAMETERS = Hyperparameters(lr=3e-3, temperature=0.1, soft_weight=0.4, teacher_decay=0.9)
+POINT = Point(lr=3e-3, temperature=0.1)
 RESULTS = Path(command.__file__).parent / "results"
 
 
@@ -53,9 +56,13 @@ def data():
     return FeatureSet(seen(image_ids, 12), seen(text_ids, 9), image_ids, text_ids)
 
 
-def row_named(name, aggregate=""):
-    (row,) = (row for row in ROWS if (row.name, row.aggregate) == (name, aggregate))
+def row_named(name, side=""):
+    (row,) = (row for row in ROWS if (row.name, row.side) == (name, side))
     return row
+
+
+def a_step(rounds=None, soft_weight=0.0, progress=0.0):
+    return Step(torch.tensor(4.0), soft_weight, rounds, progress, torch.Generator())
 
 
 def a_batch(data):
@@ -81,7 +88,7 @@ def dense(x, y, image_ids, text_ids, scale, loss):
     return (half(s, positive) + half(s.T, positive.T)) / 2
 
 
-@pytest.mark.parametrize("aggregate", ["", "images", "texts"])
+@pytest.mark.parametrize("aggregate", ["", "images", "texts", "both"])
 @pytest.mark.parametrize(("name", "loss"), [("All", "all"), ("Hard (expectation)", "hard")])
 def test_losses_are_those_of_the_matrix(data, name, loss, aggregate):
     batch = a_batch(data)
@@ -90,12 +97,12 @@ def test_losses_are_those_of_the_matrix(data, name, loss, aggregate):
         normalize(torch.randn(len(batch.text_ids), 5)),
     )
     row = Row(name, loss, aggregate=aggregate)
-    got = loss_of(row, batch, (x, y), None, torch.tensor(4.0), 0.0, None, torch.Generator())
+    got = loss_of(row, batch, (x, y), None, a_step())
     ids = batch.image_ids, batch.text_ids
-    if aggregate == "images":
+    if aggregate in ("images", "both"):
         mean = torch.stack([x[ids[0] == i].mean(0) for i in ids[0].unique()])
         x, ids = normalize(mean), (ids[0].unique(), ids[1])
-    if aggregate == "texts":
+    if aggregate in ("texts", "both"):
         mean = torch.stack([y[ids[1] == i].mean(0) for i in ids[1].unique()])
         y, ids = normalize(mean), (ids[0], ids[1].unique())
     torch.testing.assert_close(got, dense(x, y, *ids, 4.0, loss), rtol=1e-5, atol=1e-6)
@@ -116,19 +123,45 @@ def test_group_masked_and_soft_on_one_pair_each():
     def loss(name):
         row = row_named(name)
         teacher = (a, b) if row.has_teacher else None
-        generator, rounds = torch.Generator(), 3 if row.loss == "hard" else None
-        return loss_of(row, batch, (x, y), teacher, torch.tensor(4.0), 0.3, rounds, generator)
+        rounds = 3 if row.loss == "hard" else None
+        return loss_of(row, batch, (x, y), teacher, a_step(rounds, 0.3))
 
     for name in ("CLIP on the group matrix", "CLIP, masked", "All", "Hard (1)", "CLIP on pairs"):
         torch.testing.assert_close(loss(name), clip)
     torch.testing.assert_close(loss("Soft"), soft)
-    torch.testing.assert_close(loss("Hard (m) + Soft"), 0.7 * clip + 0.3 * soft)
+    for name in ("Hard (m) + Soft", "CLIP on pairs + Soft"):
+        torch.testing.assert_close(loss(name), 0.7 * clip + 0.3 * soft)
+
+
+def test_robust_xr_moves_from_pairs_to_its_own_similarities(data):
+    batch = a_batch(data)
+    x, y = (normalize(torch.randn(len(ids), 5)) for ids in (batch.image_ids, batch.text_ids))
+    row, pairs, soft = (row_named(n) for n in ("Robust-XR on pairs", "CLIP on pairs", "Soft"))
+    start = loss_of(row, batch, (x, y), None, a_step())
+    torch.testing.assert_close(start, loss_of(pairs, batch, (x, y), None, a_step()))
+    most = loss_of(row, batch, (x, y), None, a_step(progress=1 / 0.9))
+    torch.testing.assert_close(most, loss_of(soft, batch, (x, y), (x, y), a_step()))
+    between = loss_of(row, batch, (x, y), None, a_step(progress=0.5))
+    assert between not in (start, most)
+
+
+def test_the_intra_modal_term_is_added(data):
+    batch = a_batch(data)
+    x, y = (normalize(torch.randn(len(ids), 5)) for ids in (batch.image_ids, batch.text_ids))
+    row = replace(row_named("Hard (expectation)"), intra_modal=0.5)
+    got = loss_of(row, batch, (x, y), None, a_step())
+    across = loss_of(replace(row, intra_modal=0.0), batch, (x, y), None, a_step())
+    inside = [
+        fused_intra_modal_loss(features, ids, logit_scale=4.0)
+        for features, ids in ((x, batch.image_ids), (y, batch.text_ids))
+    ]
+    torch.testing.assert_close(got, across + 0.25 * (inside[0] + inside[1]))
 
 
 def test_masking_leaves_the_other_positives_out(data):
     batch = a_batch(data)
     x, y = (normalize(torch.randn(len(ids), 5)) for ids in (batch.image_ids, batch.text_ids))
-    arguments = (batch, (x, y), None, torch.tensor(4.0), 0.0, None, torch.Generator())
+    arguments = (batch, (x, y), None, a_step())
     group, masked = (
         loss_of(row_named(n), *arguments) for n in ("CLIP on the group matrix", "CLIP, masked")
     )
@@ -150,8 +183,8 @@ def test_the_rows_are_those_of_the_paper():
         "Hard (expectation)",
         "Hard (expectation) + Soft",
     ]
-    assert len({(row.name, row.aggregate) for row in ROWS}) == len(ROWS)
-    assert {row.aggregate for row in ROWS} == {"", "images", "texts"}
+    assert len({(row.name, row.side) for row in ROWS}) == len(ROWS)
+    assert {row.side for row in ROWS} == {"", "both"}
 
 
 def test_no_instance_is_in_two_sets():
@@ -163,49 +196,43 @@ def test_no_instance_is_in_two_sets():
     assert not torch.equal(deal(torch.arange(100, 153), 4, 4)[0], validation)
 
 
-def test_tuning_points_are_within_bounds_and_the_same_for_all():
-    points = trial_points(6, seed=0)
-    assert points == trial_points(6, seed=0)
-    assert len(set(points)) == 6
-    for point in points:
-        given = {**vars(point), "teacher_memory": 1 - point.teacher_decay}
-        assert all(low <= given[name] <= high for name, (low, high) in BOUNDS.items())
-    outcomes = [
-        Outcome(SimpleNamespace(hyperparameters=point), {"average recall": score}, 1.0)
-        for point, score in zip(points, (3, 9, 4, 1, 0, 8), strict=True)
-    ]
-    assert best(outcomes) == points[1]
+SIZE = Size(instances=30, images=2.0, texts=3.0)
 
 
-def test_controls_have_equal_rows_and_equal_time(data):
-    base = Schedule(batch_size=10, steps=40)
-    images_and_texts = (len(data.images) + len(data.texts)) / data.instances
-    equal = sized(row_named("CLIP on pairs, equal rows"), base, data, most=30)
-    assert 2 * equal.batch_size == pytest.approx(10 * images_and_texts, abs=1)
-    assert equal.steps == base.steps
-    assert sized(row_named("CLIP on pairs, equal rows"), base, data, most=12).batch_size == 12
-    assert sized(row_named("Hard (10)"), base, data, most=30) == base
-    trials = {
-        row_named(name, side): [Outcome(None, {}, s) for s in seconds]
+def test_controls_have_equal_rows_and_equal_time():
+    base = base_setting(row_named("CLIP on pairs, equal rows"), SIZE, batch_size=10, epochs=4)
+    assert (base.batch_size, base.steps) == (10, 12)
+    equal = sized(base, SIZE)
+    assert (equal.batch_size, equal.views, equal.captions) == (25, 1, 1)
+    assert SIZE.rows(equal) == SIZE.rows(base) == 50
+    assert sized(base, replace(SIZE, instances=12)).batch_size == 12
+    other = replace(base, row=row_named("Hard (10)"))
+    assert sized(other, SIZE) == other
+    tuned = {
+        Setting(row_named(name, side), 10, 12): Tuning({}, seconds)
         for name, side, seconds in (
-            ("CLIP on pairs", "", (1.0, 2.0, 9.0)),
-            ("Hard (10) + Soft", "", (5.0, 5.0, 6.0)),
-            ("Hard (10) + Soft", "texts", (50.0,)),
+            ("CLIP on pairs", "", [1.0, 2.0, 9.0]),
+            ("CLIP on pairs + Soft", "", [70.0]),
+            ("Hard (10) + Soft", "", [5.0, 5.0, 6.0]),
+            ("Hard (10) + Soft of all observations", "both", [50.0]),
         )
     }
-    assert time_ratio(trials) == 2.5
+    assert time_ratio(tuned) == 2.5
+
+
+def a_setting(name, steps, batch_size=12, **given):
+    return sized(Setting(row_named(name), batch_size, steps, **given), Size(40, 2, 2.5))
 
 
 def test_batches_have_all_observations_or_a_pair(data):
-    schedule = Schedule(batch_size=12, steps=7)
-    groups = list(batches(row_named("All"), data, schedule, seed=1))
+    groups = list(batches(a_setting("All", 7), data, seed=1))
     assert len(groups) == 7
     for batch in groups:
         instances = batch.image_ids.unique()
         assert len(instances) == 12
         assert len(batch.images) == int(torch.isin(data.image_ids, instances).sum())
         assert torch.equal(batch.text_ids.unique(), instances)
-    pairs = list(batches(row_named("CLIP on pairs"), data, schedule, seed=1))
+    pairs = list(batches(a_setting("CLIP on pairs", 7), data, seed=1))
     assert [len(p.images) for p in pairs] == [len(p.texts) for p in pairs] == [12] * 7
     for group, pair in zip(groups, pairs, strict=True):
         assert torch.equal(pair.image_ids.unique(), group.image_ids.unique())
@@ -213,23 +240,40 @@ def test_batches_have_all_observations_or_a_pair(data):
     assert (row == pairs[0].images[0]).all(1).any()
 
 
+def test_observations_are_drawn_once_or_at_each_step(data):
+    def captions_seen(**given):
+        setting = Setting(row_named("All"), 40, 6, captions=1, **given)
+        seen = {}
+        for batch in batches(setting, data, seed=1):
+            assert len(batch.texts) == 40
+            assert len(batch.images) == len(data.images)
+            for place, text in zip(batch.text_ids.tolist(), batch.texts, strict=True):
+                seen.setdefault(place, set()).add(tuple(text.tolist()))
+        return seen
+
+    once, anew = captions_seen(drawn="once"), captions_seen(drawn="each step")
+    assert {len(texts) for texts in once.values()} == {1}
+    assert max(len(texts) for texts in anew.values()) > 2
+    assert captions_seen(drawn="once") == once  # a function of the seed
+
+
 @pytest.mark.parametrize("row", [r for r in ROWS if r.loss != "soft"], ids=lambda r: r.name)
 def test_every_row_learns_and_is_a_function_of_its_seed(row, data):
-    untrained, _ = train(row, data, Schedule(20, 0), HYPERPARAMETERS, seed=5, width=8)
-    heads, seconds = train(row, data, Schedule(20, 25), HYPERPARAMETERS, seed=5, width=8)
+    setting = sized(Setting(row, 20, 25, teacher_decay=0.9), Size(40, 2, 2.5))
+    untrained, _ = train(replace(setting, steps=0), data, POINT, seed=5, width=8)
+    heads, seconds = train(setting, data, POINT, seed=5, width=8)
     after = evaluate(row, heads, data)
-    assert after["average recall"] > evaluate(row, untrained, data)["average recall"] + 15
+    assert after["average recall"] > evaluate(row, untrained, data)["average recall"] + 10
     assert seconds > 0
-    again, _ = train(row, data, Schedule(20, 25), HYPERPARAMETERS, seed=5, width=8)
+    again, _ = train(setting, data, POINT, seed=5, width=8)
     assert all(
         torch.equal(a, b) for a, b in zip(heads.parameters(), again.parameters(), strict=True)
     )
 
 
 def test_retrieval_of_aggregated_images_is_of_instances(data):
-    row = row_named("All", "images")
     x, y, image_ids, text_ids = aggregated(
-        row, data.images, data.texts, data.image_ids, data.text_ids
+        "images", data.images, data.texts, data.image_ids, data.text_ids
     )
     assert image_ids.tolist() == list(range(40))
     assert len(x) == 40
@@ -237,19 +281,80 @@ def test_retrieval_of_aggregated_images_is_of_instances(data):
     assert text_ids is data.text_ids
 
 
-def test_standard_errors_are_those_of_overlapping_training_sets():
-    first, second = [3.0, 5.0, 10.0, 4.0], [1.0, 4.0, 7.0, 4.0]
-    got, plain = contrast(first, second), ttest_rel(first, second)
-    assert got.mean == 1.5
-    enlarged = np.sqrt((1 / 4 + 1 / 3) / (1 / 4))
-    assert got.stderr == pytest.approx(1.5 / plain.statistic * enlarged)
-    low, high = plain.confidence_interval()
-    assert (got.low - 1.5, got.high - 1.5) == pytest.approx(
-        (enlarged * (low - 1.5), enlarged * (high - 1.5))
-    )
-    assert got.verdict == "within noise"
-    assert contrast([5.0, 5.1, 5.2], [1.0, 1.0, 1.0]).verdict == "higher"
-    assert contrast([1.0, 1.0, 1.0], [5.0, 5.1, 5.2]).verdict == "lower"
+class Tried(Lab):
+    """A lab that tunes nothing: every setting's best point is one of the grid."""
+
+    def __init__(self, plan):
+        super().__init__(plan, SIZE, None)
+        self.grids = {}
+
+    def tune(self, settings, grid=None):
+        self.grids |= dict.fromkeys(settings, grid or self.plan.grid)
+        return {s: Tuning({Point(1e-3, 0.06): [1.0]}, [3.0]) for s in settings}
+
+
+def cells_of(study):
+    made = Tried(Plan(epochs=4, batch_size=10))
+    return study(made), made
+
+
+def test_batch_sizes_have_equal_epochs_or_equal_steps():
+    cells, made = cells_of(batch_size)
+    assert {cell.x for cell in cells} == {20}  # others are more than the training set has
+    steps = {(c.panel, c.curve): c.setting.steps for c in cells}
+    assert {n for (held, _), n in steps.items() if held == "equal steps"} == {12}
+    assert {n for (held, _), n in steps.items() if held == "equal epochs"} == {4}
+    swept = {s.batch_size: grid for s, grid in made.grids.items()}
+    assert swept[20].lrs == GRID.lrs
+    assert swept[20].temperatures == (0.06,)
+    assert swept[10] == GRID
+
+
+def test_fewer_observations_have_equal_steps_or_equal_rows():
+    cells, made = cells_of(observations)
+    assert len(cells) == 4 * len(LEVELS)
+    assert {grid == GRID for grid in made.grids.values()} == {True}
+    for cell in cells:
+        setting = cell.setting
+        drawn, held = cell.panel.split(", ")
+        assert cell.curve == named((setting.views, setting.captions))
+        if (setting.views, setting.captions) != (0, 0):
+            assert setting.drawn == drawn
+        rows = setting.steps * SIZE.rows(setting)
+        assert (
+            setting.steps == 12 if held == "equal steps" else rows == pytest.approx(600, rel=0.05)
+        )
+    assert named((1, 0)) == "1 image, all captions"
+
+
+def test_curves_hold_the_point_of_the_hard_loss():
+    cells, made = cells_of(curves)
+    (tuned,) = made.grids
+    assert not tuned.row.soft
+    weights = [c for c in cells if c.panel == "hard_weight" and c.curve == "tuned temperature"]
+    assert [c.x for c in weights] == list(HARD_WEIGHTS)
+    assert all(c.setting.soft_weight == pytest.approx(1 - c.x) for c in weights)
+    assert {c.point for c in weights} == {Point(1e-3, 0.06)}
+    decays = [c for c in cells if c.panel == "teacher's decay"]
+    assert [c.setting.teacher_decay for c in decays] == [*DECAYS, *DECAYS]
+    assert {c.setting.steps for c in decays} == {12, 600}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_questions_are_about_cells_that_the_study_has(name, data):
+    size = Size(900, 3, 4)
+    made = Tried(Plan())
+    made.size = size
+    found = {(c.panel, c.curve, c.x) for c in STUDIES[name].cells(made)}
+    assert STUDIES[name].questions
+    for question in STUDIES[name].questions:
+        assert {question.first, question.second} <= found
+        assert question.first != question.second
+
+
+def test_the_table_has_every_row():
+    cells, _ = cells_of(table)
+    assert [cell.setting.row for cell in cells] == ROWS
 
 
 def instances(count):
@@ -272,33 +377,37 @@ def test_features_are_made_once_for_a_set(data, tmp_path, monkeypatch):
     assert torch.equal(part.texts[:3], data.texts[data.text_ids == 2])
 
 
-def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def arguments(data, tmp_path, monkeypatch):
+    """Options of a study of seconds, on made up features."""
     monkeypatch.setattr(command, "load", lambda options: (instances(40), {"thing 40": "no image"}))
     monkeypatch.setattr(frozen, "encode", lambda some: data)
-    sizes = {"epochs": 2, "batch_size": 8, "splits": 3, "trials": 2, "embed_dim": 6, "workers": 1}
+    sizes = {"epochs": 2, "batch_size": 8, "splits": 3, "seeds": 2, "embed_dim": 6, "workers": 1}
     options = {**sizes, "cache_dir": tmp_path, "results_dir": tmp_path}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_the_command_writes_report_tables_and_plot(arguments, tmp_path, capsys):
     assert command.main(arguments) == 0
     report = json.loads((tmp_path / "emoji.json").read_text())
-    assert [r["row"]["name"] for r in report["results"]] == [row.name for row in ROWS]
+    assert [r["curve"] for r in report["results"]] == [row.name for row in ROWS]
     for result in report["results"]:
-        assert len(result["runs"]) == len(result["seconds"]) == 3
-        scores = [trial["average recall"] for trial in result["trials"]]
-        chosen = result["trials"][scores.index(max(scores))]
-        assert result["hyperparameters"].items() <= chosen.items()
+        assert [len(split) for split in result["runs"]] == [2, 2, 2]
+        assert [len(split) for split in result["seconds"]] == [2, 2, 2]
     page = (tmp_path / "emoji.md").read_text()
-    assert page == tables(report)
+    made = pages(report, "emoji")
+    assert page == made["emoji.md"]
     out = capsys.readouterr().out
     assert page in out
     assert "left out: thing 40: no image" in out
     assert report["data"]["left_out"] == {"thing 40": "no image"}
     assert "40 instances (1 more could not be rendered and are left out)" in page
-    assert (tmp_path / "emoji_summary.md").read_text() == summary(report)
+    assert (tmp_path / "emoji_summary.md").read_text() == made["emoji_summary.md"]
     for row in ROWS:
         assert f"| {row.name} |" in page
-    values = report["results"][0]["runs"]
-    mean = np.mean([run["text_to_image R@1"] for run in values])
-    assert f"| CLIP on the group matrix | {mean:.2f} |" in page
+    values = [run["text_to_image R@1"] for split in report["results"][0]["runs"] for run in split]
+    assert f"| CLIP on the group matrix | {np.mean(values):.2f} |" in page
+    assert not (tmp_path / "emoji_all.runs.jsonl").exists()  # its runs are in the report
     plot = (tmp_path / "emoji.svg").read_bytes()
     assert b"<svg" in plot
     (tmp_path / "emoji.md").unlink()
@@ -307,38 +416,17 @@ def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, 
     assert (tmp_path / "emoji.svg").read_bytes() == plot
 
 
-def test_an_interrupted_experiment_goes_on_from_its_finished_runs(data, tmp_path, capsys):
-    path = tmp_path / "features.safetensors"
-    save_file(vars(data), path, {"instances": "digest"})
-    plan = Plan(epochs=2, batch_size=8, splits=2, trials=2, width=6, workers=1)
-    rows = [row_named("All"), row_named("Hard (10)")]
-    journal = path.with_suffix(".runs.jsonl")
-    with pytest.raises(ValueError, match="rounds must be .*, got 0"):
-        run_all([*rows, Row("Broken", "hard", rounds=0)], path, plan)
-    lines = journal.read_text().splitlines()
-    assert len(lines) == 4
-    journal.write_text("\n".join([*lines[:2], lines[2][:50]]))  # the third line was cut
-    results = run_all(rows, path, plan)
-    assert "going on from 2 finished runs" in capsys.readouterr().out
-    assert not journal.exists()  # its runs are in the results
-    assert all(len(result.trials) == len(result.runs) == 2 for result in results)
-    first = [trial.seconds for trial in results[0].trials]
-    assert first == [json.loads(line)["seconds"] for line in lines[:2]]
-    again = [json.loads(line)["metrics"] for line in lines[2:]]
-    assert [trial.metrics for trial in results[1].trials] == again
-
-
-@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.8])
-def test_a_damaged_journal_is_refused(data, tmp_path, place):
-    path = tmp_path / "features.safetensors"
-    save_file(vars(data), path, {"instances": "digest"})
-    plan = Plan(epochs=1, batch_size=8, splits=2, trials=1, width=6, workers=1)
-    with pytest.raises(ValueError, match="rounds must be .*, got 0"):
-        run_all([row_named("All"), Row("Broken", "hard", rounds=0)], path, plan)
-    journal = path.with_suffix(".runs.jsonl")
-    flip(journal, place)
-    with pytest.raises(CheckpointError, match=r"runs.jsonl is not what was written .*; remove it"):
-        run_all([row_named("All")], path, plan)
+def test_the_command_draws_curves(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.studies.ablation.studies.LONGER", 9)
+    assert command.main([*arguments, "--study", "curves"]) == 0
+    report = json.loads((tmp_path / "emoji_curves.json").read_text())
+    page = (tmp_path / "emoji_curves.md").read_text()
+    assert page == pages(report, "emoji_curves")["emoji_curves.md"]
+    for weight in HARD_WEIGHTS:
+        assert f"| tuned temperature | {weight:g} |" in page
+    assert "| decay 0.99 instead of 0.9, 600 steps |" not in page  # this study has 9
+    assert "| hard_weight 0.6 instead of 1 |" in page
+    assert b"<svg" in (tmp_path / "emoji_curves.svg").read_bytes()
 
 
 def test_damaged_features_are_refused(data, tmp_path, monkeypatch):
@@ -357,20 +445,22 @@ def test_damaged_features_are_refused(data, tmp_path, monkeypatch):
 
 
 def test_errors_name_the_argument(data, tmp_path, monkeypatch, capsys):
-    for argument in ("splits", "trials", "batch_size"):
+    for argument in ("splits", "seeds", "batch_size"):
         assert command.main([f"--{argument}", "0"]) == 2
         assert f"--{argument} must be at least" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--study", "everything"])
+    assert "--study: invalid choice: 'everything'" in capsys.readouterr().err
     assert command.main(["--tables_only", "true", "--results_dir", str(tmp_path)]) == 2
     assert "--tables_only: there is no" in capsys.readouterr().err
     monkeypatch.setattr(frozen, "encode", lambda some: data)
     path = tmp_path / "features.safetensors"
     cached_features(instances(40), path)
     with pytest.raises(ValueError, match="batch_size: 30, but a split trains on 18 instances"):
-        run_all(ROWS, path, replace(Plan(), batch_size=30, splits=2))
+        lab(path, replace(Plan(), batch_size=30, splits=2))
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_tables_are_those_of_their_report(path):
-    report = json.loads(path.read_text())
-    assert path.with_suffix(".md").read_text() == tables(report)
-    assert (path.parent / f"{path.stem}_summary.md").read_text() == summary(report)
+    for name, text in pages(json.loads(path.read_text()), path.stem).items():
+        assert (path.parent / name).read_text() == text

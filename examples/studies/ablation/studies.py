@@ -143,7 +143,7 @@ def curves(lab: Lab) -> list[Cell]:
     other = Point(point.lr, point.temperature * SECOND_TEMPERATURE)
     mfh = replace(base, row=MFH)
     cells = [
-        Cell(replace(mfh, soft_weight=1 - weight), p, edge, "hard_weight", name, weight)
+        Cell(weighted(mfh, weight), p, edge, "hard_weight", name, weight)
         for p, name, weights in (
             (point, "tuned temperature", HARD_WEIGHTS),
             (other, "twice the tuned temperature", CHECKED),
@@ -155,6 +155,12 @@ def curves(lab: Lab) -> list[Cell]:
             setting = replace(mfh, steps=steps, teacher_decay=decay)
             cells.append(Cell(setting, point, edge, "teacher's decay", f"{steps} steps", decay))
     return cells
+
+
+def weighted(setting: Setting, hard_weight: float) -> Setting:
+    """MFH at a hard_weight; at 1 it has no teacher, which nothing would read."""
+    row = MFH if hard_weight < 1 else HARD
+    return replace(setting, row=row, soft_weight=1 - hard_weight)
 
 
 def _rows(name: str, first: str, second: str, side: str = "") -> Question:
