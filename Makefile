@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo tour test fuzz sanitize lint compare cma ablation furniture machine-code bench \
+.PHONY: help demo tour test fuzz sanitize lint compare cma ablation curves furniture machine-code bench \
   bench-report report surface dist supported docs clean
 
 help: ## list the targets
@@ -71,8 +71,13 @@ compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into exampl
 cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/studies/cma_clip
 	$(BIN)/python -m examples.studies.cma_clip.study
 
-ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/studies/ablation (minutes)
+ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/studies/ablation (40 minutes)
 	$(BIN)/python -m examples.studies.ablation
+
+curves: $(INSTALLED) ## the same over batch sizes, views and captions, hard_weight and decay (an hour)
+	$(BIN)/python -m examples.studies.ablation --study batch_size
+	$(BIN)/python -m examples.studies.ablation --study observations
+	$(BIN)/python -m examples.studies.ablation --study curves
 
 # Needs apt-get and dpkg (Debian, Ubuntu) and 0.6 GB; the models are CC-BY 3.0 and CC0.
 FURNITURE := runs/furniture
