@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from torch.nn.functional import log_softmax, normalize, softmax
 
 from examples.data.instances import Instance
-from examples.errors import CheckpointError
+from examples.errors import CheckpointError, OptionError
 from examples.files import digest_file
 from examples.studies.ablation import __main__ as command
 from examples.studies.ablation import features as frozen
@@ -32,6 +32,7 @@ from examples.studies.ablation.report import summary, tables
 from examples.studies.ablation.rows import ROWS, TABLE_5, Row, aggregated, loss_of
 from examples.studies.ablation.training import Hyperparameters, Schedule, batches, evaluate, train
 from mxm_kernels.data import MultifoldDataset, collate_multifold
+from tests.support.captioned import draw, karpathy
 from tests.support.damage import flip, restored
 
 HYPERPARAMETERS = Hyperparameters(lr=3e-3, temperature=0.1, soft_weight=0.4, teacher_decay=0.9)
@@ -305,6 +306,58 @@ def test_the_command_writes_report_tables_and_plot(data, tmp_path, monkeypatch, 
     assert command.main(["--tables_only", "true", "--results_dir", str(tmp_path)]) == 0
     assert (tmp_path / "emoji.md").read_text() == page
     assert (tmp_path / "emoji.svg").read_bytes() == plot
+
+
+def test_flickr30k_and_coco_are_their_training_instances(tmp_path):
+    """Samples in the formats of the data sets, through the frozen encoders."""
+    names = {"train": ["a.jpg", "b.jpg", "c.jpg"], "val": ["d.jpg", "e.jpg"]}
+    draw(tmp_path / "flickr30k-images", *names["train"], *names["val"])
+    entries = [("a.jpg", "train", 5), ("d.jpg", "val", 5), ("b.jpg", "train", 4)]
+    entries += [("e.jpg", "test", 5), ("c.jpg", "train", 5)]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps(karpathy(entries)))
+    (tmp_path / "annotations").mkdir()
+    for part, files in names.items():
+        draw(tmp_path / f"{part}2017", *files)
+        content = {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(files)],
+            "annotations": [
+                {"image_id": i, "caption": f"{j} of {name}"}
+                for i, name in enumerate(files)
+                for j in range(5 + i)
+            ],
+        }
+        (tmp_path / "annotations" / f"captions_{part}2017.json").write_text(json.dumps(content))
+    for name, captions in (("flickr30k", (5, 4, 5)), ("coco", (5, 6, 7))):
+        options = command.Options(data=name, data_root=str(tmp_path))
+        got, left_out = command.load(options)
+        assert [i.name for i in got] == names["train"]
+        assert tuple(len(i.captions) for i in got) == captions
+        assert not left_out
+        assert command.load(replace(options, limit=2))[0] == got[:2]
+        features = cached_features(got, tmp_path / f"{name}.safetensors")
+        assert features.image_ids.tolist() == [0, 1, 2]
+        assert features.text_ids.bincount().tolist() == list(captions)
+        assert features.texts.isfinite().all()
+        assert len(features.images.unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "coco"])
+def test_errors_of_a_folder_of_captions_name_the_argument(name, tmp_path, capsys):
+    folders = ["--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
+    for root, said in (("", "name the folder"), ("nowhere", "nowhere"), (tmp_path, "has none of")):
+        given = ["--data", name, "--data_root", str(root)]
+        assert command.main([*given, *folders]) == 2
+        message = capsys.readouterr().err
+        assert "error: --data_root: " in message
+        assert said in message
+
+
+def test_a_data_set_without_training_instances_is_named(tmp_path):
+    draw(tmp_path / "images", "a.jpg")
+    content = json.dumps(karpathy([("a.jpg", "test", 5)]))
+    (tmp_path / "dataset_flickr30k.json").write_text(content)
+    with pytest.raises(OptionError, match="--data flickr30k: the train split is empty"):
+        command.load(command.Options(data="flickr30k", data_root=str(tmp_path)))
 
 
 def test_an_interrupted_experiment_goes_on_from_its_finished_runs(data, tmp_path, capsys):
