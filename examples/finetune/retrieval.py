@@ -5,7 +5,8 @@ Recall@K is the paper's: the share of queries with a right answer among the firs
 the whole ranking (`mxm_kernels.retrieval` has both).
 
 With an aggregated side, an instance has one feature there: the mean of the features of its images,
-or of its captions. This is how the paper retrieves shapes of Text2Shape (its Tables 1, 3 and 4).
+or of its captions. The paper retrieves so on Text2Shape (images in its Tables 1 and 3, texts in
+Table 4).
 """
 
 from torch import Tensor
