@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -88,14 +88,33 @@ def option(default: Any, help_text: str) -> Any:
 
 
 def parse(
-    arguments: list[str] | None, types: Sequence[type], prog: str, description: str | None
+    arguments: list[str] | None,
+    types: Sequence[type],
+    prog: str,
+    description: str | None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Parse a command line, of this process if it is None, to instances of dataclasses."""
+    """Parse a command line, of this process if it is None, to instances of dataclasses.
+
+    Args:
+        arguments: the words of the command line.
+        types: dataclasses of the options.
+        prog: the command, for its help and its errors.
+        description: what the command does, for its help.
+        presets: values of options by name, for each name that `--preset` takes; what stands on the
+            command line itself wins over them. None: there is no `--preset`.
+
+    """
     parser = HfArgumentParser(cast(Any, types), prog=prog, description=description)
+    if presets:
+        meaning = f"other defaults of several options: {', '.join(presets)}"
+        parser.add_argument("--preset", choices=presets, metavar="NAME", help=meaning)
+        chosen = parser.parse_known_args(arguments)[0].preset
+        parser.set_defaults(**presets.get(chosen, {}))
     *options, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options
+    return options[: len(types)]  # --preset is in none of them
 
 
 def require_seeds(seeds: list[int]) -> None:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mxm_kernels import fold_mean
+
 from .instances import ImageSource
 
 T = TypeVar("T")
+Aggregate = Literal["none", "images", "texts", "both"]
 
 
 def flatten(groups: Sequence[Sequence[T]]) -> tuple[list[T], Tensor]:
@@ -38,6 +41,30 @@ def pad_texts(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack text inputs (L_j, ...) to (N, max L_j, ...), and their lengths (N,)."""
     lengths = torch.tensor([len(text) for text in texts])
     return pad_sequence(list(texts), batch_first=True), lengths
+
+
+def aggregated(
+    sides: Aggregate, images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One feature for an instance instead of several, on the sides that are named.
+
+    Args:
+        sides: "images", "texts", "both", or "none", which changes nothing.
+        images: (M, D) features.
+        texts: (N, D) features.
+        image_ids: (M,) the instance of each image.
+        text_ids: (N,) the instance of each text.
+
+    Returns:
+        The same four. On a side that is named, the features are (G, D), the means over each
+        instance's rows at length 1, and the ids (G,) those of the G instances, ascending.
+
+    """
+    if sides in ("images", "both"):
+        images, image_ids = fold_mean(images, image_ids)
+    if sides in ("texts", "both"):
+        texts, text_ids = fold_mean(texts, text_ids)
+    return images, texts, image_ids, text_ids
 
 
 class LazyInputs(Sequence[Tensor]):

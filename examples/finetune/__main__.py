@@ -3,13 +3,15 @@
 from ..errors import exit_status
 from ..options import parse
 from .config import Config
+from .presets import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Fine-tune a dual encoder, print the metrics before and after, and save a figure."""
 
     def work() -> None:
-        (config,) = parse(arguments, [Config], "python -m examples.finetune", main.__doc__)
+        prog = "python -m examples.finetune"
+        (config,) = parse(arguments, [Config], prog, main.__doc__, PRESETS)
         fine_tune(config)
 
     return exit_status(work, "Run the same command again to go on from the last checkpoint.")
@@ -26,7 +28,7 @@ def fine_tune(config: Config) -> None:
     result = train.run(config)
     if result.is_main_process:
         path = figure.save_figure(result, config)
-        print(metrics_table(result.before, result.after))
+        print(metrics_table(result.before, result.after, config.aggregate))
         print(f"Training took {result.seconds:.0f} s. Figure: {path}")
     if dist.is_initialized():
         dist.barrier()  # nobody leaves while another still works

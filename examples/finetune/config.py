@@ -35,7 +35,8 @@ class Config(OptionGroup):
     instances is their (420, 350). The learning rates are not: the paper starts from CLIP, whose
     towers agree already, while the packaged encoders have never seen each other and their fresh
     projections start from noise. They are the best of those tried on the validation split of the
-    emoji set, for both losses (examples/studies/compare/results/emoji_tuning.md).
+    emoji set, for both losses (examples/studies/compare/results/emoji_tuning.md). `--preset` takes
+    the tables' own values (presets.py).
     """
 
     data: Literal["emoji", "flickr30k", "coco"] = option("emoji", "data set")
@@ -56,7 +57,8 @@ class Config(OptionGroup):
     hard_weight: Fraction = option(0.6, "MFH: weight of the hard relationships")
     rounds: Rounds = option(10, "MFH: rounds of random pair selection; 0 takes their expectation")
     teacher_decay: Fraction = option(0.99, "MFH: decay of the teacher's moving average per step")
-    temperature: Temperature = option(0.03, "temperature at the start; it is learned")
+    temperature: Temperature = option(0.03, "temperature at the start")
+    learn_temperature: bool = option(True, "false keeps the temperature where it starts")
 
     epochs: PositiveCount = option(10, "passes over the training instances")
     batch_size: PositiveCount = option(70, "instances per optimiser step, over all processes")
@@ -67,9 +69,16 @@ class Config(OptionGroup):
     head_lr: Fraction = option(1e-3, "learning rate of fresh projections and the temperature")
     weight_decay: Fraction = option(0.01, "weight decay of Adam")
 
+    augment: Literal["none", "paper"] = option(
+        "none", "what is done to training images: nothing, or the paper's crops, flips, rotations"
+    )
+
     seed: Seed = option(2022, "seed of the initial projections, the batches and every draw")
     split_seed: Seed = option(0, "seed of the split into train, validation and test instances")
     eval_split: Literal["val", "test"] = option("test", "split that the metrics are computed on")
+    aggregate: Literal["none", "images", "texts", "both"] = option(
+        "none", "sides with one feature for an instance in retrieval: the mean of its features"
+    )
     limit: Count = option(0, "keep at most this many instances of each split; 0: all")
     max_steps: Count = option(0, "stop after this many optimiser steps; 0: all epochs")
 
@@ -90,11 +99,23 @@ class Config(OptionGroup):
             raise OptionError(f"--data_root: {missing}; --data {self.data} is read from there")
         if self.model == "packaged" and self.pretrained:
             raise OptionError("--pretrained goes with an open_clip --model")
+        if self.augment != "none" and self.keeps_outputs:
+            raise OptionError(
+                f"--augment {self.augment} needs images that go through every layer in each epoch. "
+                f"--model {self.model} --unfreeze {self.unfreeze} computes the outputs of its "
+                "frozen layers once, and keeps them. Use --unfreeze all, or --unfreeze top with an "
+                "open_clip --model"
+            )
 
     @property
     def output_path(self) -> Path:
         """Output folder."""
         return Path(self.output_dir)
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether frozen layers run once for each image, and never again."""
+        return self.unfreeze == "heads" or (self.model == "packaged" and self.unfreeze == "top")
 
     def numeric_options(self) -> dict[str, Any]:
         """Options that the numbers of a run depend on."""

@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.instances import ImageSource
 from ..files import write_whole
 from .config import Config
-from .retrieval import DIRECTIONS, METRICS, Metrics
+from .retrieval import DIRECTIONS, METRICS, Metrics, title_of
 from .train import Result
 
 RIGHT, WRONG = "#1a9850", "#bdbdbd"
@@ -32,7 +32,8 @@ def save_figure(result: Result, config: Config) -> Path:
     curves = panels[0].subplots(1, 1 + len(DIRECTIONS))
     draw_losses(curves[0], result.losses)
     for axes, direction in zip(curves[1:], DIRECTIONS, strict=True):
-        draw_metrics(axes, direction, result.before, result.after)
+        title = title_of(direction, config.aggregate).capitalize()
+        draw_metrics(axes, direction, title, result.before, result.after)
     for axes in curves:
         axes.spines[["top", "right"]].set_visible(False)
     draw_text_queries(panels[1], result)
@@ -52,7 +53,7 @@ def draw_losses(axes: Axes, losses: list[float]) -> None:
     axes.legend(frameon=False)
 
 
-def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) -> None:
+def draw_metrics(axes: Axes, direction: str, title: str, before: Metrics, after: Metrics) -> None:
     """Bars of the metrics before and after, with their values."""
     places = np.arange(len(METRICS))
     shown = (before, "before", BEFORE, -0.2), (after, "after", AFTER, 0.2)
@@ -61,7 +62,7 @@ def draw_metrics(axes: Axes, direction: str, before: Metrics, after: Metrics) ->
         bars = axes.bar(places + offset, values, 0.38, color=colour, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
     axes.set_xticks(places, METRICS)
-    axes.set(title=direction.replace("_", " ").capitalize(), ylabel="percent", ylim=(0, 108))
+    axes.set(title=title, ylabel="percent", ylim=(0, 108))
     axes.legend(frameon=False, loc="upper left")
 
 

@@ -38,7 +38,8 @@ from mxm_kernels.data import (
     collate_multifold,
 )
 
-from ..data.multifold import pad_texts
+from ..data.augment import augmented
+from ..data.multifold import Aggregate, pad_texts
 from ..encoders.dual import DualEncoder, Encoders
 from ..errors import InterruptedRunError, OptionError
 from ..files import write_kept, write_whole
@@ -60,6 +61,7 @@ class Result:
     images: Tensor
     texts: Tensor
     material: Material
+    aggregate: Aggregate
     processes: int
     is_main_process: bool
 
@@ -69,6 +71,7 @@ class Result:
             "before": self.before,
             "after": self.after,
             "average_recall": average(self.after),
+            "aggregate": self.aggregate,
             "losses": self.losses,
             "training_seconds": self.seconds,
             "processes": self.processes,
@@ -98,7 +101,7 @@ def run(config: Config, material: Material | None = None, progress_bar: bool = T
     trainer.train(progress_bar)
     after, images, texts = trainer.evaluate()
     numbers = progress.before, after, progress.losses, progress.seconds
-    shown = images, texts, material
+    shown = images, texts, material, config.aggregate
     result = Result(*numbers, *shown, accelerator.num_processes, accelerator.is_main_process)
     if result.is_main_process:
         weights, metrics = (config.output_path / n for n in ("model.safetensors", "metrics.json"))
@@ -142,9 +145,10 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.material = config, accelerator, material
         data, drawn = material.train, 1 if config.loss == "clip" else None
-        self.dataset = MultifoldDataset(
+        whole = MultifoldDataset(
             data.images, data.texts, data.image_ids, data.text_ids, views=drawn, captions=drawn
         )
+        self.dataset = augmented(whole, config.augment)
         most = len(self.dataset) // accelerator.num_processes * accelerator.num_processes
         if not most:
             raise OptionError(
@@ -157,6 +161,7 @@ class Trainer:
         steps = config.epochs * self.sampler.batches_per_epoch
         self.steps = min(steps, config.max_steps or steps)
 
+        model.log_scale.requires_grad_(config.learn_temperature)
         self.student = model.to(accelerator.device)
         teacher = make_teacher(model, config.teacher_decay) if config.loss == "mfh" else None
         groups = model.parameter_groups(config.lr, config.head_lr)
@@ -275,7 +280,7 @@ class Trainer:
         with self.accelerator.autocast():
             images = torch.stack(run_images(student.encode_images, data.images, device))
             texts = torch.stack(run_texts(student.encode_texts, data.texts, device))
-        return evaluate(images, texts, data), images, texts
+        return evaluate(images, texts, data, self.config.aggregate), images, texts
 
 
 def make_teacher(student: nn.Module, decay: float) -> AveragedModel:

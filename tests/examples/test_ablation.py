@@ -9,14 +9,15 @@ import torch
 from torch.nn.functional import log_softmax, normalize, softmax
 
 from examples.data.instances import Instance
-from examples.errors import CheckpointError
+from examples.data.multifold import aggregated
+from examples.errors import CheckpointError, OptionError
 from examples.files import digest_file
 from examples.studies.ablation import __main__ as command
 from examples.studies.ablation import features as frozen
 from examples.studies.ablation.experiment import GRID, Lab, Plan, deal, lab
 from examples.studies.ablation.features import FeatureSet, cached_features, read_features
 from examples.studies.ablation.pages import pages
-from examples.studies.ablation.rows import ROWS, TABLE_5, Row, Step, aggregated, loss_of
+from examples.studies.ablation.rows import ROWS, TABLE_5, Row, Step, loss_of
 from examples.studies.ablation.settings import Setting, Size, base_setting, sized
 from examples.studies.ablation.studies import (
     DECAYS,
@@ -35,6 +36,7 @@ from examples.studies.protocol.runs import Point
 from examples.studies.protocol.tuning import Tuning
 from mxm_kernels import fused_intra_modal_loss
 from mxm_kernels.data import MultifoldDataset, collate_multifold
+from tests.support.captioned import draw, karpathy
 from tests.support.damage import flip, restored
 
 POINT = Point(lr=3e-3, temperature=0.1)
@@ -56,7 +58,7 @@ def data():
     return FeatureSet(seen(image_ids, 12), seen(text_ids, 9), image_ids, text_ids)
 
 
-def row_named(name, side=""):
+def row_named(name, side="none"):
     (row,) = (row for row in ROWS if (row.name, row.side) == (name, side))
     return row
 
@@ -88,7 +90,7 @@ def dense(x, y, image_ids, text_ids, scale, loss):
     return (half(s, positive) + half(s.T, positive.T)) / 2
 
 
-@pytest.mark.parametrize("aggregate", ["", "images", "texts", "both"])
+@pytest.mark.parametrize("aggregate", ["none", "images", "texts", "both"])
 @pytest.mark.parametrize(("name", "loss"), [("All", "all"), ("Hard (expectation)", "hard")])
 def test_losses_are_those_of_the_matrix(data, name, loss, aggregate):
     batch = a_batch(data)
@@ -184,7 +186,7 @@ def test_the_rows_are_those_of_the_paper():
         "Hard (expectation) + Soft",
     ]
     assert len({(row.name, row.side) for row in ROWS}) == len(ROWS)
-    assert {row.side for row in ROWS} == {"", "both"}
+    assert {row.side for row in ROWS} == {"none", "both"}
 
 
 def test_no_instance_is_in_two_sets():
@@ -211,9 +213,9 @@ def test_controls_have_equal_rows_and_equal_time():
     tuned = {
         Setting(row_named(name, side), 10, 12): Tuning({}, seconds)
         for name, side, seconds in (
-            ("CLIP on pairs", "", [1.0, 2.0, 9.0]),
-            ("CLIP on pairs + Soft", "", [70.0]),
-            ("Hard (10) + Soft", "", [5.0, 5.0, 6.0]),
+            ("CLIP on pairs", "none", [1.0, 2.0, 9.0]),
+            ("CLIP on pairs + Soft", "none", [70.0]),
+            ("Hard (10) + Soft", "none", [5.0, 5.0, 6.0]),
             ("Hard (10) + Soft of all observations", "both", [50.0]),
         )
     }
@@ -427,6 +429,58 @@ def test_the_command_draws_curves(arguments, tmp_path, monkeypatch):
     assert "| decay 0.99 instead of 0.9, 600 steps |" not in page  # this study has 9
     assert "| hard_weight 0.6 instead of 1 |" in page
     assert b"<svg" in (tmp_path / "emoji_curves.svg").read_bytes()
+
+
+def test_flickr30k_and_coco_are_their_training_instances(tmp_path):
+    """Samples in the formats of the data sets, through the frozen encoders."""
+    names = {"train": ["a.jpg", "b.jpg", "c.jpg"], "val": ["d.jpg", "e.jpg"]}
+    draw(tmp_path / "flickr30k-images", *names["train"], *names["val"])
+    entries = [("a.jpg", "train", 5), ("d.jpg", "val", 5), ("b.jpg", "train", 4)]
+    entries += [("e.jpg", "test", 5), ("c.jpg", "train", 5)]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps(karpathy(entries)))
+    (tmp_path / "annotations").mkdir()
+    for part, files in names.items():
+        draw(tmp_path / f"{part}2017", *files)
+        content = {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(files)],
+            "annotations": [
+                {"image_id": i, "caption": f"{j} of {name}"}
+                for i, name in enumerate(files)
+                for j in range(5 + i)
+            ],
+        }
+        (tmp_path / "annotations" / f"captions_{part}2017.json").write_text(json.dumps(content))
+    for name, captions in (("flickr30k", (5, 4, 5)), ("coco", (5, 6, 7))):
+        options = command.Options(data=name, data_root=str(tmp_path))
+        got, left_out = command.load(options)
+        assert [i.name for i in got] == names["train"]
+        assert tuple(len(i.captions) for i in got) == captions
+        assert not left_out
+        assert command.load(replace(options, limit=2))[0] == got[:2]
+        features = cached_features(got, tmp_path / f"{name}.safetensors")
+        assert features.image_ids.tolist() == [0, 1, 2]
+        assert features.text_ids.bincount().tolist() == list(captions)
+        assert features.texts.isfinite().all()
+        assert len(features.images.unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "coco"])
+def test_errors_of_a_folder_of_captions_name_the_argument(name, tmp_path, capsys):
+    folders = ["--cache_dir", str(tmp_path / "cache"), "--results_dir", str(tmp_path / "results")]
+    for root, said in (("", "name the folder"), ("nowhere", "nowhere"), (tmp_path, "has none of")):
+        given = ["--data", name, "--data_root", str(root)]
+        assert command.main([*given, *folders]) == 2
+        message = capsys.readouterr().err
+        assert "error: --data_root: " in message
+        assert said in message
+
+
+def test_a_data_set_without_training_instances_is_named(tmp_path):
+    draw(tmp_path / "images", "a.jpg")
+    content = json.dumps(karpathy([("a.jpg", "test", 5)]))
+    (tmp_path / "dataset_flickr30k.json").write_text(content)
+    with pytest.raises(OptionError, match="--data flickr30k: the train split is empty"):
+        command.load(command.Options(data="flickr30k", data_root=str(tmp_path)))
 
 
 def test_damaged_features_are_refused(data, tmp_path, monkeypatch):

@@ -1,33 +1,13 @@
 import json
 
 import pytest
-from PIL import Image
 
 from examples.data import load_splits
 from examples.data.captions import load_coco, load_flickr30k
 from examples.finetune.config import Config
 from examples.finetune.inputs import load_instances
 from examples.options import OptionError
-
-
-def draw(folder, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for shade, name in enumerate(names):
-        Image.new("L" if shade % 2 else "RGB", (12, 10), 40 * shade).save(folder / name)
-
-
-def karpathy(entries, **more):
-    return {
-        "images": [
-            {
-                "filename": name,
-                "split": split,
-                "sentences": [{"raw": f"{name} {i} ", "tokens": []} for i in range(count)],
-                **more,
-            }
-            for name, split, count in entries
-        ]
-    }
+from tests.support.captioned import draw, karpathy
 
 
 def test_flickr30k_with_karpathys_splits(tmp_path):

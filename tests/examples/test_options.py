@@ -16,6 +16,7 @@ from examples.errors import OptionError
 from examples.finetune.__main__ import main as finetune
 from examples.finetune.config import Config, Rounds
 from examples.options import OptionGroup, Range, option, require_one_process, require_writable
+from examples.studies import memory
 from examples.studies.ablation import __main__ as ablation
 from examples.studies.cma_clip import __main__ as cma_clip
 from examples.studies.cma_clip import config as cma_config
@@ -27,6 +28,7 @@ COMMANDS = {
     "finetune": (finetune, [Config]),
     "compare": (compare.main, [Config, compare.Comparison]),
     "ablation": (ablation.main, [ablation.Options]),
+    "memory": (memory.main, [memory.Options]),
     "cma_clip": (cma_clip.main, [cma_config.Config]),
     "cma_clip.study": (study.main, [cma_config.StudyConfig, study.Study]),
 }
@@ -133,12 +135,31 @@ def test_choices_are_checked_in_python_too():
         ({"data": "coco"}, "--data_root: name it; --data coco is read from there"),
         ({"data": "flickr30k", "data_root": "none"}, "--data_root: none is not a folder"),
         ({"data_root": "."}, "--data_root: the emoji come from packages"),
+        ({"augment": "paper"}, "--augment paper needs images that go through every layer"),
+        ({"augment": "paper", "unfreeze": "heads"}, "--augment paper needs images that go"),
+        ({"augment": "paper", "unfreeze": "heads", "model": "RN50"}, "--augment paper needs"),
+        ({"aggregate": "captions"}, "--aggregate must be none or images or texts or both"),
     ],
 )
 def test_options_of_finetune(options, message):
     with pytest.raises(OptionError) as raised:
         Config(**options)
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"unfreeze": "all"}, {"unfreeze": "all", "model": "RN50"}, {"model": "RN50"}],
+)
+def test_augmentation_where_nothing_is_kept(options):
+    assert Config(augment="paper", **options).augment == "paper"
+
+
+@pytest.mark.parametrize("sizes", [["50", "20"], ["20", "20"]])
+def test_batch_sizes_of_the_memory_study_increase(sizes, capsys):
+    code, message = outcome("memory", ["--sizes", *sizes], capsys)
+    assert code == 2
+    assert "--sizes must name batch sizes in increasing order" in message
 
 
 def test_rounds_are_as_many_as_the_loss_takes():
@@ -176,6 +197,7 @@ def nothing_is_loaded(monkeypatch):
         "examples.finetune.train.load_instances",
         "examples.studies.compare.__main__.build_encoders",
         "examples.studies.ablation.__main__.load",
+        "examples.studies.memory.run",
         "examples.studies.cma_clip.prepare.load_data",
         "examples.studies.cma_clip.study.load_data",
     ):
@@ -226,7 +248,7 @@ def test_trying_a_folder_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "a" / "b").iterdir())
 
 
-@pytest.mark.parametrize("command", ["ablation", "cma_clip", "cma_clip.study"])
+@pytest.mark.parametrize("command", ["ablation", "memory", "cma_clip", "cma_clip.study"])
 def test_studies_of_one_process_refuse_more(command, capsys, monkeypatch, nothing_is_loaded):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, message = outcome(command, [], capsys)
@@ -286,6 +308,7 @@ def test_a_disk_that_is_full_ends_every_command_with_a_line(monkeypatch, tmp_pat
     monkeypatch.setattr("examples.finetune.train.run", full)
     monkeypatch.setattr("examples.studies.compare.__main__.compare", full)
     monkeypatch.setattr("examples.studies.ablation.__main__.run", full)
+    monkeypatch.setattr("examples.studies.memory.run", full)
     monkeypatch.setattr("examples.studies.cma_clip.__main__.classify", full)
     monkeypatch.setattr("examples.studies.cma_clip.study.run_study", full)
     for command in COMMANDS:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from examples.errors import CheckpointError, InterruptedRunError
 from examples.finetune.__main__ import main
 from examples.finetune.config import Config
 from examples.finetune.inputs import build_encoders
+from examples.finetune.retrieval import evaluate
 from examples.finetune.train import Trainer, make_accelerator, make_material, run
 from examples.options import OptionError
 
@@ -156,14 +158,56 @@ def test_other_options_are_refused_unless_told_to_start_over(tiny, material):
 
 
 def test_command_line_writes_figure_table_and_metrics(tiny, capsys):
-    assert main(arguments(tiny)) == 0
+    assert main(arguments({**tiny, "aggregate": "images"})) == 0
     folder = Path(tiny["output_dir"])
-    assert "| text to image | after |" in capsys.readouterr().out
+    assert "| text to mean image | after |" in capsys.readouterr().out
     with Image.open(folder / "finetune.png") as figure:
         assert min(figure.size) > 1000
     metrics = json.loads((folder / "metrics.json").read_text())
     assert len(metrics["losses"]) == 5
     assert set(metrics["after"]) == {"text_to_image", "image_to_text"}
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "clip"}, {"micro_batch": 4}])
+def test_a_temperature_that_is_not_learned_stays(options, tiny, tmp_path, material):
+    fixed = {**tiny, **options, "temperature": 0.07, "learn_temperature": False}
+    start = math.log(1 / 0.07)
+    assert len(run(Config(**fixed), material).losses) == 5
+    assert weights(fixed)["log_scale"].item() == pytest.approx(start, abs=1e-6)
+    learned = {**fixed, "learn_temperature": True}
+    with pytest.raises(OptionError, match=r"--learn_temperature False there, True now"):
+        run(Config(**learned), material)
+    learned["output_dir"] = str(tmp_path / "learned")
+    run(Config(**learned), material)
+    assert abs(weights(learned)["log_scale"].item() - start) > 1e-4
+
+
+def test_aggregated_retrieval_changes_the_metrics_alone(tiny, tmp_path, material):
+    options = {**tiny, "max_steps": 2}
+    plain = run(Config(**options), material)
+    options = {**options, "output_dir": str(tmp_path / "aggregated"), "aggregate": "images"}
+    result = run(Config(**options), material)
+    assert result.losses == plain.losses
+    assert torch.equal(result.images, plain.images)  # of each image: the figure shows these
+    assert result.after["text_to_image"] != plain.after["text_to_image"]
+    metrics = json.loads((tmp_path / "aggregated" / "metrics.json").read_text())
+    assert metrics["aggregate"] == "images"
+    assert metrics["after"] == evaluate(result.images, result.texts, material.evaluation, "images")
+    with pytest.raises(OptionError, match=r"--aggregate 'images' there, 'both' now"):
+        run(Config(**{**options, "aggregate": "both"}), material)
+
+
+def test_augmented_images_are_trained_on_and_not_evaluated_on(tiny, tmp_path):
+    options = {**tiny, "unfreeze": "all", "max_steps": 2, "limit": 4, "batch_size": 2}
+    plain = run(Config(**options))
+    other = {**options, "augment": "paper", "output_dir": str(tmp_path / "augmented")}
+    result = run(Config(**other), plain.material)
+    assert result.before == plain.before
+    assert result.losses[0] != plain.losses[0]
+    again = {**other, "num_workers": 1, "output_dir": str(tmp_path / "again")}
+    assert run(Config(**again), plain.material).losses == result.losses
+    with pytest.raises(OptionError, match=r"--augment 'paper' there, 'none' now"):
+        run(Config(**{**other, "augment": "none"}), plain.material)
 
 
 @pytest.mark.parametrize("unfreeze", ["all", "heads"])

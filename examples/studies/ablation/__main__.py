@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import mxm_kernels
+from examples.data import load_splits
 from examples.data.emoji import load_emoji
 from examples.data.instances import Instance
 from examples.errors import OptionError, exit_status
@@ -42,11 +43,13 @@ Splits = Annotated[int, Range(2, 1000)]
 class Options(OptionGroup):
     """Options of the ablation."""
 
-    data: Literal["emoji", "furniture"] = option("emoji", "data set")
+    data: Literal["emoji", "furniture", "flickr30k", "coco"] = option("emoji", "data set")
     study: Literal["table", "batch_size", "observations", "curves"] = option(
         "table", "the rows of the paper's Table 5 and others, or a curve"
     )
-    data_root: str = option("", "folder of the furniture, see `make furniture`")
+    data_root: str = option(
+        "", "folder of the furniture (`make furniture`), or as examples/data/captions.py has it"
+    )
     epochs: PositiveCount = option(20, "passes over the training instances")
     batch_size: PositiveCount = option(128, "instances in a batch")
     splits: Splits = option(5, "splits into training and test instances")
@@ -78,9 +81,19 @@ class Options(OptionGroup):
 
 
 def load(options: Options) -> tuple[list[Instance], dict[str, str]]:
-    """Instances of the data set; and by name those that are left out, with the reason."""
+    """Instances of the data set; and by name those that are left out, with the reason.
+
+    Of Flickr30K and COCO they are the training instances. The ablation makes its own splits of
+    these, so that it tunes and tests on none of the instances that the data set's own validation
+    and test are for.
+    """
     if options.data == "emoji":
         return load_emoji()[: options.limit or None], {}
+    if options.data != "furniture":
+        captioned = load_splits(options.data, options.data_root).train
+        if not captioned:
+            raise OptionError(f"--data {options.data}: the train split is empty")
+        return captioned[: options.limit or None], {}
     try:
         from .furniture import load_furniture
 

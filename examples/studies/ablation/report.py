@@ -14,7 +14,7 @@ COLUMNS = {
     "image \N{RIGHTWARDS ARROW} text": "image_to_text",
 }
 SIDES = {
-    "": "Every image and every caption",
+    "none": "Every image and every caption",
     "images": "Aggregated images: the mean feature of an instance's images, and its captions",
     "texts": "Aggregated texts: the mean feature of an instance's captions, and its images",
     "both": "Both aggregated: the mean features of an instance's images and of its captions",
@@ -118,7 +118,7 @@ def summary(report: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (side, name, _), result in results.items():
-        if side:
+        if side != "none":
             continue
         first = [mean(result, f"{d} R@1") for d in COLUMNS.values()]
         lines.append(
@@ -191,7 +191,7 @@ def question_table(results: dict[Key, dict[str, Any]]) -> str:
             if not all(row in results for row in rows):
                 continue
             found = difference(results, *rows)
-            where = f", {SIDES[side].split(':')[0].lower()}" if side else ""
+            where = f", {SIDES[side].split(':')[0].lower()}" if side != "none" else ""
             lines.append(
                 f"| {question}{where} | {found.mean:+.2f} {PM} {found.stderr:.2f} "
                 f"| {found.low:+.2f} to {found.high:+.2f} | {found.verdict} |"

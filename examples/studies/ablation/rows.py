@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from examples.data.multifold import Aggregate, aggregated
 from mxm_kernels import (
     Folds,
-    fold_mean,
     fused_hard_loss,
     fused_info_nce_loss,
     fused_intra_modal_loss,
@@ -18,7 +18,6 @@ from mxm_kernels import (
 )
 from mxm_kernels.data import MultifoldBatch
 
-Aggregate = Literal["", "images", "texts", "both"]
 # Robust-XR raises its share of soft targets with the training; here from 0 to this, step by step.
 LAST_SOFT_SHARE = 0.9
 
@@ -48,10 +47,10 @@ class Row:
     loss: Literal["group", "masked", "all", "soft", "hard", "distilled"]
     rounds: int | Literal["m"] | None = None
     soft: bool = False
-    aggregate: Aggregate = ""
+    aggregate: Aggregate = "none"
     pairs: Literal["", "equal instances", "equal rows", "equal time"] = ""
     intra_modal: float = 0.0
-    retrieval: Aggregate = ""
+    retrieval: Aggregate = "none"
 
     @property
     def has_teacher(self) -> bool:
@@ -61,7 +60,7 @@ class Row:
     @property
     def side(self) -> Aggregate:
         """The sides that retrieval averages: only rows with the same are compared."""
-        return self.aggregate or self.retrieval
+        return self.retrieval if self.aggregate == "none" else self.aggregate
 
 
 def hard_rows() -> list[Row]:
@@ -107,20 +106,6 @@ BOTH = [
 ROWS = [*TABLE_5, *CONTROLS, *OTHERS, *BOTH]
 
 
-Labelled = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def aggregated(
-    sides: Aggregate, images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor
-) -> Labelled:
-    """Features and ids with the mean feature of each instance on these sides."""
-    if sides in ("images", "both"):
-        images, image_ids = fold_mean(images, image_ids)
-    if sides in ("texts", "both"):
-        texts, text_ids = fold_mean(texts, text_ids)
-    return images, texts, image_ids, text_ids
-
-
 @dataclass(frozen=True)
 class Step:
     """What the loss of a step depends on, beside its row and features.
@@ -151,7 +136,7 @@ def loss_of(
     """Loss of a row from the features (M, D) and (N, D) of a batch."""
     ids = batch.image_ids, batch.text_ids
     x, y, *new_ids = aggregated(row.aggregate, *student, *ids)
-    folds = Folds.from_ids(*new_ids) if row.aggregate else batch.folds
+    folds = Folds.from_ids(*new_ids) if row.aggregate != "none" else batch.folds
     options: dict[str, Any] = {"logit_scale": step.logit_scale}
     if row.loss in ("hard", "distilled"):
         options["generator"] = step.generator

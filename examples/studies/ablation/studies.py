@@ -84,7 +84,7 @@ def time_ratio(tuned: dict[Setting, Tuning]) -> float:
         (setting,) = (setting for setting in tuned if wanted(setting.row))
         return median(tuned[setting].seconds)
 
-    hard = seconds(lambda row: row.name == EQUAL_TIME_TO and not row.side)
+    hard = seconds(lambda row: row.name == EQUAL_TIME_TO and row.side == "none")
     return hard / seconds(
         lambda row: row.pairs == "equal instances" and row.name == "CLIP on pairs"
     )
@@ -163,7 +163,7 @@ def weighted(setting: Setting, hard_weight: float) -> Setting:
     return replace(setting, row=row, soft_weight=1 - hard_weight)
 
 
-def _rows(name: str, first: str, second: str, side: str = "") -> Question:
+def _rows(name: str, first: str, second: str, side: str = "none") -> Question:
     return Question(name, (side, first, 0.0), (side, second, 0.0))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from examples.data.multifold import aggregated
 from examples.finetune.train import make_teacher
 from examples.studies.protocol.runs import PRIMARY, Point
 from mxm_kernels.data import (
@@ -22,7 +23,7 @@ from mxm_kernels.data import (
 from mxm_kernels.retrieval import retrieval_metrics
 
 from .features import FeatureSet
-from .rows import Row, Step, aggregated, loss_of
+from .rows import Row, Step, loss_of
 from .settings import Setting
 
 
