@@ -22,7 +22,6 @@ SECOND_TEMPERATURE = 2.0  # times the tuned one
 DRAWN: tuple[Drawn, ...] = ("once", "each step")
 LEVELS = ((1, 1), (1, 0), (2, 0), (0, 1), (0, 2), (0, 0))  # views and captions; 0 is all
 
-MASKED = Row("CLIP, masked", "masked")
 HARD = Row("Hard (10)", "hard", 10)
 MFH = Row("Hard (10) + Soft", "hard", 10, soft=True)
 
@@ -91,22 +90,18 @@ def time_ratio(tuned: dict[Setting, Tuning]) -> float:
 
 
 def batch_size(lab: Lab) -> list[Cell]:
-    """Two rows over the batch size, with equal epochs and with equal steps."""
-    cells = []
-    for row in (MASKED, MFH):
-        base = based(lab, row)
-        temperature = lab.tune([base])[base].best.temperature
-        sizes = [size for size in SIZES if size <= lab.size.instances]
-        made = {
-            (held, size): base_setting(row, lab.size, size, lab.plan.epochs)
-            if held == "equal epochs"
-            else replace(base, batch_size=size)
-            for held, size in product(("equal epochs", "equal steps"), sizes)
-        }
-        grid = Grid(lab.plan.grid.lrs, (temperature,))
-        tuned = lab.tune(list(made.values()), grid)
-        cells += [chosen(s, tuned[s], held, row.name, size) for (held, size), s in made.items()]
-    return cells
+    """MFH over the batch size, with equal epochs and with equal steps."""
+    base = based(lab, MFH)
+    temperature = lab.tune([base])[base].best.temperature
+    sizes = [size for size in SIZES if size <= lab.size.instances]
+    made = {
+        (held, size): base_setting(MFH, lab.size, size, lab.plan.epochs)
+        if held == "equal epochs"
+        else replace(base, batch_size=size)
+        for held, size in product(("equal epochs", "equal steps"), sizes)
+    }
+    tuned = lab.tune(list(made.values()), Grid(lab.plan.grid.lrs, (temperature,)))
+    return [chosen(s, tuned[s], held, MFH.name, size) for (held, size), s in made.items()]
 
 
 def observations(lab: Lab) -> list[Cell]:
@@ -167,8 +162,9 @@ def _rows(name: str, first: str, second: str, side: str = "none") -> Question:
     return Question(name, (side, first, 0.0), (side, second, 0.0))
 
 
-def _ends(panel: str, curve: str) -> Question:
-    return Question(f"{curve}, {panel}: 200 instead of 20", (panel, curve, 200), (panel, curve, 20))
+def _ends(panel: str) -> Question:
+    ends = ((panel, MFH.name, size) for size in (SIZES[-1], SIZES[0]))
+    return Question(f"200 instances instead of 20, {panel}", *ends)
 
 
 def _levels(name: str, panel: str, level: tuple[int, int]) -> Question:
@@ -198,12 +194,7 @@ STUDIES = {
         "the learning rate. The temperature is the one that was chosen at 128 instances.",
         "instances in a batch",
         batch_size,
-        tuple(
-            _ends(panel, curve)
-            for panel, curve in product(
-                ("equal epochs", "equal steps"), ("CLIP, masked", "Hard (10) + Soft")
-            )
-        ),
+        (_ends("equal epochs"), _ends("equal steps")),
     ),
     "observations": Study(
         "Recall against the number of images and captions",
