@@ -379,6 +379,9 @@ def test_features_are_made_once_for_a_set(data, tmp_path, monkeypatch):
     assert torch.equal(part.texts[:3], data.texts[data.text_ids == 2])
 
 
+SHOWN = ("CLIP, masked", "Hard (10) + Soft", "CLIP on pairs", "CLIP on pairs, equal time")
+
+
 @pytest.fixture
 def arguments(data, tmp_path, monkeypatch):
     """Options of a study of seconds, on made up features."""
@@ -389,10 +392,12 @@ def arguments(data, tmp_path, monkeypatch):
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def test_the_command_writes_report_tables_and_plot(arguments, tmp_path, capsys):
+def test_the_command_writes_report_tables_and_plot(arguments, tmp_path, monkeypatch, capsys):
+    rows = [row_named(name) for name in SHOWN] + [row_named("CLIP, masked", "both")]
+    monkeypatch.setattr("examples.studies.ablation.studies.ROWS", rows)
     assert command.main(arguments) == 0
     report = json.loads((tmp_path / "emoji.json").read_text())
-    assert [r["curve"] for r in report["results"]] == [row.name for row in ROWS]
+    assert [r["curve"] for r in report["results"]] == [row.name for row in rows]
     for result in report["results"]:
         assert [len(split) for split in result["runs"]] == [2, 2, 2]
         assert [len(split) for split in result["seconds"]] == [2, 2, 2]
@@ -405,10 +410,11 @@ def test_the_command_writes_report_tables_and_plot(arguments, tmp_path, capsys):
     assert report["data"]["left_out"] == {"thing 40": "no image"}
     assert "40 instances (1 more could not be rendered and are left out)" in page
     assert (tmp_path / "emoji_summary.md").read_text() == made["emoji_summary.md"]
-    for row in ROWS:
+    for row in rows:
         assert f"| {row.name} |" in page
     values = [run["text_to_image R@1"] for split in report["results"][0]["runs"] for run in split]
-    assert f"| CLIP on the group matrix | {np.mean(values):.2f} |" in page
+    assert f"| CLIP, masked | {np.mean(values):.2f} |" in page
+    assert "| MFH instead of one fixed pair |" in page
     assert not (tmp_path / "emoji_all.runs.jsonl").exists()  # its runs are in the report
     plot = (tmp_path / "emoji.svg").read_bytes()
     assert b"<svg" in plot
