@@ -74,8 +74,9 @@ cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into exam
 ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/studies/ablation (40 minutes)
 	$(BIN)/python -m examples.studies.ablation
 
-curves: $(INSTALLED) ## the same over batch sizes, views and captions, hard_weight and decay (an hour)
+curves: $(INSTALLED) ## the same over batch sizes, views and captions, hard_weight and decay (two hours)
 	$(BIN)/python -m examples.studies.ablation --study batch_size
+	$(BIN)/python -m examples.studies.memory
 	$(BIN)/python -m examples.studies.ablation --study observations
 	$(BIN)/python -m examples.studies.ablation --study curves
 

