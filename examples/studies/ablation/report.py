@@ -17,7 +17,7 @@ SIDES = {
     "none": "Every image and every caption",
     "images": "Aggregated images: the mean feature of an instance's images, and its captions",
     "texts": "Aggregated texts: the mean feature of an instance's captions, and its images",
-    "both": "Both aggregated: the mean features of an instance's images and of its captions",
+    "both": "Both aggregated: the two mean features of an instance",
 }
 BASELINE = "CLIP, masked"
 QUESTIONS = [
