@@ -8,6 +8,7 @@ the same languages.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -170,7 +171,7 @@ def run_all(path: Path, plan: Plan, grid: Grid) -> Results:
         def test(settings: Sequence[Setting], title: str) -> dict[Setting, list[Outcome]]:
             runs = {setting: repeats(plan, setting, tuning) for setting in settings}
             # Draw after draw, so that what the machine does meanwhile hits all settings.
-            order = sorted(sum(runs.values(), []), key=lambda run: (run.split, run.seed))
+            order = sorted(chain(*runs.values()), key=lambda run: (run.split, run.seed))
             done = {outcome.run: outcome for outcome in runner.outcomes(order, title)}
             return {setting: [done[run] for run in wanted] for setting, wanted in runs.items()}
 
