@@ -171,7 +171,7 @@ def test_a_batch_has_all_captions_or_one_pair_of_each_stamp():
     (whole,) = Batches(data, ["aa", "bb"], False, generator).take(9, 1)
     assert whole.images.shape == (4, 2)
     assert sorted(whole.grams.tolist()) == [5, 6, 7, 8, 9]
-    assert whole.folds.num_positives == 2 * 2 + 2 * 1
+    assert repr(whole.folds) == "Folds(images=4, texts=3, positives=6)"
     seen = set()
     for pair in Batches(data, ["aa", "bb"], True, generator).take(2, 20):
         assert pair.images.shape == (2, 2)
@@ -365,7 +365,7 @@ def test_a_contrast_counts_by_its_corrected_p_value(finished):
     assert verdicts[5:] == ["within noise"] * 2
     for result in report["results"]:
         shift = 0.0 if result["row"]["name"] == ONE_PAIR.name else 1.0
-        result["metrics"]["average recall"] = [[shift * v] for v in (0.3, 1.0, 2.0, 0.1, 1.6)]
+        result["metrics"]["average recall"] = [[shift * v] for v in (0.6, 1.0, 1.5, 0.5, 1.4)]
     shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows_of(report)]
     low = float(shown[0][3].split(" to ")[0])
     assert low > 0  # alone it would count
@@ -400,7 +400,7 @@ def test_an_interrupted_study_goes_on_from_the_runs_that_were_done(path, monkeyp
     )
     results = experiment.run_all(copy, plan, grid)
     assert {run.setting.held for run in ran} == {"time"}
-    assert len(results.runs) == len(ROWS) * 14 + len(ROWS)
+    assert len(results.runs) == len(ROWS) * 14
     assert not kept.exists()
 
 

@@ -189,6 +189,7 @@ def run_all(path: Path, plan: Plan, grid: Grid) -> Results:
             for count in counts(languages, True)
         ]
         found |= test(times, "equal time")
+    journal.finish()
     return Results(tuning, found)
 
 
