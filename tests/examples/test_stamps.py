@@ -12,11 +12,10 @@ from PIL import Image
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="the examples extra is not installed")
 
-from examples.studies.protocol.runs import Point, Run
-from examples.studies.protocol.tuning import Grid
-
 from examples.data.stamps import languages, load_stamps, parse_captions
 from examples.errors import CheckpointError, OptionError
+from examples.studies.protocol.runs import Point, Run
+from examples.studies.protocol.tuning import Grid
 from examples.studies.stamps import __main__ as command
 from examples.studies.stamps import experiment
 from examples.studies.stamps import features as frozen

