@@ -26,7 +26,7 @@ SPREAD = 0.025  # of an octave's width, between the losses' bars
 def save_plot(report: dict[str, Any], path: Path) -> None:
     """Draw the report."""
     matplotlib.use("Agg")
-    style = {"svg.hashsalt": "stamps", "font.size": 12}  # the same file from the same report
+    style: Any = {"svg.hashsalt": "stamps", "font.size": 12}  # the same file from the same report
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         draw(figure.subplots(), report)

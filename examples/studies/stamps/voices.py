@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,10 @@ def train(
     model = Hearing(data.images.shape[-1], voices.sounds.shape[1], run.point.temperature)
     slow = [*model.voices.parameters(), *model.voice_head.parameters()]
     fast = [*model.texts.parameters(), *model.images.parameters(), model.log_scale]
-    groups = [{"params": fast}, {"params": slow, "lr": VOICE_RATE * run.point.lr}]
+    groups: list[dict[str, Any]] = [
+        {"params": fast},
+        {"params": slow, "lr": VOICE_RATE * run.point.lr},
+    ]
     optimizer = torch.optim.Adam(groups, lr=run.point.lr, fused=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=setting.steps)
     generator = torch.Generator().manual_seed(run.seed)
