@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo tour test fuzz sanitize lint compare cma ablation curves furniture machine-code bench \
-  bench-report report surface dist supported docs clean
+.PHONY: help demo tour test fuzz sanitize lint compare cma ablation curves furniture stamps machine-code \
+  bench bench-report report surface dist supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -89,6 +89,17 @@ $(FURNITURE)/usr:
 furniture: $(INSTALLED) $(FURNITURE)/usr ## the ablation on 820 rendered 3D models; downloads 120 MB with apt-get
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[furniture]'
 	$(BIN)/python -m examples.studies.ablation --data furniture --data_root $(FURNITURE) --epochs 40
+
+# Needs apt-get and dpkg (Debian, Ubuntu) and 0.4 GB; the stamps are GPL-2.
+STAMPS := runs/stamps
+$(STAMPS)/usr:
+	mkdir -p $(STAMPS)
+	cd $(STAMPS) && apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb .
+
+stamps: $(INSTALLED) $(STAMPS)/usr ## recall in languages never trained on, 538 stamps (an hour); downloads 161 MB with apt-get
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[stamps]'
+	$(BIN)/python -m examples.studies.stamps --data_root $(STAMPS)
+	$(BIN)/python -m examples.studies.stamps --data_root $(STAMPS) --voices True
 
 machine-code: $(INSTALLED) ## what the compiler makes of every Triton kernel, and what a Hopper GPU could do
 	$(BIN)/python -m bench.models.machine_code --out bench/results/machine_code.json

@@ -24,7 +24,13 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-STUDIES = {"ablation": {"emoji.md", "furniture.md"}, "cma_clip": {"study.md"}}  # their pages
+STUDIES = {  # the pages of each study: its tables, and how they are read
+    "ablation": {"emoji.md", "furniture.md", "reading.md"}
+    | {f"emoji_{name}.md" for name in ("batch_size", "observations", "curves")},
+    "cma_clip": {"study.md", "rows.md", "reading.md"},
+    "memory": {"memory.md"},
+    "stamps": {"stamps.md", "voices.md", "reading.md"},
+}
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -74,7 +80,8 @@ def studies() -> dict[Path, str]:
     return {
         path: f"found/{example}/{path.name}"
         for example, pages in STUDIES.items()
-        for path in sorted((ROOT / "examples" / "studies" / example / "results").iterdir())
+        for folder in (example, f"{example}/results")
+        for path in sorted((ROOT / "examples" / "studies" / folder).iterdir())
         if path.suffix == ".svg" or path.name in pages
     }
 
