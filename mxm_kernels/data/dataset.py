@@ -73,7 +73,9 @@ class MultifoldDataset(Dataset[MultifoldItem]):
             raise IndexError(
                 f"key: expected an instance from 0 to {len(self) - 1}, got {key.instance}"
             )
-        generator = key.generator()
+        # Making a generator takes longer than all else here; one serves images, then texts.
+        drawn = self.views is not None or self.captions is not None
+        generator = key.generator() if drawn else None
         images = _drawn(self._image_rows[key.instance], self.views, generator)
         texts = _drawn(self._text_rows[key.instance], self.captions, generator)
         return MultifoldItem(
@@ -95,8 +97,8 @@ class _Rows:
         return self.order[self.starts[index] : self.ends[index]]
 
 
-def _drawn(rows: np.ndarray, k: int | None, generator: np.random.Generator) -> list[int]:
-    if k is None or k >= len(rows):
+def _drawn(rows: np.ndarray, k: int | None, generator: np.random.Generator | None) -> list[int]:
+    if generator is None or k is None or k >= len(rows):
         return rows.tolist()
     return generator.choice(rows, k, replace=False).tolist()
 
