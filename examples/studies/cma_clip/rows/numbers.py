@@ -128,7 +128,12 @@ def primary(runs: Runs, numbers: Sequence[dict[str, Any]], instances: int) -> li
         sides = [(wanted.condition, row) for row in (wanted.first, wanted.second)]
         values = [average(by_cell[side]["tests"][wanted.test]) for side in sides]
         resamples = [
-            draws([[r["tests"][wanted.test] for r in s] for s in runs[side]], tasks, "correct", weights)
+            draws(
+                [[r["tests"][wanted.test] for r in s] for s in runs[side]],
+                tasks,
+                "correct",
+                weights,
+            )
             for side in sides
             if (tasks := list(by_cell[side]["tests"][wanted.test]["accuracy"]))
         ]

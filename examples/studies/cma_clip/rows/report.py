@@ -9,8 +9,9 @@ from examples.studies.cma_clip.summary import table
 
 from .naming import spoken
 from .numbers import average, secondary
-from .plan import CONDITIONS, FUSED, NAMED_SHARE, PRIMARY, RATES, TUNING_SPLITS, Difference
+from .plan import CONDITIONS, FUSED, NAMED_SHARE, Difference
 from .texts import TEMPLATES
+from .tuning import FIRST_RATES, LADDER, TUNING_SPLITS
 
 NAMES = ("own", "right name", "wrong name")
 NAMING_CONDITIONS = ("clean", "names put in")
@@ -105,7 +106,7 @@ def p_value(value: float) -> str:
 def condition_text(report: dict[str, Any], condition: str) -> str:
     """Say what a condition is, and its table."""
     rate, share = 100 * report["options"]["noise_rate"], 100 * NAMED_SHARE
-    lines = [CONDITIONS[condition].format(rate=rate, share=share)]  # type: ignore[index]
+    lines = [CONDITIONS[condition].format(rate=rate, share=share)]
     chosen = [c for c in report["cells"] if c["condition"] == condition]
     lines.append(results_table(report, chosen))
     if condition.endswith("noise"):
@@ -244,25 +245,27 @@ def weights_table(report: dict[str, Any]) -> str:
 
 def rates_text(report: dict[str, Any]) -> str:
     """What was tried, what was chosen, and how long it trained."""
-    names = [f"{rate:g}" for rate in RATES]
     rows = []
     for row, trials in report["tuning"].items():
-        means = {rate: fmean(trials[rate]) for rate in names}
+        means = {rate: fmean(values) for rate, values in trials.items()}
         best = max(means, key=means.__getitem__)
-        edge = " (at an end)" if best in (names[0], names[-1]) else ""
+        edge = " (at an end)" if best in (next(iter(means)), list(means)[-1]) else ""
         epochs = [c["best_epoch"] for c in report["cells"] if c["row"] == row]
         flat = [epoch for cell in epochs for epoch in cell]
         last = sum(epoch == report["options"]["stage_epochs"][0] for epoch in flat)
         seconds = [c["seconds"] for c in report["cells"] if c["row"] == row]
-        rows.append(
-            [row, *(f"{means[rate]:.1f}" for rate in names), best + edge]
-            + [f"{median(flat):g}", f"{last} of {len(flat)}", f"{median(seconds):.1f}"]
-        )
-    titles = ["row", *names, "chosen", "median best epoch", "last epoch best", "seconds"]
+        tried = ", ".join(f"{rate}: {mean:.1f}" for rate, mean in means.items())
+        shown = [f"{median(flat):g}", f"{last} of {len(flat)}", f"{median(seconds):.1f}"]
+        rows.append([row, tried, best + edge, *shown])
+    titles = ["row", "rate: validation accuracy", "chosen", "median best epoch"]
+    titles += ["last epoch best", "seconds"]
+    first = ", ".join(f"{rate:g}" for rate in FIRST_RATES)
     return (
         f"Validation accuracy, mean of the tasks and of {TUNING_SPLITS} splits with one seed each, "
-        "without noise; the best rate is taken under all conditions. *Seconds* are a run's "
-        "processor seconds of training.\n\n" + table(titles, rows)
+        "without noise; the best rate is taken under all conditions. Where the best rate was at an "
+        f"end of {first}, the next one was tried, down to {LADDER[0]:g} and up to "
+        f"{LADDER[-1]:g}. *Seconds* are a run's processor seconds of training.\n\n"
+        + table(titles, rows)
     )
 
 
@@ -277,9 +280,9 @@ def fixed_text(report: dict[str, Any]) -> str:
         "part in these numbers, and the two pages' numbers cannot be compared.",
         f"{options['layers']} layer of sequence-wise attention, {options['width']} wide, "
         f"{options['heads']} heads; study.md has 2 layers, the paper 12.",
-        f"{options['stage_epochs'][0]} epochs for every trained row, {pairs} pairs in a batch, Adam "
-        f"with weight decay {options['weight_decay']:g}, dropout {options['dropout']:g}, the best "
-        "epoch on validation.",
+        f"{options['stage_epochs'][0]} epochs for every trained row, {pairs} pairs in a batch, "
+        f"Adam with weight decay {options['weight_decay']:g}, dropout {options['dropout']:g}, the "
+        "best epoch on validation.",
         "*Image only* and *text only* classify from the encoder's class token of that modality, "
         "with the heads and the width of the others. They are *w/o (MA + SA)* without the other "
         "modality, so they have no attention over their own tokens.",
@@ -288,12 +291,10 @@ def fixed_text(report: dict[str, Any]) -> str:
         "the training split's images and captions, so this is not zero-shot: the labels alone were "
         "not used. *Prompts, trained* adds a linear map of the image's feature and a temperature, "
         "trained on the labels.",
-        f"The paper's Table 5 shows three chosen products. It does not train with names put in: "
+        "The paper's Table 5 shows three chosen products. It does not train with names put in: "
         "its titles have them already. *Names put in* is made here for that.",
         "The interval over splits takes the ratio of test to training size as 1 / (splits - 1) = "
         f"{1 / (len(report['splits']) - 1):.2f}; these splits have 0.29.",
-        f"{len(report['primary'])} of {len(PRIMARY)} primary differences are in the table; all "
-        "other comparisons are descriptions.",
     ]
     ran_on = report["machine"]
     lines.append(f"Ran on {ran_on['processor']}, torch {report['versions']['torch']}, one thread.")

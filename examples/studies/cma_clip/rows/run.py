@@ -19,7 +19,7 @@ from examples.studies.cma_clip.stages import Stage, StageResult, Training, run_s
 
 from .measure import Thresholds, changed, counts, text_weights
 from .models import build, prompt_features
-from .plan import NAMED_SHARE, ROWS, Condition
+from .plan import NAMED_SHARE, ROWS
 from .texts import Texts
 
 
@@ -37,7 +37,7 @@ class Material:
         """Seed of a run: of its initial weights, batches and noise."""
         return 10 * self.config.seed + number
 
-    def split(self, name: str, condition: Condition, number: int) -> PairSplit:
+    def split(self, name: str, condition: str, number: int) -> PairSplit:
         """Pairs of a split under a condition."""
         config, seed = self.config, self.seed(number)
         noise = None
@@ -58,7 +58,7 @@ class Material:
 
 
 def fit(
-    material: Material, condition: Condition, row: str, number: int, rate: float, folder: Path
+    material: Material, condition: str, row: str, number: int, rate: float, folder: Path
 ) -> tuple[CMAClip, StageResult, float]:
     """Train a model on frozen encoders: the model, its validation, and processor seconds."""
     config, model = material.config, material.model(row, number)
@@ -81,13 +81,11 @@ def fit(
 
 
 def run(
-    material: Material, condition: Condition, row: str, number: int, rate: float, folder: Path
+    material: Material, condition: str, row: str, number: int, rate: float, folder: Path
 ) -> dict[str, Any]:
     """Train and test: numbers for a JSON file."""
     model, result, seconds = fit(material, condition, row, number, rate, folder)
-    validation = evaluate(
-        model, material.split("val", condition, number).every(), material.tokens
-    )
+    validation = evaluate(model, material.split("val", condition, number).every(), material.tokens)
     thresholds = Thresholds.choose(validation, material.config.precision)
     tests, weights = {}, {}
     for name, (pairs, chosen) in test_pairs(material, condition, number).items():
@@ -106,9 +104,7 @@ def run(
     }
 
 
-def test_pairs(
-    material: Material, condition: Condition, number: int
-) -> dict[str, tuple[Pairs, Tensor]]:
+def test_pairs(material: Material, condition: str, number: int) -> dict[str, tuple[Pairs, Tensor]]:
     """Test pairs by the name of the test, each with a mask (B,) of those that count.
 
     "all" is the condition's own test split. With noise, "right" and "noise" are its pairs without

@@ -2,18 +2,14 @@
 
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
 from typing import Any
-
-import torch
 
 import mxm_kernels
 from examples.errors import OptionError
-from examples.files import is_kept, read_json, require_kept, write_json, write_kept, write_whole
+from examples.files import write_whole
 from examples.options import (
     Count,
     OptionGroup,
@@ -25,18 +21,16 @@ from examples.options import (
     require_writable,
 )
 from examples.studies.cma_clip.config import Layers, StudyConfig
-from examples.studies.cma_clip.encoders import token_encoder
 from examples.studies.cma_clip.folder import require_same_options
-from examples.studies.cma_clip.prepare import aligned_encoders, kept_encoders, load_data
-from examples.studies.cma_clip.sources import CachedTokens, LiveTokens
-from examples.studies.cma_clip.study import PACKAGES, processes, shared_data
+from examples.studies.cma_clip.prepare import load_data
+from examples.studies.cma_clip.study import PACKAGES, processes
 from examples.studies.machine import machine
 
 from . import numbers
 from .naming import captions_of, shares
-from .plan import CELLS, RATES, TRAINED, TUNING_SPLITS
-from .run import Material, fit, run
-from .texts import Texts, load_texts
+from .parts import align, texts_of, train_all, tune
+from .plan import CELLS
+from .tuning import TUNING_SPLITS, best, tuned
 
 RESULTS = Path(__file__).parents[1] / "results"
 # The study sets these itself, or has no use for them: its encoders stay frozen.
@@ -107,12 +101,12 @@ def run_study(config: RowsConfig, study: Rows) -> dict[str, Any]:
     data = load_data(config, folder / "observations.pt")
     texts_of(config)
     splits = [replace(config, seed=seed) for seed in study.splits]
+    chosen = splits[:TUNING_SPLITS]
     with processes(study.workers) as run_all:
         for done, _ in enumerate(run_all(align, splits), 1):
             print(f"aligned encoders of {done} of {len(splits)} splits", flush=True)
-        tried = list(run_all(tune, splits[:TUNING_SPLITS]))
-        tuning = {row: {f"{r:g}": [t[row][f"{r:g}"] for t in tried] for r in RATES} for row in TRAINED}
-        rates = {row: chosen(trials) for row, trials in tuning.items()}
+        tuning = tuned(lambda grids: run_all(tune, chosen, [grids] * len(chosen)))
+        rates = {row: best(trials) for row, trials in tuning.items()}
         print(f"rates: {rates}", flush=True)
         count = len(splits)
         outcomes = []
@@ -148,98 +142,9 @@ def require_unused(config: RowsConfig) -> None:
     """Refuse options that would have no effect."""
     for name in UNUSED:
         if getattr(config, name) != getattr(RowsConfig, name):
-            raise OptionError(f"--{name} has no effect in this study, which sets it itself; leave it out")
-
-
-def texts_of(config: StudyConfig) -> Texts:
-    """The texts of the study; their file is written before the workers start."""
-    return load_texts(config, shared_data(config), config.output_path / "texts.pt")
-
-
-def tokens_file(config: StudyConfig) -> Path:
-    """Where the tokens of everything by the aligned encoders of a split are."""
-    return config.encoder_config().output_path / "rows_tokens.pt"
-
-
-def align(config: StudyConfig) -> None:
-    """Align the encoders of a split, and keep the tokens of all images and texts."""
-    torch.set_num_threads(1)
-    if is_kept(tokens_file(config)):
-        return
-    data = shared_data(config)
-    encoders = token_encoder(aligned_encoders(config, data, progress=False))
-    cache = LiveTokens(encoders, texts_of(config).observations).cache()
-    config.encoder_config().output_path.mkdir(parents=True, exist_ok=True)
-    write_kept(tokens_file(config), lambda path: torch.save(cache.state(), path))
-
-
-def material(config: StudyConfig) -> Material:
-    """What the runs of a split share."""
-    torch.set_num_threads(1)
-    tokens = CachedTokens.load(torch.load(require_kept(tokens_file(config)), weights_only=True))
-    data, dual = shared_data(config), kept_encoders(config)
-    return Material(config, data, texts_of(config), dual, tokens)
-
-
-def tune(config: StudyConfig) -> dict[str, dict[str, float]]:
-    """Validation accuracy of every trained row at every rate, from one seed, without noise."""
-    shared = material(config)
-
-    def trial(row: str, rate: float) -> dict[str, float]:
-        _, result, _ = fit(shared, "clean", row, 0, rate, checkpoints(config))
-        return {"validation": max(result.validation)}
-
-    return {
-        row: {
-            f"{rate:g}": kept(config, f"rate {rate:g} {row}", trial, row, rate)["validation"]
-            for rate in RATES
-        }
-        for row in TRAINED
-    }
-
-
-def chosen(trials: dict[str, list[float]]) -> float:
-    """Rate with the best mean."""
-    return float(max(trials, key=lambda rate: fmean(trials[rate])))
-
-
-def train_all(
-    config: StudyConfig, rates: dict[str, float], seeds: int
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """All cells on a split, from every seed."""
-    shared = material(config)
-    return {
-        (condition, row): [
-            kept(
-                config,
-                f"{condition} {row} {number}",
-                run,
-                shared,
-                condition,
-                row,
-                number,
-                rates.get(row, RATES[0]),
-                checkpoints(config),
+            raise OptionError(
+                f"--{name} has no effect in this study, which sets it itself; leave it out"
             )
-            for number in range(seeds)
-        ]
-        for condition, row in CELLS
-    }
-
-
-def checkpoints(config: StudyConfig) -> Path:
-    """Folder of the best epoch of the run at hand."""
-    return config.output_path / f"checkpoints_{config.seed}"
-
-
-def kept(config: StudyConfig, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
-    """What a run came to, from its file or by running it."""
-    safe = "".join(c if c.isalnum() or c == "." else "_" for c in name)
-    file = config.output_path / f"split_{config.seed}" / f"{safe}.json"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, make(*arguments))
-    return read_json(file)
 
 
 def save(report: dict[str, Any], folder: Path) -> None:
@@ -247,7 +152,9 @@ def save(report: dict[str, Any], folder: Path) -> None:
     from .figure import save_figure
     from .report import markdown
 
-    text = json.dumps(report, separators=(",", ":")).replace('{"condition"', '\n{"condition"') + "\n"
+    text = (
+        json.dumps(report, separators=(",", ":")).replace('{"condition"', '\n{"condition"') + "\n"
+    )
     write_whole(folder / "rows.json", lambda path: path.write_text(text))
     (folder / "rows.md").write_text(markdown(report), encoding="utf-8")
     save_figure(report, folder / "rows.svg")
