@@ -24,7 +24,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-STUDIES = {"ablation": {"emoji.md", "furniture.md"}, "cma_clip": {"study.md"}}  # their pages
+# The pages of each study.
+STUDIES = {"ablation": {"emoji.md", "furniture.md"}, "cma_clip": {"study.md", "rows.md"}}
 sys.path.insert(0, str(ROOT))  # mkdocs imports this file by its path
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
