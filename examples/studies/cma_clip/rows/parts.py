@@ -9,7 +9,7 @@ import torch
 from examples.files import is_kept, read_json, require_kept, write_json, write_kept
 from examples.studies.cma_clip.config import StudyConfig
 from examples.studies.cma_clip.encoders import token_encoder
-from examples.studies.cma_clip.prepare import aligned_encoders, kept_encoders
+from examples.studies.cma_clip.prepare import DataSet, aligned_encoders, kept_encoders
 from examples.studies.cma_clip.sources import CachedTokens, LiveTokens
 from examples.studies.cma_clip.study import shared_data
 
@@ -21,9 +21,9 @@ from .tuning import Grids
 UNTRAINED = 1e-3  # a rate that nothing is trained at, for rows without training
 
 
-def texts_of(config: StudyConfig) -> Texts:
+def texts_of(config: StudyConfig, data: DataSet) -> Texts:
     """The texts of the study; their file is written before the workers start."""
-    return load_texts(config, shared_data(config), config.output_path / "texts.pt")
+    return load_texts(config, data, config.output_path / "texts.pt")
 
 
 def tokens_file(config: StudyConfig) -> Path:
@@ -38,7 +38,7 @@ def align(config: StudyConfig) -> None:
         return
     data = shared_data(config)
     encoders = token_encoder(aligned_encoders(config, data, progress=False))
-    cache = LiveTokens(encoders, texts_of(config).observations).cache()
+    cache = LiveTokens(encoders, texts_of(config, data).observations).cache()
     config.encoder_config().output_path.mkdir(parents=True, exist_ok=True)
     write_kept(tokens_file(config), lambda path: torch.save(cache.state(), path))
 
@@ -48,7 +48,7 @@ def material(config: StudyConfig) -> Material:
     torch.set_num_threads(1)
     tokens = CachedTokens.load(torch.load(require_kept(tokens_file(config)), weights_only=True))
     data, dual = shared_data(config), kept_encoders(config)
-    return Material(config, data, texts_of(config), dual, tokens)
+    return Material(config, data, texts_of(config, data), dual, tokens)
 
 
 def tune(config: StudyConfig, grids: Grids) -> dict[str, dict[str, float]]:
@@ -69,27 +69,17 @@ def tune(config: StudyConfig, grids: Grids) -> dict[str, dict[str, float]]:
 
 
 def train_all(
-    config: StudyConfig, rates: dict[str, float], seeds: int
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """All cells on a split, from every seed."""
-    shared = material(config)
-    return {
-        (condition, row): [
-            kept(
-                config,
-                f"{condition} {row} {number}",
-                run,
-                shared,
-                condition,
-                row,
-                number,
-                rates.get(row, UNTRAINED),
-                checkpoints(config),
-            )
-            for number in range(seeds)
-        ]
-        for condition, row in CELLS
-    }
+    config: StudyConfig, rates: dict[str, float], number: int
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """All cells on a split, from one seed."""
+    shared, folder = material(config), checkpoints(config)
+
+    def train(condition: str, row: str) -> dict[str, Any]:
+        rate = rates.get(row, UNTRAINED)
+        name = f"{condition} {row} {number}"
+        return kept(config, name, run, shared, condition, row, number, rate, folder)
+
+    return {cell: train(*cell) for cell in CELLS}
 
 
 def checkpoints(config: StudyConfig) -> Path:

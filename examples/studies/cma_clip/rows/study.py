@@ -99,7 +99,7 @@ def run_study(config: RowsConfig, study: Rows) -> dict[str, Any]:
     options = {k: v for k, v in config.numeric_options().items() if k not in UNUSED}
     require_same_options(folder, options, "study")
     data = load_data(config, folder / "observations.pt")
-    texts_of(config)
+    texts_of(config, data)
     splits = [replace(config, seed=seed) for seed in study.splits]
     chosen = splits[:TUNING_SPLITS]
     with processes(study.workers) as run_all:
@@ -108,12 +108,16 @@ def run_study(config: RowsConfig, study: Rows) -> dict[str, Any]:
         tuning = tuned(lambda grids: run_all(tune, chosen, [grids] * len(chosen)))
         rates = {row: best(trials) for row, trials in tuning.items()}
         print(f"rates: {rates}", flush=True)
-        count = len(splits)
+        # Seed by seed: a study that is stopped has whole seeds, and fewer of them can be asked for.
+        jobs = [(split, rates, seed) for seed in range(study.seeds) for split in splits]
         outcomes = []
-        for outcome in run_all(train_all, splits, [rates] * count, [study.seeds] * count):
+        for outcome in run_all(train_all, *zip(*jobs, strict=True)):
             outcomes.append(outcome)
-            print(f"split {len(outcomes)} of {count}: done", flush=True)
-    runs = {cell: [outcome[cell] for outcome in outcomes] for cell in CELLS}
+            print(f"trained {len(outcomes)} of {len(jobs)}", flush=True)
+    runs = {
+        cell: [[o[cell] for o in outcomes[place :: len(splits)]] for place in range(len(splits))]
+        for cell in CELLS
+    }
     found = numbers.cells(runs, len(data.instances))
     captions = captions_of(data.instances, data.labels)
     return {
