@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 
-.PHONY: help demo tour test fuzz sanitize lint compare cma ablation curves furniture stamps machine-code \
-  bench bench-report report surface dist supported docs clean
+.PHONY: help demo tour test fuzz sanitize lint compare cma cma-rows ablation curves furniture stamps \
+  machine-code bench bench-report report surface dist supported docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,9 @@ compare: $(INSTALLED) ## MFH against the CLIP baseline over 5 seeds, into exampl
 
 cma: $(INSTALLED) ## CMA-CLIP with and without its parts over 5 seeds, into examples/studies/cma_clip
 	$(BIN)/python -m examples.studies.cma_clip.study
+
+cma-rows: $(INSTALLED) ## one modality, prompts, noisy images, class names put into captions, beside `make cma`
+	$(BIN)/python -m examples.studies.cma_clip.rows
 
 ablation: $(INSTALLED) ## the paper's ablation on frozen encoders, into examples/studies/ablation (40 minutes)
 	$(BIN)/python -m examples.studies.ablation

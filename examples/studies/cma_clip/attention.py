@@ -55,10 +55,13 @@ class SequenceAttention(nn.Module):
     def forward(self, image: Tokens, text: Tokens) -> tuple[Tensor, Tensor]:
         """I'[CLS] (B, width) and T'[CLS] (B, width), from the tokens of B pairs."""
         hidden, padding = self.input(image, text)
-        for layer in self.layers:
+        *whole, last = self.layers
+        for layer in whole:
             hidden = layer(hidden, src_key_padding_mask=padding)
-        hidden = self.norm(hidden)
-        return hidden[:, 0], hidden[:, 1 + image.sequence.shape[1]]
+        places = [0, 1 + image.sequence.shape[1]]
+        last = cast(nn.TransformerEncoderLayer, last)
+        image_class, text_class = self.norm(at_places(last, hidden, padding, places)).unbind(1)
+        return image_class, text_class
 
     @torch.no_grad()
     def relevance(self, image: Tokens, text: Tokens, layer: int) -> Tensor:
@@ -79,6 +82,22 @@ class SequenceAttention(nn.Module):
         query, key = query[:, 2 + patches :], key[:, 1 : 1 + patches]
         scores = einsum(query, key, "b l c, b p c -> b l p")
         return scores / block.self_attn.head_dim**0.5
+
+
+def at_places(
+    layer: nn.TransformerEncoderLayer, hidden: Tensor, padding: Tensor, places: list[int]
+) -> Tensor:
+    """What a pre-norm layer without dropout makes of hidden[:, places], (B, places, width).
+
+    Nobody reads the last layer's other outputs (hidden is (B, S, width)), so its queries and its
+    feed-forward network run for these places alone.
+    """
+    keys = layer.norm1(hidden)
+    attended, _ = layer.self_attn(
+        keys[:, places], keys, keys, key_padding_mask=padding, need_weights=False
+    )
+    chosen = hidden[:, places] + attended
+    return chosen + layer.linear2(layer.activation(layer.linear1(layer.norm2(chosen))))
 
 
 class TokenInput(nn.Module):

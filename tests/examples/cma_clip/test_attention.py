@@ -45,6 +45,15 @@ def test_padding_does_not_matter(small):
     torch.testing.assert_close(small(image, shorter), before)
 
 
+def test_the_last_layer_for_the_class_tokens_is_the_whole_layer_there(small):
+    image, text = tokens(3, 4, 8), tokens(3, 6, 12, padding=2)
+    for got, place in zip(small(image, text), (0, 1 + 4), strict=True):
+        hidden, padding = small.input(image, text)
+        for layer in small.layers:
+            hidden = layer(hidden, src_key_padding_mask=padding)
+        torch.testing.assert_close(got, small.norm(hidden)[:, place])
+
+
 def test_each_class_token_sees_the_other_modality(small):
     image, text = tokens(3, 4, 8), tokens(3, 6, 12)
     first = small(image, text)
