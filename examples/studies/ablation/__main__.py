@@ -113,7 +113,7 @@ def report_of(
         "command": PROG,
         "study": options.study,
         "plan": asdict(plan),
-        "tuning": plan.tuning(),
+        "tuning": f"{STUDIES[options.study].fixed} {plan.tuning()}",
         "asked_first": True,  # not so of a report that an earlier version wrote
         "data": {
             "name": options.data,

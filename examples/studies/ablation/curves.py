@@ -25,10 +25,10 @@ def panels(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def reference(results: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
-    """What a cell is compared with: the first of its curve, or of its panel without places."""
-    same = [r for r in results if not result["x"] or r["curve"] == result["curve"]]
-    placed = any(r["x"] for r in results)
-    return same[0] if placed else same[-1]
+    """What a cell is compared with: the first of its curve, or the last of a panel of rows."""
+    if not any(r["x"] for r in results):
+        return results[-1]
+    return next(r for r in results if r["curve"] == result["curve"])
 
 
 def page(report: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def page(report: dict[str, Any]) -> str:
         f"{plan['seeds']} seeds each, in percent; *average* is the mean of R@1, R@5 and R@10 of "
         f"both directions; *{PM}* is the standard error of a paired difference over the splits, "
         f"enlarged for overlapping training sets.",
-        f"{study.fixed} {report['tuning']}",
+        report["tuning"],
         *(f"**{name}**\n\n{panel_table(shown)}" for name, shown in panels(report).items()),
         f"**Questions asked before the runs**\n\n{primary_table(report)}",
         f"Times are processor seconds of a training run (median), one thread of "

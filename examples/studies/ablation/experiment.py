@@ -41,11 +41,11 @@ class Plan:
     effort: Effort = field(default_factory=Effort)
 
     def tuning(self) -> str:
-        """How learning rate and temperature are chosen, in a sentence."""
+        """How learning rates and temperatures are chosen, in a sentence."""
         return (
-            f"The learning rate and the temperature at the start are chosen for each row on one "
-            f"grid ({self.grid.describe()}), on validation instances that are in no test set: "
-            f"every point once, the best {KEPT} on {self.effort.splits} splits with "
+            f"Learning rates and temperatures at the start are chosen on one grid "
+            f"({self.grid.describe()}), on validation instances that are in no test set: every "
+            f"point once, the best {KEPT} on {self.effort.splits} splits with "
             f"{self.effort.seeds} seeds each, and on beyond an edge of the grid where the best "
             f"lies there."
         )

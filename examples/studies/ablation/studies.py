@@ -174,7 +174,7 @@ def _levels(name: str, panel: str, level: tuple[int, int]) -> Question:
 STUDIES = {
     "table": Study(
         "The paper's Table 5 and rows beside it",
-        "",
+        "Each row has its own learning rate and temperature.",
         "",
         table,
         (
