@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.studies.protocol.contrasts import contrast
@@ -83,24 +82,18 @@ def panel_table(shown: list[dict[str, Any]]) -> str:
 
 
 def save_curves(report: dict[str, Any], path: Path) -> None:
-    """Draw the panels beside each other."""
+    """Draw the panels beside each other; below a panel of lines, the training times."""
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "curves"  # the same file from the same report
     shown = panels(report)
-    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
-    grid: Any = figure.subplots(1, len(shown), squeeze=False, sharey=any_places(report))
-    for axes, (name, results) in zip(grid[0], shown.items(), strict=True):
-        if any(result["x"] for result in results):
-            draw_lines(axes, results)
-            axes.set_xlabel(STUDIES[report["study"]].x_label or name)
-        else:
-            draw_bars(axes, results)
-            axes.set_xlabel("average recall, percent")
-        axes.set_title(name, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
     if any_places(report):
-        grid[0][0].set_ylabel("average recall, percent")
-        grid[0][0].legend(frameon=False, fontsize=8)
+        figure = Figure(figsize=(4.6 * len(shown), 5.4), layout="constrained")
+        draw_lines(figure, report, shown)
+    else:
+        figure = Figure(figsize=(9.2, 2.5 * ((len(shown) + 1) // 2)), layout="constrained")
+        draw_points(figure, shown)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -115,25 +108,37 @@ def spread(result: dict[str, Any]) -> float:
     return float(splits.std(ddof=1) / np.sqrt(len(splits))) if len(splits) > 1 else 0.0
 
 
-def draw_lines(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """A line for each curve, with standard errors."""
-    curves = dict.fromkeys(result["curve"] for result in results)
-    for colour, curve in zip(LINES, curves, strict=False):
-        cells = sorted((r for r in results if r["curve"] == curve), key=lambda r: r["x"])
-        axes.errorbar(
-            [r["x"] for r in cells],
-            [mean(r) for r in cells],
-            yerr=[spread(r) for r in cells],
-            fmt="o-",
-            capsize=3,
-            color=colour,
-            label=curve,
-        )
+def draw_lines(figure: Figure, report: dict[str, Any], shown: dict[str, list]) -> None:
+    """Recall with standard errors, and training time, over the places of the curves."""
+    grid: Any = figure.subplots(
+        2, len(shown), squeeze=False, sharex="col", sharey="row", height_ratios=(2, 1)
+    )
+    for (above, below), (name, results) in zip(grid.T, shown.items(), strict=True):
+        curves = dict.fromkeys(result["curve"] for result in results)
+        for colour, curve in zip(LINES, curves, strict=False):
+            cells = sorted((r for r in results if r["curve"] == curve), key=lambda r: r["x"])
+            places, line = [r["x"] for r in cells], {"color": colour, "label": curve}
+            errors = [spread(r) for r in cells]
+            above.errorbar(places, [mean(r) for r in cells], errors, fmt="o-", capsize=3, **line)
+            below.plot(places, [seconds(r) for r in cells], "o-", **line)
+        above.set_title(name, fontsize=10, loc="left")
+        if len(curves) > 1:
+            above.legend(frameon=False, fontsize=8)
+        below.set_xlabel(STUDIES[report["study"]].x_label or name)
+        below.set_ylim(bottom=0)
+    grid[0][0].set_ylabel("average recall, percent")
+    grid[1][0].set_ylabel("seconds of a run")
 
 
-def draw_bars(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """A point for each cell, with its standard error."""
-    for place, result in enumerate(results):
-        axes.errorbar(mean(result), place, xerr=spread(result), fmt="o", capsize=3, color=LINES[0])
-    axes.set_yticks(range(len(results)), [result["curve"] for result in results])
-    axes.set_ylim(len(results) - 0.4, -0.6)
+def draw_points(figure: Figure, shown: dict[str, list]) -> None:
+    """A point for each cell, with its standard error, two panels in a line."""
+    grid: Any = figure.subplots((len(shown) + 1) // 2, 2, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, results) in zip(grid.flat, shown.items(), strict=False):
+        for place, result in enumerate(results):
+            found = mean(result)
+            axes.errorbar(found, place, xerr=spread(result), fmt="o", capsize=3, color=LINES[0])
+        axes.set_yticks(range(len(results)), [result["curve"] for result in results])
+        axes.set_ylim(len(results) - 0.4, -0.6)
+        axes.set_title(name, fontsize=10, loc="left")
+    for axes in grid[-1]:
+        axes.set_xlabel("average recall, percent")
