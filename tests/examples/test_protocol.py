@@ -12,6 +12,7 @@ from examples.errors import CheckpointError
 from examples.studies.protocol.contrasts import contrast, holm
 from examples.studies.protocol.journal import Journal
 from examples.studies.protocol.runs import PRIMARY, Outcome, Point, Run, Runner, by_split, repeated
+from examples.studies.protocol.tables import question_table
 from examples.studies.protocol.tuning import Effort, Grid, Tuning, tune
 from tests.support.damage import flip
 
@@ -110,6 +111,19 @@ def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_a_difference_is_called_one_only_after_the_correction():
+    clear = contrast([5.0, 5.1, 5.2, 5.3], np.ones(4))
+    faint = contrast([0.15, 0.25, 0.3, 0.4], np.zeros(4))
+    assert 0.025 < faint.p < 0.05
+    alone = question_table([("faint", faint)])
+    assert "| faint | +0.2" in alone
+    assert "| higher |" in alone
+    both = question_table([("clear", clear), ("faint", faint), ("faint", faint)])
+    assert both.count("| higher |") == 1
+    assert both.count("| no difference seen |") == 2
+    assert "over these 3" in both
 
 
 def test_tuning_finds_the_best_point_of_each_setting(runner):

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.studies.protocol.contrasts import contrast
+from examples.studies.protocol.tables import PM
 
-from .report import COLUMNS, PM, mean, primary_table, seconds, values
+from .report import COLUMNS, mean, primary_table, seconds, values
 from .studies import STUDIES
 
 LINES = ("#08519c", "#d95f02", "#7f7f7f")

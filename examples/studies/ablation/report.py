@@ -3,12 +3,12 @@
 import statistics
 from typing import Any
 
-from examples.studies.protocol.contrasts import Contrast, contrast, holm
+from examples.studies.protocol.contrasts import Contrast, contrast
 from examples.studies.protocol.runs import PRIMARY
+from examples.studies.protocol.tables import PM, question_table
 
-from .studies import STUDIES, Question
+from .studies import STUDIES
 
-PM = "\N{PLUS-MINUS SIGN}"
 COLUMNS = {
     "text \N{RIGHTWARDS ARROW} image": "text_to_image",
     "image \N{RIGHTWARDS ARROW} text": "image_to_text",
@@ -73,25 +73,15 @@ def keyed(report: dict[str, Any]) -> dict[Key, dict[str, Any]]:
 
 
 def primary_table(report: dict[str, Any]) -> str:
-    """The differences that were asked for before the runs, with Holm's correction."""
+    """The differences that were asked for before the runs, of those whose cells are there."""
     results = keyed(report)
-    asked: list[Question] = [
-        q for q in STUDIES[report["study"]].questions if q.first in results and q.second in results
-    ]
-    found = [difference(results, q.first, q.second) for q in asked]
-    adjusted = holm([f.p for f in found])
-    lines = [
-        "| question | difference in average | 95 % interval | smallest that could be seen "
-        "| p, Holm | so it is |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for question, f, p in zip(asked, found, adjusted, strict=True):
-        verdict = f.verdict if p < 0.05 else "no difference seen"
-        lines.append(
-            f"| {question.name} | {f.mean:+.2f} {PM} {f.stderr:.2f} "
-            f"| {f.low:+.2f} to {f.high:+.2f} | {f.smallest:.2f} | {p:.3f} | {verdict} |"
-        )
-    return "\n".join(lines)
+    return question_table(
+        [
+            (q.name, difference(results, q.first, q.second))
+            for q in STUDIES[report["study"]].questions
+            if q.first in results and q.second in results
+        ]
+    )
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -104,7 +94,7 @@ def tables(report: dict[str, Any]) -> str:
             parts.append(f"**{title}**\n\n{side_table(shown, results, side)}")
     if report["asked_first"]:
         parts.append(f"**Questions asked before the runs**\n\n{primary_table(report)}")
-    parts.append(f"**More differences**\n\n{question_table(results)}")
+    parts.append(f"**More differences**\n\n{more_table(results)}")
     parts.append(compute(report))
     return "\n\n".join(parts) + "\n"
 
@@ -179,7 +169,7 @@ def side_table(shown: list[dict], results: dict[Key, dict[str, Any]], side: str)
     return "\n".join(lines)
 
 
-def question_table(results: dict[Key, dict[str, Any]]) -> str:
+def more_table(results: dict[Key, dict[str, Any]]) -> str:
     """More paired differences, without a correction for their number."""
     lines = [
         "| question | difference in average | 95 % interval | so it is |",
