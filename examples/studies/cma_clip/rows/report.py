@@ -21,7 +21,7 @@ def markdown(report: dict[str, Any]) -> str:
     """Write the page."""
     parts = [
         introduction(report),
-        "![Average accuracy of the rows](rows.svg)",
+        "![Average accuracy of the rows, with the intervals over the test emoji](rows.svg)",
         "## Primary differences",
         primary_text(report),
     ]
@@ -43,8 +43,8 @@ def introduction(report: dict[str, Any]) -> str:
         "*Accuracy* in brackets is the middle 95 % of 2000 resamples of the test emoji, each with "
         "all of its pairs; another training run is not in it. *Recall* is at the threshold that "
         f"has {percent(report)} % precision on the validation split, and *reached* is the "
-        "precision that this threshold has on the test split: all runs together, and the lowest "
-        "and highest split. The rule that says which difference is a finding was fixed "
+        "precision that this threshold has on the test split: mean of the splits, lowest and "
+        "highest. The rule that says which difference is a finding was fixed "
         "before the runs, in `examples/studies/cma_clip/reading.md`. Made by `make cma-rows`."
     )
 
@@ -288,11 +288,13 @@ def fixed_text(report: dict[str, Any]) -> str:
         "modality, so they have no attention over their own tokens.",
         "*Prompts* compares the image's feature with features of the class names, each the "
         f"mean of {len(TEMPLATES)} prompts ({', '.join(TEMPLATES)}). The encoders were aligned on "
-        "the training split's images and captions, so this is not zero-shot: the labels alone were "
-        "not used. *Prompts, trained* adds a linear map of the image's feature and a temperature, "
+        "the training split's images and captions, so this is not zero-shot, though no label was "
+        "used. *Prompts, trained* adds a linear map of the image's feature and a temperature, "
         "trained on the labels.",
         "The paper's Table 5 shows three chosen products. It does not train with names put in: "
         "its titles have them already. *Names put in* is made here for that.",
+        "The rows have the rates of their own that the table above names, so a difference between "
+        "two rows holds the difference between their rates as well.",
         "The interval over splits takes the ratio of test to training size as 1 / (splits - 1) = "
         f"{1 / (len(report['splits']) - 1):.2f}; these splits have 0.29.",
     ]
