@@ -1,18 +1,26 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from examples.data.instances import Instance
 from examples.data.multifold import Observations, flatten
 from examples.studies.cma_clip.data import Labels, PairSplit
+from examples.studies.cma_clip.noise import Noise
 from examples.studies.cma_clip.rows.measure import changed
 from examples.studies.cma_clip.rows.naming import (
     captions_of,
     names_in_full,
     names_in_part,
+    other_names,
     shares,
     spoken,
     with_names,
 )
+from examples.studies.cma_clip.rows.run import Material
+from examples.studies.cma_clip.rows.run import test_pairs as check_pairs
+from examples.studies.cma_clip.rows.study import RowsConfig
 from examples.studies.cma_clip.rows.texts import Texts
 
 CLASSES = {"category": ["Animals & Nature", "Food & Drink"], "subcategory": ["bird", "food-fruit"]}
@@ -64,12 +72,22 @@ def test_shares_are_percent_of_the_captions():
     assert found["any task"] == {"a word": 50.0, "all words": 50.0}
 
 
-@pytest.fixture
-def split():
+def test_wrong_names_are_wrong_in_every_task():
+    labelled = [(a, b) for a in "AB" for b in "xy"]
+    rng = np.random.default_rng(0)
+    assert {other_names(("A", "x"), labelled, rng) for _ in range(50)} == {("B", "y")}
+
+
+def made_split(*_):
     _, image_ids = flatten([[0]] * 3)
     _, text_ids = flatten([i.captions for i in INSTANCES])
     data = Observations([torch.zeros(1)] * 3, [torch.zeros(1)] * 6, image_ids, text_ids)
     return PairSplit(data, LABELS, [0, 1, 2], "test")
+
+
+@pytest.fixture
+def split():
+    return made_split()
 
 
 def test_names_are_put_into_captions_that_lack_them_alone(split):
@@ -88,3 +106,28 @@ def test_a_share_of_the_captions_gets_names_by_the_seed(split):
     assert 400 < len(first) < 600
     assert texts.put_in_some(split, 0.5, 1).replaced["text"] == first
     assert texts.put_in_some(split, 0.5, 2).replaced["text"] != first
+
+
+def test_the_tests_of_a_condition():
+    texts = Texts(None, {0: 6, 4: 7}, {0: 8, 4: 9}, {})
+    material = Material(RowsConfig(), SimpleNamespace(pairs=made_split), texts, None, None)
+    found = check_pairs(material, "clean", 0)
+    assert {name: pairs.texts.tolist() for name, (pairs, _) in found.items()} == {
+        "all": [0, 1, 4, 5],
+        "own": [0, 1, 4, 5],
+        "right name": [6, 1, 7, 5],
+        "wrong name": [8, 1, 9, 5],
+    }
+    assert [chosen.tolist() for _, chosen in found.values()] == [
+        [True] * 4,
+        *[[True, False, True, False]] * 3,
+    ]
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_noise_is_in_the_conditions_modality_by_the_runs_seed(modality):
+    data = SimpleNamespace(pairs=lambda name, seed, noise: (name, seed, noise))
+    material = Material(RowsConfig(seed=7, noise_rate=0.25), data, None, None, None)
+    got = material.split("val", f"{modality} noise", 2)
+    assert got == ("val", 7, Noise(modality, 0.25, 72))
+    assert material.split("val", "clean", 2) == ("val", 7, None)

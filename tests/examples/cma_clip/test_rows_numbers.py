@@ -38,6 +38,12 @@ def test_instances_are_resampled_with_all_of_their_pairs():
     assert values.std() == pytest.approx(50 / 50**0.5, rel=0.1)
 
 
+def test_an_instance_counts_by_its_pairs_and_as_often_as_it_is_drawn():
+    splits = [[outcome([0, 1], [30, 10], [30, 0])]]
+    weights = np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    assert draws(splits, ["t"], "correct", weights).tolist() == [100.0, 0.0, 75.0]
+
+
 def test_an_instance_is_drawn_for_all_splits_together():
     right = [10 * (i % 2) for i in range(50)]
     split = [outcome(list(range(50)), [10] * 50, right)]
