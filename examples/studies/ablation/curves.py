@@ -13,6 +13,7 @@ from examples.studies.protocol.tables import PM
 from .report import COLUMNS, mean, primary_table, seconds, values
 from .studies import STUDIES
 
+DEEPEST = 7  # points below the best that a plot shows
 LINES = ("#08519c", "#d95f02", "#7f7f7f")
 
 
@@ -110,25 +111,37 @@ def spread(result: dict[str, Any]) -> float:
 
 
 def draw_lines(figure: Figure, report: dict[str, Any], shown: dict[str, list]) -> None:
-    """Recall with standard errors, and training time, over the places of the curves."""
+    """Recall with standard errors, and training time, over the places of the curves.
+
+    A cell far below the best would squeeze the others together: it is written at the edge instead.
+    """
     grid: Any = figure.subplots(
         2, len(shown), squeeze=False, sharex="col", sharey="row", height_ratios=(2, 1)
     )
+    floor = max(map(mean, report["results"])) - DEEPEST
     for (above, below), (name, results) in zip(grid.T, shown.items(), strict=True):
         curves = dict.fromkeys(result["curve"] for result in results)
         for colour, curve in zip(LINES, curves, strict=False):
             cells = sorted((r for r in results if r["curve"] == curve), key=lambda r: r["x"])
-            places, line = [r["x"] for r in cells], {"color": colour, "label": curve}
-            errors = [spread(r) for r in cells]
-            above.errorbar(places, [mean(r) for r in cells], errors, fmt="o-", capsize=3, **line)
-            below.plot(places, [seconds(r) for r in cells], "o-", **line)
+            seen, line = [r for r in cells if mean(r) > floor], {"color": colour, "label": curve}
+            heights, errors = [mean(r) for r in seen], [spread(r) for r in seen]
+            above.errorbar([r["x"] for r in seen], heights, errors, fmt="o-", capsize=3, **line)
+            below.plot([r["x"] for r in cells], [seconds(r) for r in cells], "o-", **line)
+            for r in cells:
+                if mean(r) <= floor:
+                    text, place = f"{mean(r):.1f} \N{DOWNWARDS ARROW}", (r["x"], 0.02)
+                    above.annotate(
+                        text, place, xycoords=above.get_xaxis_transform(), ha="center", color=colour
+                    )
         above.set_title(name, fontsize=10, loc="left")
         if len(curves) > 1:
             above.legend(frameon=False, fontsize=8)
         below.set_xlabel(STUDIES[report["study"]].x_label or name)
-        below.set_ylim(bottom=0)
+        places = sorted({r["x"] for r in results})
+        below.set_xticks(places, [f"{x:g}" for x in places], rotation=60)
     grid[0][0].set_ylabel("average recall, percent")
     grid[1][0].set_ylabel("seconds of a run")
+    grid[1][0].set_ylim(bottom=0)
 
 
 def draw_points(figure: Figure, shown: dict[str, list]) -> None:
