@@ -398,7 +398,7 @@ def test_an_interrupted_study_goes_on_from_the_runs_that_were_done(path, monkeyp
         experiment.Journal, "add", lambda self, run, *rest: ran.append(run) or add(self, run, *rest)
     )
     results = experiment.run_all(copy, plan, grid)
-    assert {run.setting.held for run in ran} == {"time"}
+    assert {run.setting.held for run in ran} == {"time", "rows"}
     assert len(results.runs) == len(ROWS) * 10
     assert not kept.exists()
 
