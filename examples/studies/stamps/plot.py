@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from examples.studies.protocol.contrasts import contrast
 from examples.studies.protocol.runs import PRIMARY
 
-from .report import by_key, languages, losses
+from .report import Key, by_key, languages, losses
 from .rows import ONE_PAIR
 
+LONGER = "CLIP on one pair, equal time"
 COLOURS = {
+    LONGER: "#777777",
     "CLIP on one pair": "#777777",
     "CLIP, masked": "#111111",
     "All": "#e69f00",
@@ -52,7 +54,8 @@ def draw(axes: Axes, report: dict[str, Any]) -> None:
         style: Any = {"color": COLOURS.get(name, "black"), "marker": "o", "ms": 4, "lw": 1.8}
         axes.errorbar(shifted, means, yerr=reach, elinewidth=0.9, **style)
         ends[name] = float(means[-1])
-    top = max(ends.values()) * 1.15
+    ends[LONGER] = draw_longer(axes, results, languages(report, "time"))
+    top = max(ends.values()) * 1.22
     axes.set_ylim(0, top)
     axes.set_xlim(-0.2, octaves[-1] + 0.2)
     label_lines(axes, ends, float(octaves[-1]), APART * top)
@@ -65,12 +68,21 @@ def draw(axes: Axes, report: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_longer(axes: Axes, results: dict[Key, dict[str, Any]], counts: list[int]) -> float:
+    """CLIP on one pair with as much time as MFH: a dashed line, whose last value it returns."""
+    found = [results[ONE_PAIR.name, count, "time"]["metrics"][PRIMARY] for count in counts]
+    means = [float(np.mean(values)) for values in found]
+    style: Any = {"color": COLOURS[LONGER], "ls": "--", "marker": "o", "mfc": "white", "ms": 5}
+    axes.plot(np.log2(counts), means, zorder=1, **style)
+    return means[-1]
+
+
 def label_lines(axes: Axes, ends: dict[str, float], at: float, apart: float) -> None:
     """The name and the last value of every line, right of its end."""
     for name, height in spread(ends, apart).items():
         colour = COLOURS.get(name, "black")
         axes.annotate(
-            f"{name}  {ends[name]:.0f}",
+            f"{name}  {ends[name]:.1f}",
             (at + 0.1, ends[name]),
             (at + 0.45, height),
             va="center",
