@@ -8,14 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .report import by_key, interval, languages, losses
+from examples.studies.protocol.contrasts import contrast
+from examples.studies.protocol.runs import PRIMARY
 
+from .report import Key, by_key, languages, losses
+from .rows import ONE_PAIR
+
+LONGER = "CLIP on one pair, equal time"
 COLOURS = {
+    LONGER: "#777777",
     "CLIP on one pair": "#777777",
     "CLIP, masked": "#111111",
     "All": "#e69f00",
-    "Hard (1)": "#9ecae1",
-    "Hard (10)": "#4292c6",
+    "Hard (1)": "#6baed6",
+    "Hard (10)": "#2f7fc1",
     "Hard (expectation)": "#08519c",
     "MFH": "#d1335b",
 }
@@ -34,41 +40,56 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
 
 
 def draw(axes: Axes, report: dict[str, Any]) -> None:
-    """A line for each loss with its intervals, and its name at the end."""
+    """A line for each loss and its name at the end; bars for differences from CLIP on one pair."""
     results, counts, names = by_key(report), languages(report, "steps"), losses(report)
-    octaves = np.log2(counts)
-    ends = {}
+    octaves, ends = np.log2(counts), {}
     for place, name in enumerate(names):
-        found = [interval(results[name, count, "steps"]) for count in counts]
-        means = np.array([f.mean for f in found])
-        reach = [
-            np.clip(means - [f.low for f in found], 0, means),
-            [f.high - f.mean for f in found],
-        ]
+        means, reach = [], []
+        for count in counts:
+            own = results[name, count, "steps"]["metrics"][PRIMARY]
+            found = contrast(own, results[ONE_PAIR.name, count, "steps"]["metrics"][PRIMARY])
+            means.append(np.mean(own))
+            reach.append(found.high - found.mean)
         shifted = octaves + SPREAD * (place - len(names) / 2)
-        colour = COLOURS.get(name, "black")
-        axes.errorbar(
-            shifted, means, yerr=reach, color=colour, marker="o", ms=4, lw=1.8, elinewidth=0.8
-        )
-        ends[name] = means[-1]
-    top = max(ends.values()) * 1.12
+        style: Any = {"color": COLOURS.get(name, "black"), "marker": "o", "ms": 4, "lw": 1.8}
+        axes.errorbar(shifted, means, yerr=reach, elinewidth=0.9, **style)
+        ends[name] = float(means[-1])
+    ends[LONGER] = draw_longer(axes, results, languages(report, "time"))
+    top = max(ends.values()) * 1.22
     axes.set_ylim(0, top)
-    for name, height in spread(ends, APART * top).items():
+    axes.set_xlim(-0.2, octaves[-1] + 0.2)
+    label_lines(axes, ends, float(octaves[-1]), APART * top)
+    close = len(counts) > 1 and octaves[-1] - octaves[-2] < 0.5
+    last = f"\n{counts[-1]}, all" if close else f"{counts[-1]}, all"
+    axes.set_xticks(octaves, [*map(str, counts[:-1]), last])
+    axes.set_xlabel("languages that are trained on")
+    axes.set_ylabel("average recall of the image, %")
+    axes.set_title("Recall with captions in six languages that were never trained on", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_longer(axes: Axes, results: dict[Key, dict[str, Any]], counts: list[int]) -> float:
+    """CLIP on one pair with as much time as MFH: a dashed line, whose last value it returns."""
+    found = [results[ONE_PAIR.name, count, "time"]["metrics"][PRIMARY] for count in counts]
+    means = [float(np.mean(values)) for values in found]
+    style: Any = {"color": COLOURS[LONGER], "ls": "--", "marker": "o", "mfc": "white", "ms": 5}
+    axes.plot(np.log2(counts), means, zorder=1, **style)
+    return means[-1]
+
+
+def label_lines(axes: Axes, ends: dict[str, float], at: float, apart: float) -> None:
+    """The name and the last value of every line, right of its end."""
+    for name, height in spread(ends, apart).items():
+        colour = COLOURS.get(name, "black")
         axes.annotate(
-            f"{name}  {ends[name]:.0f}",
-            (octaves[-1], ends[name]),
-            (octaves[-1] + 0.35, height),
+            f"{name}  {ends[name]:.1f}",
+            (at + 0.1, ends[name]),
+            (at + 0.45, height),
             va="center",
-            color=COLOURS.get(name, "black"),
-            arrowprops={"arrowstyle": "-", "color": COLOURS.get(name, "black"), "lw": 0.5},
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5)},
             annotation_clip=False,
         )
-    axes.set_xticks(octaves[:-1], [str(count) for count in counts[:-1]])
-    axes.set_xlim(-0.2, octaves[-1] + 0.3)
-    axes.set_xlabel("training languages: captions of each image")
-    axes.set_ylabel("average recall of the image, %")
-    axes.set_title("Recall for captions in six languages never trained on", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def spread(ends: dict[str, float], apart: float) -> dict[str, float]:
