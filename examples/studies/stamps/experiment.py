@@ -30,7 +30,7 @@ NEAR = (
     *("pt_BR", "gl", "ast", "an", "ca@valencia", "vec"),
     *("nb", "nn", "da", "af", "be", "sk"),
 )
-COUNTS = (1, 2, 4, 8, 16)
+COUNTS = (1, 2, 4, 8, 16, 32)
 FEW_COUNTS = (16,)  # and all: where rows or time are held fixed
 TUNED_AT = (4, 16)
 SEEDS_APART = 1000

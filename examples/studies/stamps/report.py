@@ -94,8 +94,8 @@ def summary(report: dict[str, Any]) -> str:
 CAPTION = (
     "Average recall of the image, for captions in six languages that nothing was trained on. "
     "Bars are 95 % intervals of the difference from CLIP on one pair, over the draws of the "
-    "training languages, which are the same for every loss. Equal steps; the dashed line is CLIP on "
-    "one pair with as many steps as take the time of MFH."
+    "training languages, which are the same for every loss. Equal steps; the dashed line is CLIP "
+    "on one pair with as many steps as take the time of MFH."
 )
 
 
