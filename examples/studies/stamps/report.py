@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from examples.studies.protocol.contrasts import Contrast, contrast, holm
+from examples.studies.protocol.contrasts import Contrast, contrast
 from examples.studies.protocol.runs import PRIMARY
+from examples.studies.protocol.tables import PM, question_table
 
 from .rows import ALL, EXPECTATION, MASKED, MFH, ONE_PAIR
 
-PM = "\N{PLUS-MINUS SIGN}"
-SIGNIFICANT = 0.05
 HELD = {
     "steps": "Equal steps",
     "rows": "Equal rows",
@@ -76,7 +75,7 @@ def tables(report: dict[str, Any]) -> str:
     """The whole page."""
     parts = [f"# Recall in languages never trained on\n\n{introduction(report)}"]
     parts.append(f"![Recall against the number of training languages](stamps.svg)\n\n{CAPTION}")
-    parts.append(f"## Primary contrasts\n\n{question_table(report)}")
+    parts.append(f"## Primary contrasts\n\n{primary_table(report)}")
     for held, title in HELD.items():
         parts.append(f"## {title}\n\n{fixed(report, held)}\n\n{recall_table(report, held)}")
     parts.append(f"## The six languages\n\n{language_table(report)}")
@@ -87,7 +86,7 @@ def tables(report: dict[str, Any]) -> str:
 
 def summary(report: dict[str, Any]) -> str:
     """The part for a first look."""
-    parts = [introduction(report), recall_table(report, "steps"), question_table(report)]
+    parts = [introduction(report), recall_table(report, "steps"), primary_table(report)]
     return "\n\n".join([*parts, compute(report)]) + "\n"
 
 
@@ -171,30 +170,19 @@ def contrasts(report: dict[str, Any]) -> list[tuple[Question, Contrast]]:
     ]
 
 
-def question_table(report: dict[str, Any]) -> str:
+def primary_table(report: dict[str, Any]) -> str:
     """The primary contrasts, Holm's correction, and what may be said."""
-    found = contrasts(report)
-    corrected = holm([c.p for _, c in found])
     most = max(languages(report, "steps"))
-    lines = [
-        "| contrast | held fixed | difference | 95 % interval | p, Holm | smallest to be seen "
-        "| so it is |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    for (q, c), p in zip(found, corrected, strict=True):
-        what = f"{q.first} against {q.second}"
+
+    def words(q: Question) -> str:
         if q.fewer:
-            what = f"{q.first}: {most} languages against {q.fewer}"
-        verdict = c.verdict if p < SIGNIFICANT else "within noise"
-        lines.append(
-            f"| {what} | {q.held} | {c.mean:+.1f} {PM} {c.stderr:.1f} "
-            f"| {c.low:+.1f} to {c.high:+.1f} | {p:.2g} | {c.smallest:.1f} | {verdict} |"
-        )
-    return (
-        "\n".join(lines) + f"\n\nAverage recall with {most} languages, in points; Holm's "
-        f"correction is over these {len(found)}. *Smallest to be seen*: the true difference that "
-        f"four of five such studies would find. With all {most} languages the draws have the same "
-        "languages, so that intervals there are over weights, batches and selections alone."
+            return f"{q.first}: {most} languages against {q.fewer}, equal {q.held}"
+        return f"{q.first} against {q.second}, equal {q.held}"
+
+    return question_table([(words(q), found) for q, found in contrasts(report)]) + (
+        f" Average recall with {most} languages, in points. With all {most} languages the draws "
+        "have the same languages, so that intervals there are over weights, batches and "
+        "selections alone."
     )
 
 
