@@ -20,8 +20,11 @@ from examples.studies.ablation import __main__ as ablation
 from examples.studies.cma_clip import __main__ as cma_clip
 from examples.studies.cma_clip import config as cma_config
 from examples.studies.cma_clip import study
+from examples.studies.cma_clip.rows import __main__ as rows_command
+from examples.studies.cma_clip.rows import study as rows
 from examples.studies.compare import __main__ as compare
 from examples.studies.memory import study as memory
+from examples.studies.stamps import __main__ as stamps
 from mxm_kernels.checks import MOST_ROUNDS
 
 COMMANDS = {
@@ -31,6 +34,8 @@ COMMANDS = {
     "memory": (memory.main, [memory.Options]),
     "cma_clip": (cma_clip.main, [cma_config.Config]),
     "cma_clip.study": (study.main, [cma_config.StudyConfig, study.Study]),
+    "cma_clip.rows": (rows_command.main, [rows.RowsConfig, rows.Rows]),
+    "stamps": (stamps.main, [stamps.Options]),
 }
 
 

@@ -31,7 +31,7 @@ NEAR = (
     *("nb", "nn", "da", "af", "be", "sk"),
 )
 COUNTS = (1, 2, 4, 8, 16, 32)
-FEW_COUNTS = (16,)  # and all: where rows or time are held fixed
+FEW_COUNTS = (1, 4, 16)  # and all: where rows or time are held fixed
 TUNED_AT = (4, 16)
 SEEDS_APART = 1000
 Held = Literal["steps", "rows", "time"]
