@@ -205,6 +205,8 @@ def nothing_is_loaded(monkeypatch):
         "examples.studies.memory.study.run",
         "examples.studies.cma_clip.prepare.load_data",
         "examples.studies.cma_clip.study.load_data",
+        "examples.studies.cma_clip.rows.study.load_data",
+        "examples.studies.stamps.__main__.load",
     ):
         monkeypatch.setattr(place, refuse)
 
@@ -316,6 +318,8 @@ def test_a_disk_that_is_full_ends_every_command_with_a_line(monkeypatch, tmp_pat
     monkeypatch.setattr("examples.studies.memory.study.run", full)
     monkeypatch.setattr("examples.studies.cma_clip.__main__.classify", full)
     monkeypatch.setattr("examples.studies.cma_clip.study.run_study", full)
+    monkeypatch.setattr("examples.studies.cma_clip.rows.__main__.run_study", full)
+    monkeypatch.setattr("examples.studies.stamps.__main__.run", full)
     for command in COMMANDS:
         taken = [n for c, n in FOLDERS if c == command]
         arguments = [part for n in taken for part in (f"--{n}", str(folders[n]))]
