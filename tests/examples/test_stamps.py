@@ -321,9 +321,9 @@ def test_the_study_writes_report_tables_and_plot(options, finished):
     counts = {(r["held"], r["languages"]) for r in finished["results"]}
     assert counts == {
         *(("steps", k) for k in (1, 2, 4, 8, 16, 18)),
-        *((held, k) for held in ("rows", "time") for k in (16, 18)),
+        *((held, k) for held in ("rows", "time") for k in (1, 4, 16, 18)),
     }
-    assert len(finished["results"]) == len(ROWS) * 10
+    assert len(finished["results"]) == len(ROWS) * 14
     page = (folder / "stamps.md").read_text()
     assert page == tables(finished)
     assert all(row.name in page for row in ROWS)
@@ -399,7 +399,7 @@ def test_an_interrupted_study_goes_on_from_the_runs_that_were_done(path, monkeyp
     )
     results = experiment.run_all(copy, plan, grid)
     assert {run.setting.held for run in ran} == {"time", "rows"}
-    assert len(results.runs) == len(ROWS) * 10
+    assert len(results.runs) == len(ROWS) * 14
     assert not kept.exists()
 
 
