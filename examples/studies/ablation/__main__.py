@@ -27,6 +27,7 @@ from examples.options import (
     require_writable,
 )
 from examples.studies.machine import machine
+from examples.studies.protocol.reports import read_report
 
 from .experiment import Plan, Result, lab
 from .features import FeatureSet, cached_features, read_features
@@ -169,16 +170,6 @@ def run(options: Options) -> dict[str, Any]:
         results = made.test(STUDIES[options.study].cells(made))
     journal.finish()
     return report_of(options, read_features(path), left_out, results)
-
-
-def read_report(file: Path) -> dict[str, Any]:
-    """The report that tables and plot are made from."""
-    if not file.exists():
-        raise OptionError(f"--tables_only: there is no {file}")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise OptionError(f"--tables_only: {file} is not JSON: {error}") from error
 
 
 if __name__ == "__main__":

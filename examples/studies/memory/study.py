@@ -72,7 +72,7 @@ class Options(OptionGroup):
         default_factory=lambda: [20, 50, 100, 150, 200],
         metadata={"help": "batch sizes, in instances"},
     )
-    repeats: PositiveCount = option(3, "processes for each batch size, of which the median counts")
+    repeats: PositiveCount = option(3, "processes for each batch size; the table has their median")
     steps: Steps = option(2, "steps of each process")
     image_size: Pixels = option(64, "side of the image encoder's input in pixels")
     results_dir: str = option(str(RESULTS), "folder of the JSON file and the table")

@@ -23,6 +23,7 @@ from examples.options import (
     require_writable,
 )
 from examples.studies.machine import machine
+from examples.studies.protocol.reports import read_report
 from examples.studies.protocol.tuning import Grid
 
 from .experiment import NEAR, TEST, VALIDATION, Plan, Results, run_all, training_languages
@@ -187,16 +188,6 @@ def to_json(report: dict[str, Any]) -> str:
         else:
             parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def read_report(file: Path) -> dict[str, Any]:
-    """The report that tables and plot are made from."""
-    if not file.exists():
-        raise OptionError(f"--tables_only: there is no {file}")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise OptionError(f"--tables_only: {file} is not JSON: {error}") from error
 
 
 if __name__ == "__main__":

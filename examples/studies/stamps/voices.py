@@ -6,7 +6,6 @@ text and voice together. The pairwise losses add their two similarities; Symile 
 three features entry by entry, as it is trained.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from docs.recipes.more_modalities import symile_loss
 from examples.studies.protocol.runs import PRIMARY, Run
 from mxm_kernels import fused_info_nce_loss
 
-from .features import BUCKETS, StampSet
-from .training import WIDTH, WITHIN, bags
+from .features import StampSet
+from .training import WIDTH, WITHIN, Encoder, bags
 
 CHANNELS = 64
 VOICE_RATE = 0.05  # of the rate of the other encoders: convolutions take smaller steps
@@ -49,12 +48,11 @@ class VoiceSetting:
 
 
 class Hearing(nn.Module):
-    """Three encoders of one space, and the temperature."""
+    """An encoder of images and captions, and beside it one of voices."""
 
     def __init__(self, components: int, bands: int, temperature: float) -> None:
         super().__init__()
-        self.texts = nn.EmbeddingBag(BUCKETS, WIDTH, mode="mean")
-        self.images = nn.Linear(components, WIDTH, bias=False)
+        self.pair = Encoder(components, temperature)
         widths = (bands, CHANNELS, CHANNELS, CHANNELS)
         layers = [
             layer
@@ -63,15 +61,14 @@ class Hearing(nn.Module):
         ]
         self.voices = nn.Sequential(*layers, nn.AdaptiveMaxPool1d(1), nn.Flatten())
         self.voice_head = nn.Linear(CHANNELS, WIDTH, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
     def forward(
         self, images: Tensor, texts: tuple[Tensor, Tensor], sounds: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (B, WIDTH) of images, captions and voices."""
         return (
-            normalize(self.images(images), dim=-1),
-            normalize(self.texts(*texts), dim=-1),
+            self.pair.encode_images(images),
+            self.pair.encode_texts(*texts),
             normalize(self.voice_head(self.voices(sounds.float())), dim=-1),
         )
 
@@ -103,9 +100,8 @@ def train(
     torch.manual_seed(run.seed)
     model = Hearing(data.images.shape[-1], voices.sounds.shape[1], run.point.temperature)
     slow = [*model.voices.parameters(), *model.voice_head.parameters()]
-    fast = [*model.texts.parameters(), *model.images.parameters(), model.log_scale]
     groups: list[dict[str, Any]] = [
-        {"params": fast},
+        {"params": model.pair.parameters()},
         {"params": slow, "lr": VOICE_RATE * run.point.lr},
     ]
     optimizer = torch.optim.Adam(groups, lr=run.point.lr, fused=True)
@@ -117,8 +113,7 @@ def train(
         chosen = one_each(order, data.stamps[voices.captions[order]])[: setting.stamps]
         side = torch.randint(data.images.shape[1], (len(chosen),), generator=generator)
         features = encode(model, data, voices, chosen, side)
-        scale = model.log_scale.exp().clamp(max=100.0)
-        loss = loss_of(setting.loss, features, scale, generator)
+        loss = loss_of(setting.loss, features, model.pair.logit_scale, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +144,7 @@ def evaluate(
     """Recall of the image in percent, among those of the stamps of these voices."""
     _, texts, sounds = encode(model, data, voices, rows, torch.zeros(len(rows), dtype=torch.long))
     gallery, own = data.stamps[voices.captions[rows]].unique(return_inverse=True)
-    images = normalize(model.images(data.images[gallery, 0]), dim=-1)
+    images = model.pair.encode_images(data.images[gallery, 0])
     found = scores(setting.loss, images, texts, sounds)
     ahead = (found > found.gather(1, own[:, None])).sum(1)
     recalls = {f"R@{k}": 100 * float((ahead < k).float().mean()) for k in WITHIN}

@@ -16,6 +16,7 @@ from examples.files import is_kept, write_kept
 from examples.studies.protocol.contrasts import contrast
 from examples.studies.protocol.journal import Journal
 from examples.studies.protocol.runs import PRIMARY, Run, Runner, by_split, repeated
+from examples.studies.protocol.tables import PM
 from examples.studies.protocol.tuning import Effort, Grid, tune
 
 from .features import StampSet, metadata, read_features
@@ -132,7 +133,7 @@ def voice_tables(report: dict[str, Any]) -> str:
     for one, other in QUESTIONS:
         c = contrast(results[one]["metrics"][PRIMARY], results[other]["metrics"][PRIMARY])
         lines.append(
-            f"| {TITLES[one]} against {TITLES[other]} | {c.mean:+.1f} \N{PLUS-MINUS SIGN} "
+            f"| {TITLES[one]} against {TITLES[other]} | {c.mean:+.1f} {PM} "
             f"{c.stderr:.1f} | {c.low:+.1f} to {c.high:+.1f} | {c.p:.2g} | {c.smallest:.1f} "
             f"| {c.verdict} |"
         )
